@@ -1,0 +1,471 @@
+//! What belongs to channels: blocks, directory and counter of each.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+use sluicegate_core::batch::{BlockDelta, CommitReceipt, StateChange, WriteBatch};
+use sluicegate_core::block::{Block, BlockState, codec_named};
+use sluicegate_core::channel::ChannelMap;
+use sluicegate_core::directory::Directory;
+use sluicegate_core::store::Version;
+use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, Channel, Error, Result, Sequence};
+use tokio::time::Instant;
+
+use crate::value::{Area, Raw, Stored, number};
+
+/// All channels. One that was ever written to keeps its place.
+#[derive(Debug)]
+pub(crate) struct Channels {
+    places: ChannelMap<usize>,
+    /// The star channel is at place 0.
+    channels: Vec<ChannelState>,
+    /// Codecs that blocks were raised with. There is one in a cache.
+    codecs: Vec<Arc<dyn BlockCodec>>,
+}
+
+/// Place of a codec in [`Channels::codecs`].
+type CodecId = u32;
+
+#[derive(Debug)]
+struct ChannelState {
+    channel: Channel,
+    counter: Option<(Counter, Version)>,
+    directory: Option<(DirectoryState, Version)>,
+    /// What the directory lists may change by a primitive: what blocks remember of it holds for this count of such writes.
+    directory_writes: u64,
+    blocks: Vec<BlockCell>,
+    places: FxHashMap<BlockIndex, usize>,
+    /// Number and place of the block used last.
+    last: Option<(BlockIndex, usize)>,
+    /// The last commit that raised something here.
+    raised_by: u64,
+}
+
+#[derive(Debug)]
+enum Counter {
+    Number(u64),
+    Raw(Raw),
+}
+
+#[derive(Debug)]
+enum DirectoryState {
+    Native(Directory),
+    Raw(Raw),
+}
+
+#[derive(Debug)]
+struct BlockCell {
+    index: BlockIndex,
+    version: Version,
+    content: Content,
+    /// The count of directory writes up to which the directory is known to list this block.
+    listed_at: Option<u64>,
+    /// The last commit that had this block listed.
+    listed_by: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// `live` of its sequences are live.
+    Native { block: Block, live: u32, codec: CodecId },
+    /// As it was written through a primitive, and not changed since.
+    Raw(Raw),
+}
+
+/// One commit under way.
+#[derive(Debug)]
+pub(crate) struct Raising {
+    /// Tells this commit from others.
+    id: u64,
+    version: Version,
+    codec: CodecId,
+    capacity: u32,
+    stable: Sequence,
+    /// Channels raised.
+    touched: Vec<usize>,
+    /// Channel and number of each block whose listing must be looked at.
+    to_list: Vec<(usize, BlockIndex)>,
+    /// Channel and number of blocks that had nothing live at some moment.
+    maybe_empty: Vec<(usize, BlockIndex)>,
+    error: Option<Error>,
+}
+
+impl Raising {
+    /// Begins a commit. `version` is unused so far: it is the commit's identity too.
+    pub(crate) fn new(channels: &mut Channels, batch: &WriteBatch, version: Version) -> Self {
+        Raising {
+            id: version.0,
+            version,
+            codec: channels.codec_id(&batch.codec),
+            capacity: batch.codec.capacity().max(1),
+            stable: batch.stable,
+            touched: Vec::new(),
+            to_list: Vec::new(),
+            maybe_empty: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// What is written from now on gets this version.
+    pub(crate) fn set_version(&mut self, version: Version) {
+        self.version = version;
+    }
+
+    /// The first error met.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    /// Whether anyone may drop the block from its directory, so that adding to it must rewrite that.
+    fn is_droppable(&self, index: BlockIndex) -> bool {
+        Block::range(index, self.capacity).last() <= self.stable
+    }
+}
+
+impl Default for Channels {
+    fn default() -> Self {
+        let star = Channel::star();
+        Channels {
+            places: ChannelMap::from_iter([(star.clone(), 0)]),
+            channels: vec![ChannelState::new(star)],
+            codecs: Vec::new(),
+        }
+    }
+}
+
+impl Channels {
+    /// Raises one state for a commit. `is_star` if the channel is known to be the star channel.
+    #[inline]
+    pub(crate) fn raise(&mut self, raising: &mut Raising, change: StateChange<'_>, is_star: bool) {
+        let StateChange { channel, sequence, state, own } = change;
+        let place = if is_star { 0 } else { self.place(channel) };
+        let at = &mut self.channels[place];
+        if at.raised_by != raising.id {
+            at.raised_by = raising.id;
+            raising.touched.push(place);
+        }
+        let (index, offset) = Block::locate(sequence, raising.capacity);
+        let cell_place = match at.last {
+            Some((last, cell_place)) if last == index => cell_place,
+            _ => at.find_block(index, raising),
+        };
+        let cell = &mut at.blocks[cell_place];
+        let left = match &mut cell.content {
+            Content::Native { block, live, codec } if *codec == raising.codec => {
+                let before = block.raise(offset, state);
+                let after = BlockState::from_bits(before as u8 | state as u8);
+                if after != before {
+                    cell.version = raising.version;
+                    *live = *live + u32::from(after.is_live()) - u32::from(before.is_live());
+                }
+                *live
+            }
+            _ => match raise_slowly(&self.codecs, &at.channel, cell, raising, offset, state) {
+                Ok(live) => live,
+                Err(e) => {
+                    raising.error.get_or_insert(e);
+                    return;
+                }
+            },
+        };
+        if left == 0 {
+            raising.maybe_empty.push((place, index));
+        }
+        if own && cell.listed_by != raising.id && (cell.listed_at != Some(at.directory_writes) || raising.is_droppable(index)) {
+            cell.listed_by = raising.id;
+            raising.to_list.push((place, index));
+        }
+    }
+
+    /// Ends a commit: directories and counters.
+    pub(crate) fn finish(&mut self, raising: Raising) -> Result<CommitReceipt> {
+        for (place, index) in &raising.to_list {
+            self.channels[*place].list(*index, raising.is_droppable(*index), raising.version)?;
+        }
+        for place in &raising.touched {
+            self.channels[*place].count(raising.version)?;
+        }
+        let mut emptied = raising.maybe_empty;
+        emptied.sort_unstable();
+        emptied.dedup();
+        emptied.retain(|(place, index)| self.channels[*place].has_nothing_live(*index));
+        let mut emptied: Vec<_> =
+            emptied.into_iter().map(|(place, index)| (self.channels[place].channel.clone(), index)).collect();
+        emptied.sort_unstable();
+        Ok(CommitReceipt { emptied })
+    }
+
+    /// As the provided [`merge_block`](sluicegate_core::commit::merge_block).
+    pub(crate) fn merge(&mut self, delta: &BlockDelta, codec: &dyn BlockCodec, version: Version) -> Result<u32> {
+        let key = CacheKey::Block(delta.channel.clone(), delta.index);
+        let (mut block, found) = match self.read(&key) {
+            Some((Stored::Block(block, with), _)) if same_codec(&*with, codec) => (block, true),
+            Some((stored, _)) => (codec.decode(&stored.encode()).map_err(|e| e.with_context("key", &key))?, true),
+            None => (Block::new(codec.capacity()), false),
+        };
+        let changed = delta.apply(&mut block);
+        let live = block.live_count();
+        if changed || !found {
+            let content = match self.known_codec(codec) {
+                Some(codec) => Content::Native { block, live, codec },
+                // Not a codec that could be asked again later.
+                None => Content::Raw(Raw { bytes: codec.encode(&block), deadline: None }),
+            };
+            let place = self.place(&delta.channel);
+            self.channels[place].put_block(delta.index, content, version);
+        }
+        Ok(live)
+    }
+
+    fn codec_id(&mut self, codec: &Arc<dyn BlockCodec>) -> CodecId {
+        let known = self.codecs.iter().position(|known| same_codec(&**known, &**codec));
+        known.unwrap_or_else(|| {
+            self.codecs.push(codec.clone());
+            self.codecs.len() - 1
+        }) as CodecId
+    }
+
+    fn known_codec(&mut self, codec: &dyn BlockCodec) -> Option<CodecId> {
+        if let Some(id) = self.codecs.iter().position(|known| same_codec(&**known, codec)) {
+            return Some(id as CodecId);
+        }
+        let named = codec_named(codec.name(), codec.capacity()).ok()?;
+        Some(self.codec_id(&named))
+    }
+
+    #[inline]
+    fn place(&mut self, channel: &Channel) -> usize {
+        match self.places.get(channel) {
+            Some(place) => *place,
+            None => self.add(channel),
+        }
+    }
+
+    #[cold]
+    fn add(&mut self, channel: &Channel) -> usize {
+        self.channels.push(ChannelState::new(channel.clone()));
+        self.places.insert(channel.clone(), self.channels.len() - 1);
+        self.channels.len() - 1
+    }
+
+    fn state(&self, channel: &Channel) -> Option<&ChannelState> {
+        self.places.get(channel).map(|place| &self.channels[*place])
+    }
+}
+
+/// Two codecs of one name and capacity write the same: that is what a cache's `Meta` document says of its codec.
+fn same_codec(a: &dyn BlockCodec, b: &dyn BlockCodec) -> bool {
+    a.name() == b.name() && a.capacity() == b.capacity()
+}
+
+/// Raises a state in a block that is not kept as this commit's codec has it; how many sequences are live then.
+#[cold]
+fn raise_slowly(
+    codecs: &[Arc<dyn BlockCodec>],
+    channel: &Channel,
+    cell: &mut BlockCell,
+    raising: &Raising,
+    offset: u32,
+    state: BlockState,
+) -> Result<u32> {
+    let bytes = match &cell.content {
+        Content::Native { block, codec, .. } => Some(codecs[*codec as usize].encode(block)),
+        Content::Raw(raw) => (!raw.is_over()).then(|| raw.bytes.clone()),
+    };
+    let mut block = match &bytes {
+        Some(bytes) => codecs[raising.codec as usize]
+            .decode(bytes)
+            .map_err(|e| e.with_context("key", CacheKey::Block(channel.clone(), cell.index)))?,
+        None => Block::new(raising.capacity),
+    };
+    let before = block.raise(offset, state);
+    let live = block.live_count();
+    if bytes.is_none() || before as u8 | state as u8 != before as u8 {
+        cell.content = Content::Native { block, live, codec: raising.codec };
+        cell.version = raising.version;
+    }
+    Ok(live)
+}
+
+impl ChannelState {
+    fn new(channel: Channel) -> Self {
+        ChannelState {
+            channel,
+            counter: None,
+            directory: None,
+            directory_writes: 0,
+            blocks: Vec::new(),
+            places: FxHashMap::default(),
+            last: None,
+            raised_by: 0,
+        }
+    }
+
+    /// The place of a block, which is made if there is none.
+    fn find_block(&mut self, index: BlockIndex, raising: &Raising) -> usize {
+        let place = *self.places.entry(index).or_insert_with(|| {
+            let content = Content::Native { block: Block::new(raising.capacity), live: 0, codec: raising.codec };
+            self.blocks.push(BlockCell { index, version: raising.version, content, listed_at: None, listed_by: 0 });
+            self.blocks.len() - 1
+        });
+        self.last = Some((index, place));
+        place
+    }
+
+    fn block(&self, index: BlockIndex) -> Option<&BlockCell> {
+        let cell = &self.blocks[*self.places.get(&index)?];
+        match &cell.content {
+            Content::Raw(raw) if raw.is_over() => None,
+            _ => Some(cell),
+        }
+    }
+
+    fn put_block(&mut self, index: BlockIndex, content: Content, version: Version) {
+        match self.places.get(&index) {
+            Some(place) => {
+                let cell = &mut self.blocks[*place];
+                (cell.content, cell.version) = (content, version);
+            }
+            None => {
+                self.places.insert(index, self.blocks.len());
+                self.blocks.push(BlockCell { index, version, content, listed_at: None, listed_by: 0 });
+            }
+        }
+    }
+
+    fn take_block(&mut self, index: BlockIndex) {
+        let Some(place) = self.places.remove(&index) else { return };
+        self.last = None;
+        self.blocks.swap_remove(place);
+        if let Some(moved) = self.blocks.get(place) {
+            self.places.insert(moved.index, place);
+        }
+    }
+
+    /// Whether a block that a commit has just raised has nothing live.
+    fn has_nothing_live(&self, index: BlockIndex) -> bool {
+        match self.block(index).map(|cell| &cell.content) {
+            Some(Content::Native { live, .. }) => *live == 0,
+            // It was seen empty, and was not changed since.
+            Some(Content::Raw(_)) => true,
+            None => false,
+        }
+    }
+
+    /// Puts a block that got rows into the directory.
+    fn list(&mut self, index: BlockIndex, droppable: bool, version: Version) -> Result<()> {
+        let stored = match self.directory.take_if(|(d, _)| matches!(d, DirectoryState::Raw(raw) if raw.is_over())) {
+            Some(_) => None,
+            None => self.directory.as_mut(),
+        };
+        match stored {
+            Some((DirectoryState::Native(directory), at)) => {
+                if directory.list(index) || droppable {
+                    directory.generation += 1;
+                    *at = version;
+                }
+            }
+            Some((state @ DirectoryState::Raw(_), at)) => {
+                let DirectoryState::Raw(raw) = &*state else { return Ok(()) };
+                let mut directory = Directory::from_bytes(&raw.bytes, &self.channel)
+                    .map_err(|e| e.with_context("key", CacheKey::Directory(self.channel.clone())))?;
+                if directory.list(index) || droppable {
+                    directory.generation += 1;
+                    (*state, *at) = (DirectoryState::Native(directory), version);
+                }
+            }
+            None => {
+                let mut directory = Directory::new(self.channel.clone());
+                directory.list(index);
+                directory.generation += 1;
+                self.directory = Some((DirectoryState::Native(directory), version));
+            }
+        }
+        if let Some(place) = self.places.get(&index) {
+            self.blocks[*place].listed_at = Some(self.directory_writes);
+        }
+        Ok(())
+    }
+
+    /// Adds one to the counter.
+    fn count(&mut self, version: Version) -> Result<()> {
+        let now = match &self.counter {
+            Some((Counter::Number(n), _)) => *n,
+            Some((Counter::Raw(raw), _)) if !raw.is_over() => {
+                number(&raw.bytes).map_err(|e| e.with_context("key", CacheKey::Counter(self.channel.clone())))?
+            }
+            _ => 0,
+        };
+        self.counter = Some((Counter::Number(now.saturating_add(1)), version));
+        Ok(())
+    }
+}
+
+impl Area for Channels {
+    fn read(&self, key: &CacheKey) -> Option<(Stored, Version)> {
+        match key {
+            CacheKey::Block(channel, index) => {
+                let cell = self.state(channel)?.block(*index)?;
+                let stored = match &cell.content {
+                    Content::Native { block, codec, .. } => Stored::Block(block.clone(), self.codecs[*codec as usize].clone()),
+                    Content::Raw(raw) => Stored::Bytes(raw.bytes.clone()),
+                };
+                Some((stored, cell.version))
+            }
+            CacheKey::Directory(channel) => match self.state(channel)?.directory.as_ref()? {
+                (DirectoryState::Native(directory), version) => Some((Stored::Bytes(directory.to_bytes()), *version)),
+                (DirectoryState::Raw(raw), version) => (!raw.is_over()).then(|| (Stored::Bytes(raw.bytes.clone()), *version)),
+            },
+            CacheKey::Counter(channel) => match self.state(channel)?.counter.as_ref()? {
+                (Counter::Number(number), version) => Some((Stored::Number(*number), *version)),
+                (Counter::Raw(raw), version) => (!raw.is_over()).then(|| (Stored::Bytes(raw.bytes.clone()), *version)),
+            },
+            _ => None,
+        }
+    }
+
+    fn version(&self, key: &CacheKey) -> Option<Version> {
+        match key {
+            CacheKey::Block(channel, index) => self.state(channel)?.block(*index).map(|cell| cell.version),
+            // Small documents: reading one is no dearer than a second way to look.
+            _ => self.read(key).map(|(_, version)| version),
+        }
+    }
+
+    fn put(&mut self, key: &CacheKey, value: Bytes, deadline: Option<Instant>, version: Version) {
+        let (CacheKey::Block(channel, _) | CacheKey::Directory(channel) | CacheKey::Counter(channel)) = key else { return };
+        let place = self.place(channel);
+        let at = &mut self.channels[place];
+        let raw = Raw { bytes: value, deadline };
+        match key {
+            CacheKey::Block(_, index) => at.put_block(*index, Content::Raw(raw), version),
+            CacheKey::Directory(_) => {
+                at.directory_writes += 1;
+                at.directory = Some((DirectoryState::Raw(raw), version));
+            }
+            _ => {
+                // The canonical text of a number is kept as that number.
+                let counter = match number(&raw.bytes) {
+                    Ok(n) if raw.deadline.is_none() && n.to_string().as_bytes() == raw.bytes => Counter::Number(n),
+                    _ => Counter::Raw(raw),
+                };
+                at.counter = Some((counter, version));
+            }
+        }
+    }
+
+    fn take(&mut self, key: &CacheKey) {
+        let (CacheKey::Block(channel, _) | CacheKey::Directory(channel) | CacheKey::Counter(channel)) = key else { return };
+        let Some(place) = self.places.get(channel) else { return };
+        let at = &mut self.channels[*place];
+        match key {
+            CacheKey::Block(_, index) => at.take_block(*index),
+            CacheKey::Directory(_) => {
+                at.directory_writes += 1;
+                at.directory = None;
+            }
+            _ => at.counter = None,
+        }
+    }
+}

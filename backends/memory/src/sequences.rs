@@ -1,0 +1,138 @@
+//! Sequence documents, in pages.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+use sluicegate_core::store::Version;
+use sluicegate_core::{CacheKey, ChangeEntry, Result, Sequence};
+use tokio::time::Instant;
+
+use crate::value::{Area, Raw, Stored};
+
+/// Slots a page.
+const PAGE: u64 = 1024;
+
+/// Sequence documents by sequence: sequences are dense, so a slot in a page is cheaper than a place in a map.
+#[derive(Debug, Default)]
+pub(crate) struct Sequences {
+    pages: Vec<Page>,
+    places: FxHashMap<u64, usize>,
+    /// Number and place of the page used last.
+    last: Option<(u64, usize)>,
+    /// Documents that are not the canonical bytes of an entry, or that expire.
+    raw: FxHashMap<u64, (Raw, Version)>,
+}
+
+#[derive(Debug)]
+struct Page {
+    number: u64,
+    used: usize,
+    slots: Box<[Option<Slot>]>,
+}
+
+type Slot = (Arc<ChangeEntry>, Version);
+
+impl Sequences {
+    /// Keeps a committed entry, unless there is a document already.
+    #[inline]
+    pub(crate) fn insert(&mut self, entry: &Arc<ChangeEntry>, version: Version) {
+        let n = entry.sequence().0;
+        if !self.raw.is_empty() && self.raw.get(&n).is_some_and(|(raw, _)| !raw.is_over()) {
+            return;
+        }
+        let page = self.page(n / PAGE);
+        let slot = &mut page.slots[(n % PAGE) as usize];
+        if slot.is_none() {
+            *slot = Some((entry.clone(), version));
+            page.used += 1;
+        }
+    }
+
+    /// The entry of `sequence`.
+    pub(crate) fn entry(&self, sequence: Sequence) -> Result<Option<Arc<ChangeEntry>>> {
+        if let Some((entry, _)) = self.slot(sequence.0) {
+            return Ok(Some(entry.clone()));
+        }
+        let Some((raw, _)) = self.raw(sequence.0) else { return Ok(None) };
+        let entry = ChangeEntry::from_bytes(&raw.bytes);
+        entry.map(|e| Some(Arc::new(e))).map_err(|e| e.with_context("key", CacheKey::Sequence(sequence)))
+    }
+
+    fn slot(&self, n: u64) -> Option<&Slot> {
+        self.pages[*self.places.get(&(n / PAGE))?].slots[(n % PAGE) as usize].as_ref()
+    }
+
+    fn raw(&self, n: u64) -> Option<&(Raw, Version)> {
+        self.raw.get(&n).filter(|(raw, _)| !raw.is_over())
+    }
+
+    #[inline]
+    fn page(&mut self, number: u64) -> &mut Page {
+        let place = match self.last {
+            Some((last, place)) if last == number => place,
+            _ => self.find_page(number),
+        };
+        &mut self.pages[place]
+    }
+
+    fn find_page(&mut self, number: u64) -> usize {
+        let place = *self.places.entry(number).or_insert_with(|| {
+            self.pages.push(Page { number, used: 0, slots: (0..PAGE).map(|_| None).collect() });
+            self.pages.len() - 1
+        });
+        self.last = Some((number, place));
+        place
+    }
+
+    fn free_page(&mut self, number: u64) {
+        let Some(place) = self.places.remove(&number) else { return };
+        self.last = None;
+        self.pages.swap_remove(place);
+        if let Some(moved) = self.pages.get(place) {
+            self.places.insert(moved.number, place);
+        }
+    }
+}
+
+impl Area for Sequences {
+    fn read(&self, key: &CacheKey) -> Option<(Stored, Version)> {
+        let &CacheKey::Sequence(Sequence(n)) = key else { return None };
+        if let Some((entry, version)) = self.slot(n) {
+            return Some((Stored::Entry(entry.clone()), *version));
+        }
+        self.raw(n).map(|(raw, version)| (Stored::Bytes(raw.bytes.clone()), *version))
+    }
+
+    fn version(&self, key: &CacheKey) -> Option<Version> {
+        let &CacheKey::Sequence(Sequence(n)) = key else { return None };
+        self.slot(n).map(|(_, version)| *version).or_else(|| self.raw(n).map(|(_, version)| *version))
+    }
+
+    fn put(&mut self, key: &CacheKey, value: Bytes, deadline: Option<Instant>, version: Version) {
+        let &CacheKey::Sequence(Sequence(n)) = key else { return };
+        self.take(key);
+        let entry = ChangeEntry::from_bytes(&value).ok();
+        match entry.filter(|entry| deadline.is_none() && entry.to_bytes() == value) {
+            Some(entry) => {
+                let page = self.page(n / PAGE);
+                page.slots[(n % PAGE) as usize] = Some((Arc::new(entry), version));
+                page.used += 1;
+            }
+            None => drop(self.raw.insert(n, (Raw { bytes: value, deadline }, version))),
+        }
+    }
+
+    fn take(&mut self, key: &CacheKey) {
+        let &CacheKey::Sequence(Sequence(n)) = key else { return };
+        self.raw.remove(&n);
+        let Some(&place) = self.places.get(&(n / PAGE)) else { return };
+        let page = &mut self.pages[place];
+        if page.slots[(n % PAGE) as usize].take().is_some() {
+            page.used -= 1;
+            if page.used == 0 {
+                self.free_page(n / PAGE);
+            }
+        }
+    }
+}

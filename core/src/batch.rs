@@ -1,0 +1,321 @@
+//! What one batch writes, and what it publishes.
+
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+
+use crate::block::{Block, BlockCodec, BlockState};
+use crate::channel::{Channel, ChannelMap};
+use crate::clock::{Epoch, PublishedClock, from_json, to_json};
+use crate::decode::PrincipalKind;
+use crate::engine::SequencerState;
+use crate::entry::ChangeEntry;
+use crate::error::Result;
+use crate::feed::FeedPosition;
+use crate::key::BlockIndex;
+use crate::sequence::{RangeSet, Sequence, SequenceRange};
+
+/// What a batch stores.
+#[derive(Clone, Debug)]
+pub struct WriteBatch {
+    /// The writer's term.
+    pub epoch: Epoch,
+    /// How blocks are written.
+    pub codec: Arc<dyn BlockCodec>,
+    /// Entries that arrived.
+    pub entries: Vec<Arc<ChangeEntry>>,
+    /// Entries that stable has passed, whose predecessors are to be marked superseded.
+    pub marks: Vec<Arc<ChangeEntry>>,
+    /// The published stable sequence when the batch was made. Blocks wholly at or below it may be dropped from a directory by
+    /// anyone, so what is added to them rewrites the directory always.
+    pub stable: Sequence,
+    /// Blocks that this writer knows to be in their directory.
+    pub listed: Arc<ListedBlocks>,
+}
+
+impl WriteBatch {
+    /// The changes of blocks, one delta a block.
+    pub fn block_deltas(&self) -> Vec<BlockDelta> {
+        let capacity = self.codec.capacity();
+        let star = Channel::star();
+        let mut deltas: FxHashMap<(Channel, BlockIndex), BlockDelta> = FxHashMap::default();
+        self.for_each_change(&star, |change| {
+            let (index, offset) = Block::locate(change.sequence, capacity);
+            let delta = deltas.entry((change.channel.clone(), index)).or_insert_with(|| BlockDelta {
+                channel: change.channel.clone(),
+                index,
+                changes: Vec::new(),
+                adds_rows: false,
+            });
+            delta.changes.push((offset, change.state));
+            delta.adds_rows |= change.own;
+        });
+        let mut deltas: Vec<BlockDelta> = deltas.into_values().collect();
+        deltas.sort_unstable_by(|a, b| (&a.channel, a.index).cmp(&(&b.channel, b.index)));
+        deltas
+    }
+
+    /// Calls `change` for every state the batch raises.
+    #[inline]
+    pub fn for_each_change<'a>(&'a self, star: &'a Channel, mut change: impl FnMut(StateChange<'a>)) {
+        for entry in &self.entries {
+            entry_states(entry, star, &mut change);
+        }
+        for entry in &self.marks {
+            entry_marks(entry, star, &mut change);
+        }
+    }
+}
+
+/// One state that is raised.
+#[derive(Clone, Copy, Debug)]
+pub struct StateChange<'a> {
+    /// The channel.
+    pub channel: &'a Channel,
+    /// The sequence.
+    pub sequence: Sequence,
+    /// The state it is raised to.
+    pub state: BlockState,
+    /// Whether it is an entry's own, which must be found through the directory; otherwise it is a mark on what is superseded.
+    pub own: bool,
+}
+
+/// The states that `entry` itself raises. A departure is superseded in the star channel from the start: so the star
+/// channel's blocks know of every sequence document.
+#[inline]
+pub fn entry_states<'a>(entry: &'a ChangeEntry, star: &'a Channel, mut change: impl FnMut(StateChange<'a>)) {
+    let sequence = entry.sequence();
+    let state = if entry.in_star() { BlockState::Present } else { BlockState::Superseded };
+    change(StateChange { channel: star, sequence, state, own: true });
+    for c in entry.channels() {
+        let state = if c.membership.is_removal() { BlockState::Removal } else { BlockState::Present };
+        change(StateChange { channel: &c.channel, sequence, state, own: true });
+    }
+}
+
+/// The states that what `entry` supersedes gets.
+#[inline]
+pub fn entry_marks<'a>(entry: &'a ChangeEntry, star: &'a Channel, mut change: impl FnMut(StateChange<'a>)) {
+    let state = BlockState::Superseded;
+    for &sequence in entry.supersedes() {
+        if entry.in_star() {
+            change(StateChange { channel: star, sequence, state, own: false });
+        }
+        for c in entry.channels() {
+            if sequence >= c.since {
+                change(StateChange { channel: &c.channel, sequence, state, own: false });
+            }
+        }
+    }
+}
+
+/// The changes of one block.
+#[derive(Clone, Debug)]
+pub struct BlockDelta {
+    /// The channel.
+    pub channel: Channel,
+    /// The block.
+    pub index: BlockIndex,
+    /// Offset in the block, and the state it is raised to. Offsets may repeat.
+    pub changes: Vec<(u32, BlockState)>,
+    /// Whether some are entries' own states, so that the block must be in the directory, rather than only marks on superseded ones.
+    pub adds_rows: bool,
+}
+
+impl BlockDelta {
+    /// Raises the states in `block`; whether anything changed.
+    pub fn apply(&self, block: &mut Block) -> bool {
+        let mut changed = false;
+        for &(offset, state) in &self.changes {
+            let before = block.raise(offset, state);
+            changed |= before as u8 | state as u8 != before as u8;
+        }
+        changed
+    }
+}
+
+/// Which blocks a writer knows to be in their channel's directory. Only ever an optimization: a block that is not in it is looked up.
+#[derive(Debug, Default)]
+pub struct ListedBlocks(Mutex<ChannelMap<RangeSet>>);
+
+impl ListedBlocks {
+    /// Whether the block is known to be listed.
+    pub fn contains(&self, channel: &Channel, index: BlockIndex) -> bool {
+        self.0.lock().get(channel).is_some_and(|set| set.contains(index.0))
+    }
+
+    /// Remembers that it is listed.
+    pub fn insert(&self, channel: &Channel, index: BlockIndex) {
+        self.0.lock().entry(channel.clone()).or_default().insert(index.0, index.0);
+    }
+
+    /// Forgets it.
+    pub fn remove(&self, channel: &Channel, index: BlockIndex) {
+        if let Entry::Occupied(mut at) = self.0.lock().entry(channel.clone()) {
+            at.get_mut().remove(index.0, index.0);
+        }
+    }
+}
+
+/// What a commit found out on the way.
+#[derive(Clone, Debug, Default)]
+pub struct CommitReceipt {
+    /// Blocks in which nothing is live any more.
+    pub emptied: Vec<(Channel, BlockIndex)>,
+}
+
+/// That a user's or role's document changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrincipalChange {
+    /// The sequence it used up.
+    #[serde(rename = "seq")]
+    pub sequence: Sequence,
+    /// User or role.
+    pub kind: PrincipalKind,
+    /// Its name.
+    pub name: Box<str>,
+}
+
+/// One late entry: a number that high had passed before it arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, Sequence)", into = "(u64, Sequence)")]
+pub struct LateEntry {
+    /// Its late number: the how-manieth late entry of the cache it is, from 1.
+    pub number: u64,
+    /// The sequence.
+    pub sequence: Sequence,
+}
+
+impl From<(u64, Sequence)> for LateEntry {
+    fn from((number, sequence): (u64, Sequence)) -> Self {
+        LateEntry { number, sequence }
+    }
+}
+
+impl From<LateEntry> for (u64, Sequence) {
+    fn from(late: LateEntry) -> Self {
+        (late.number, late.sequence)
+    }
+}
+
+/// How many late entries a page holds.
+pub const LATE_PAGE: u64 = 256;
+
+/// A page of late entries, append-only within an epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatePage {
+    /// The term of whoever wrote it last.
+    pub epoch: Epoch,
+    /// The entries, by number.
+    pub entries: Vec<LateEntry>,
+}
+
+impl LatePage {
+    /// The page that holds late number `number` (from 1).
+    pub fn of(number: u64) -> u64 {
+        number.saturating_sub(1) / LATE_PAGE
+    }
+
+    /// JSON.
+    pub fn to_bytes(&self) -> Bytes {
+        to_json(self)
+    }
+
+    /// Reads a stored page.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        from_json(bytes, "page of late entries")
+    }
+}
+
+/// A missing range, and how long it has been missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// What is missing.
+    pub range: SequenceRange,
+    /// For how long, in milliseconds, when this was written.
+    pub age_ms: u64,
+}
+
+/// What one batch changed, for readers that follow the writer; kept in a short ring.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BatchRecord {
+    /// The batch.
+    pub number: u64,
+    /// The writer's term.
+    pub epoch: Epoch,
+    /// Entries it stored, in any order; some may be above the high sequence still.
+    pub entries: Vec<Arc<ChangeEntry>>,
+    /// Late entries it announced.
+    pub late: Vec<LateEntry>,
+    /// Principals it saw.
+    pub principals: Vec<PrincipalChange>,
+    /// The whole skipped list after it.
+    pub gaps: Vec<Gap>,
+}
+
+impl BatchRecord {
+    /// JSON.
+    pub fn to_bytes(&self) -> Bytes {
+        to_json(self)
+    }
+
+    /// Reads a stored record.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        from_json(bytes, "batch record")
+    }
+}
+
+/// From where a writer goes on: a feed position, and the sequencer's state at that position.
+///
+/// It stands by itself: every effect before the position is stored, and it holds the late number, so that no announcement is lost with the clock.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The term of whoever wrote it last.
+    pub epoch: Epoch,
+    /// The batch after which it was taken.
+    pub batch: u64,
+    /// The late number then.
+    pub late: u64,
+    /// Where to open the feed.
+    pub position: FeedPosition,
+    /// The sequencer at that position.
+    pub sequencer: SequencerState,
+}
+
+impl Checkpoint {
+    /// JSON.
+    pub fn to_bytes(&self) -> Bytes {
+        to_json(self)
+    }
+
+    /// Reads a stored checkpoint.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        from_json(bytes, "checkpoint")
+    }
+}
+
+/// What is made visible after its batches are stored.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// The record, of the clock's batch number.
+    pub record: Arc<BatchRecord>,
+    /// Slots of the ring.
+    pub ring: u64,
+    /// The feed's name and the checkpoint, if one is due.
+    pub checkpoint: Option<(String, Checkpoint)>,
+    /// The clock after it.
+    pub clock: PublishedClock,
+}

@@ -1,0 +1,326 @@
+//! The commit and publish algorithms over the six primitives, for stores that have nothing better.
+//!
+//! Seven steps, each only after the one before is acknowledged where the arrow says so (cache format, "Batch commit"):
+//! sequence documents and blocks, in parallel → directories and counters, in parallel → late pages → batch record → checkpoint → clock.
+//! Everything before the clock may be repeated, or cut short anywhere, without a reader noticing.
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, LATE_PAGE, LatePage, Publication, WriteBatch};
+use crate::block::{Block, BlockCodec};
+use crate::channel::Channel;
+use crate::clock::{CacheId, Epoch, PublishedClock};
+use crate::directory::Directory;
+use crate::entry::ChangeEntry;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{BlockIndex, CacheKey};
+use crate::meta::Meta;
+use crate::store::{CacheStore, Expiry, PARALLEL, Version, Versioned};
+
+/// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most meet on a document, so a
+/// loop that long is no contention but a store whose versions are broken.
+const CAS_ROUNDS: usize = 1000;
+
+/// Reads, changes and writes one document until no one else did so in between. `change` gets what is stored and says what to
+/// store, or `None` to leave it.
+///
+/// An error of status indeterminate is passed on: the callers' changes are idempotent, so that repeating the whole is right.
+pub async fn update<S: CacheStore + ?Sized>(
+    store: &S,
+    key: &CacheKey,
+    mut change: impl FnMut(Option<&[u8]>) -> Result<Option<Bytes>> + Send,
+) -> Result<Option<Version>> {
+    for _ in 0..CAS_ROUNDS {
+        let found = store.get(key).await?;
+        let changed = change(found.as_ref().map(|f| f.value.as_ref())).map_err(|e| e.with_context("key", key))?;
+        let Some(value) = changed else { return Ok(found.map(|f| f.version)) };
+        let written = match &found {
+            Some(found) => store.replace(key, value, found.version, Expiry::Never).await,
+            None => store.insert(key, value, Expiry::Never).await,
+        };
+        match written {
+            Ok(version) => return Ok(Some(version)),
+            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
+            Err(e) => return Err(e.with_context("key", key)),
+        }
+    }
+    Err(Error::new(ErrorKind::Conflict, format!("{CAS_ROUNDS} compare-and-swaps in a row were refused")).with_context("key", key))
+}
+
+/// The provided [`CacheStore::merge_block`].
+pub async fn merge_block<S: CacheStore + ?Sized>(store: &S, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<u32> {
+    let key = CacheKey::Block(delta.channel.clone(), delta.index);
+    let mut live = 0;
+    let live_out = &mut live;
+    update(store, &key, |stored| {
+        let mut block = match stored {
+            Some(bytes) => codec.decode(bytes)?,
+            None => Block::new(codec.capacity()),
+        };
+        let changed = delta.apply(&mut block);
+        *live_out = block.live_count();
+        Ok((changed || stored.is_none()).then(|| codec.encode(&block)))
+    })
+    .await?;
+    Ok(live)
+}
+
+/// The provided [`CacheStore::commit`].
+pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) -> Result<CommitReceipt> {
+    let deltas = batch.block_deltas();
+
+    let documents = batch.entries.iter().map(|entry| insert_entry(store, entry)).collect();
+    let merges = deltas.iter().map(|delta| store.merge_block(delta, batch.codec.as_ref())).collect();
+    let (_, live) = futures::future::try_join(in_parallel::<_, ()>(documents), in_parallel(merges)).await?;
+
+    let listings = deltas.iter().filter(|d| d.adds_rows).map(|delta| list_block(store, batch, delta)).collect();
+    let mut channels: Vec<&Channel> = deltas.iter().map(|d| &d.channel).collect();
+    channels.dedup();
+    let counts = channels.into_iter().map(|channel| count(store, channel)).collect();
+    futures::future::try_join(in_parallel::<_, ()>(listings), in_parallel::<_, ()>(counts)).await?;
+
+    let emptied = deltas.into_iter().zip(live).filter(|(_, live)| *live == 0).map(|(delta, _)| (delta.channel, delta.index));
+    Ok(CommitReceipt { emptied: emptied.collect() })
+}
+
+/// Runs all, [`PARALLEL`] at a time; their results in order, or the first error.
+async fn in_parallel<F: Future<Output = Result<T>> + Send, T: Send>(futures: Vec<F>) -> Result<Vec<T>> {
+    futures::stream::iter(futures).buffered(PARALLEL).try_collect().await
+}
+
+async fn insert_entry<S: CacheStore + ?Sized>(store: &S, entry: &ChangeEntry) -> Result<()> {
+    let key = CacheKey::Sequence(entry.sequence());
+    match store.insert(&key, entry.to_bytes(), Expiry::Never).await {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e.with_context("key", &key)),
+    }
+}
+
+async fn count<S: CacheStore + ?Sized>(store: &S, channel: &Channel) -> Result<()> {
+    let key = CacheKey::Counter(channel.clone());
+    store.increment(&key, 1).await.map(drop).map_err(|e| e.with_context("key", &key))
+}
+
+/// Puts a block that got rows into its channel's directory.
+async fn list_block<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch, delta: &BlockDelta) -> Result<()> {
+    // Whether it may be dropped meanwhile: then the directory is rewritten even if it lists the block, so that a drop decided before
+    // our merge fails on the version (see `Directory`).
+    let droppable = Block::range(delta.index, batch.codec.capacity()).last() <= batch.stable;
+    if !droppable && batch.listed.contains(&delta.channel, delta.index) {
+        return Ok(());
+    }
+    update(store, &CacheKey::Directory(delta.channel.clone()), |stored| {
+        let mut directory = match stored {
+            Some(bytes) => Directory::from_bytes(bytes, &delta.channel)?,
+            None => Directory::new(delta.channel.clone()),
+        };
+        let new = directory.list(delta.index);
+        directory.generation += 1;
+        Ok((new || droppable).then(|| directory.to_bytes()))
+    })
+    .await?;
+    batch.listed.insert(&delta.channel, delta.index);
+    Ok(())
+}
+
+/// Drops a block in which nothing is live from its directory, if that still holds when it is looked at; whether it was dropped.
+/// Only for blocks wholly at or below the published stable sequence.
+pub async fn drop_block<S: CacheStore + ?Sized>(
+    store: &S,
+    channel: &Channel,
+    index: BlockIndex,
+    codec: &dyn BlockCodec,
+) -> Result<bool> {
+    let directory_key = CacheKey::Directory(channel.clone());
+    let block_key = CacheKey::Block(channel.clone(), index);
+    let Some(stored) = store.get(&directory_key).await? else { return Ok(false) };
+    let mut directory = Directory::from_bytes(&stored.value, channel).map_err(|e| e.with_context("key", &directory_key))?;
+    if let Some(block) = store.get(&block_key).await?
+        && codec.decode(&block.value).map_err(|e| e.with_context("key", &block_key))?.live_count() > 0
+    {
+        return Ok(false);
+    }
+    if !directory.unlist(index) {
+        return Ok(false);
+    }
+    directory.generation += 1;
+    match store.replace(&directory_key, directory.to_bytes(), stored.version, Expiry::Never).await {
+        Ok(_) => Ok(true),
+        // Someone wrote the directory meanwhile; the block stays listed, which costs a read and hides nothing.
+        Err(e) if e.kind() == ErrorKind::Conflict => Ok(false),
+        Err(e) => Err(e.with_context("key", &directory_key)),
+    }
+}
+
+fn fenced(epoch: Epoch, by: Epoch) -> Error {
+    Error::new(ErrorKind::Fenced, format!("epoch {epoch} is over: epoch {by} has taken over; campaign again"))
+}
+
+/// Refuses to write over what another writer of the same or a later epoch wrote. For stores that publish natively.
+///
+/// # Errors
+/// `Fenced`, naming both epochs.
+pub fn guard(mine: Epoch, stored: Epoch) -> Result<()> {
+    if stored == mine || mine.supersedes(stored) { Ok(()) } else { Err(fenced(mine, stored)) }
+}
+
+/// The provided [`CacheStore::publish`].
+pub async fn publish<S: CacheStore + ?Sized>(
+    store: &S,
+    publication: &Publication,
+    last: &Versioned<PublishedClock>,
+) -> Result<Versioned<PublishedClock>> {
+    let epoch = publication.clock.epoch;
+    append_late(store, epoch, &publication.record).await?;
+
+    let record = publication.record.to_bytes();
+    update(store, &CacheKey::Batch(publication.record.number % publication.ring.max(1)), |stored| {
+        if let Some(stored) = stored {
+            guard(epoch, BatchRecord::from_bytes(stored)?.epoch)?;
+        }
+        Ok(Some(record.clone()))
+    })
+    .await?;
+
+    if let Some((feed, checkpoint)) = &publication.checkpoint {
+        update(store, &CacheKey::Checkpoint(feed.clone()), |stored| {
+            if let Some(stored) = stored {
+                guard(epoch, Checkpoint::from_bytes(stored)?.epoch)?;
+            }
+            Ok(Some(checkpoint.to_bytes()))
+        })
+        .await?;
+    }
+
+    replace_clock(store, &publication.clock, last).await
+}
+
+async fn append_late<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, record: &BatchRecord) -> Result<()> {
+    for page in record.late.chunk_by(|a, b| LatePage::of(a.number) == LatePage::of(b.number)) {
+        let first = page[0].number;
+        update(store, &CacheKey::Late(LatePage::of(first)), |stored| {
+            let mut stored = stored.map(LatePage::from_bytes).transpose()?.unwrap_or_default();
+            guard(epoch, stored.epoch)?;
+            stored.epoch = epoch;
+            stored.entries.retain(|late| late.number < first);
+            stored.entries.extend_from_slice(page);
+            Ok(Some(stored.to_bytes()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn replace_clock<S: CacheStore + ?Sized>(
+    store: &S,
+    clock: &PublishedClock,
+    last: &Versioned<PublishedClock>,
+) -> Result<Versioned<PublishedClock>> {
+    let mut known = last.clone();
+    for _ in 0..CAS_ROUNDS {
+        if let Some(why) = clock.lost_since(&known.value) {
+            return Err(Error::new(ErrorKind::Unexpected, format!("refused to publish a clock that goes back: {why}"))
+                .with_context("key", CacheKey::Clock));
+        }
+        match store.replace(&CacheKey::Clock, clock.to_bytes(), known.version, Expiry::Never).await {
+            Ok(version) => return Ok(Versioned { value: clock.clone(), version }),
+            Err(e) if e.kind() == ErrorKind::Conflict => {}
+            Err(e) => return Err(e.with_context("key", CacheKey::Clock)),
+        }
+        known = read_clock(store).await?.ok_or_else(clock_lost)?;
+        guard(clock.epoch, known.value.epoch)?;
+        if let Some(why) = known.value.lost_since(&last.value) {
+            return Err(Error::new(ErrorKind::Corrupt, format!("the store lost acknowledged writes: {why}"))
+                .with_context("key", CacheKey::Clock));
+        }
+        if known.value.batch >= clock.batch {
+            // An earlier try whose outcome was unknown did apply.
+            return Ok(known);
+        }
+    }
+    Err(Error::new(ErrorKind::Conflict, "the clock could not be replaced").with_context("key", CacheKey::Clock))
+}
+
+/// The error of a clock that was there and is gone.
+pub fn clock_lost() -> Error {
+    Error::corrupt("the published clock is gone: the store lost acknowledged writes").with_context("key", CacheKey::Clock)
+}
+
+/// The published clock, if there is a cache.
+///
+/// # Errors
+/// `Corrupt`, naming the key, if it cannot be read.
+pub async fn read_clock<S: CacheStore + ?Sized>(store: &S) -> Result<Option<Versioned<PublishedClock>>> {
+    let Some(found) = store.get(&CacheKey::Clock).await? else { return Ok(None) };
+    let value = PublishedClock::from_bytes(&found.value).map_err(|e| e.with_context("key", CacheKey::Clock))?;
+    Ok(Some(Versioned { value, version: found.version }))
+}
+
+/// What a writer finds when it takes over.
+#[derive(Clone, Debug)]
+pub struct TakenOver {
+    /// What the cache was made with.
+    pub meta: Meta,
+    /// The clock, now of the new epoch.
+    pub clock: Versioned<PublishedClock>,
+    /// The last batch's record; `None` in a new cache, or if the store lost it.
+    pub record: Option<BatchRecord>,
+    /// The stored checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// Begins the term `epoch`: first the clock, so that the old writer can publish no more; then checkpoint and late pages are stamped, so that
+/// it cannot change them either, and what it announced without publishing is taken back. Makes a new cache if there is none.
+///
+/// # Errors
+/// `Fenced` if a later epoch is there already. May be repeated.
+pub async fn take_over<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, feed: &str, new: &Meta) -> Result<TakenOver> {
+    update(store, &CacheKey::Meta, |stored| Ok(stored.is_none().then(|| new.to_bytes()))).await?;
+    let meta = store.get(&CacheKey::Meta).await?.ok_or_else(clock_lost)?;
+    let meta = Meta::from_bytes(&meta.value).map_err(|e| e.with_context("key", CacheKey::Meta))?;
+
+    update(store, &CacheKey::Clock, |stored| {
+        let mut clock = match stored {
+            Some(bytes) => PublishedClock::from_bytes(bytes)?,
+            None => PublishedClock::new(CacheId::random()),
+        };
+        guard(epoch, clock.epoch)?;
+        clock.epoch = epoch;
+        Ok(Some(clock.to_bytes()))
+    })
+    .await?;
+    let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
+    guard(epoch, clock.value.epoch)?;
+
+    let mut checkpoint = None;
+    let found = &mut checkpoint;
+    update(store, &CacheKey::Checkpoint(feed.to_owned()), |stored| {
+        let Some(bytes) = stored else { return Ok(None) };
+        let mut stored = Checkpoint::from_bytes(bytes)?;
+        guard(epoch, stored.epoch)?;
+        stored.epoch = epoch;
+        let bytes = stored.to_bytes();
+        *found = Some(stored);
+        Ok(Some(bytes))
+    })
+    .await?;
+
+    let late = clock.value.late.max(checkpoint.as_ref().map_or(0, |c| c.late));
+    for page in LatePage::of(late)..=LatePage::of(late + LATE_PAGE) {
+        update(store, &CacheKey::Late(page), |stored| {
+            let Some(bytes) = stored else { return Ok(None) };
+            let mut stored = LatePage::from_bytes(bytes)?;
+            guard(epoch, stored.epoch)?;
+            stored.epoch = epoch;
+            stored.entries.retain(|entry| entry.number <= late);
+            Ok(Some(stored.to_bytes()))
+        })
+        .await?;
+    }
+
+    let batch = clock.value.batch;
+    let record = if batch == 0 { None } else { store.record(batch, meta.ring).await?.map(|r| (*r).clone()) };
+    Ok(TakenOver { meta, clock, record, checkpoint })
+}

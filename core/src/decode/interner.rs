@@ -1,0 +1,105 @@
+//! Channels for names, shared by threads.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::BuildHasher;
+
+use parking_lot::RwLock;
+use rustc_hash::FxBuildHasher;
+
+use crate::channel::Channel;
+use crate::error::Result;
+
+/// How many parts the names are spread over, so that threads seldom meet at one lock.
+const SHARDS: usize = 64;
+
+/// Hands out one [`Channel`] a name, to many threads at once: a known name costs a shared lock.
+///
+/// Bounded as [`Interner`](crate::channel::Interner) is, each part by itself.
+pub(super) struct SharedInterner {
+    shards: Box<[Shard]>,
+    /// Names a part may hold.
+    capacity: usize,
+}
+
+/// On cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Shard(RwLock<HashMap<Box<str>, Channel, FxBuildHasher>>);
+
+impl SharedInterner {
+    /// One that remembers about `capacity` names at most.
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
+        SharedInterner { shards, capacity: capacity.div_ceil(SHARDS).max(1) }
+    }
+
+    /// The channel called `name`.
+    #[inline]
+    pub(super) fn channel(&self, name: &str) -> Result<Channel> {
+        // The map takes the lowest and the highest bits.
+        let hash = FxBuildHasher.hash_one(name);
+        let shard = &self.shards[(hash >> 40) as usize % SHARDS].0;
+        if let Some(channel) = shard.read().get(name) {
+            return Ok(channel.clone());
+        }
+        self.insert(shard, name)
+    }
+
+    #[cold]
+    fn insert(&self, shard: &RwLock<HashMap<Box<str>, Channel, FxBuildHasher>>, name: &str) -> Result<Channel> {
+        let channel = Channel::new(name)?;
+        let mut known = shard.write();
+        if let Some(channel) = known.get(name) {
+            return Ok(channel.clone());
+        }
+        if known.len() >= self.capacity {
+            known.clear();
+        }
+        known.insert(name.into(), channel.clone());
+        Ok(channel)
+    }
+}
+
+impl fmt::Debug for SharedInterner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedInterner").field("capacity", &(self.capacity * SHARDS)).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_name_is_one_channel_on_every_thread() {
+        let interner = SharedInterner::with_capacity(10_000);
+        let channels: Vec<Vec<Channel>> = std::thread::scope(|scope| {
+            let names = || (0..200).map(|n| interner.channel(&n.to_string()).unwrap()).collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(names)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        for others in &channels[1..] {
+            // The names are the same allocation.
+            assert!(channels[0].iter().zip(others).all(|(a, b)| std::ptr::eq(a.name(), b.name())));
+        }
+    }
+
+    #[test]
+    fn it_stays_within_its_capacity() {
+        let interner = SharedInterner::with_capacity(100);
+        for n in 0..10_000 {
+            interner.channel(&n.to_string()).unwrap();
+        }
+        let held: usize = interner.shards.iter().map(|s| s.0.read().len()).sum();
+        assert!(held <= 2 * SHARDS, "{held}");
+    }
+
+    #[test]
+    fn a_bad_name_is_refused_and_not_remembered() {
+        let interner = SharedInterner::with_capacity(100);
+        assert!(interner.channel("").is_err());
+        assert!(interner.channel(&"x".repeat(5000)).is_err());
+        assert!(interner.shards.iter().all(|s| s.0.read().is_empty()));
+    }
+}

@@ -1,0 +1,276 @@
+//! The gateway's metadata of one document, as far as the cache needs it.
+
+use std::borrow::Cow;
+
+use smallvec::SmallVec;
+
+use super::json::{Result, Scanner};
+
+/// How many elements a list of sequences may have. The gateway keeps about 20.
+const MAX_NUMBERS: usize = 10_000;
+
+/// Numbers of one list.
+pub(super) type Numbers = SmallVec<[u64; 8]>;
+
+/// What the metadata says, in its own words. Absent fields are empty or zero.
+#[derive(Debug, Default)]
+pub(super) struct Metadata<'a> {
+    pub(super) revision: Cow<'a, str>,
+    pub(super) sequence: u64,
+    pub(super) flags: u64,
+    /// The document's CAS when the metadata was written.
+    pub(super) cas: Cow<'a, str>,
+    /// Sequences of the last revisions, this one included, and those that their writes did not use.
+    pub(super) recent: Numbers,
+    /// Sequences that this write allocated and did not use, sorted.
+    pub(super) unused: Numbers,
+    /// The channel map, sorted by name, each name once.
+    pub(super) channels: SmallVec<[ChannelState<'a>; 4]>,
+    /// The last stay in each channel.
+    pub(super) last_stays: Stays<'a>,
+    /// Stays before those.
+    pub(super) earlier_stays: Stays<'a>,
+}
+
+/// How the document stands in a channel that it is or was in.
+#[derive(Debug)]
+pub(super) struct ChannelState<'a> {
+    pub(super) name: Cow<'a, str>,
+    /// That it left; `None` if it is in the channel.
+    pub(super) removal: Option<Removal<'a>>,
+}
+
+/// That the document left a channel.
+#[derive(Debug, Default)]
+pub(super) struct Removal<'a> {
+    pub(super) sequence: u64,
+    pub(super) revision: Cow<'a, str>,
+    /// By being deleted.
+    pub(super) deleted: bool,
+}
+
+/// A time that the document was in a channel.
+#[derive(Debug, Default)]
+pub(super) struct Stay<'a> {
+    pub(super) channel: Cow<'a, str>,
+    /// The sequence at which it entered.
+    pub(super) start: u64,
+    /// The sequence at which it left; zero if it did not.
+    pub(super) end: u64,
+}
+
+impl<'a> Metadata<'a> {
+    /// Reads the object that comes next. Of fields that come twice the last one counts.
+    pub(super) fn read(scanner: &mut Scanner<'a>) -> Result<Self> {
+        let mut metadata = Metadata::default();
+        let m = &mut metadata;
+        scanner.object(|s, key| {
+            match key {
+                b"rev" => m.revision = revision(s)?,
+                b"sequence" => m.sequence = s.u64()?,
+                b"flags" => m.flags = s.u64()?,
+                b"cas" => m.cas = s.string()?,
+                b"recent_sequences" => numbers(s, &mut m.recent)?,
+                b"unused_sequences" => {
+                    numbers(s, &mut m.unused)?;
+                    m.unused.sort_unstable();
+                }
+                b"channels" => m.read_channels(s)?,
+                b"channel_set" => m.last_stays.read(s)?,
+                b"channel_set_history" => m.earlier_stays.read(s)?,
+                _ => s.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(metadata)
+    }
+
+    fn read_channels(&mut self, scanner: &mut Scanner<'a>) -> Result<()> {
+        let channels = &mut self.channels;
+        channels.clear();
+        if scanner.null()? {
+            return Ok(());
+        }
+        scanner.map(|s, name| {
+            let removal = if s.null()? { None } else { Some(removal(s)?) };
+            channels.push(ChannelState { name, removal });
+            Ok(())
+        })?;
+        // The gateway writes them sorted.
+        if !channels.is_sorted_by(|a, b| a.name < b.name) {
+            channels.sort_by(|a, b| a.name.cmp(&b.name));
+            channels.reverse();
+            channels.dedup_by(|next, kept| next.name == kept.name);
+            channels.reverse();
+        }
+        Ok(())
+    }
+}
+
+/// Stays in channels.
+#[derive(Debug, Default)]
+pub(super) struct Stays<'a> {
+    list: SmallVec<[Stay<'a>; 4]>,
+    /// Long lists are sorted by channel, so that a document in very many channels does not cost their square.
+    sorted: bool,
+}
+
+/// Up to this length a list is searched from one end to the other.
+const SHORT: usize = 16;
+
+impl<'a> Stays<'a> {
+    fn read(&mut self, scanner: &mut Scanner<'a>) -> Result<()> {
+        let list = &mut self.list;
+        list.clear();
+        if scanner.null()? {
+            return Ok(());
+        }
+        scanner.array(|s| {
+            let mut stay = Stay::default();
+            s.object(|s, key| {
+                match key {
+                    b"name" => stay.channel = s.string()?,
+                    b"start" => stay.start = s.u64()?,
+                    b"end" => stay.end = if s.null()? { 0 } else { s.u64()? },
+                    _ => s.skip()?,
+                }
+                Ok(())
+            })?;
+            list.push(stay);
+            Ok(())
+        })?;
+        self.sorted = list.len() > SHORT;
+        if self.sorted {
+            list.sort_unstable_by(|a, b| a.channel.cmp(&b.channel));
+        }
+        Ok(())
+    }
+
+    /// Those in `channel`.
+    #[inline]
+    pub(super) fn of(&self, channel: &str) -> impl Iterator<Item = &Stay<'a>> {
+        let (from, to) = if self.sorted {
+            let from = self.list.partition_point(|stay| *stay.channel < *channel);
+            (from, from + self.list[from..].partition_point(|stay| stay.channel == channel))
+        } else {
+            (0, self.list.len())
+        };
+        self.list[from..to].iter().filter(move |stay| stay.channel == channel)
+    }
+}
+
+/// A revision: a string, or an object with one.
+#[inline]
+fn revision<'a>(scanner: &mut Scanner<'a>) -> Result<Cow<'a, str>> {
+    if scanner.peek()? != b'{' {
+        return scanner.string();
+    }
+    let mut revision = Cow::default();
+    scanner.object(|s, key| {
+        if key == b"rev" {
+            revision = s.string()?;
+            Ok(())
+        } else {
+            s.skip()
+        }
+    })?;
+    Ok(revision)
+}
+
+fn removal<'a>(scanner: &mut Scanner<'a>) -> Result<Removal<'a>> {
+    let mut removal = Removal::default();
+    scanner.object(|s, key| {
+        match key {
+            b"seq" => removal.sequence = s.u64()?,
+            b"rev" => removal.revision = revision(s)?,
+            b"del" => removal.deleted = s.bool()?,
+            _ => s.skip()?,
+        }
+        Ok(())
+    })?;
+    Ok(removal)
+}
+
+#[inline]
+fn numbers(scanner: &mut Scanner<'_>, numbers: &mut Numbers) -> Result<()> {
+    numbers.clear();
+    if scanner.null()? {
+        return Ok(());
+    }
+    scanner.array(|s| {
+        if numbers.len() == MAX_NUMBERS {
+            return Err(s.error("a list of sequences that is too long"));
+        }
+        numbers.push(s.u64()?);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Metadata<'_>> {
+        Metadata::read(&mut Scanner::new(text.as_bytes()))
+    }
+
+    #[test]
+    fn of_fields_and_channels_that_come_twice_the_last_counts() {
+        let text = r#"{"rev":"1-a","sequence":1,"channels":{"z":null},"recent_sequences":[1,2],"rev":"2-b","sequence":2,
+            "channels":{"b":null,"a":{"seq":1},"b":{"seq":2,"seq":3}},"recent_sequences":[3],
+            "channel_set":[{"name":"x","start":1}],"channel_set":null}"#;
+        let m = read(text).unwrap();
+        assert_eq!((&*m.revision, m.sequence, &m.recent[..]), ("2-b", 2, &[3][..]));
+        let channels: Vec<_> = m.channels.iter().map(|c| (&*c.name, c.removal.as_ref().map(|r| r.sequence))).collect();
+        assert_eq!(channels, [("a", Some(1)), ("b", Some(3))]);
+        assert_eq!(m.last_stays.of("x").count(), 0);
+    }
+
+    #[test]
+    fn a_revision_may_be_an_object_and_unknown_fields_are_skipped() {
+        let text = r#"{"x":[{"rev":"no"}],"rev":{"src":"s","rev":"3-c","ver":"v"},"channels":{"a":{"rev":{"rev":"2-b"},"del":true,"y":{}}}}"#;
+        let m = read(text).unwrap();
+        assert_eq!(m.revision, "3-c");
+        let removal = m.channels[0].removal.as_ref().unwrap();
+        assert_eq!((&*removal.revision, removal.deleted), ("2-b", true));
+    }
+
+    #[test]
+    fn stays_are_found_in_short_and_in_long_lists() {
+        for count in [3, SHORT, SHORT + 1, 500] {
+            let stays: Vec<String> = (0..count).rev().map(|n| format!(r#"{{"name":"c{}","start":{n}}}"#, n / 2)).collect();
+            let text = format!(r#"{{"channel_set_history":[{}]}}"#, stays.join(","));
+            let m = read(&text).unwrap();
+            for n in 0..count {
+                let mut starts: Vec<u64> = m.earlier_stays.of(&format!("c{}", n / 2)).map(|s| s.start).collect();
+                starts.sort_unstable();
+                assert!(starts.contains(&(n as u64)) && starts.len() <= 2, "{count} {n} {starts:?}");
+            }
+            assert_eq!(m.earlier_stays.of("none").count(), 0);
+        }
+    }
+
+    #[test]
+    fn wrong_types_are_errors() {
+        for text in [
+            "[]",
+            r#"{"sequence":"1"}"#,
+            r#"{"sequence":1.0}"#,
+            r#"{"sequence":-1}"#,
+            r#"{"rev":5}"#,
+            r#"{"channels":[]}"#,
+            r#"{"channels":{"a":1}}"#,
+            r#"{"recent_sequences":{}}"#,
+            r#"{"recent_sequences":[null]}"#,
+            r#"{"channel_set":{}}"#,
+            r#"{"channel_set":[1]}"#,
+            r#"{"cas":1}"#,
+            r#"{"x":tru}"#,
+            r#"{"sequence":1"#,
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        let long = format!(r#"{{"recent_sequences":[{}1]}}"#, "1,".repeat(MAX_NUMBERS));
+        assert!(read(&long).is_err());
+    }
+}

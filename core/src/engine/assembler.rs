@@ -1,0 +1,312 @@
+//! From decoded mutations to write batches and clocks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::sequencer::{Arrival, Noted, Sequencer};
+use crate::batch::{BatchRecord, Checkpoint, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
+use crate::block::BlockCodec;
+use crate::clock::PublishedClock;
+use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
+use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
+use crate::feed::FeedPosition;
+use crate::sequence::{Sequence, SequenceRange};
+
+/// What a writer has seen and done. Counters only grow; names as in the gateway's statistics where there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct WriterStats {
+    /// Events received.
+    pub received: u64,
+    /// Entries stored, departures included.
+    pub cached: u64,
+    /// Numbers accounted for by a newer revision of their document.
+    pub superseded: u64,
+    /// Numbers that were never used.
+    pub unused: u64,
+    /// Users and roles.
+    pub principals: u64,
+    /// Numbers that came again.
+    pub duplicates: u64,
+    /// Entries that came after high had passed them.
+    pub late: u64,
+    /// Numbers put on the skipped list.
+    pub skipped: u64,
+    /// Numbers given up.
+    pub abandoned: u64,
+    /// Events that are not about the cache.
+    pub ignored: u64,
+    /// Documents last written by another program.
+    pub foreign: u64,
+    /// Events that could not be understood.
+    pub invalid: u64,
+    /// Batches published.
+    pub batches: u64,
+}
+
+/// One batch, ready to be committed and then published.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// What to commit.
+    pub batch: WriteBatch,
+    /// What to publish when it and all before it are committed.
+    pub publication: Publication,
+}
+
+/// The pure part of the writer: sequencer, late numbers and marks; collects batches.
+#[derive(Debug)]
+pub struct Assembler {
+    sequencer: Sequencer,
+    codec: Arc<dyn BlockCodec>,
+    ring: u64,
+    feed: String,
+    /// The clock after the last prepared batch.
+    clock: PublishedClock,
+    /// The stable sequence that readers are known to see.
+    published_stable: Sequence,
+    listed: Arc<ListedBlocks>,
+    entries: Vec<Arc<ChangeEntry>>,
+    late: Vec<LateEntry>,
+    principals: Vec<PrincipalChange>,
+    /// Entries whose predecessors are not marked yet, because stable had not passed them.
+    unmarked: BTreeMap<Sequence, Arc<ChangeEntry>>,
+    stats: WriterStats,
+}
+
+impl Assembler {
+    /// One that goes on from `clock`.
+    pub fn new(
+        sequencer: Sequencer,
+        codec: Arc<dyn BlockCodec>,
+        ring: u64,
+        feed: String,
+        clock: PublishedClock,
+        late: u64,
+    ) -> Self {
+        Assembler {
+            sequencer,
+            codec,
+            ring,
+            feed,
+            published_stable: clock.stable,
+            clock: PublishedClock { late: clock.late.max(late), ..clock },
+            listed: Arc::default(),
+            entries: Vec::new(),
+            late: Vec::new(),
+            principals: Vec::new(),
+            unmarked: BTreeMap::new(),
+            stats: WriterStats::default(),
+        }
+    }
+
+    /// What it has seen.
+    pub fn stats(&self) -> WriterStats {
+        self.stats
+    }
+
+    /// The sequencer.
+    pub fn sequencer(&self) -> &Sequencer {
+        &self.sequencer
+    }
+
+    /// The clock after the last prepared batch.
+    pub fn clock(&self) -> &PublishedClock {
+        &self.clock
+    }
+
+    /// The blocks known to be in their directory.
+    pub fn listed(&self) -> &ListedBlocks {
+        &self.listed
+    }
+
+    /// How many entries wait to be prepared.
+    pub fn waiting(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Takes an entry stored in an earlier term whose marks may not have been written.
+    pub fn remember_unmarked(&mut self, entry: Arc<ChangeEntry>) {
+        if !entry.supersedes().is_empty() {
+            self.unmarked.insert(entry.sequence(), entry);
+        }
+    }
+
+    /// Takes one decoded mutation.
+    pub fn apply(&mut self, decoded: Decoded, now: Duration) {
+        self.stats.received += 1;
+        match decoded {
+            Decoded::Document(document) => self.document(document, now),
+            Decoded::Principal(principal) => {
+                if self.count_arrival(principal.sequence, now).is_new() {
+                    self.stats.principals += 1;
+                    let (sequence, kind, name) = (principal.sequence, principal.kind, principal.name);
+                    self.principals.push(PrincipalChange { sequence, kind, name });
+                }
+            }
+            Decoded::Unused(range) => self.stats.unused += self.sequencer.unused(range, now),
+            Decoded::Ignored(Ignored::ForeignWrite) => self.stats.foreign += 1,
+            Decoded::Ignored(_) => self.stats.ignored += 1,
+            Decoded::Invalid(_) => self.stats.invalid += 1,
+        }
+    }
+
+    fn document(&mut self, document: DecodedDocument, now: Duration) {
+        let DecodedDocument { entry, unused, departures } = document;
+        for sequence in unused {
+            self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
+        }
+        for &old in entry.supersedes() {
+            let arrival = self.sequencer.arrived(old, now);
+            if arrival.is_new() {
+                self.stats.superseded += 1;
+                if let Some(departed) = departure_entry(&entry, old, &departures) {
+                    self.store(departed, arrival);
+                }
+            }
+        }
+        let arrival = self.count_arrival(entry.sequence(), now);
+        if arrival.is_new() {
+            self.store(entry, arrival);
+        }
+    }
+
+    fn count_arrival(&mut self, sequence: Sequence, now: Duration) -> Arrival {
+        let arrival = self.sequencer.arrived(sequence, now);
+        self.stats.duplicates += u64::from(arrival == Arrival::Duplicate);
+        arrival
+    }
+
+    fn store(&mut self, entry: ChangeEntry, arrival: Arrival) {
+        let entry = Arc::new(entry);
+        self.stats.cached += 1;
+        if arrival == Arrival::Late {
+            self.stats.late += 1;
+            self.clock.late += 1;
+            self.late.push(LateEntry { number: self.clock.late, sequence: entry.sequence() });
+        }
+        if !entry.supersedes().is_empty() {
+            self.unmarked.insert(entry.sequence(), entry.clone());
+        }
+        self.entries.push(entry);
+    }
+
+    /// Time has passed; what was skipped or given up meanwhile.
+    pub fn tick(&mut self, now: Duration) -> Vec<Noted> {
+        self.sequencer.tick(now);
+        self.take_noted()
+    }
+
+    /// The feed has ended: nothing waits any longer.
+    pub fn end_of_feed(&mut self, now: Duration) -> Vec<Noted> {
+        self.sequencer.end_of_feed(now);
+        self.take_noted()
+    }
+
+    /// What was skipped or given up since this was last asked.
+    pub fn take_noted(&mut self) -> Vec<Noted> {
+        let noted = self.sequencer.take_noted();
+        for note in &noted {
+            match note {
+                Noted::Skipped(range) => self.stats.skipped += range.count(),
+                Noted::Abandoned(range) => self.stats.abandoned += range.count(),
+            }
+        }
+        noted
+    }
+
+    /// A batch has been published: readers see `stable`.
+    pub fn published(&mut self, clock: &PublishedClock) {
+        self.stats.batches += 1;
+        self.published_stable = self.published_stable.max(clock.stable);
+    }
+
+    /// Whether everything that can be published has been prepared: nothing collected, no marks due, no clock to move.
+    pub fn is_idle(&mut self, now: Duration) -> bool {
+        self.entries.is_empty() && self.principals.is_empty() && !self.marks_due() && self.next_clock(now) == self.clock
+    }
+
+    /// Whether stable has passed entries whose predecessors are not marked.
+    pub fn marks_due(&self) -> bool {
+        self.unmarked.keys().next().is_some_and(|first| *first <= self.published_stable)
+    }
+
+    fn next_clock(&mut self, now: Duration) -> PublishedClock {
+        let (stable, high) = (self.sequencer.stable(), self.sequencer.high());
+        let first_unmarked = self.unmarked.keys().next().map_or(Sequence::MAX, |first| first.previous());
+        PublishedClock {
+            stable,
+            high,
+            settled: self.sequencer.settled(now).max(self.clock.settled),
+            gaps: self.sequencer.skipped_count(),
+            marked: stable.min(first_unmarked).max(self.clock.marked),
+            ..self.clock.clone()
+        }
+    }
+
+    /// Makes a batch of all that was collected, with the clock as it is after it. With a position, the batch carries a checkpoint: then
+    /// everything before that position must have been applied.
+    pub fn prepare(&mut self, position: Option<FeedPosition>, now: Duration) -> Prepared {
+        let mut marks = Vec::new();
+        while let Some(first) = self.unmarked.first_entry()
+            && *first.key() <= self.published_stable
+        {
+            marks.push(first.remove());
+        }
+        self.clock = self.next_clock(now);
+        self.clock.batch += 1;
+        let number = self.clock.batch;
+        if position.is_some() {
+            self.clock.checkpoint = number;
+        }
+        let checkpoint = position.map(|position| {
+            let sequencer = self.sequencer.state(now);
+            let (epoch, late) = (self.clock.epoch, self.clock.late);
+            (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer })
+        });
+        let entries = std::mem::take(&mut self.entries);
+        let record = BatchRecord {
+            number,
+            epoch: self.clock.epoch,
+            entries: entries.clone(),
+            late: std::mem::take(&mut self.late),
+            principals: std::mem::take(&mut self.principals),
+            gaps: self.sequencer.gaps(now),
+        };
+        Prepared {
+            batch: WriteBatch {
+                epoch: self.clock.epoch,
+                codec: self.codec.clone(),
+                entries,
+                marks,
+                stable: self.published_stable,
+                listed: self.listed.clone(),
+            },
+            publication: Publication { record: Arc::new(record), ring: self.ring, checkpoint, clock: self.clock.clone() },
+        }
+    }
+}
+
+/// The row of a sequence that the feed never delivers: what the newer revision's channel map remembers of it.
+fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Departure]) -> Option<ChangeEntry> {
+    let mut entry: Option<ChangeEntry> = None;
+    for departure in departures.iter().filter(|d| d.sequence == sequence) {
+        let flags = match departure.membership {
+            crate::Membership::RemovedByDeletion => EntryFlags::DEPARTURE.with(EntryFlags::DELETED),
+            _ => EntryFlags::DEPARTURE,
+        };
+        let origin = newer.origin();
+        let made = match entry.take() {
+            Some(entry) => entry,
+            None => ChangeEntry::new(sequence, newer.document(), &departure.revision, flags)
+                .ok()?
+                .with_origin(origin.partition, origin.seqno)
+                .with_supersedes(newer.supersedes().iter().copied().filter(|s| *s < sequence)),
+        };
+        let (channel, membership, since) = (departure.channel.clone(), departure.membership, departure.since);
+        let mut made = made;
+        made.push_channel(ChannelChange { channel, membership, since });
+        entry = Some(made);
+    }
+    entry
+}

@@ -1,0 +1,401 @@
+//! Puts arriving sequence numbers in order (semantics, sections 1 and 2).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Gap;
+use crate::sequence::{RangeSet, Sequence, SequenceRange};
+
+/// How long the sequencer waits for a missing number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequencerConfig {
+    /// Numbers at or below it are never looked at.
+    pub initial: Sequence,
+    /// How long an arrived number waits for a missing lower one before that is put on the skipped list.
+    pub max_wait: Duration,
+    /// How many arrived numbers may wait (an unused range counts as one).
+    pub max_pending: usize,
+    /// How long a number stays on the skipped list before it is given up.
+    pub skip_wait: Duration,
+}
+
+impl Default for SequencerConfig {
+    fn default() -> Self {
+        SequencerConfig {
+            initial: Sequence::ZERO,
+            max_wait: Duration::from_secs(5),
+            max_pending: 10_000,
+            skip_wait: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// What became of a number that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arrival {
+    /// At or below the initial sequence: not ours.
+    BeforeStart,
+    /// Accounted for already.
+    Duplicate,
+    /// It was the next one.
+    InOrder,
+    /// Some lower number has not arrived.
+    Pending,
+    /// High had passed it.
+    Late,
+}
+
+impl Arrival {
+    /// Whether the number was not accounted for before.
+    pub fn is_new(self) -> bool {
+        matches!(self, Arrival::InOrder | Arrival::Pending | Arrival::Late)
+    }
+}
+
+/// What the sequencer decided by itself, to be logged and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// High has passed a missing range.
+    Skipped(SequenceRange),
+    /// Stable has passed a missing range: it is given up.
+    Abandoned(SequenceRange),
+}
+
+/// The sequencer's state in a form that can be stored: times are ages, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SequencerState {
+    /// The lowest number not accounted for and not skipped.
+    pub next: Sequence,
+    /// What has arrived above it.
+    pub pending: Vec<PendingRun>,
+    /// The skipped list.
+    pub skipped: Vec<SkippedRange>,
+    /// What has been given up.
+    pub abandoned: RangeSet,
+}
+
+/// Consecutive pending numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRun {
+    /// The numbers.
+    pub range: SequenceRange,
+    /// How many arrivals they are (an unused range is one).
+    pub count: u64,
+    /// For how long the first of them has waited.
+    pub age_ms: u64,
+}
+
+/// A range on the skipped list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedRange {
+    /// What is missing.
+    pub range: SequenceRange,
+    /// For how long it has been missed.
+    pub missed_ms: u64,
+    /// For how long it has been on the list.
+    pub listed_ms: u64,
+}
+
+/// Accounts for every sequence number: cached, unused, superseded, skipped or given up.
+///
+/// `next` never decreases, and every number below it is one of these. Every operation costs O(log n) in the number of *ranges*
+/// held, amortized; a number in order costs O(1).
+#[derive(Clone, Debug)]
+pub struct Sequencer {
+    config: SequencerConfig,
+    next: u64,
+    /// Runs of consecutive arrived numbers above `next`, by first number. Only the age of a run's first number matters: the
+    /// rest of the run is released with it.
+    pending: BTreeMap<u64, Run>,
+    pending_count: usize,
+    /// By first number. Ranges are only ever added at the top, so they are in the order of their times too.
+    skipped: BTreeMap<u64, Skip>,
+    skipped_count: u64,
+    /// Every skipped range below this number is older than `max_wait`.
+    settled_below: u64,
+    abandoned: RangeSet,
+    noted: Vec<Noted>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    last: u64,
+    count: usize,
+    since: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Skip {
+    last: u64,
+    missed: Duration,
+    listed: Duration,
+}
+
+impl Sequencer {
+    /// One to which nothing has arrived.
+    pub fn new(config: SequencerConfig) -> Self {
+        Sequencer {
+            next: config.initial.0.saturating_add(1),
+            config,
+            pending: BTreeMap::new(),
+            pending_count: 0,
+            skipped: BTreeMap::new(),
+            skipped_count: 0,
+            settled_below: 0,
+            abandoned: RangeSet::new(),
+            noted: Vec::new(),
+        }
+    }
+
+    /// One that goes on where a published clock stands: everything up to `high` is accounted for except `gaps`. What `checkpoint` knows as pending is
+    /// stored and will not come again.
+    pub fn resume(
+        config: SequencerConfig,
+        high: Sequence,
+        gaps: &[Gap],
+        checkpoint: Option<&SequencerState>,
+        now: Duration,
+    ) -> Self {
+        let mut sequencer = Sequencer::new(config);
+        sequencer.next = sequencer.next.max(high.0.saturating_add(1));
+        for gap in gaps {
+            let missed = now.saturating_sub(Duration::from_millis(gap.age_ms));
+            sequencer.skipped_count += gap.range.count();
+            let skip = Skip { last: gap.range.last().0, missed, listed: missed };
+            sequencer.skipped.insert(gap.range.first().0, skip);
+        }
+        if let Some(state) = checkpoint {
+            sequencer.abandoned = state.abandoned.clone();
+            for run in &state.pending {
+                if let Some(range) = SequenceRange::new(run.range.first().0.max(sequencer.next), run.range.last()) {
+                    let since = now.saturating_sub(Duration::from_millis(run.age_ms));
+                    sequencer.add_pending(range, since, run.count as usize);
+                }
+            }
+            sequencer.drain(now);
+        }
+        sequencer
+    }
+
+    /// Its state, to be stored.
+    pub fn state(&self, now: Duration) -> SequencerState {
+        let ms = |at: Duration| u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(u64::MAX);
+        let range = |first: u64, last: u64| SequenceRange::new(first, last);
+        SequencerState {
+            next: Sequence(self.next),
+            pending: self
+                .pending
+                .iter()
+                .filter_map(|(&first, run)| {
+                    Some(PendingRun { range: range(first, run.last)?, count: run.count as u64, age_ms: ms(run.since) })
+                })
+                .collect(),
+            skipped: self
+                .skipped
+                .iter()
+                .filter_map(|(&first, skip)| {
+                    Some(SkippedRange { range: range(first, skip.last)?, missed_ms: ms(skip.missed), listed_ms: ms(skip.listed) })
+                })
+                .collect(),
+            abandoned: self.abandoned.clone(),
+        }
+    }
+
+    /// Every sequence at or below it is accounted for.
+    pub fn stable(&self) -> Sequence {
+        match self.skipped.keys().next() {
+            Some(first) => Sequence(first - 1),
+            None => self.high(),
+        }
+    }
+
+    /// Every sequence at or below it is accounted for or skipped.
+    pub fn high(&self) -> Sequence {
+        Sequence(self.next - 1)
+    }
+
+    /// Up to here every gap is older than `max_wait`.
+    pub fn settled(&mut self, now: Duration) -> Sequence {
+        while let Some((&first, skip)) = self.skipped.range(self.settled_below..).next() {
+            if now.saturating_sub(skip.missed) < self.config.max_wait {
+                return Sequence(first - 1);
+            }
+            self.settled_below = skip.last.saturating_add(1);
+        }
+        self.high()
+    }
+
+    /// How many numbers are on the skipped list.
+    pub fn skipped_count(&self) -> u64 {
+        self.skipped_count
+    }
+
+    /// How many arrivals wait for a lower number.
+    pub fn pending_count(&self) -> usize {
+        self.pending_count
+    }
+
+    /// The skipped list.
+    pub fn gaps(&self, now: Duration) -> Vec<Gap> {
+        let gap = |(&first, skip): (&u64, &Skip)| {
+            let age_ms = u64::try_from(now.saturating_sub(skip.missed).as_millis()).unwrap_or(u64::MAX);
+            Some(Gap { range: SequenceRange::new(first, skip.last)?, age_ms })
+        };
+        self.skipped.iter().filter_map(gap).collect()
+    }
+
+    /// What has been skipped and given up since this was last asked.
+    pub fn take_noted(&mut self) -> Vec<Noted> {
+        std::mem::take(&mut self.noted)
+    }
+
+    /// A number arrived: its document is there, or a newer revision says that it was superseded.
+    #[inline]
+    pub fn arrived(&mut self, sequence: Sequence, now: Duration) -> Arrival {
+        let s = sequence.0;
+        if s == self.next && s > self.config.initial.0 {
+            self.next += 1;
+            if !self.pending.is_empty() {
+                self.drain(now);
+            }
+            return Arrival::InOrder;
+        }
+        self.arrived_out_of_order(s, now)
+    }
+
+    fn arrived_out_of_order(&mut self, s: u64, now: Duration) -> Arrival {
+        if s <= self.config.initial.0 {
+            return Arrival::BeforeStart;
+        }
+        if s < self.next {
+            let known = self.remove_skipped(s, s) == 0 && self.abandoned.remove(s, s) == 0;
+            return if known { Arrival::Duplicate } else { Arrival::Late };
+        }
+        // `u64::MAX` is no sequence: nothing could come after it.
+        if s == u64::MAX || self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s) {
+            return Arrival::Duplicate;
+        }
+        self.add_pending(SequenceRange::one(Sequence(s)), now, 1);
+        if self.pending_count > self.config.max_pending {
+            self.drain(now);
+        }
+        Arrival::Pending
+    }
+
+    /// A range will never be used; how many of its numbers were not accounted for before.
+    ///
+    /// What of it lies below `next` leaves the skipped list, the rest counts as one arrival (the gateway ignores a range that straddles).
+    pub fn unused(&mut self, range: SequenceRange, now: Duration) -> u64 {
+        let first = range.first().0.max(self.config.initial.0.saturating_add(1));
+        let last = range.last().0.min(u64::MAX - 1);
+        let mut new = 0;
+        if first < self.next {
+            let below = last.min(self.next - 1);
+            new += self.remove_skipped(first, below);
+            self.abandoned.remove(first, below);
+        }
+        if let Some(rest) = SequenceRange::new(first.max(self.next), last) {
+            new += self.add_pending(rest, now, 1);
+            self.drain(now);
+        }
+        new
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Duration) {
+        self.drain(now);
+        while let Some((&first, &skip)) = self.skipped.iter().next() {
+            if now.saturating_sub(skip.listed) < self.config.skip_wait {
+                break;
+            }
+            self.skipped.remove(&first);
+            self.skipped_count -= skip.last - first + 1;
+            self.abandoned.insert(first, skip.last);
+            self.noted.extend(SequenceRange::new(first, skip.last).map(Noted::Abandoned));
+        }
+    }
+
+    /// The feed has ended: nothing pending waits any longer, what is missing below it is skipped at once and counts as settled.
+    pub fn end_of_feed(&mut self, now: Duration) {
+        while let Some((&first, _)) = self.pending.iter().next() {
+            self.skip_to(first, now, now);
+            self.drain(now);
+        }
+        self.settled_below = self.next;
+    }
+
+    /// Adds what is not pending yet; how many numbers that was. One BTreeMap walk over the runs it swallows.
+    fn add_pending(&mut self, range: SequenceRange, now: Duration, count: usize) -> u64 {
+        let (mut first, mut last) = (range.first().0, range.last().0);
+        let (mut count, mut since, mut known) = (count, now, 0u64);
+        if let Some((&a, run)) = self.pending.range(..=first).next_back()
+            && run.last.saturating_add(1) >= first
+        {
+            if run.last >= last {
+                return 0;
+            }
+            known += (run.last + 1).saturating_sub(first);
+            first = a;
+            since = run.since;
+            count += run.count;
+            self.pending_count -= run.count;
+        }
+        while let Some((&a, run)) = self.pending.range(first + 1..=last.saturating_add(1)).next() {
+            known += (run.last.min(range.last().0) + 1).saturating_sub(a);
+            last = last.max(run.last);
+            count += run.count;
+            self.pending_count -= run.count;
+            self.pending.remove(&a);
+        }
+        self.pending.insert(first, Run { last, count, since });
+        self.pending_count += count;
+        range.count() - known
+    }
+
+    fn drain(&mut self, now: Duration) {
+        while let Some((&first, &run)) = self.pending.iter().next() {
+            if first <= self.next {
+                self.pending.pop_first();
+                self.pending_count -= run.count;
+                self.next = self.next.max(run.last + 1);
+            } else if self.pending_count > self.config.max_pending || now.saturating_sub(run.since) >= self.config.max_wait {
+                self.skip_to(first, run.since, now);
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn skip_to(&mut self, first: u64, since: Duration, now: Duration) {
+        if let Some(gap) = SequenceRange::new(self.next, first.saturating_sub(1)) {
+            // Times must not go down along the list, see `settled`.
+            let missed = self.skipped.values().next_back().map_or(since, |s| s.missed.max(since));
+            let listed = self.skipped.values().next_back().map_or(now, |s| s.listed.max(now));
+            self.skipped.insert(gap.first().0, Skip { last: gap.last().0, missed, listed });
+            self.skipped_count += gap.count();
+            self.noted.push(Noted::Skipped(gap));
+        }
+        self.next = self.next.max(first);
+    }
+
+    fn remove_skipped(&mut self, first: u64, last: u64) -> u64 {
+        let mut removed = 0;
+        while let Some((&a, &skip)) = self.skipped.range(..=last).next_back() {
+            if skip.last < first {
+                break;
+            }
+            self.skipped.remove(&a);
+            if skip.last > last {
+                self.skipped.insert(last + 1, skip);
+            }
+            if a < first {
+                self.skipped.insert(a, Skip { last: first - 1, ..skip });
+            }
+            removed += skip.last.min(last) - a.max(first) + 1;
+        }
+        self.skipped_count -= removed;
+        removed
+    }
+}

@@ -1,0 +1,356 @@
+//! The change entry: what the cache keeps of one sequence.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::channel::Channel;
+use crate::error::{Error, Result};
+use crate::feed::{PartitionId, PartitionSeqno};
+use crate::sequence::{Sequence, SequenceList};
+
+/// What kind of row an entry is in one channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Membership {
+    /// The revision is in the channel.
+    Present = 0,
+    /// The document left the channel with this revision.
+    Removed = 1,
+    /// The document left the channel by being deleted.
+    RemovedByDeletion = 2,
+}
+
+impl Membership {
+    /// Whether the document left the channel.
+    pub fn is_removal(self) -> bool {
+        self != Membership::Present
+    }
+}
+
+/// One channel that an entry concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelChange {
+    /// The channel.
+    pub channel: Channel,
+    /// Whether the entry is in it, or leaves it.
+    pub membership: Membership,
+    /// The lowest of the entry's superseded sequences that can be in this channel: where the document's stay there
+    /// began, or its last departure before that. Zero if not known.
+    pub since: Sequence,
+}
+
+/// Flags of an entry, as the gateway's metadata has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EntryFlags(pub u8);
+
+impl EntryFlags {
+    /// The revision is a tombstone.
+    pub const DELETED: EntryFlags = EntryFlags(1);
+    /// Hidden.
+    pub const HIDDEN: EntryFlags = EntryFlags(4);
+    /// The document is in conflict.
+    pub const CONFLICT: EntryFlags = EntryFlags(8);
+    /// The document's history has branches.
+    pub const BRANCHED: EntryFlags = EntryFlags(16);
+    /// **Ours**: not a revision by itself. A sequence known only from a newer revision of its document, which says that
+    /// the document left some channels there. It is in those channels, and not in the star channel.
+    pub const DEPARTURE: EntryFlags = EntryFlags(128);
+
+    /// Whether all flags of `other` are set.
+    pub fn contains(self, other: EntryFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn with(self, other: EntryFlags) -> EntryFlags {
+        EntryFlags(self.0 | other.0)
+    }
+}
+
+/// Where in the feed an entry came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its position in that partition.
+    pub seqno: PartitionSeqno,
+}
+
+/// What the cache keeps of one sequence: which revision of which document, and which channels it concerns.
+///
+/// Every entry is also in the star channel, unless it is a [`DEPARTURE`](EntryFlags::DEPARTURE); the star channel is not in `channels`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ChangeEntry {
+    sequence: Sequence,
+    /// Document id and revision id, one after the other: one allocation for both.
+    text: Box<str>,
+    document_len: u32,
+    flags: EntryFlags,
+    origin: Origin,
+    channels: SmallVec<[ChannelChange; 1]>,
+    supersedes: SequenceList,
+}
+
+impl ChangeEntry {
+    /// An entry without channels.
+    ///
+    /// # Errors
+    /// `TooLarge` if document and revision id together exceed 4 GiB.
+    pub fn new(sequence: Sequence, document: &str, revision: &str, flags: EntryFlags) -> Result<Self> {
+        let document_len =
+            u32::try_from(document.len()).map_err(|_| Error::new(crate::ErrorKind::TooLarge, "a document id is over 4 GiB"))?;
+        let mut text = String::with_capacity(document.len() + revision.len());
+        text.push_str(document);
+        text.push_str(revision);
+        Ok(ChangeEntry {
+            sequence,
+            text: text.into_boxed_str(),
+            document_len,
+            flags,
+            origin: Origin::default(),
+            channels: SmallVec::new(),
+            supersedes: SequenceList::new(),
+        })
+    }
+
+    /// Adds a channel.
+    #[must_use]
+    pub fn with_channel(mut self, channel: Channel, membership: Membership) -> Self {
+        self.push_channel(ChannelChange { channel, membership, since: Sequence::ZERO });
+        self
+    }
+
+    /// Says where it came from.
+    #[must_use]
+    pub fn with_origin(mut self, partition: PartitionId, seqno: PartitionSeqno) -> Self {
+        self.origin = Origin { partition, seqno };
+        self
+    }
+
+    /// Says which sequences of the same document it supersedes.
+    #[must_use]
+    pub fn with_supersedes(mut self, sequences: impl IntoIterator<Item = Sequence>) -> Self {
+        self.supersedes = sequences.into_iter().collect();
+        self
+    }
+
+    /// Adds a channel. The star channel is implied and ignored here.
+    pub fn push_channel(&mut self, change: ChannelChange) {
+        if !change.channel.is_star() {
+            self.channels.push(change);
+        }
+    }
+
+    /// Adds a sequence of the same document that this entry supersedes.
+    pub fn push_superseded(&mut self, sequence: Sequence) {
+        self.supersedes.push(sequence);
+    }
+
+    /// Its sequence.
+    pub fn sequence(&self) -> Sequence {
+        self.sequence
+    }
+
+    /// The document's id.
+    pub fn document(&self) -> &str {
+        &self.text[..self.document_len as usize]
+    }
+
+    /// The revision's id.
+    pub fn revision(&self) -> &str {
+        &self.text[self.document_len as usize..]
+    }
+
+    /// Its flags.
+    pub fn flags(&self) -> EntryFlags {
+        self.flags
+    }
+
+    /// Whether the revision is a tombstone.
+    pub fn is_deleted(&self) -> bool {
+        self.flags.contains(EntryFlags::DELETED)
+    }
+
+    /// Whether it is in the star channel.
+    pub fn in_star(&self) -> bool {
+        !self.flags.contains(EntryFlags::DEPARTURE)
+    }
+
+    /// Where in the feed it came from.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The channels it concerns, the star channel left out.
+    pub fn channels(&self) -> &[ChannelChange] {
+        &self.channels
+    }
+
+    /// Sequences of the same document that it supersedes, in any order.
+    pub fn supersedes(&self) -> &[Sequence] {
+        &self.supersedes
+    }
+
+    /// How it stands in `channel`, if it concerns it.
+    pub fn membership(&self, channel: &Channel) -> Option<Membership> {
+        if channel.is_star() {
+            return self.in_star().then_some(Membership::Present);
+        }
+        self.channels.iter().find(|c| c.channel == *channel).map(|c| c.membership)
+    }
+
+    /// Bytes it keeps in memory, channel names left out (they are shared).
+    pub fn memory_bytes(&self) -> usize {
+        let channels = if self.channels.spilled() { self.channels.capacity() * size_of::<ChannelChange>() } else { 0 };
+        let supersedes = if self.supersedes.spilled() { self.supersedes.capacity() * size_of::<Sequence>() } else { 0 };
+        size_of::<Self>() + self.text.len() + channels + supersedes
+    }
+
+    /// The sequence document: JSON, as the cache format has it.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.text.len() + 64 + 32 * self.channels.len());
+        // Writing JSON into memory cannot fail: every field serializes.
+        let _ = serde_json::to_writer(&mut out, self);
+        Bytes::from(out)
+    }
+
+    /// Reads a sequence document.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|e| Error::corrupt("not a sequence document").with_source(e))
+    }
+}
+
+impl fmt::Debug for ChangeEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{} {} {}", self.sequence, self.document(), self.revision())?;
+        for change in &self.channels {
+            let sign = if change.membership.is_removal() { "-" } else { "+" };
+            write!(f, " {sign}{}", change.channel)?;
+        }
+        if self.is_deleted() {
+            f.write_str(" deleted")?;
+        }
+        if !self.supersedes.is_empty() {
+            write!(f, " over {:?}", self.supersedes.iter().map(|s| s.0).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+}
+
+/// The stored shape of an entry.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored<'a> {
+    seq: Sequence,
+    #[serde(borrow)]
+    doc: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    rev: std::borrow::Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    flags: u8,
+    #[serde(default, skip_serializing_if = "SmallVec::is_empty")]
+    ch: SmallVec<[StoredChannel; 4]>,
+    #[serde(default, rename = "sup", skip_serializing_if = "SmallVec::is_empty")]
+    supersedes: SequenceList,
+    vb: u16,
+    sq: u64,
+}
+
+/// `[name, membership, since]`
+#[derive(Serialize, Deserialize)]
+struct StoredChannel(Channel, u8, Sequence);
+
+fn is_zero(n: &u8) -> bool {
+    *n == 0
+}
+
+impl Serialize for ChangeEntry {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Stored {
+            seq: self.sequence,
+            doc: self.document().into(),
+            rev: self.revision().into(),
+            flags: self.flags.0,
+            ch: self.channels.iter().map(|c| StoredChannel(c.channel.clone(), c.membership as u8, c.since)).collect(),
+            supersedes: self.supersedes.clone(),
+            vb: self.origin.partition.0,
+            sq: self.origin.seqno.0,
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ChangeEntry {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        let stored = Stored::deserialize(deserializer)?;
+        let mut entry = ChangeEntry::new(stored.seq, &stored.doc, &stored.rev, EntryFlags(stored.flags))
+            .map_err(D::Error::custom)?
+            .with_origin(PartitionId(stored.vb), PartitionSeqno(stored.sq));
+        for StoredChannel(channel, membership, since) in stored.ch {
+            let membership = match membership {
+                0 => Membership::Present,
+                1 => Membership::Removed,
+                2 => Membership::RemovedByDeletion,
+                other => return Err(D::Error::custom(format!("unknown membership {other}"))),
+            };
+            entry.push_channel(ChannelChange { channel, membership, since });
+        }
+        entry.supersedes = stored.supersedes;
+        Ok(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> ChangeEntry {
+        let mut entry = ChangeEntry::new(Sequence((1 << 53) + 1), "dö\"c", "2-abc", EntryFlags::DELETED)
+            .unwrap()
+            .with_channel(Channel::new("a:[b]").unwrap(), Membership::Present)
+            .with_origin(PartitionId(1023), PartitionSeqno(7))
+            .with_supersedes([Sequence(3), Sequence(9)]);
+        entry.push_channel(ChannelChange {
+            channel: Channel::new("b").unwrap(),
+            membership: Membership::RemovedByDeletion,
+            since: Sequence(3),
+        });
+        entry
+    }
+
+    #[test]
+    fn a_sequence_document_reads_back_as_written() {
+        let entry = sample();
+        assert_eq!(ChangeEntry::from_bytes(&entry.to_bytes()).unwrap(), entry);
+        assert_eq!((entry.document(), entry.revision()), ("dö\"c", "2-abc"));
+    }
+
+    #[test]
+    fn every_cut_of_a_sequence_document_is_an_error_and_no_panic() {
+        let bytes = sample().to_bytes();
+        for end in 0..bytes.len() {
+            assert_eq!(ChangeEntry::from_bytes(&bytes[..end]).unwrap_err().kind(), crate::ErrorKind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn an_entry_is_small() {
+        assert!(size_of::<ChangeEntry>() <= 136, "{}", size_of::<ChangeEntry>());
+    }
+
+    #[test]
+    fn the_star_channel_is_implied() {
+        let entry = sample().with_channel(Channel::star(), Membership::Present);
+        assert_eq!(entry.channels().len(), 2);
+        assert_eq!(entry.membership(&Channel::star()), Some(Membership::Present));
+    }
+}

@@ -1,0 +1,338 @@
+//! The change feed: what it delivers, and where to open it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+
+/// Number of a partition (vbucket): the unit of order in the feed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PartitionId(pub u16);
+
+/// Position in one partition, as the feed numbers it. Nothing to do with [`Sequence`](crate::Sequence).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PartitionSeqno(pub u64);
+
+/// What happened to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MutationKind {
+    /// Written.
+    Mutation,
+    /// Deleted; attributes may remain.
+    Deletion,
+    /// Deleted because its time was up.
+    Expiration,
+}
+
+/// Bits that say how a value is encoded (protocol, section 1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Datatype(pub u8);
+
+impl Datatype {
+    /// The body is JSON.
+    pub const JSON: u8 = 1;
+    /// The whole value is Snappy-compressed.
+    pub const SNAPPY: u8 = 2;
+    /// The value begins with an attribute section.
+    pub const XATTR: u8 = 4;
+
+    /// Whether the value begins with an attribute section.
+    pub fn has_attributes(self) -> bool {
+        self.0 & Self::XATTR != 0
+    }
+
+    /// Whether the value is compressed.
+    pub fn is_compressed(self) -> bool {
+        self.0 & Self::SNAPPY != 0
+    }
+}
+
+/// One event about one key, as the feed delivers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutation {
+    /// What happened.
+    pub kind: MutationKind,
+    /// The partition it came in.
+    pub partition: PartitionId,
+    /// Its position in that partition.
+    pub seqno: PartitionSeqno,
+    /// The key.
+    pub key: Bytes,
+    /// The value as delivered: attribute section, if `datatype` says so, then the body.
+    pub value: Bytes,
+    /// Compare-and-swap value after the event.
+    pub cas: u64,
+    /// How the value is encoded.
+    pub datatype: Datatype,
+    /// The server's revision number of the key.
+    pub rev_no: u64,
+    /// The document's flags.
+    pub flags: u32,
+    /// When it expires, seconds since 1970; 0 for never.
+    pub expiry: u32,
+    /// The collection; 0 is the default one.
+    pub collection: u32,
+}
+
+impl Mutation {
+    /// A mutation of `key` with everything else at zero.
+    pub fn new(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        Mutation {
+            kind: MutationKind::Mutation,
+            partition: PartitionId(0),
+            seqno: PartitionSeqno(0),
+            key: key.into(),
+            value: value.into(),
+            cas: 0,
+            datatype: Datatype(0),
+            rev_no: 0,
+            flags: 0,
+            expiry: 0,
+            collection: 0,
+        }
+    }
+
+    /// Bytes it keeps in memory, for queue limits.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.key.len() + self.value.len()
+    }
+}
+
+/// One thing a feed delivers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FeedEvent {
+    /// A key was written, deleted or expired; see its `kind`.
+    Mutation(Mutation),
+    /// A snapshot of one partition begins: until `end`, order by seqno is all that is promised.
+    SnapshotStart {
+        /// The partition.
+        partition: PartitionId,
+        /// First seqno of the snapshot.
+        start: PartitionSeqno,
+        /// Last seqno of the snapshot.
+        end: PartitionSeqno,
+    },
+    /// The producer took back everything of the partition after `to`.
+    Rollback {
+        /// The partition.
+        partition: PartitionId,
+        /// The last seqno that still holds.
+        to: PartitionSeqno,
+    },
+    /// A partition's history is now this one (DCP: vbucket uuid).
+    PartitionState {
+        /// The partition.
+        partition: PartitionId,
+        /// Identity of its history.
+        uuid: u64,
+    },
+    /// Everything that existed when the feed was opened has been delivered.
+    CaughtUp,
+}
+
+/// Some events, in the order of the feed.
+#[derive(Clone, Debug, Default)]
+pub struct FeedBatch {
+    /// The events.
+    pub events: Vec<FeedEvent>,
+}
+
+impl FeedBatch {
+    /// Bytes it keeps in memory, for queue limits.
+    pub fn memory_bytes(&self) -> usize {
+        self.events
+            .iter()
+            .map(|event| match event {
+                FeedEvent::Mutation(m) => m.memory_bytes(),
+                _ => size_of::<FeedEvent>(),
+            })
+            .sum()
+    }
+}
+
+impl From<Vec<FeedEvent>> for FeedBatch {
+    fn from(events: Vec<FeedEvent>) -> Self {
+        FeedBatch { events }
+    }
+}
+
+/// Position of one partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionPosition {
+    /// Identity of the partition's history (DCP: vbucket uuid).
+    pub uuid: u64,
+    /// The last seqno whose effect is stored.
+    pub seqno: u64,
+    /// Start of the snapshot it lies in.
+    pub snapshot_start: u64,
+    /// End of the snapshot it lies in.
+    pub snapshot_end: u64,
+}
+
+/// Where a feed can be opened again: everything at or before it need not come again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FeedPosition {
+    /// By partition; a partition not named starts from its beginning.
+    pub partitions: BTreeMap<PartitionId, PartitionPosition>,
+}
+
+/// Follows a feed's events and knows the position after them.
+#[derive(Clone, Debug, Default)]
+pub struct PositionTracker {
+    partitions: Vec<Option<PartitionPosition>>,
+}
+
+impl PositionTracker {
+    /// Starts at `position`.
+    pub fn new(position: &FeedPosition) -> Self {
+        let mut tracker = PositionTracker::default();
+        for (id, at) in &position.partitions {
+            *tracker.entry(*id) = *at;
+        }
+        tracker
+    }
+
+    fn entry(&mut self, id: PartitionId) -> &mut PartitionPosition {
+        let index = usize::from(id.0);
+        if self.partitions.len() <= index {
+            self.partitions.resize(index + 1, None);
+        }
+        self.partitions[index].get_or_insert_default()
+    }
+
+    /// Takes the event at `seqno` of `partition` into account.
+    #[inline]
+    pub fn advance(&mut self, partition: PartitionId, seqno: PartitionSeqno) {
+        let at = self.entry(partition);
+        at.seqno = at.seqno.max(seqno.0);
+        at.snapshot_end = at.snapshot_end.max(at.seqno);
+    }
+
+    /// Takes one event into account.
+    pub fn observe(&mut self, event: &FeedEvent) {
+        match event {
+            FeedEvent::Mutation(m) => self.advance(m.partition, m.seqno),
+            FeedEvent::SnapshotStart { partition, start, end } => {
+                let at = self.entry(*partition);
+                (at.snapshot_start, at.snapshot_end) = (start.0, end.0);
+            }
+            FeedEvent::Rollback { partition, to } => {
+                let at = self.entry(*partition);
+                *at = PartitionPosition { uuid: at.uuid, seqno: to.0, snapshot_start: to.0, snapshot_end: to.0 };
+            }
+            FeedEvent::PartitionState { partition, uuid } => self.entry(*partition).uuid = *uuid,
+            FeedEvent::CaughtUp => {}
+        }
+    }
+
+    /// The position after all events observed.
+    pub fn position(&self) -> FeedPosition {
+        let partitions = self.partitions.iter().enumerate();
+        FeedPosition { partitions: partitions.filter_map(|(id, at)| Some((PartitionId(id as u16), (*at)?))).collect() }
+    }
+}
+
+/// Where to open a feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedStart {
+    /// Everything there is, then everything new.
+    Beginning,
+    /// Only what is new.
+    Now,
+    /// What comes after a position this feed gave.
+    At(FeedPosition),
+}
+
+/// What a feed can do. The conformance suite checks that what is declared works and what is not is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeedCapabilities {
+    /// It can be opened at a position.
+    pub positions: bool,
+    /// It announces snapshots.
+    pub snapshots: bool,
+    /// It delivers deletions.
+    pub deletions: bool,
+    /// It ends by itself (a recording), rather than wait for more.
+    pub finite: bool,
+}
+
+/// What a feed is.
+#[derive(Clone, Debug)]
+pub struct FeedInfo {
+    /// The scheme of its URL.
+    pub scheme: &'static str,
+    /// Name that tells it from other feeds of the same scheme; part of the checkpoint's key.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: u16,
+    /// What it can do.
+    pub capabilities: FeedCapabilities,
+}
+
+/// What an open feed yields. It ends after the last event of a finite feed; an error ends it too.
+pub type FeedStream = BoxStream<'static, Result<FeedBatch>>;
+
+/// A source of mutations.
+///
+/// Contract: events of one partition come in the order of their seqno within a snapshot, partitions interleave at will; an event may
+/// come again after a reopening, and none that comes after the position of [`FeedStart::At`] is left out, except those of a key that
+/// has a later event (a server keeps only the last). The consumer takes a batch when it has room: an implementation must stop reading from its
+/// producer rather than queue without limit. Dropping the stream closes the feed; nothing is lost by it, since whoever
+/// opens it again does so at a position.
+#[async_trait]
+pub trait Feed: Send + Sync + fmt::Debug + 'static {
+    /// What this feed is and can do.
+    fn info(&self) -> FeedInfo;
+
+    /// Opens the feed. May be called again, for example after an error.
+    ///
+    /// # Errors
+    /// `Unsupported` for a start that the capabilities exclude; `Unavailable` where the producer cannot be reached;
+    /// `RolledBack` where it no longer knows the position.
+    async fn open(&self, start: FeedStart) -> Result<FeedStream>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_survives_json_and_names_only_partitions_that_were_seen() {
+        let mut tracker = PositionTracker::default();
+        tracker.observe(&FeedEvent::PartitionState { partition: PartitionId(3), uuid: 99 });
+        tracker.observe(&FeedEvent::SnapshotStart {
+            partition: PartitionId(3),
+            start: PartitionSeqno(5),
+            end: PartitionSeqno(9),
+        });
+        let mut mutation = Mutation::new("k", "");
+        (mutation.partition, mutation.seqno) = (PartitionId(3), PartitionSeqno(7));
+        tracker.observe(&FeedEvent::Mutation(mutation));
+        let position = tracker.position();
+        let expected = PartitionPosition { uuid: 99, seqno: 7, snapshot_start: 5, snapshot_end: 9 };
+        assert_eq!(position.partitions.iter().collect::<Vec<_>>(), [(&PartitionId(3), &expected)]);
+        let json = serde_json::to_string(&position).unwrap();
+        assert_eq!(serde_json::from_str::<FeedPosition>(&json).unwrap(), position);
+        assert_eq!(PositionTracker::new(&position).position(), position);
+    }
+
+    #[test]
+    fn a_rollback_takes_the_position_back() {
+        let mut tracker = PositionTracker::default();
+        let mut mutation = Mutation::new("k", "");
+        mutation.seqno = PartitionSeqno(70);
+        tracker.observe(&FeedEvent::Mutation(mutation));
+        tracker.observe(&FeedEvent::Rollback { partition: PartitionId(0), to: PartitionSeqno(50) });
+        assert_eq!(tracker.position().partitions[&PartitionId(0)].seqno, 50);
+    }
+}

@@ -1,0 +1,166 @@
+//! Where things lie in the store.
+
+use std::fmt::{self, Write as _};
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Channel;
+use crate::sequence::Sequence;
+
+/// Number of a cache block in its channel: `sequence / capacity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BlockIndex(pub u64);
+
+/// Address of one document of the cache (cache format, version 1). A backend may keep what is behind a key in any
+/// structure of its own, as long as the conformance suite cannot tell.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CacheKey {
+    /// Format version, block codec and capacity.
+    Meta,
+    /// The change entry of one sequence.
+    Sequence(Sequence),
+    /// A range of sequences of one channel.
+    Block(Channel, BlockIndex),
+    /// Grows with every batch that touched the channel. An integer in ASCII decimal.
+    Counter(Channel),
+    /// Which blocks of the channel hold something live.
+    Directory(Channel),
+    /// The published clock, the only commit point.
+    Clock,
+    /// What one batch changed; a slot of the ring.
+    Batch(u64),
+    /// A page of late entries.
+    Late(u64),
+    /// Feed position and sequencer state to restart from. Holds the feed's name.
+    Checkpoint(String),
+    /// The coordination document.
+    Writer,
+}
+
+/// Longest key text before the channel name is replaced by a hash (Couchbase allows 250 bytes; the rest is room for a namespace).
+pub const MAX_KEY_BYTES: usize = 200;
+
+impl CacheKey {
+    /// The canonical text of the key in `namespace` (default `_cache`).
+    ///
+    /// Injective: `%`, `:`, `[` and `]` in a channel, feed or namespace name are percent-escaped, and names whose key would exceed
+    /// [`MAX_KEY_BYTES`] are replaced by `#` and a 128-bit hash (the directory keeps the full name, so that a collision is noticed).
+    pub fn canonical(&self, namespace: &str) -> String {
+        let mut out = String::with_capacity(48);
+        escape_into(&mut out, namespace);
+        // Writing to a String cannot fail.
+        let _ = match self {
+            CacheKey::Meta => write!(out, ":_meta"),
+            CacheKey::Sequence(n) => write!(out, ":_seq:[{n}]"),
+            CacheKey::Block(channel, index) => write!(out, ":[{}]:block[{}]", name(channel.name()), index.0),
+            CacheKey::Counter(channel) => write!(out, ":_count:[{}]", name(channel.name())),
+            CacheKey::Directory(channel) => write!(out, ":_dir:[{}]", name(channel.name())),
+            CacheKey::Clock => write!(out, "_stableSeq"),
+            CacheKey::Batch(slot) => write!(out, ":_batch:[{slot}]"),
+            CacheKey::Late(page) => write!(out, ":_late:[{page}]"),
+            CacheKey::Checkpoint(feed) => write!(out, ":_checkpoint:[{}]", name(feed)),
+            CacheKey::Writer => write!(out, ":_writer"),
+        };
+        out
+    }
+}
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.canonical("_cache"))
+    }
+}
+
+fn escape_into(out: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '%' | ':' | '[' | ']' | '#' => {
+                let _ = write!(out, "%{:02X}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+}
+
+fn name(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    escape_into(&mut out, text);
+    if out.len() > MAX_KEY_BYTES - 40 {
+        let hash = fnv1a_128(text.as_bytes());
+        return format!("#{hash:032x}");
+    }
+    out
+}
+
+/// FNV-1a, 128 bits: stable over versions and machines, which a hasher of the standard library need not be.
+fn fnv1a_128(bytes: &[u8]) -> u128 {
+    bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, byte| {
+        (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn channel(name: &str) -> Channel {
+        Channel::new(name).unwrap()
+    }
+
+    fn keys(a: &str, n: u64) -> Vec<CacheKey> {
+        vec![
+            CacheKey::Meta,
+            CacheKey::Clock,
+            CacheKey::Writer,
+            CacheKey::Sequence(Sequence(n)),
+            CacheKey::Batch(n),
+            CacheKey::Late(n),
+            CacheKey::Block(channel(a), BlockIndex(n)),
+            CacheKey::Counter(channel(a)),
+            CacheKey::Directory(channel(a)),
+            CacheKey::Checkpoint(a.to_owned()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn different_keys_have_different_texts(
+            a in "[a-c:\\[\\]%#_0-9]{1,12}", b in "[a-c:\\[\\]%#_0-9]{1,12}", n in 0u64..30, m in 0u64..30,
+        ) {
+            for x in keys(&a, n) {
+                for y in keys(&b, m) {
+                    prop_assert_eq!(x == y, x.canonical("_cache") == y.canonical("_cache"), "{:?} {:?}", x, y);
+                }
+            }
+        }
+
+        #[test]
+        fn different_namespaces_never_meet(a in "[a-c:\\[\\]%_]{1,8}", x in "[a-c:\\[\\]%_]{1,8}", y in "[a-c:\\[\\]%_]{1,8}") {
+            prop_assume!(x != y);
+            for k in keys(&a, 1) {
+                for l in keys(&a, 1) {
+                    prop_assert_ne!(k.canonical(&x), l.canonical(&y));
+                }
+            }
+        }
+
+        #[test]
+        fn keys_are_short_whatever_the_name(name in "\\PC{1,300}") {
+            for key in keys(&name, u64::MAX) {
+                prop_assert!(key.canonical("_cache").len() <= MAX_KEY_BYTES);
+            }
+        }
+    }
+
+    #[test]
+    fn canonical_texts_are_those_of_the_format() {
+        assert_eq!(CacheKey::Sequence(Sequence(7)).to_string(), "_cache:_seq:[7]");
+        assert_eq!(CacheKey::Block(channel("ABC"), BlockIndex(3)).to_string(), "_cache:[ABC]:block[3]");
+        assert_eq!(CacheKey::Counter(channel("ABC")).to_string(), "_cache:_count:[ABC]");
+        assert_eq!(CacheKey::Clock.to_string(), "_cache_stableSeq");
+        assert_eq!(CacheKey::Directory(channel("a]:b")).to_string(), "_cache:_dir:[a%5D%3Ab]");
+    }
+}

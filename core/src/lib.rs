@@ -1,0 +1,44 @@
+#![doc = include_str!("../README.md")]
+
+pub mod backfill;
+pub mod batch;
+pub mod block;
+pub mod changes;
+pub mod channel;
+pub mod clock;
+pub mod commit;
+pub mod coordinate;
+pub mod decode;
+pub mod directory;
+pub mod engine;
+pub mod entry;
+pub mod error;
+pub mod feed;
+pub mod key;
+pub mod meta;
+#[cfg(feature = "runtime")]
+pub mod reader;
+pub mod registry;
+pub mod scan;
+pub mod sequence;
+pub mod store;
+#[cfg(feature = "runtime")]
+pub mod writer;
+
+pub use backfill::BackfillSource;
+pub use block::BlockCodec;
+pub use channel::Channel;
+pub use clock::{CacheId, Epoch, PublishedClock};
+pub use coordinate::{AlwaysWriter, Candidate, Coordinator, Role};
+pub use decode::{Decoded, GatewayDecoder, MutationDecoder};
+pub use entry::{ChangeEntry, EntryFlags, Membership};
+pub use error::{Error, ErrorKind, Result, Status};
+pub use feed::{Feed, FeedBatch, FeedEvent, FeedPosition, FeedStart, FeedStream, Mutation, PartitionId, PartitionSeqno};
+pub use key::{BlockIndex, CacheKey};
+#[cfg(feature = "runtime")]
+pub use reader::{ReaderConfig, ReaderNode};
+pub use registry::Registry;
+pub use sequence::{Sequence, SequenceRange};
+pub use store::CacheStore;
+#[cfg(feature = "runtime")]
+pub use writer::{Writer, WriterConfig};

@@ -1,0 +1,69 @@
+//! The cache's `Meta` document: what must be known before anything else is read.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::block::{BlockCodec, codec_named};
+use crate::clock::{FORMAT_VERSION, from_json, to_json};
+use crate::error::{Error, Result};
+
+/// What must be known before anything else of a cache is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Format version.
+    pub format: u32,
+    /// Name of the block codec.
+    pub codec: String,
+    /// Sequences a block.
+    pub capacity: u32,
+    /// Slots of the ring of batch records.
+    pub ring: u64,
+    /// Which build made it.
+    pub created_by: String,
+    /// When, in seconds since 1970.
+    pub created_at: u64,
+}
+
+impl Meta {
+    /// For a new cache.
+    pub fn new(codec: &dyn BlockCodec, ring: u64, created_at: u64) -> Self {
+        Meta {
+            format: FORMAT_VERSION,
+            codec: codec.name().to_owned(),
+            capacity: codec.capacity(),
+            ring,
+            created_by: format!("sluicegate {}", env!("CARGO_PKG_VERSION")),
+            created_at,
+        }
+    }
+
+    /// The codec it names.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if this build does not know it.
+    pub fn block_codec(&self) -> Result<Arc<dyn BlockCodec>> {
+        codec_named(&self.codec, self.capacity)
+    }
+
+    /// JSON.
+    pub fn to_bytes(&self) -> Bytes {
+        to_json(self)
+    }
+
+    /// Reads a stored `Meta`.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is none, or if its format version is unknown.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let meta: Meta = from_json(bytes, "cache description")?;
+        if meta.format != FORMAT_VERSION {
+            return Err(Error::corrupt(format!(
+                "the cache has format version {}; this build knows {FORMAT_VERSION}; use the build that made it, or another namespace",
+                meta.format
+            )));
+        }
+        Ok(meta)
+    }
+}

@@ -1,0 +1,138 @@
+//! The task that follows the clock.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::time::Instant;
+
+use super::state::{State, Status};
+use super::{Cut, Node};
+use crate::batch::BatchRecord;
+use crate::clock::PublishedClock;
+use crate::commit::read_clock;
+use crate::error::{Error, Result};
+use crate::scan;
+
+/// How often old rows are looked for.
+const AGING: Duration = Duration::from_secs(5);
+
+/// Follows the clock until the node is gone.
+pub(super) async fn follow(node: Weak<Node>, wakes: Option<BoxStream<'static, ()>>) {
+    let began = Instant::now();
+    let (mut answered, mut aged) = (began, began);
+    let woken_by_store = wakes.is_some();
+    let mut wakes = wakes.unwrap_or_else(|| futures::stream::pending().boxed());
+    let Some((poll_min, poll_max)) = node.upgrade().map(|n| (n.config.poll_min_ms, n.config.poll_max_ms)) else { return };
+    let (poll_min, poll_max) = (Duration::from_millis(poll_min), Duration::from_millis(poll_max));
+    let mut poll = poll_min;
+    loop {
+        let Some(node) = node.upgrade() else { return };
+        match node.catch_up().await {
+            Ok(moved) => {
+                answered = Instant::now();
+                poll = if woken_by_store {
+                    poll_max
+                } else if moved {
+                    poll_min
+                } else {
+                    (poll * 2).min(poll_max)
+                };
+            }
+            Err(error) => {
+                poll = (poll * 2).min(poll_max);
+                tracing::warn!(?error, "the clock cannot be followed");
+                if answered.elapsed() >= Duration::from_millis(node.config.offline_after_ms) {
+                    node.set_status(Status::Offline(error.to_string()));
+                }
+            }
+        }
+        if aged.elapsed() >= AGING {
+            aged = Instant::now();
+            node.state.write().age(began.elapsed(), &node.config);
+        }
+        if matches!(node.state.read().status, Status::Lost(_)) {
+            return;
+        }
+        drop(node);
+        tokio::select! {
+            wake = wakes.next() => if wake.is_none() { wakes = futures::stream::pending().boxed() },
+            () = tokio::time::sleep(poll) => {}
+        }
+    }
+}
+
+impl Node {
+    /// Reads the clock and what was published since; whether there was anything.
+    pub(super) async fn catch_up(&self) -> Result<bool> {
+        let known = self.state.read().clock.clone();
+        let Some(found) = read_clock(self.store.as_ref()).await? else {
+            self.set_status(Status::Lost("the published clock is gone".to_owned()));
+            return Ok(false);
+        };
+        let clock = found.value;
+        if let Some(why) = clock.lost_since(&known) {
+            self.set_status(Status::Lost(format!("{why}: the store lost what it had acknowledged; open the cache again")));
+            return Ok(false);
+        }
+        if clock == known {
+            self.set_status(Status::Ready);
+            return Ok(false);
+        }
+        match self.records(&known, &clock).await? {
+            Some(records) => self.state.write().advance(&records, clock.clone(), &self.config),
+            None => self.resync(clock.clone()).await?,
+        }
+        self.set_status(Status::Ready);
+        self.cut.send_replace(Cut::of(&clock));
+        Ok(true)
+    }
+
+    /// The records after `known` up to `clock`; `None` if the ring no longer holds them all.
+    async fn records(&self, known: &PublishedClock, clock: &PublishedClock) -> Result<Option<Vec<Arc<BatchRecord>>>> {
+        if clock.batch - known.batch >= self.ring {
+            return Ok(None);
+        }
+        let store = &self.store;
+        let reads: Vec<_> = (known.batch + 1..=clock.batch).map(|number| store.record(number, self.ring)).collect();
+        let found: Vec<Result<Option<Arc<BatchRecord>>>> = futures::stream::iter(reads).buffered(16).collect().await;
+        found.into_iter().collect()
+    }
+
+    /// Gives up what is in memory, because the ring has moved on: readers see the old state until the new one is there.
+    async fn resync(&self, clock: PublishedClock) -> Result<()> {
+        tracing::info!(batch = clock.batch, "fell behind the ring of batch records: starting again from the clock");
+        self.counters.resyncs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let above = scan::stored_above(self.store.as_ref(), self.codec.as_ref(), clock.high).await?;
+        let old = std::mem::replace(&mut *self.state.write(), State::new(clock, above));
+        old.tails.values().for_each(|tail| tail.changed.notify_waiters());
+        Ok(())
+    }
+
+    fn set_status(&self, status: Status) {
+        if self.state.read().status == status {
+            return;
+        }
+        match &status {
+            Status::Ready => tracing::info!("ready"),
+            Status::Offline(reason) | Status::Lost(reason) => tracing::error!(reason, "offline"),
+        }
+        let mut state = self.state.write();
+        state.status = status;
+        state.tails.values().for_each(|tail| tail.changed.notify_waiters());
+    }
+}
+
+impl Status {
+    /// An error unless the node can answer.
+    pub(super) fn check(&self) -> Result<()> {
+        match self {
+            Status::Ready => Ok(()),
+            Status::Offline(reason) => {
+                Err(Error::new(crate::ErrorKind::Unavailable, format!("offline: the store does not answer: {reason}")))
+            }
+            Status::Lost(reason) => Err(Error::corrupt(format!("offline: {reason}"))),
+        }
+    }
+}

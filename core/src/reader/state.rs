@@ -1,0 +1,176 @@
+//! What a reader node holds in memory, and how it follows the writer: no I/O.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::tail::Tail;
+use super::{Cut, ReaderConfig};
+use crate::batch::{BatchRecord, LateEntry};
+use crate::changes::Row;
+use crate::channel::{Channel, ChannelMap};
+use crate::clock::PublishedClock;
+use crate::entry::ChangeEntry;
+use crate::sequence::Sequence;
+
+/// Whether the node can answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Ready,
+    /// The store does not answer; back by itself.
+    Offline(String),
+    /// The store lost what it had acknowledged, or is another cache now: nothing known here holds.
+    Lost(String),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) resyncs: AtomicU64,
+    /// Orders reads, for eviction.
+    pub(crate) reads: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) clock: PublishedClock,
+    pub(crate) cut: Cut,
+    pub(crate) status: Status,
+    pub(crate) tails: ChannelMap<Tail>,
+    /// Entries above high: not to be seen yet.
+    pending: BTreeMap<Sequence, Arc<ChangeEntry>>,
+    /// The newest late entries.
+    pub(crate) late: VecDeque<(LateEntry, Arc<ChangeEntry>)>,
+    /// Channels that must be looked at when stable moves.
+    unsettled: ChannelMap<()>,
+    /// Where high was when, for letting old rows go.
+    ages: VecDeque<(Duration, Sequence)>,
+}
+
+impl State {
+    /// The state at `clock`. `above` are the entries stored above its high sequence.
+    pub(crate) fn new(clock: PublishedClock, above: Vec<Arc<ChangeEntry>>) -> Self {
+        State {
+            cut: Cut::of(&clock),
+            clock,
+            status: Status::Ready,
+            tails: ChannelMap::default(),
+            pending: above.into_iter().map(|entry| (entry.sequence(), entry)).collect(),
+            late: VecDeque::new(),
+            unsettled: ChannelMap::default(),
+            ages: VecDeque::new(),
+        }
+    }
+
+    /// Follows the writer to `clock`, over all records in between.
+    pub(crate) fn advance(&mut self, records: &[Arc<BatchRecord>], clock: PublishedClock, config: &ReaderConfig) {
+        let mut touched = ChannelMap::default();
+        let stable = clock.stable;
+        for record in records {
+            for entry in &record.entries {
+                if entry.sequence() > clock.high {
+                    self.pending.insert(entry.sequence(), entry.clone());
+                } else {
+                    self.insert(entry, stable, &mut touched);
+                }
+            }
+            for late in &record.late {
+                if let Some(entry) = record.entries.iter().find(|entry| entry.sequence() == late.sequence) {
+                    self.late.push_back((*late, entry.clone()));
+                }
+            }
+        }
+        while let Some(first) = self.pending.first_entry()
+            && *first.key() <= clock.high
+        {
+            let entry = first.remove();
+            self.insert(&entry, stable, &mut touched);
+        }
+        while self.late.len() > config.late_kept {
+            self.late.pop_front();
+        }
+        if clock.stable > self.clock.stable || clock.settled > self.clock.settled {
+            touched.extend(std::mem::take(&mut self.unsettled));
+        }
+        self.cut = Cut::of(&clock);
+        self.clock = clock;
+        for channel in touched.into_keys() {
+            let Some(tail) = self.tails.get_mut(&channel) else { continue };
+            tail.settle(stable);
+            tail.prune(config.tail_max, stable);
+            tail.changed_at = self.clock.batch;
+            tail.changed.notify_waiters();
+            if tail.is_unsettled(stable) {
+                self.unsettled.insert(channel, ());
+            }
+        }
+    }
+
+    fn insert(&mut self, entry: &Arc<ChangeEntry>, stable: Sequence, touched: &mut ChannelMap<()>) {
+        if self.tails.is_empty() {
+            return;
+        }
+        for change in entry.channels() {
+            if let Some(tail) = self.tails.get_mut(&change.channel) {
+                tail.insert(Row::new(entry.clone(), change.membership), stable);
+                touched.insert(change.channel.clone(), ());
+            }
+        }
+        let star = Channel::star();
+        if entry.in_star()
+            && let Some(tail) = self.tails.get_mut(&star)
+        {
+            tail.insert(Row::new(entry.clone(), crate::Membership::Present), stable);
+            touched.insert(star, ());
+        }
+    }
+
+    /// Puts what was read from blocks into a new tail, and opens it for readers.
+    pub(crate) fn fill(&mut self, channel: &Channel, rows: Vec<Row>) {
+        let stable = self.clock.stable;
+        let batch = self.clock.batch;
+        if let Some(tail) = self.tails.get_mut(channel) {
+            rows.into_iter().for_each(|row| tail.insert(row, stable));
+            tail.ready = true;
+            tail.changed_at = batch;
+            if tail.is_unsettled(stable) {
+                self.unsettled.insert(channel.clone(), ());
+            }
+        }
+    }
+
+    /// Lets old rows go. `now` counts from anywhere.
+    pub(crate) fn age(&mut self, now: Duration, config: &ReaderConfig) {
+        self.ages.push_back((now, self.clock.stable));
+        let mut aged = None;
+        while let Some((at, stable)) = self.ages.front()
+            && now.saturating_sub(*at) >= Duration::from_millis(config.tail_age_ms)
+        {
+            aged = Some(*stable);
+            self.ages.pop_front();
+        }
+        if let Some(stable) = aged {
+            self.tails.values_mut().for_each(|tail| tail.prune_aged(config.tail_min, stable));
+        }
+    }
+
+    /// Lets the tails that were not read for longest go, down to nine tenths of `max`, if there are more than that. Whoever waits on one is woken.
+    pub(crate) fn evict(&mut self, max: usize) -> usize {
+        if self.tails.len() <= max {
+            return 0;
+        }
+        let mut by_read: Vec<(u64, Channel)> =
+            self.tails.iter().map(|(channel, tail)| (tail.last_read.load(Ordering::Relaxed), channel.clone())).collect();
+        by_read.sort_unstable_by_key(|(read, _)| *read);
+        by_read.truncate(self.tails.len() - max * 9 / 10);
+        for (_, channel) in &by_read {
+            if let Some(tail) = self.tails.remove(channel) {
+                tail.changed.notify_waiters();
+            }
+        }
+        by_read.len()
+    }
+}

@@ -1,0 +1,165 @@
+//! Reading a channel from its directory, blocks and sequence documents.
+
+use std::sync::Arc;
+
+use crate::block::{Block, BlockCodec, BlockState};
+use crate::channel::Channel;
+use crate::directory::Directory;
+use crate::entry::ChangeEntry;
+use crate::error::{Error, Result};
+use crate::key::{BlockIndex, CacheKey};
+use crate::sequence::{Sequence, SequenceRange};
+use crate::store::CacheStore;
+
+/// Sequence documents read at once.
+pub(crate) const PAGE: usize = 512;
+
+/// The directory of `channel`; an empty one if nothing is stored.
+///
+/// # Errors
+/// `Corrupt`, naming the key, or what the store says.
+pub async fn directory<S: CacheStore + ?Sized>(store: &S, channel: &Channel) -> Result<Directory> {
+    let key = CacheKey::Directory(channel.clone());
+    match store.get(&key).await? {
+        Some(found) => Directory::from_bytes(&found.value, channel).map_err(|e| e.with_context("key", &key)),
+        None => Ok(Directory::new(channel.clone())),
+    }
+}
+
+/// One block of `channel`; an empty one if nothing is stored.
+///
+/// # Errors
+/// As [`directory`].
+pub async fn block<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    channel: &Channel,
+    index: BlockIndex,
+) -> Result<Block> {
+    let key = CacheKey::Block(channel.clone(), index);
+    match store.get(&key).await? {
+        Some(found) => codec.decode(&found.value).map_err(|e| e.with_context("key", &key)),
+        None => Ok(Block::new(codec.capacity())),
+    }
+}
+
+/// The entries of `sequences`, each of which a block says is there.
+///
+/// # Errors
+/// `Corrupt` naming the first that is missing.
+pub async fn entries<S: CacheStore + ?Sized>(store: &S, sequences: &[Sequence]) -> Result<Vec<Arc<ChangeEntry>>> {
+    let found = store.entries(sequences).await?;
+    let there = |(sequence, entry): (&Sequence, Option<Arc<ChangeEntry>>)| entry.ok_or_else(|| missing(*sequence));
+    sequences.iter().zip(found).map(there).collect()
+}
+
+/// Live rows of `channel` in `range`, lowest first, until `enough` says so after a page. Each with the state its block gives.
+///
+/// Costs the directory, the blocks that hold something live in the range, and the documents returned; at most a page too many.
+/// A document above `promised` (the stable sequence) may be missing: its commit has not ended, so it is left out.
+///
+/// # Errors
+/// `Corrupt`, naming the key, or what the store says.
+pub async fn live_rows<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    channel: &Channel,
+    range: SequenceRange,
+    page: usize,
+    promised: Sequence,
+    mut enough: impl FnMut(&[(Arc<ChangeEntry>, BlockState)]) -> bool + Send,
+) -> Result<Vec<(Arc<ChangeEntry>, BlockState)>> {
+    let capacity = codec.capacity();
+    let directory = directory(store, channel).await?;
+    let (first, _) = Block::locate(range.first(), capacity);
+    let (last, _) = Block::locate(range.last(), capacity);
+    let mut rows = Vec::new();
+    let mut wanted: Vec<(Sequence, BlockState)> = Vec::new();
+    let page = page.clamp(1, PAGE);
+    for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
+        let base = Block::range(BlockIndex(index), capacity);
+        let Some(part) = base.intersect(range) else { continue };
+        let block = block(store, codec, channel, BlockIndex(index)).await?;
+        let offset = |s: Sequence| (s.0 - base.first().0) as u32;
+        let mut live = block.live(offset(part.first()), offset(part.last()) + 1).peekable();
+        while live.peek().is_some() {
+            let room = page - wanted.len();
+            wanted.extend(live.by_ref().take(room).map(|(at, state)| (Sequence(base.first().0 + u64::from(at)), state)));
+            if wanted.len() == page {
+                read_page(store, &mut wanted, &mut rows, promised).await?;
+                if enough(&rows) {
+                    return Ok(rows);
+                }
+            }
+        }
+    }
+    read_page(store, &mut wanted, &mut rows, promised).await?;
+    Ok(rows)
+}
+
+async fn read_page<S: CacheStore + ?Sized>(
+    store: &S,
+    wanted: &mut Vec<(Sequence, BlockState)>,
+    rows: &mut Vec<(Arc<ChangeEntry>, BlockState)>,
+    promised: Sequence,
+) -> Result<()> {
+    let sequences: Vec<Sequence> = wanted.iter().map(|(s, _)| *s).collect();
+    for (entry, (sequence, state)) in store.entries(&sequences).await?.into_iter().zip(wanted.drain(..)) {
+        match entry {
+            Some(entry) => rows.push((entry, state)),
+            None if sequence > promised => {}
+            None => return Err(missing(sequence)),
+        }
+    }
+    Ok(())
+}
+
+/// A sequence document that a block names is not there. It may be one that was given up and comes just now, so the status is temporary: whoever
+/// tries again and still misses it must not answer without it.
+fn missing(sequence: Sequence) -> Error {
+    let error = Error::corrupt("a block names a sequence whose document is missing").with_status(crate::Status::Temporary);
+    error.with_context("key", CacheKey::Sequence(sequence))
+}
+
+/// Every entry of `channel` in `range`, superseded ones included, lowest first. Documents that are not there are left out.
+///
+/// # Errors
+/// As [`directory`].
+pub async fn logged<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    channel: &Channel,
+    range: SequenceRange,
+) -> Result<Vec<Arc<ChangeEntry>>> {
+    let directory = directory(store, channel).await?;
+    let (first, _) = Block::locate(range.first(), codec.capacity());
+    let (last, _) = Block::locate(range.last(), codec.capacity());
+    let mut all = Vec::new();
+    for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
+        let base = Block::range(BlockIndex(index), codec.capacity()).first();
+        let block = block(store, codec, channel, BlockIndex(index)).await?;
+        let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
+        let named: Vec<Sequence> = named.filter(|s| range.contains(*s)).collect();
+        for page in named.chunks(PAGE) {
+            all.extend(store.entries(page).await?.into_iter().flatten());
+        }
+    }
+    Ok(all)
+}
+
+/// Every entry stored above `sequence`, whether live or not, lowest first: what the star channel's blocks name.
+///
+/// A block may name an entry whose document is not there yet: its commit has not ended, so nobody was promised it. It is left out.
+///
+/// # Errors
+/// As [`live_rows`].
+pub async fn stored_above<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    sequence: Sequence,
+) -> Result<Vec<Arc<ChangeEntry>>> {
+    match SequenceRange::new(sequence.next(), Sequence::MAX) {
+        Some(range) => logged(store, codec, &Channel::star(), range).await,
+        None => Ok(Vec::new()),
+    }
+}

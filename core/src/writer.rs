@@ -1,0 +1,586 @@
+//! The writer: feed → decode → sequence → batch → commit → publish.
+//!
+//! A thin shell around the pure [`Assembler`]: decoding and committing run as tasks of their own, so that a second core has work;
+//! everything that decides happens on one task, in the order of the feed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt as _, StreamExt as _};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::batch::{CommitReceipt, Publication};
+use crate::block::{Block, BlockCodec, codec_named};
+use crate::channel::Channel;
+use crate::clock::{Epoch, PublishedClock};
+use crate::commit;
+use crate::decode::{Decoded, MutationDecoder};
+use crate::engine::{Assembler, Noted, Prepared, Sequencer, SequencerConfig, WriterStats};
+use crate::error::{Error, ErrorKind, Result};
+use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
+use crate::key::BlockIndex;
+use crate::meta::Meta;
+use crate::scan;
+use crate::sequence::{Sequence, SequenceRange};
+use crate::store::{CacheStore, Versioned};
+
+/// How a writer works. Times in milliseconds where the name says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct WriterConfig {
+    /// Entries a batch, at most.
+    pub max_batch: usize,
+    /// Batches being committed at the same time, at most.
+    pub max_in_flight: usize,
+    /// Bytes of feed events taken and not yet published, at most (one more feed batch may be on top).
+    pub max_queue_bytes: usize,
+    /// How long an arrived number waits for a missing lower one before that is skipped.
+    pub max_wait_ms: u64,
+    /// How many arrived numbers may wait.
+    pub max_pending: usize,
+    /// How long a skipped number is waited for before it is given up.
+    pub skip_wait_ms: u64,
+    /// Numbers at or below it are not looked at.
+    pub initial_sequence: u64,
+    /// How often a checkpoint is stored.
+    pub checkpoint_interval_ms: u64,
+    /// How long a failing store is tried again before the writer stops.
+    pub give_up_after_ms: u64,
+    /// Slots of the ring of batch records, for a new cache.
+    pub ring: u64,
+    /// Block codec, for a new cache.
+    pub codec: String,
+    /// Sequences a block, for a new cache.
+    pub block_capacity: u32,
+}
+
+impl Default for WriterConfig {
+    fn default() -> Self {
+        WriterConfig {
+            max_batch: 500,
+            max_in_flight: 4,
+            max_queue_bytes: 64 << 20,
+            max_wait_ms: 5_000,
+            max_pending: 10_000,
+            skip_wait_ms: 3_600_000,
+            initial_sequence: 0,
+            checkpoint_interval_ms: 1_000,
+            give_up_after_ms: 60_000,
+            ring: 128,
+            codec: "bytes".to_owned(),
+            block_capacity: 10_000,
+        }
+    }
+}
+
+impl WriterConfig {
+    /// Whether the values make sense together.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming every one that does not.
+    pub fn validate(&self) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (name, value) in [
+            ("max_batch", self.max_batch as u64),
+            ("max_in_flight", self.max_in_flight as u64),
+            ("max_queue_bytes", self.max_queue_bytes as u64),
+            ("max_wait_ms", self.max_wait_ms),
+            ("checkpoint_interval_ms", self.checkpoint_interval_ms),
+        ] {
+            if value == 0 {
+                wrong.push(format!("{name} is 0, must be at least 1"));
+            }
+        }
+        if self.skip_wait_ms < self.max_wait_ms {
+            wrong.push(format!("skip_wait_ms is {}, must be at least max_wait_ms, {}", self.skip_wait_ms, self.max_wait_ms));
+        }
+        if self.ring < 2 * self.max_in_flight as u64 {
+            wrong.push(format!("ring is {}, must be at least twice max_in_flight, {}", self.ring, self.max_in_flight));
+        }
+        if let Err(e) = codec_named(&self.codec, self.block_capacity) {
+            wrong.push(e.to_string());
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(Error::config(wrong.join("; "))) }
+    }
+
+    fn sequencer(&self) -> SequencerConfig {
+        SequencerConfig {
+            initial: Sequence(self.initial_sequence),
+            max_wait: Duration::from_millis(self.max_wait_ms),
+            max_pending: self.max_pending,
+            skip_wait: Duration::from_millis(self.skip_wait_ms),
+        }
+    }
+}
+
+/// Why [`Writer::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The feed came to its end; nothing waits any longer.
+    Feed,
+    /// It was asked to stop. What is missing is still waited for by whoever goes on.
+    Stopped,
+}
+
+/// Feed batches being decoded ahead of the one task that applies them.
+const DECODE_AHEAD: usize = 8;
+
+/// The process's own clock begins here, so that ages from before its start can be told.
+const TIME_BASE: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The writer of one cache, for one term. Exclusive: there is one task that drives it.
+///
+/// Made by [`Writer::take_over`]. Dropping it at any moment loses nothing: whoever takes over next goes on from the stored clock
+/// and checkpoint.
+#[derive(Debug)]
+pub struct Writer {
+    store: Arc<dyn CacheStore>,
+    decoder: Arc<dyn MutationDecoder>,
+    config: WriterConfig,
+    codec: Arc<dyn BlockCodec>,
+    assembler: Assembler,
+    tracker: PositionTracker,
+    resume: bool,
+    has_positions: bool,
+    began: Instant,
+    checkpointed: Instant,
+    /// Whether events were applied since the last checkpoint.
+    dirty: bool,
+    clock: Versioned<PublishedClock>,
+    in_flight: VecDeque<InFlight>,
+    publishing: Option<Publishing>,
+    /// Bytes of events applied but not prepared; of events taken and not published.
+    waiting_bytes: usize,
+    queued_bytes: usize,
+    /// Blocks in which nothing was live when they were last written, by their last sequence.
+    emptied: BTreeMap<(Sequence, Channel), BlockIndex>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    commit: AbortOnDropHandle<Result<CommitReceipt>>,
+    publication: Publication,
+    bytes: usize,
+}
+
+struct Publishing {
+    publish: BoxFuture<'static, Result<Versioned<PublishedClock>>>,
+    bytes: usize,
+}
+
+impl std::fmt::Debug for Publishing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Publishing({} bytes)", self.bytes)
+    }
+}
+
+/// A feed batch, decoded.
+#[derive(Debug)]
+struct DecodedBatch {
+    items: Vec<Item>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+enum Item {
+    Decoded(PartitionId, PartitionSeqno, Decoded),
+    Control(FeedEvent),
+}
+
+impl Writer {
+    /// Begins the term `epoch` over `store`, for the feed called `feed`: fences whoever wrote before, and finds out where to go on. Makes a new
+    /// cache if there is none. May be repeated.
+    ///
+    /// # Errors
+    /// `Fenced` if a later epoch is there; `ConfigInvalid`, `Corrupt`, or what the store says.
+    pub async fn take_over(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: &str,
+        epoch: Epoch,
+        config: WriterConfig,
+    ) -> Result<Writer> {
+        config.validate()?;
+        let created_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let new = Meta::new(codec_named(&config.codec, config.block_capacity)?.as_ref(), config.ring, created_at);
+        let attempt = || async { commit::take_over(store.as_ref(), epoch, feed, &new).await };
+        let taken = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let codec = taken.meta.block_codec()?;
+
+        // The checkpoint may be one batch ahead of the clock; then it knows what the clock does not.
+        let clock = &taken.clock.value;
+        let checkpoint = taken.checkpoint.as_ref();
+        let ahead = checkpoint.filter(|c| c.batch > clock.batch);
+        let (high, gaps) = match (ahead, &taken.record) {
+            (Some(ahead), _) => {
+                let gap = |s: &crate::engine::SkippedRange| crate::batch::Gap { range: s.range, age_ms: s.missed_ms };
+                (ahead.sequencer.next.previous(), ahead.sequencer.skipped.iter().map(gap).collect())
+            }
+            (None, _) if clock.gaps == 0 => (clock.high, Vec::new()),
+            (None, Some(record)) => (clock.high, record.gaps.clone()),
+            (None, None) => {
+                tracing::warn!(batch = clock.batch, "the last batch record is gone: what was missing is announced again as late");
+                let gap = SequenceRange::new(clock.stable.next(), clock.high);
+                (clock.high, gap.into_iter().map(|range| crate::batch::Gap { range, age_ms: 0 }).collect())
+            }
+        };
+        let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, checkpoint.map(|c| &c.sequencer), TIME_BASE);
+        let late = checkpoint.map_or(0, |c| c.late);
+        let mut last = clock.clone();
+        last.batch = last.batch.max(checkpoint.map_or(0, |c| c.batch));
+        let mut assembler = Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.to_owned(), last, late);
+
+        let unmarked = scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await?;
+        unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
+
+        let now = Instant::now();
+        Ok(Writer {
+            tracker: checkpoint.map(|c| PositionTracker::new(&c.position)).unwrap_or_default(),
+            resume: checkpoint.is_some(),
+            has_positions: true,
+            store,
+            decoder,
+            config,
+            codec,
+            assembler,
+            began: now,
+            checkpointed: now,
+            dirty: false,
+            clock: taken.clock,
+            in_flight: VecDeque::new(),
+            publishing: None,
+            waiting_bytes: 0,
+            queued_bytes: 0,
+            emptied: BTreeMap::new(),
+        })
+    }
+
+    /// Where the feed must be opened.
+    pub fn start(&self) -> FeedStart {
+        if self.resume { FeedStart::At(self.tracker.position()) } else { FeedStart::Beginning }
+    }
+
+    /// The clock last published.
+    pub fn clock(&self) -> &PublishedClock {
+        &self.clock.value
+    }
+
+    /// What it has seen.
+    pub fn stats(&self) -> WriterStats {
+        self.assembler.stats()
+    }
+
+    /// How many arrived entries wait for a lower number.
+    pub fn pending(&self) -> usize {
+        self.assembler.sequencer().pending_count()
+    }
+
+    /// Bytes of feed events taken and not yet published.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// Follows `feed` until it ends, `stop` completes, or something cannot go on. Everything taken from the feed is stored
+    /// and published before this returns `Ok`, and a checkpoint with it.
+    ///
+    /// Cancel safe in the sense of the cache: dropping the future loses nothing that the next writer would not find again; this `Writer` must
+    /// then be dropped too.
+    ///
+    /// # Errors
+    /// `Fenced` when another writer has taken over; the feed's errors, after what it delivered was stored; the store's, when they are
+    /// permanent or lasted for `give_up_after_ms`.
+    pub async fn run(&mut self, feed: &dyn Feed, stop: impl Future<Output = ()>) -> Result<Ended> {
+        self.has_positions = feed.info().capabilities.positions;
+        if !self.has_positions {
+            self.resume = false;
+        }
+        let mut stop = pin!(stop);
+        let mut stream = feed.open(self.start()).await.map_err(|e| e.with_operation("open the feed"))?;
+        let mut decoding = FuturesOrdered::new();
+        let mut ticks = tokio::time::interval(Duration::from_millis((self.config.max_wait_ms / 2).clamp(1, 1_000)));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ended = None;
+        loop {
+            if self.should_launch() {
+                self.launch(None);
+            }
+            let reading = ended.is_none();
+            if !reading && decoding.is_empty() {
+                break;
+            }
+            let room_to_read = self.queued_bytes < self.config.max_queue_bytes && decoding.len() < DECODE_AHEAD;
+            let room_to_apply = self.in_flight.len() < self.config.max_in_flight;
+            tokio::select! {
+                biased;
+                () = &mut stop, if reading => ended = Some(Ok(Ended::Stopped)),
+                settled = self.settle(), if self.is_busy() => settled?,
+                next = stream.next(), if reading && room_to_read => match next {
+                    Some(Ok(batch)) => {
+                        let bytes = batch.memory_bytes();
+                        self.queued_bytes += bytes;
+                        let decoder = self.decoder.clone();
+                        decoding.push_back(AbortOnDropHandle::new(tokio::spawn(async move { decode(decoder.as_ref(), batch, bytes) })));
+                    }
+                    Some(Err(e)) => ended = Some(Err(e)),
+                    None => ended = Some(Ok(Ended::Feed)),
+                },
+                Some(decoded) = decoding.next(), if room_to_apply => self.apply(decoded.map_err(task_failed)?)?,
+                _ = ticks.tick() => self.tick(),
+            }
+        }
+        drop(stream);
+        match ended {
+            Some(Ok(Ended::Feed)) | None => self.finish().await.map(|()| Ended::Feed),
+            Some(stopped) => self.flush().await.and(stopped),
+        }
+    }
+
+    /// Takes one feed batch, waiting while too much is in flight. For callers that have no [`Feed`]; `flush` when done.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn process(&mut self, batch: FeedBatch) -> Result<()> {
+        let bytes = batch.memory_bytes();
+        self.queued_bytes += bytes;
+        let decoded = decode(self.decoder.as_ref(), batch, bytes);
+        self.accept(decoded).await
+    }
+
+    /// Takes mutations that are decoded already, waiting while too much is in flight. They have no position, so no checkpoints are
+    /// stored from here on, and after a restart all must come again.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn process_decoded(&mut self, decoded: Vec<Decoded>) -> Result<()> {
+        let bytes = decoded.len() * size_of::<Decoded>();
+        self.queued_bytes += bytes;
+        self.has_positions = false;
+        let items = decoded.into_iter().map(|d| Item::Decoded(PartitionId(0), PartitionSeqno(0), d)).collect();
+        self.accept(DecodedBatch { items, bytes }).await
+    }
+
+    async fn accept(&mut self, decoded: DecodedBatch) -> Result<()> {
+        while self.in_flight.len() >= self.config.max_in_flight
+            || self.queued_bytes > self.config.max_queue_bytes && self.is_busy()
+        {
+            self.settle().await?;
+        }
+        self.apply(decoded)?;
+        // Take what has finished meanwhile, without waiting for more.
+        while self.is_busy()
+            && let Some(settled) = self.settle().now_or_never()
+        {
+            settled?;
+        }
+        if self.should_launch() {
+            self.launch(None);
+        }
+        Ok(())
+    }
+
+    /// As [`flush`](Self::flush), where nothing more will come for now: what is missing is not waited for, but skipped at once.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn finish(&mut self) -> Result<()> {
+        log_noted(&self.assembler.end_of_feed(self.now()));
+        self.flush().await
+    }
+
+    /// Stores and publishes everything applied so far, marks of superseded rows and a checkpoint included.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn flush(&mut self) -> Result<()> {
+        let now = self.now();
+        log_noted(&self.assembler.tick(now));
+        loop {
+            while self.is_busy() {
+                self.settle().await?;
+            }
+            if self.assembler.is_idle(self.now()) && !(self.dirty && self.has_positions) {
+                return Ok(());
+            }
+            self.launch(Some(()));
+        }
+    }
+
+    fn now(&self) -> Duration {
+        TIME_BASE + self.began.elapsed()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.publishing.is_some() || !self.in_flight.is_empty()
+    }
+
+    /// A full batch goes as soon as there is room; a smaller one when nothing else is under way, so that an idle writer adds no delay.
+    fn should_launch(&mut self) -> bool {
+        if self.in_flight.len() >= self.config.max_in_flight {
+            return false;
+        }
+        if self.assembler.waiting() >= self.config.max_batch {
+            return true;
+        }
+        if self.is_busy() {
+            return false;
+        }
+        let idle = self.assembler.is_idle(self.now());
+        if idle {
+            // What was applied needed no batch.
+            self.queued_bytes -= std::mem::take(&mut self.waiting_bytes);
+        }
+        !idle
+    }
+
+    fn apply(&mut self, decoded: DecodedBatch) -> Result<()> {
+        let now = self.now();
+        for item in decoded.items {
+            match item {
+                Item::Decoded(partition, seqno, decoded) => {
+                    self.tracker.advance(partition, seqno);
+                    self.assembler.apply(decoded, now);
+                    // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
+                    if self.assembler.waiting() >= self.config.max_batch {
+                        self.launch(None);
+                    }
+                }
+                Item::Control(FeedEvent::Rollback { partition, to }) => {
+                    return Err(Error::new(
+                        ErrorKind::RolledBack,
+                        format!(
+                            "the feed took back partition {} after {}; entries cannot be withdrawn, rebuild the cache in a new namespace",
+                            partition.0, to.0
+                        ),
+                    ));
+                }
+                Item::Control(event) => self.tracker.observe(&event),
+            }
+        }
+        self.dirty = true;
+        self.waiting_bytes += decoded.bytes;
+        log_noted(&self.assembler.take_noted());
+        if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
+            self.launch(Some(()));
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        log_noted(&self.assembler.tick(self.now()));
+        let due = self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms);
+        if due && self.dirty && self.in_flight.len() < self.config.max_in_flight {
+            self.launch(Some(()));
+        }
+    }
+
+    /// Prepares a batch and begins to commit it; with a checkpoint if asked and the feed has positions. Between feed
+    /// batches only may a checkpoint be asked for.
+    fn launch(&mut self, checkpoint: Option<()>) {
+        let position = checkpoint.filter(|()| self.has_positions).map(|()| self.tracker.position());
+        if checkpoint.is_some() {
+            self.checkpointed = Instant::now();
+            self.dirty = false;
+        }
+        let Prepared { batch, publication } = self.assembler.prepare(position, self.now());
+        let (store, policy) = (self.store.clone(), backoff(&self.config));
+        let commit = tokio::spawn(async move {
+            let attempt = || async { store.commit(&batch).await };
+            attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
+        });
+        let bytes = std::mem::take(&mut self.waiting_bytes);
+        self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
+    }
+
+    /// Waits until one more batch is committed or published. Cancel safe: what it waits for stays in `self`.
+    async fn settle(&mut self) -> Result<()> {
+        if let Some(publishing) = &mut self.publishing {
+            let published = (&mut publishing.publish).await;
+            let bytes = publishing.bytes;
+            self.publishing = None;
+            self.clock = published?;
+            self.queued_bytes -= bytes;
+            self.assembler.published(&self.clock.value);
+            self.drop_emptied();
+        } else if let Some(front) = self.in_flight.front_mut() {
+            let receipt = (&mut front.commit).await.map_err(task_failed)??;
+            let Some(InFlight { publication, bytes, .. }) = self.in_flight.pop_front() else { return Ok(()) };
+            for (channel, index) in receipt.emptied {
+                let last = Block::range(index, self.codec.capacity()).last();
+                self.emptied.insert((last, channel), index);
+            }
+            let (store, last, policy) = (self.store.clone(), self.clock.clone(), backoff(&self.config));
+            let publish = async move {
+                let attempt = || async { store.publish(&publication, &last).await };
+                attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
+            };
+            self.publishing = Some(Publishing { publish: publish.boxed(), bytes });
+        }
+        Ok(())
+    }
+
+    /// Takes blocks without anything live out of their directories, once every mark up to their end is stored (a restart finds unmarked
+    /// entries through the star channel's directory).
+    fn drop_emptied(&mut self) {
+        while let Some(first) = self.emptied.first_entry()
+            && first.key().0 <= self.clock.value.marked
+        {
+            let ((_, channel), index) = first.remove_entry();
+            self.assembler.listed().remove(&channel, index);
+            let (store, codec) = (self.store.clone(), self.codec.clone());
+            // Only an optimization for readers: not waited for, and tried again never.
+            tokio::spawn(async move {
+                if let Err(e) = commit::drop_block(store.as_ref(), &channel, index, codec.as_ref()).await {
+                    tracing::warn!(%channel, block = index.0, error = ?e, "could not drop an empty block from its directory");
+                }
+            });
+        }
+    }
+}
+
+fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch, bytes: usize) -> DecodedBatch {
+    let item = |event| match event {
+        FeedEvent::Mutation(mutation) => {
+            let decoded = decoder.decode(&mutation);
+            if let Decoded::Invalid(invalid) = &decoded {
+                tracing::warn!(key = %mutation.key.escape_ascii(), reason = %invalid.reason, "a mutation cannot be understood; left out");
+            }
+            Item::Decoded(mutation.partition, mutation.seqno, decoded)
+        }
+        other => Item::Control(other),
+    };
+    DecodedBatch { items: batch.events.into_iter().map(item).collect(), bytes }
+}
+
+fn backoff(config: &WriterConfig) -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(5))
+        .with_max_delay(Duration::from_secs(2))
+        .with_total_delay(Some(Duration::from_millis(config.give_up_after_ms)))
+        .without_max_times()
+        .with_jitter()
+}
+
+fn log_retry(error: &Error, after: Duration) {
+    tracing::warn!(?error, ?after, "the store failed; trying again");
+}
+
+fn log_noted(noted: &[Noted]) {
+    for note in noted {
+        match note {
+            Noted::Skipped(range) => tracing::info!(%range, "skipped: high passes, stable waits"),
+            Noted::Abandoned(range) => tracing::warn!(%range, "given up: stable passes"),
+        }
+    }
+}
+
+fn task_failed(e: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Unexpected, "a task of the writer failed").with_source(e)
+}

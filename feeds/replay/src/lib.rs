@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+
+mod line;
+mod memory;
+pub mod peer;
+mod recording;
+mod replay;
+mod stream;
+pub mod synthetic;
+mod text;
+mod transform;
+mod wire;
+
+pub use memory::MemoryFeed;
+pub use recording::{Marker, Recording};
+pub use replay::{ReplayFeed, ReplayOptions};
+pub use synthetic::{Synthetic, SyntheticConfig, SyntheticFeed};
+pub use transform::MutationsExt;
+
+/// Partitions of every feed in this crate, as a Couchbase bucket has them.
+pub const PARTITIONS: u16 = 1024;

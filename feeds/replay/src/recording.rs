@@ -1,0 +1,66 @@
+//! A whole recording in memory, for tests and benchmarks.
+
+use std::path::Path;
+
+use sluicegate_core::{Error, ErrorKind, Mutation, Result, Sequence};
+
+use crate::line::{self, Line};
+
+/// A point of a recording at which the gateway was at rest and its answers were recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// Its number.
+    pub marker: u32,
+    /// The feed index of the last event before it.
+    pub after_n: u64,
+    /// The highest sequence allocated by then.
+    pub high_seq: Sequence,
+}
+
+/// A recording, all of it in memory. To follow one without holding it, use [`ReplayFeed`](crate::ReplayFeed).
+#[derive(Clone, Debug, Default)]
+pub struct Recording {
+    /// The mutations in the order of the feed; their `seqno` is the feed index, from 1.
+    pub mutations: Vec<Mutation>,
+    /// The markers' ends, in order.
+    pub markers: Vec<Marker>,
+}
+
+impl Recording {
+    /// Reads the recording at `path`, plain or gzip. Blocks.
+    ///
+    /// # Errors
+    /// `NotFound` or `Unavailable` if the file cannot be opened; `Corrupt`, naming file and line, for what cannot be understood.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let mut recording = Recording::default();
+        for line in line::open(path.as_ref())? {
+            match line? {
+                Line::Mutation(mutation) => recording.mutations.push(mutation),
+                Line::MarkerEnd(marker) => recording.markers.push(marker),
+                Line::MarkerBegin => {}
+            }
+        }
+        Ok(recording)
+    }
+
+    /// The marker of this number.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none.
+    pub fn marker(&self, marker: u32) -> Result<Marker> {
+        self.markers.iter().find(|m| m.marker == marker).copied().ok_or_else(|| {
+            let known: Vec<_> = self.markers.iter().map(|m| m.marker).collect();
+            Error::new(ErrorKind::NotFound, format!("the recording has no marker {marker}, only {known:?}"))
+        })
+    }
+
+    /// The mutations before the end of marker `marker`.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such marker.
+    pub fn upto_marker(&self, marker: u32) -> Result<&[Mutation]> {
+        let after = self.marker(marker)?.after_n;
+        let count = self.mutations.partition_point(|m| m.seqno.0 <= after);
+        Ok(&self.mutations[..count])
+    }
+}

@@ -1,0 +1,2 @@
+//! Sluicegate.
+pub mod compare;

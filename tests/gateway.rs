@@ -1,0 +1,227 @@
+//! The cache against a real gateway: its recorded mutations in, its recorded answers compared, in every way a feed may deliver them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use sluicegate::compare::{Ids, Report, Truth, compare_marker};
+use sluicegate_core::decode::{Decoded, GatewayDecoder, MutationDecoder as _};
+use sluicegate_core::feed::{FeedBatch, FeedEvent};
+use sluicegate_core::sequence::RangeSet;
+use sluicegate_core::{AlwaysWriter, CacheStore, Candidate, Coordinator as _, Mutation, Role, Sequence};
+use sluicegate_core::{ReaderConfig, ReaderNode, Writer, WriterConfig};
+use sluicegate_memory::MemoryStore;
+use sluicegate_replay::{MemoryFeed, MutationsExt as _, Recording};
+
+/// One recorded gateway.
+struct Set {
+    name: &'static str,
+    mutations: &'static str,
+    truth: &'static str,
+}
+
+const SETS: [Set; 3] = [
+    Set { name: "attributes", mutations: "mutations.ndjson.gz", truth: "changes-truth.ndjson.gz" },
+    Set { name: "inline", mutations: "mutations-inline.ndjson.gz", truth: "changes-truth-inline.ndjson.gz" },
+    Set { name: "attributes, older gateway", mutations: "mutations-xattr33.ndjson.gz", truth: "changes-truth-xattr33.ndjson.gz" },
+];
+
+const HAZARDS: Set =
+    Set { name: "hazards", mutations: "hazards/mutations-skips.ndjson.gz", truth: "hazards/changes-truth-skips.ndjson.gz" };
+
+/// Answers a cache can give, in each recording.
+const MODELLED: usize = 526;
+
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/gateway").join(file)
+}
+
+async fn writer(store: &Arc<dyn CacheStore>, feed: &str, config: WriterConfig) -> Writer {
+    let coordinator = AlwaysWriter::new(store.clone());
+    let role = coordinator.campaign(Candidate::new("test")).await.unwrap().next().await;
+    let Some(Role::Writer { epoch }) = role else { panic!("no writer: {role:?}") };
+    let decoder = Arc::new(GatewayDecoder::default());
+    Writer::take_over(store.clone(), decoder, feed, epoch, config).await.unwrap()
+}
+
+fn batches(mutations: &[Mutation]) -> impl Iterator<Item = FeedBatch> + '_ {
+    let batch = |chunk: &[Mutation]| FeedBatch::from(chunk.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>());
+    mutations.chunks(97).map(batch)
+}
+
+/// Ingests each part, and after it asks everything recorded at its marker.
+async fn answers(parts: &[(u32, Vec<Mutation>)], truth: &Truth, ids: Ids) -> Report {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = writer(&store, "recording", WriterConfig::default()).await;
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut report = Report::default();
+    for (marker, mutations) in parts {
+        for batch in batches(mutations) {
+            writer.process(batch).await.unwrap();
+        }
+        writer.finish().await.unwrap();
+        reader.wait_for_batch(writer.clock().batch).await.unwrap();
+        report.add(compare_marker(&reader, truth, *marker, ids).await.unwrap());
+    }
+    report
+}
+
+/// The recording cut at its markers 1 to 4.
+fn parts(recording: &Recording) -> Vec<(u32, Vec<Mutation>)> {
+    let mut from = 0;
+    let mut part = |marker| {
+        let upto = recording.upto_marker(marker).unwrap();
+        let part = upto[from..].to_vec();
+        from = upto.len();
+        (marker, part)
+    };
+    (1..=4).map(&mut part).collect()
+}
+
+fn load(set: &Set) -> (Recording, Truth) {
+    (Recording::read(path(set.mutations)).unwrap(), Truth::read(path(set.truth)).unwrap())
+}
+
+#[track_caller]
+fn assert_agrees(what: &str, report: &Report) {
+    println!("{what}: {report}");
+    assert!(report.differences.is_empty(), "{what}: {report}");
+    assert_eq!(report.answers, MODELLED, "{what}: {report}");
+    assert_eq!(report.refused, 4, "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_recorded_answer_is_reproduced_at_every_marker() {
+    for set in &SETS {
+        let (recording, truth) = load(set);
+        assert_agrees(set.name, &answers(&parts(&recording), &truth, Ids::Exact).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_of_the_feed_does_not_matter() {
+    for set in &SETS {
+        let (recording, truth) = load(set);
+        for (window, seed) in [(10, 1), (100, 2), (1_000, 3), (8_000, 4)] {
+            let shuffle = |(marker, part): (u32, Vec<Mutation>)| (marker, part.shuffled_within(window, seed));
+            let parts: Vec<_> = parts(&recording).into_iter().map(shuffle).collect();
+            let what = format!("{}, shuffled within {window}, seed {seed}", set.name);
+            assert_agrees(&what, &answers(&parts, &truth, Ids::Exact).await);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_come_again_change_nothing() {
+    for set in &SETS {
+        let (recording, truth) = load(set);
+        for seed in 0..3 {
+            let again = |(marker, part): (u32, Vec<Mutation>)| (marker, part.duplicated(0.1, seed).shuffled_within(50, seed));
+            let parts: Vec<_> = parts(&recording).into_iter().map(again).collect();
+            assert_agrees(&format!("{}, duplicated, seed {seed}", set.name), &answers(&parts, &truth, Ids::Exact).await);
+        }
+    }
+}
+
+/// A server keeps only the newest event of a key, so a reader that is behind misses the others: their numbers come back through the
+/// documents' recent sequences. Those of users and roles do not; they are truly lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_the_server_left_out_are_made_up_for() {
+    for set in &SETS {
+        let (recording, truth) = load(set);
+        for window in [50, 200, 1_000] {
+            let mut report = Report::default();
+            let mut lost = 0;
+            for marker in 1..=4 {
+                let all = recording.upto_marker(marker).unwrap().to_vec();
+                let kept = all.clone().deduplicated(window);
+                let now_lost = truly_lost(&all, &kept);
+                lost += now_lost;
+                let ids = if now_lost == 0 { Ids::Exact } else { Ids::Sequences };
+                report.add(answers(&[(marker, kept)], &truth, ids).await);
+            }
+            println!("{}, windows of {window}: {lost} numbers truly lost over 4 markers", set.name);
+            assert_agrees(&format!("{}, de-duplicated in windows of {window}", set.name), &report);
+        }
+    }
+}
+
+/// Numbers that something in `all` accounts for, and nothing in `kept`.
+fn truly_lost(all: &[Mutation], kept: &[Mutation]) -> usize {
+    let decoder = GatewayDecoder::default();
+    let numbers = |mutations: &[Mutation]| {
+        let mut numbers = RangeSet::new();
+        let mut add = |s: &Sequence| {
+            numbers.insert(s.0, s.0);
+        };
+        for mutation in mutations {
+            match decoder.decode(mutation) {
+                Decoded::Principal(principal) => add(&principal.sequence),
+                Decoded::Document(document) => {
+                    document.unused.iter().chain(document.entry.supersedes()).for_each(&mut add);
+                    add(&document.entry.sequence());
+                }
+                _ => {}
+            }
+        }
+        numbers
+    };
+    let (all, kept) = (numbers(all), numbers(kept));
+    all.iter().flat_map(|(a, b)| a..=b).filter(|n| !kept.contains(*n)).count()
+}
+
+/// The gateway that made this recording lost sequences of its own: documents cancelled half-way (never on the feed) and users' numbers that
+/// it read too late (on the feed, but it did not see them).
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_gateway_itself_lost_is_all_that_differs_on_the_hazards() {
+    let (recording, truth) = load(&HAZARDS);
+    let report = answers(&parts(&recording), &truth, Ids::Sequences).await;
+    assert_agrees("hazards, as the feed has them", &report);
+
+    // The number just above the gateway's stable sequence is one that it lost: leave it out of the feed too.
+    let decoder = GatewayDecoder::default();
+    let lost: Vec<Sequence> = truth.stable.values().map(|stable| Sequence(stable + 1)).collect();
+    let seen = |m: &Mutation| !matches!(decoder.decode(m), Decoded::Principal(p) if lost.contains(&p.sequence));
+    let without = |(marker, part): (u32, Vec<Mutation>)| (marker, part.into_iter().filter(|m| seen(m)).collect());
+    let parts: Vec<_> = parts(&recording).into_iter().map(without).collect();
+    assert_agrees("hazards, without what the gateway did not see", &answers(&parts, &truth, Ids::Exact).await);
+}
+
+/// The writer is killed at some await, a few times a recording, and another goes on each time.
+#[tokio::test]
+async fn a_writer_that_is_killed_anywhere_loses_nothing() {
+    let config: WriterConfig = serde_json::from_str(r#"{"checkpoint_interval_ms": 1, "max_batch": 100}"#).unwrap();
+    let mut killed = 0;
+    for set in &SETS {
+        let (recording, truth) = load(set);
+        let mut report = Report::default();
+        for marker in 1..=4 {
+            let mut random = ChaCha8Rng::seed_from_u64(u64::from(marker));
+            let mutations = recording.upto_marker(marker).unwrap().to_vec().shuffled_within(200, marker.into());
+            let feed = Arc::new(MemoryFeed::new(set.name, mutations).with_batch(20).unwrap());
+            let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+            for _ in 0..8 {
+                let mut writer = writer(&store, set.name, config.clone()).await;
+                let feed = feed.clone();
+                let running = tokio::spawn(async move { writer.run(feed.as_ref(), std::future::pending()).await.map(drop) });
+                for _ in 0..random.random_range(0..5) {
+                    tokio::task::yield_now().await;
+                }
+                killed += usize::from(!running.is_finished());
+                running.abort();
+                if let Ok(ended) = running.await {
+                    ended.unwrap();
+                }
+            }
+            let mut writer = writer(&store, set.name, config.clone()).await;
+            writer.run(feed.as_ref(), std::future::pending()).await.unwrap();
+            let reader = ReaderNode::open(store, ReaderConfig::default()).await.unwrap();
+            report.add(compare_marker(&reader, &truth, marker, Ids::Exact).await.unwrap());
+        }
+        assert_agrees(&format!("{}, killed and restarted", set.name), &report);
+    }
+    println!("{killed} writers killed while they ran");
+    assert!(killed > 20, "only {killed} of the writers were killed while they ran");
+}

@@ -1,2 +1,4 @@
 //! Sluicegate.
+#[cfg(all(feature = "memory", feature = "replay"))]
+pub mod bench;
 pub mod compare;

@@ -46,18 +46,18 @@ fn run(bencher: Bencher<'_, '_>, mutation: &Mutation) {
         .bench(|| decoder.decode(black_box(mutation)));
 }
 
-#[divan::bench(args = [1, 4])]
+#[divan::bench(args = [1, 4], sample_size = 200, sample_count = 1000)]
 fn attribute(bencher: Bencher<'_, '_>, channels: usize) {
     run(bencher, &with_attribute(channels));
 }
 
-#[divan::bench(args = [1_000, 100_000])]
+#[divan::bench(args = [1_000, 100_000], sample_size = 10, sample_count = 1000)]
 fn body(bencher: Bencher<'_, '_>, size: usize) {
     run(bencher, &inline(size));
 }
 
 /// Several threads that share a decoder and its channels.
-#[divan::bench(args = [1, 4], threads = [1, 2])]
+#[divan::bench(args = [1, 4], threads = [1, 2], sample_size = 200, sample_count = 1000)]
 fn shared(bencher: Bencher<'_, '_>, channels: usize) {
     run(bencher, &with_attribute(channels));
 }

@@ -127,6 +127,12 @@ pub struct BlockDelta {
 }
 
 impl BlockDelta {
+    /// A delta whose present rows and removals are entries' own.
+    pub fn new(channel: Channel, index: BlockIndex, changes: Vec<(u32, BlockState)>) -> Self {
+        let adds_rows = changes.iter().any(|(_, state)| state.is_live());
+        BlockDelta { channel, index, changes, adds_rows }
+    }
+
     /// Raises the states in `block`; whether anything changed.
     pub fn apply(&self, block: &mut Block) -> bool {
         let mut changed = false;
@@ -258,9 +264,25 @@ pub struct BatchRecord {
     pub principals: Vec<PrincipalChange>,
     /// The whole skipped list after it.
     pub gaps: Vec<Gap>,
+    /// All that has been given up by then, and has not come since.
+    #[serde(default, skip_serializing_if = "RangeSet::is_empty")]
+    pub abandoned: RangeSet,
 }
 
 impl BatchRecord {
+    /// The record of a batch that changed nothing.
+    pub fn new(number: u64, epoch: Epoch) -> Self {
+        BatchRecord {
+            number,
+            epoch,
+            entries: Vec::new(),
+            late: Vec::new(),
+            principals: Vec::new(),
+            gaps: Vec::new(),
+            abandoned: RangeSet::new(),
+        }
+    }
+
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
         to_json(self)

@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::batch::{CommitReceipt, Publication};
+use crate::batch::{CommitReceipt, Gap, Publication};
 use crate::block::{Block, BlockCodec, codec_named};
 use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit;
 use crate::decode::{Decoded, MutationDecoder};
-use crate::engine::{Assembler, Noted, Prepared, Sequencer, SequencerConfig, WriterStats};
+use crate::engine::{Assembler, Noted, Prepared, Sequencer, SequencerConfig, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
 use crate::key::BlockIndex;
@@ -133,9 +133,6 @@ pub enum Ended {
 /// Feed batches being decoded ahead of the one task that applies them.
 const DECODE_AHEAD: usize = 8;
 
-/// The process's own clock begins here, so that ages from before its start can be told.
-const TIME_BASE: Duration = Duration::from_secs(100 * 365 * 86_400);
-
 /// The writer of one cache, for one term. Exclusive: there is one task that drives it.
 ///
 /// Made by [`Writer::take_over`]. Dropping it at any moment loses nothing: whoever takes over next goes on from the stored clock
@@ -219,20 +216,19 @@ impl Writer {
         let clock = &taken.clock.value;
         let checkpoint = taken.checkpoint.as_ref();
         let ahead = checkpoint.filter(|c| c.batch > clock.batch);
-        let (high, gaps) = match (ahead, &taken.record) {
-            (Some(ahead), _) => {
-                let gap = |s: &crate::engine::SkippedRange| crate::batch::Gap { range: s.range, age_ms: s.missed_ms };
-                (ahead.sequencer.next.previous(), ahead.sequencer.skipped.iter().map(gap).collect())
-            }
-            (None, _) if clock.gaps == 0 => (clock.high, Vec::new()),
-            (None, Some(record)) => (clock.high, record.gaps.clone()),
+        let gap = |s: &SkippedRange| Gap { range: s.range, age_ms: s.missed_ms };
+        let (high, gaps, abandoned) = match (ahead.map(|c| &c.sequencer), &taken.record) {
+            (Some(ahead), _) => (ahead.next.previous(), ahead.skipped.iter().map(gap).collect(), Some(&ahead.abandoned)),
+            (None, Some(record)) => (clock.high, record.gaps.clone(), Some(&record.abandoned)),
+            (None, None) if clock.gaps == 0 => (clock.high, Vec::new(), None),
             (None, None) => {
                 tracing::warn!(batch = clock.batch, "the last batch record is gone: what was missing is announced again as late");
-                let gap = SequenceRange::new(clock.stable.next(), clock.high);
-                (clock.high, gap.into_iter().map(|range| crate::batch::Gap { range, age_ms: 0 }).collect())
+                let range = SequenceRange::new(clock.stable.next(), clock.high);
+                (clock.high, range.into_iter().map(|range| Gap { range, age_ms: 0 }).collect(), None)
             }
         };
-        let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, checkpoint.map(|c| &c.sequencer), TIME_BASE);
+        let state = checkpoint.map(|c| &c.sequencer);
+        let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, abandoned, state, Duration::ZERO);
         let late = checkpoint.map_or(0, |c| c.late);
         let mut last = clock.clone();
         last.batch = last.batch.max(checkpoint.map_or(0, |c| c.batch));
@@ -414,7 +410,7 @@ impl Writer {
     }
 
     fn now(&self) -> Duration {
-        TIME_BASE + self.began.elapsed()
+        self.began.elapsed()
     }
 
     fn is_busy(&self) -> bool {

@@ -99,14 +99,9 @@ impl Block {
 
     /// The block whose states are `words`, two bits an offset from the lowest bit up; as a list if they are few.
     /// What lies outside the capacity is dropped.
-    fn from_words(capacity: u32, mut words: Box<[u64]>) -> Self {
+    fn from_words(capacity: u32, mut words: Vec<u64>) -> Self {
         let mut block = Block::new(capacity);
-        let length = block.capacity.div_ceil(PER_WORD) as usize;
-        if words.len() != length {
-            let mut resized = words.into_vec();
-            resized.resize(length, 0);
-            words = resized.into_boxed_slice();
-        }
+        words.resize(block.capacity.div_ceil(PER_WORD) as usize, 0);
         let used = block.capacity % PER_WORD;
         if used > 0
             && let Some(last) = words.last_mut()
@@ -114,7 +109,7 @@ impl Block {
             *last &= (1 << (2 * used)) - 1;
         }
         let set = set_bits(&words) as usize;
-        block.states = States::Dense(words);
+        block.states = States::Dense(words.into_boxed_slice());
         if set <= longest_list(capacity) {
             let mut list = Vec::with_capacity(set);
             list.extend(block.iter().map(|(offset, state)| offset << 2 | state as u32));

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::attributes;
 use super::interner::SharedInterner;
-use super::json::{JsonError, Scanner};
+use super::json::Scanner;
 use super::metadata::{Metadata, Removal};
 use super::{Decoded, DecodedDocument, Departure, Ignored, Invalid, MutationDecoder, Principal, PrincipalKind};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags, Membership};
@@ -77,27 +77,26 @@ impl GatewayDecoder {
 
     fn document(&self, mutation: &Mutation) -> Result<Decoded, Invalid> {
         let value = Value::of(mutation)?;
-        let metadata = match value.attribute(METADATA)? {
-            Some(attribute) => {
-                let mut scanner = Scanner::new(attribute);
-                let metadata = Metadata::read(&mut scanner).and_then(|m| scanner.end().map(|()| m)).map_err(in_metadata)?;
-                if parse_cas(&metadata.cas)? != mutation.cas {
-                    return Ok(Decoded::Ignored(Ignored::ForeignWrite));
-                }
-                metadata
+        let mut metadata = Metadata::default();
+        if let Some(attribute) = value.attribute(METADATA)? {
+            let mut scanner = Scanner::new(attribute);
+            metadata.read(&mut scanner).and_then(|()| scanner.end()).map_err(|_| in_metadata(&scanner))?;
+            if parse_cas(&metadata.cas)? != mutation.cas {
+                return Ok(Decoded::Ignored(Ignored::ForeignWrite));
             }
-            None if mutation.kind == MutationKind::Mutation => match inline_metadata(value.body()?)? {
-                Some(metadata) => metadata,
-                None => return Ok(Decoded::Ignored(Ignored::NoMetadata)),
-            },
-            None if value.has_attributes => return Ok(Decoded::Ignored(Ignored::NoMetadata)),
-            None => return Ok(Decoded::Ignored(Ignored::Deletion)),
-        };
-        self.revision(mutation, &metadata).map(Decoded::Document)
+        } else if mutation.kind == MutationKind::Mutation {
+            if !read_inline(value.body()?, &mut metadata)? {
+                return Ok(Decoded::Ignored(Ignored::NoMetadata));
+            }
+        } else {
+            let nothing = if value.has_attributes { Ignored::NoMetadata } else { Ignored::Deletion };
+            return Ok(Decoded::Ignored(nothing));
+        }
+        self.revision(mutation, &metadata)
     }
 
     /// The entry of a revision.
-    fn revision(&self, mutation: &Mutation, metadata: &Metadata<'_>) -> Result<DecodedDocument, Invalid> {
+    fn revision(&self, mutation: &Mutation, metadata: &Metadata<'_>) -> Result<Decoded, Invalid> {
         let id = match std::str::from_utf8(&mutation.key) {
             Ok("") => return Err(invalid("a document without an id")),
             Ok(id) => id,
@@ -146,9 +145,10 @@ impl GatewayDecoder {
                 _ => entry.push_channel(ChannelChange { channel, membership, since }),
             }
         }
-        superseded.finish(recent)?.iter().for_each(|sequence| entry.push_superseded(*sequence));
+        superseded.finish(recent)?;
+        superseded.sequences.iter().for_each(|sequence| entry.push_superseded(*sequence));
         let unused = metadata.unused.iter().filter(|n| **n > 0 && **n != own).map(|n| Sequence(*n)).collect();
-        Ok(DecodedDocument { entry, unused, departures })
+        Ok(Decoded::Document(DecodedDocument { entry, unused, departures }))
     }
 }
 
@@ -184,14 +184,14 @@ impl Superseded {
         self.sequences.len()
     }
 
-    /// All of them, in order. Those from `recent` on are new.
+    /// Puts those from `recent` on, which are new, in order.
     #[inline]
-    fn finish(mut self, recent: usize) -> Result<SmallVec<[Sequence; 24]>, Invalid> {
+    fn finish(&mut self, recent: usize) -> Result<(), Invalid> {
         if self.sequences.len() > recent {
             self.sort();
             self.check()?;
         }
-        Ok(self.sequences)
+        Ok(())
     }
 
     #[inline]
@@ -229,7 +229,7 @@ impl Reach {
     /// The row before may also be older than the recent sequences: it is then the end of a stay, and all later stays began since.
     /// (A stay from before that lasted longer has had a row since: the last revision that was delivered is a recent one.)
     #[inline]
-    fn new(metadata: &Metadata<'_>, channel: &str, membership: Membership, row: u64, remembered: Option<u64>) -> Self {
+    fn new(metadata: &Metadata<'_>, channel: &[u8], membership: Membership, row: u64, remembered: Option<u64>) -> Self {
         let (mut first_start, mut departure) = (u64::MAX, 0);
         let (mut known, mut lasted) = (false, false);
         for stay in metadata.last_stays.of(channel).chain(metadata.earlier_stays.of(channel)) {
@@ -276,28 +276,28 @@ impl<'a> Value<'a> {
     }
 }
 
-/// The metadata in a body that is a JSON object with such a property.
-fn inline_metadata(body: &[u8]) -> Result<Option<Metadata<'_>>, Invalid> {
+/// Reads the metadata in a body that is a JSON object with such a property; whether it is one.
+fn read_inline<'a>(body: &'a [u8], metadata: &mut Metadata<'a>) -> Result<bool, Invalid> {
     let mut scanner = Scanner::new(body);
     if scanner.peek() != Ok(b'{') {
-        return Ok(None);
+        return Ok(false);
     }
-    let mut metadata = None;
+    let mut found = false;
     let read = scanner.object(|s, key| {
-        if key == METADATA.as_bytes() {
-            metadata = Some(Metadata::read(s));
-            if let Some(Err(error)) = &metadata {
-                return Err(*error);
-            }
-            return Ok(());
+        if key != METADATA.as_bytes() {
+            return s.skip();
         }
-        s.skip()
+        if found {
+            *metadata = Metadata::default();
+        }
+        found = true;
+        metadata.read(s)
     });
-    match (metadata, read.and_then(|()| scanner.end())) {
+    match read.and_then(|()| scanner.end()) {
+        Ok(()) => Ok(found),
+        Err(_) if found => Err(in_metadata(&scanner)),
         // Without the property it is not the gateway's, well-formed or not.
-        (None, _) => Ok(None),
-        (Some(metadata), Ok(())) => metadata.map(Some).map_err(in_metadata),
-        (Some(_), Err(error)) => Err(in_metadata(error)),
+        Err(_) => Ok(false),
     }
 }
 
@@ -340,7 +340,7 @@ fn principal(kind: PrincipalKind, name: &[u8], mutation: &Mutation) -> Result<De
             s.skip()
         })
         .and_then(|()| scanner.end())
-        .map_err(|error| invalid(format!("a principal: {error}")))?;
+        .map_err(|_| invalid(format!("a principal: {}", scanner.failure())))?;
     if sequence == 0 {
         // It used up none.
         return Ok(Decoded::Ignored(Ignored::Internal));
@@ -361,18 +361,32 @@ fn parse_sequence(digits: &[u8]) -> Option<Sequence> {
 
 /// A CAS as the metadata has it: its bytes from the lowest on, in hexadecimal. None at all is zero, which no document has.
 #[inline]
-fn parse_cas(text: &str) -> Result<u64, Invalid> {
+fn parse_cas(text: &[u8]) -> Result<u64, Invalid> {
     if text.is_empty() {
         return Ok(0);
     }
     let bad = || invalid("metadata whose CAS is not 0x and 16 hexadecimal digits");
-    let digits: &[u8; 16] = text.strip_prefix("0x").and_then(|d| d.as_bytes().try_into().ok()).ok_or_else(bad)?;
-    let mut number = 0u64;
+    let digits: &[u8; 16] = text.strip_prefix(b"0x").and_then(|digits| digits.try_into().ok()).ok_or_else(bad)?;
+    let (mut number, mut wrong) = (0u64, 0);
     for digit in digits {
-        number = number << 4 | u64::from(char::from(*digit).to_digit(16).ok_or_else(bad)?);
+        let value = HEX[usize::from(*digit)];
+        wrong |= value;
+        number = number << 4 | u64::from(value & 15);
     }
-    Ok(number.swap_bytes())
+    if wrong > 15 { Err(bad()) } else { Ok(number.swap_bytes()) }
 }
+
+/// The value of each hexadecimal digit; over 15 for other bytes.
+const HEX: [u8; 256] = {
+    let mut table = [0xff; 256];
+    let mut value = 0;
+    while value < 16 {
+        table[b"0123456789abcdef"[value] as usize] = value as u8;
+        table[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    table
+};
 
 #[cold]
 fn invalid(reason: impl Into<String>) -> Invalid {
@@ -385,8 +399,8 @@ fn refused(error: crate::Error) -> Invalid {
 }
 
 #[cold]
-fn in_metadata(error: JsonError) -> Invalid {
-    invalid(format!("metadata: {error}"))
+fn in_metadata(scanner: &Scanner<'_>) -> Invalid {
+    invalid(format!("metadata: {}", scanner.failure()))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(super) struct Metadata<'a> {
     pub(super) sequence: u64,
     pub(super) flags: u64,
     /// The document's CAS when the metadata was written.
-    pub(super) cas: Cow<'a, str>,
+    pub(super) cas: Cow<'a, [u8]>,
     /// Sequences of the last revisions, this one included, and those that their writes did not use.
     pub(super) recent: Numbers,
     /// Sequences that this write allocated and did not use, sorted.
@@ -35,7 +35,8 @@ pub(super) struct Metadata<'a> {
 /// How the document stands in a channel that it is or was in.
 #[derive(Debug)]
 pub(super) struct ChannelState<'a> {
-    pub(super) name: Cow<'a, str>,
+    /// Its name, not known to be UTF-8.
+    pub(super) name: Cow<'a, [u8]>,
     /// That it left; `None` if it is in the channel.
     pub(super) removal: Option<Removal<'a>>,
 }
@@ -52,7 +53,7 @@ pub(super) struct Removal<'a> {
 /// A time that the document was in a channel.
 #[derive(Debug, Default)]
 pub(super) struct Stay<'a> {
-    pub(super) channel: Cow<'a, str>,
+    pub(super) channel: Cow<'a, [u8]>,
     /// The sequence at which it entered.
     pub(super) start: u64,
     /// The sequence at which it left; zero if it did not.
@@ -60,16 +61,16 @@ pub(super) struct Stay<'a> {
 }
 
 impl<'a> Metadata<'a> {
-    /// Reads the object that comes next. Of fields that come twice the last one counts.
-    pub(super) fn read(scanner: &mut Scanner<'a>) -> Result<Self> {
-        let mut metadata = Metadata::default();
-        let m = &mut metadata;
+    /// Reads the object that comes next into this, which must be empty: it is too large to be handed around. Of fields that come
+    /// twice the last one counts.
+    pub(super) fn read(&mut self, scanner: &mut Scanner<'a>) -> Result<()> {
+        let m = self;
         scanner.object(|s, key| {
             match key {
                 b"rev" => m.revision = revision(s)?,
                 b"sequence" => m.sequence = s.u64()?,
                 b"flags" => m.flags = s.u64()?,
-                b"cas" => m.cas = s.string()?,
+                b"cas" => m.cas = s.bytes()?,
                 b"recent_sequences" => numbers(s, &mut m.recent)?,
                 b"unused_sequences" => {
                     numbers(s, &mut m.unused)?;
@@ -81,8 +82,7 @@ impl<'a> Metadata<'a> {
                 _ => s.skip()?,
             }
             Ok(())
-        })?;
-        Ok(metadata)
+        })
     }
 
     fn read_channels(&mut self, scanner: &mut Scanner<'a>) -> Result<()> {
@@ -129,7 +129,7 @@ impl<'a> Stays<'a> {
             let mut stay = Stay::default();
             s.object(|s, key| {
                 match key {
-                    b"name" => stay.channel = s.string()?,
+                    b"name" => stay.channel = s.bytes()?,
                     b"start" => stay.start = s.u64()?,
                     b"end" => stay.end = if s.null()? { 0 } else { s.u64()? },
                     _ => s.skip()?,
@@ -148,14 +148,14 @@ impl<'a> Stays<'a> {
 
     /// Those in `channel`.
     #[inline]
-    pub(super) fn of(&self, channel: &str) -> impl Iterator<Item = &Stay<'a>> {
+    pub(super) fn of(&self, channel: &[u8]) -> impl Iterator<Item = &Stay<'a>> {
         let (from, to) = if self.sorted {
             let from = self.list.partition_point(|stay| *stay.channel < *channel);
-            (from, from + self.list[from..].partition_point(|stay| stay.channel == channel))
+            (from, from + self.list[from..].partition_point(|stay| *stay.channel == *channel))
         } else {
             (0, self.list.len())
         };
-        self.list[from..to].iter().filter(move |stay| stay.channel == channel)
+        self.list[from..to].iter().filter(move |stay| *stay.channel == *channel)
     }
 }
 
@@ -211,7 +211,9 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Metadata<'_>> {
-        Metadata::read(&mut Scanner::new(text.as_bytes()))
+        let mut metadata = Metadata::default();
+        metadata.read(&mut Scanner::new(text.as_bytes()))?;
+        Ok(metadata)
     }
 
     #[test]
@@ -221,9 +223,10 @@ mod tests {
             "channel_set":[{"name":"x","start":1}],"channel_set":null}"#;
         let m = read(text).unwrap();
         assert_eq!((&*m.revision, m.sequence, &m.recent[..]), ("2-b", 2, &[3][..]));
-        let channels: Vec<_> = m.channels.iter().map(|c| (&*c.name, c.removal.as_ref().map(|r| r.sequence))).collect();
+        let channels: Vec<_> =
+            m.channels.iter().map(|c| (std::str::from_utf8(&c.name).unwrap(), c.removal.as_ref().map(|r| r.sequence))).collect();
         assert_eq!(channels, [("a", Some(1)), ("b", Some(3))]);
-        assert_eq!(m.last_stays.of("x").count(), 0);
+        assert_eq!(m.last_stays.of(b"x").count(), 0);
     }
 
     #[test]
@@ -242,11 +245,11 @@ mod tests {
             let text = format!(r#"{{"channel_set_history":[{}]}}"#, stays.join(","));
             let m = read(&text).unwrap();
             for n in 0..count {
-                let mut starts: Vec<u64> = m.earlier_stays.of(&format!("c{}", n / 2)).map(|s| s.start).collect();
+                let mut starts: Vec<u64> = m.earlier_stays.of(format!("c{}", n / 2).as_bytes()).map(|s| s.start).collect();
                 starts.sort_unstable();
                 assert!(starts.contains(&(n as u64)) && starts.len() <= 2, "{count} {n} {starts:?}");
             }
-            assert_eq!(m.earlier_stays.of("none").count(), 0);
+            assert_eq!(m.earlier_stays.of(b"none").count(), 0);
         }
     }
 

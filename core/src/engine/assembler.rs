@@ -272,6 +272,7 @@ impl Assembler {
             late: std::mem::take(&mut self.late),
             principals: std::mem::take(&mut self.principals),
             gaps: self.sequencer.gaps(now),
+            abandoned: self.sequencer.abandoned().clone(),
         };
         Prepared {
             batch: WriteBatch {

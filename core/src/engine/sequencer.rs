@@ -110,7 +110,8 @@ pub struct Sequencer {
     /// rest of the run is released with it.
     pending: BTreeMap<u64, Run>,
     pending_count: usize,
-    /// By first number. Ranges are only ever added at the top, so they are in the order of their times too.
+    /// By first number. Ranges are only ever added at the top, so they are in the order of their times too. All times held here are
+    /// [`internal`].
     skipped: BTreeMap<u64, Skip>,
     skipped_count: u64,
     /// Every skipped range below this number is older than `max_wait`.
@@ -133,6 +134,15 @@ struct Skip {
     listed: Duration,
 }
 
+/// The time that the sequencer calculates with: so much later that a restored age can lie before the caller's zero.
+fn internal(now: Duration) -> Duration {
+    now.saturating_add(Duration::from_secs(1 << 40))
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Sequencer {
     /// One to which nothing has arrived.
     pub fn new(config: SequencerConfig) -> Self {
@@ -149,39 +159,67 @@ impl Sequencer {
         }
     }
 
-    /// One that goes on where a published clock stands: everything up to `high` is accounted for except `gaps`. What `checkpoint` knows as pending is
-    /// stored and will not come again.
+    /// One that goes on where a published clock stands: everything up to `high` is accounted for except `gaps` (what of them is
+    /// not between the initial sequence and `high` is ignored). What `checkpoint` knows as pending is stored and will not come again.
+    ///
+    /// `abandoned` is what had been given up by then. Where that is not known, a number that the checkpoint misses and the clock does not was
+    /// resolved or given up in between, which cannot be told apart: it counts as given up. So if it comes again it is late once more,
+    /// which repeats at worst; as a duplicate it could be lost.
     pub fn resume(
         config: SequencerConfig,
         high: Sequence,
         gaps: &[Gap],
+        abandoned: Option<&RangeSet>,
         checkpoint: Option<&SequencerState>,
         now: Duration,
     ) -> Self {
+        let at = internal(now);
+        let since = |age_ms: u64| at.saturating_sub(Duration::from_millis(age_ms));
         let mut sequencer = Sequencer::new(config);
-        sequencer.next = sequencer.next.max(high.0.saturating_add(1));
-        for gap in gaps {
-            let missed = now.saturating_sub(Duration::from_millis(gap.age_ms));
-            sequencer.skipped_count += gap.range.count();
-            let skip = Skip { last: gap.range.last().0, missed, listed: missed };
-            sequencer.skipped.insert(gap.range.first().0, skip);
+        let start = sequencer.next;
+        sequencer.next = start.max(high.0.saturating_add(1));
+        let below = |range: SequenceRange| SequenceRange::new(range.first().0.max(start), range.last().0.min(sequencer.next - 1));
+        let mut missing: Vec<(SequenceRange, u64)> =
+            gaps.iter().filter_map(|gap| Some((below(gap.range)?, gap.age_ms))).collect();
+        missing.sort_unstable();
+        if let Some(abandoned) = abandoned {
+            sequencer.abandoned = abandoned.clone();
+        } else if let Some(state) = checkpoint {
+            let given_up = state.abandoned.iter().filter_map(|(first, last)| SequenceRange::new(first, last));
+            for range in given_up.chain(state.skipped.iter().map(|skip| skip.range)).filter_map(below) {
+                sequencer.abandoned.insert(range.first().0, range.last().0);
+            }
+        }
+        for (gap, age_ms) in missing {
+            let (free, missed) = match sequencer.skipped.values().next_back() {
+                Some(before) => (before.last.saturating_add(1), before.missed.max(since(age_ms))),
+                None => (0, since(age_ms)),
+            };
+            if let Some(gap) = SequenceRange::new(gap.first().0.max(free), gap.last()) {
+                let (first, last) = (gap.first().0, gap.last().0);
+                sequencer.abandoned.remove(first, last);
+                sequencer.skipped_count += gap.count();
+                sequencer.skipped.insert(first, Skip { last, missed, listed: missed });
+            }
         }
         if let Some(state) = checkpoint {
-            sequencer.abandoned = state.abandoned.clone();
             for run in &state.pending {
-                if let Some(range) = SequenceRange::new(run.range.first().0.max(sequencer.next), run.range.last()) {
-                    let since = now.saturating_sub(Duration::from_millis(run.age_ms));
-                    sequencer.add_pending(range, since, run.count as usize);
+                // `u64::MAX` is no sequence.
+                let (first, last) = (run.range.first().0.max(sequencer.next), run.range.last().0.min(u64::MAX - 1));
+                if let Some(range) = SequenceRange::new(first, last) {
+                    let count = usize::try_from(run.count.min(range.count())).unwrap_or(usize::MAX).max(1);
+                    sequencer.add_pending(range, since(run.age_ms), count);
                 }
             }
-            sequencer.drain(now);
+            sequencer.drain(at);
         }
         sequencer
     }
 
     /// Its state, to be stored.
     pub fn state(&self, now: Duration) -> SequencerState {
-        let ms = |at: Duration| u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(u64::MAX);
+        let now = internal(now);
+        let ms = |at: Duration| milliseconds(now.saturating_sub(at));
         let range = |first: u64, last: u64| SequenceRange::new(first, last);
         SequencerState {
             next: Sequence(self.next),
@@ -218,6 +256,7 @@ impl Sequencer {
 
     /// Up to here every gap is older than `max_wait`.
     pub fn settled(&mut self, now: Duration) -> Sequence {
+        let now = internal(now);
         while let Some((&first, skip)) = self.skipped.range(self.settled_below..).next() {
             if now.saturating_sub(skip.missed) < self.config.max_wait {
                 return Sequence(first - 1);
@@ -237,10 +276,16 @@ impl Sequencer {
         self.pending_count
     }
 
+    /// What has been given up.
+    pub fn abandoned(&self) -> &RangeSet {
+        &self.abandoned
+    }
+
     /// The skipped list.
     pub fn gaps(&self, now: Duration) -> Vec<Gap> {
+        let now = internal(now);
         let gap = |(&first, skip): (&u64, &Skip)| {
-            let age_ms = u64::try_from(now.saturating_sub(skip.missed).as_millis()).unwrap_or(u64::MAX);
+            let age_ms = milliseconds(now.saturating_sub(skip.missed));
             Some(Gap { range: SequenceRange::new(first, skip.last)?, age_ms })
         };
         self.skipped.iter().filter_map(gap).collect()
@@ -255,10 +300,10 @@ impl Sequencer {
     #[inline]
     pub fn arrived(&mut self, sequence: Sequence, now: Duration) -> Arrival {
         let s = sequence.0;
-        if s == self.next && s > self.config.initial.0 {
+        if s == self.next && s < u64::MAX {
             self.next += 1;
             if !self.pending.is_empty() {
-                self.drain(now);
+                self.drain(internal(now));
             }
             return Arrival::InOrder;
         }
@@ -277,6 +322,7 @@ impl Sequencer {
         if s == u64::MAX || self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s) {
             return Arrival::Duplicate;
         }
+        let now = internal(now);
         self.add_pending(SequenceRange::one(Sequence(s)), now, 1);
         if self.pending_count > self.config.max_pending {
             self.drain(now);
@@ -288,6 +334,7 @@ impl Sequencer {
     ///
     /// What of it lies below `next` leaves the skipped list, the rest counts as one arrival (the gateway ignores a range that straddles).
     pub fn unused(&mut self, range: SequenceRange, now: Duration) -> u64 {
+        let now = internal(now);
         let first = range.first().0.max(self.config.initial.0.saturating_add(1));
         let last = range.last().0.min(u64::MAX - 1);
         let mut new = 0;
@@ -305,6 +352,7 @@ impl Sequencer {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Duration) {
+        let now = internal(now);
         self.drain(now);
         while let Some((&first, &skip)) = self.skipped.iter().next() {
             if now.saturating_sub(skip.listed) < self.config.skip_wait {
@@ -317,13 +365,18 @@ impl Sequencer {
         }
     }
 
-    /// The feed has ended: nothing pending waits any longer, what is missing below it is skipped at once and counts as settled.
+    /// The feed has ended: nothing pending waits any longer, what is missing below it is skipped at once, and everything that is
+    /// missing counts as settled.
     pub fn end_of_feed(&mut self, now: Duration) {
+        let now = internal(now);
+        let settled = now.saturating_sub(self.config.max_wait);
         while let Some((&first, _)) = self.pending.iter().next() {
-            self.skip_to(first, now, now);
+            self.skip_to(first, settled, now);
             self.drain(now);
         }
-        self.settled_below = self.next;
+        for skip in self.skipped.values_mut() {
+            skip.missed = skip.missed.min(settled);
+        }
     }
 
     /// Adds what is not pending yet; how many numbers that was. One BTreeMap walk over the runs it swallows.

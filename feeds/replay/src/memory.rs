@@ -65,7 +65,7 @@ impl Feed for MemoryFeed {
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
-        let position = stream::position_of(start, "mutations")?;
+        let position = Arc::new(stream::position_of(start, "mutations")?);
         let (events, batch) = (self.events.clone(), self.batch);
         let batches = streams::unfold(Some(0), move |at| {
             let (events, position) = (events.clone(), position.clone());

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
 use sluicegate_core::registry::{FeedFactory, Location};
-use sluicegate_core::{Error, ErrorKind, Feed, FeedPosition, FeedStart, FeedStream, Mutation, Result};
+use sluicegate_core::{Error, Feed, FeedPosition, FeedStart, FeedStream, Mutation, Result};
 
 use crate::PARTITIONS;
 use crate::line::{self, Line, Lines};
@@ -123,8 +123,7 @@ type FileLines = Lines<Box<dyn BufRead + Send>>;
 
 async fn open_lines(path: &Path) -> Result<FileLines> {
     let path = path.to_owned();
-    let opened = tokio::task::spawn_blocking(move || line::open(&path)).await;
-    opened.map_err(|e| Error::new(ErrorKind::Closed, "the runtime is shutting down").with_source(e))?
+    tokio::task::spawn_blocking(move || line::open(&path)).await.map_err(stream::stopped)?
 }
 
 /// The mutations of a recording that come after a position, up to a marker.

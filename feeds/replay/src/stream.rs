@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream;
 use sluicegate_core::{Error, ErrorKind, FeedBatch, FeedEvent, FeedPosition, FeedStart, FeedStream, Mutation, Result};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 /// Events of a batch unless said otherwise.
@@ -88,6 +88,8 @@ fn read_portion<I: Iterator<Item = Result<Mutation>>>(mut source: I, size: usize
 }
 
 enum State<I> {
+    /// Nothing has been read yet.
+    New(I),
     /// The next portion is being read.
     Reading(JoinHandle<Portion<I>>),
     /// The source failed after what has been delivered.
@@ -97,53 +99,72 @@ enum State<I> {
     Ended,
 }
 
+struct Reader<I> {
+    state: State<I>,
+    pace: Pace,
+    started: Instant,
+    delivered: u64,
+}
+
+impl<I: Iterator<Item = Result<Mutation>> + Send + 'static> Reader<I> {
+    fn read(&self, source: I) -> State<I> {
+        let size = self.pace.batch();
+        State::Reading(tokio::task::spawn_blocking(move || read_portion(source, size)))
+    }
+
+    async fn next(&mut self) -> Option<Result<FeedBatch>> {
+        loop {
+            match std::mem::replace(&mut self.state, State::Ended) {
+                State::New(source) => {
+                    self.started = Instant::now();
+                    self.state = self.read(source);
+                }
+                State::Reading(portion) => {
+                    let Portion { source, events, error } = match portion.await {
+                        Ok(portion) => portion,
+                        Err(e) => return Some(Err(stopped(e))),
+                    };
+                    self.state = match (source, error) {
+                        (Some(source), _) => self.read(source),
+                        (None, Some(error)) => State::Failing(error),
+                        (None, None) => State::CaughtUp,
+                    };
+                    if events.is_empty() {
+                        continue;
+                    }
+                    if let Some(due) = self.pace.due(self.started, self.delivered) {
+                        tokio::time::sleep_until(due).await;
+                    }
+                    self.delivered += events.len() as u64;
+                    return Some(Ok(FeedBatch::from(events)));
+                }
+                State::Failing(error) => return Some(Err(error)),
+                State::CaughtUp => return Some(Ok(FeedBatch::from(vec![FeedEvent::CaughtUp]))),
+                State::Ended => return None,
+            }
+        }
+    }
+}
+
+/// Why a blocking task did not come to its end.
+pub(crate) fn stopped(e: JoinError) -> Error {
+    let (kind, message) = if e.is_panic() {
+        (ErrorKind::Unexpected, "the feed's reader has panicked; this is a bug")
+    } else {
+        (ErrorKind::Closed, "the runtime is shutting down")
+    };
+    Error::new(kind, message).with_source(e)
+}
+
 /// A stream over `source`, which may block: it runs on the blocking pool, one portion a call. One portion is read ahead
-/// while the consumer works on the last one, and no more: nobody takes, nothing is read. A thread is never held between portions, so that
-/// neither a forgotten stream nor a paused clock waits for one.
+/// while the consumer works on the last one, and no more: nobody takes, nothing is read. A thread is never held between
+/// portions, so that neither a forgotten stream nor a paused clock waits for one.
 pub(crate) fn blocking<I>(source: I, pace: Pace) -> FeedStream
 where
     I: Iterator<Item = Result<Mutation>> + Send + 'static,
 {
-    let size = pace.batch();
-    let read = move |source: I| State::Reading(tokio::task::spawn_blocking(move || read_portion(source, size)));
-    let started = stream::once(async move { (read(source), Instant::now(), 0u64) });
-    let batches = started.flat_map(move |state| {
-        stream::unfold(state, move |(mut state, started, mut delivered)| async move {
-            loop {
-                let (batch, next) = match state {
-                    State::Reading(portion) => {
-                        let portion = match portion.await {
-                            Ok(portion) => portion,
-                            // The runtime is shutting down, or the source has panicked.
-                            Err(e) => {
-                                let error = Error::new(ErrorKind::Closed, "the feed's reader has been stopped").with_source(e);
-                                Portion { source: None, events: Vec::new(), error: Some(error) }
-                            }
-                        };
-                        let next = match (portion.source, portion.error) {
-                            (Some(source), _) => read(source),
-                            (None, Some(error)) => State::Failing(error),
-                            (None, None) => State::CaughtUp,
-                        };
-                        if portion.events.is_empty() {
-                            state = next;
-                            continue;
-                        }
-                        if let Some(due) = pace.due(started, delivered) {
-                            tokio::time::sleep_until(due).await;
-                        }
-                        delivered += portion.events.len() as u64;
-                        (Ok(FeedBatch::from(portion.events)), next)
-                    }
-                    State::Failing(error) => (Err(error), State::Ended),
-                    State::CaughtUp => (Ok(FeedBatch::from(vec![FeedEvent::CaughtUp])), State::Ended),
-                    State::Ended => return None,
-                };
-                return Some((batch, (next, started, delivered)));
-            }
-        })
-    });
-    batches.boxed()
+    let reader = Reader { state: State::New(source), pace, started: Instant::now(), delivered: 0 };
+    stream::unfold(reader, |mut reader| async move { Some((reader.next().await?, reader)) }).boxed()
 }
 
 #[cfg(test)]

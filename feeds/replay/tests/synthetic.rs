@@ -20,6 +20,11 @@ fn generate(config: SyntheticConfig, seed: u64, events: usize) -> Generated {
     Synthetic::new(config, seed).unwrap().generate(events)
 }
 
+/// More documents, which keeps the metadata of each short.
+fn rough_and_wide() -> SyntheticConfig {
+    SyntheticConfig { documents: 1_500, ..rough() }
+}
+
 /// The gateway's metadata and the body.
 fn document(mutation: &Mutation) -> Option<(Value, &[u8])> {
     if !mutation.datatype.has_attributes() {
@@ -95,7 +100,7 @@ fn the_same_seed_gives_the_same_feed_of_exactly_the_length_asked_for() {
 #[test]
 fn each_sequence_is_accounted_for_or_lost() {
     for seed in 0..3 {
-        let generated = generate(rough(), seed, 8_000);
+        let generated = generate(rough_and_wide(), seed, 8_000);
         let mut set = accounted(&generated.mutations);
         assert_eq!(set.last(), Some(generated.high.0));
         assert!(generated.lost.count() > 5);
@@ -112,7 +117,7 @@ fn each_sequence_is_accounted_for_or_lost() {
 #[test]
 fn the_truth_is_what_the_newest_metadata_say() {
     for seed in 0..3 {
-        let generated = generate(rough(), seed, 8_000);
+        let generated = generate(rough_and_wide(), seed, 8_000);
         let mut newest: BTreeMap<String, (u64, Value)> = BTreeMap::new();
         for mutation in &generated.mutations {
             let Some((metadata, _)) = document(mutation).filter(|(metadata, _)| is_own_write(mutation, metadata)) else {

@@ -15,8 +15,8 @@ pub struct ByteArray {
 
 /// Eight states, a byte each.
 const STATES: u64 = 0x0303_0303_0303_0303;
-/// How many of them there are in a word.
-const EIGHTS: usize = PER_WORD as usize / 8;
+/// How many bytes the states of a word take.
+const BYTES: usize = PER_WORD as usize;
 
 impl ByteArray {
     /// Its name in the `Meta` document.
@@ -52,6 +52,28 @@ fn gather(bytes: u64) -> u64 {
     (pairs | pairs >> 24) & 0xffff
 }
 
+/// The states of a word, a byte each.
+#[inline]
+fn bytes_of(word: u64) -> [u8; BYTES] {
+    let mut out = [0; BYTES];
+    for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        *out = spread(word >> (16 * i)).to_le_bytes();
+    }
+    out
+}
+
+/// The inverse of [`bytes_of`]; adds the bits that are part of no state to `foreign`.
+#[inline]
+fn word_of(bytes: &[u8; BYTES], foreign: &mut u64) -> u64 {
+    let mut word = 0;
+    for (i, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
+        let eight = u64::from_le_bytes(*eight);
+        *foreign |= eight & !STATES;
+        word |= gather(eight & STATES) << (16 * i);
+    }
+    word
+}
+
 impl BlockCodec for ByteArray {
     fn name(&self) -> &'static str {
         Self::NAME
@@ -73,11 +95,12 @@ impl BlockCodec for ByteArray {
                 }
             }
             States::Dense(words) => {
-                for (word, out) in words.iter().zip(out.chunks_mut(PER_WORD as usize)) {
-                    for (i, out) in out.chunks_mut(8).enumerate() {
-                        let eight = spread(word >> (16 * i)).to_le_bytes();
-                        out.copy_from_slice(&eight[..out.len()]);
-                    }
+                let (whole, rest) = out.as_chunks_mut::<BYTES>();
+                for (out, word) in whole.iter_mut().zip(words) {
+                    *out = bytes_of(*word);
+                }
+                if let Some(word) = words.get(whole.len()) {
+                    rest.copy_from_slice(&bytes_of(*word)[..rest.len()]);
                 }
             }
         }
@@ -90,18 +113,14 @@ impl BlockCodec for ByteArray {
                 .with_context("codec", Self::NAME));
         }
         let mut foreign = 0u64;
-        let word = |chunk: &[u8]| {
-            let mut word = 0;
-            for (i, eight) in chunk.chunks(8).enumerate().take(EIGHTS) {
-                let mut padded = [0u8; 8];
-                padded[..eight.len()].copy_from_slice(eight);
-                let eight = u64::from_le_bytes(padded);
-                foreign |= eight & !STATES;
-                word |= gather(eight) << (16 * i);
-            }
-            word
-        };
-        let words: Box<[u64]> = bytes.chunks(PER_WORD as usize).map(word).collect();
+        let (whole, rest) = bytes.as_chunks::<BYTES>();
+        let mut words = Vec::with_capacity(bytes.len().div_ceil(BYTES));
+        words.extend(whole.iter().map(|bytes| word_of(bytes, &mut foreign)));
+        if !rest.is_empty() {
+            let mut padded = [0; BYTES];
+            padded[..rest.len()].copy_from_slice(rest);
+            words.push(word_of(&padded, &mut foreign));
+        }
         if foreign != 0 {
             return Err(Error::corrupt("a block has a byte that is no state").with_context("codec", Self::NAME));
         }

@@ -69,8 +69,12 @@ pub(super) fn push_bitmap(block: &Block, length: usize, out: &mut Vec<u8>) {
             }
         }
         States::Dense(words) => {
-            for (word, out) in words.iter().zip(out.chunks_mut(8)) {
-                out.copy_from_slice(&turn(*word).to_le_bytes()[..out.len()]);
+            let (whole, rest) = out.as_chunks_mut::<8>();
+            for (out, word) in whole.iter_mut().zip(words) {
+                *out = turn(*word).to_le_bytes();
+            }
+            if let Some(word) = words.get(whole.len()) {
+                rest.copy_from_slice(&turn(*word).to_le_bytes()[..rest.len()]);
             }
         }
     }
@@ -86,12 +90,15 @@ pub(super) fn read_bitmap(capacity: u32, bytes: &[u8]) -> Result<Block, String> 
     if bytes.len() == longest && used > 0 && bytes[longest - 1] & (0xff >> (2 * used)) != 0 {
         return Err(format!("a bitmap has a state outside the {capacity} sequences of its block"));
     }
-    let word = |chunk: &[u8]| {
-        let mut padded = [0u8; 8];
-        padded[..chunk.len()].copy_from_slice(chunk);
-        turn(u64::from_le_bytes(padded))
-    };
-    Ok(Block::from_words(capacity, bytes.chunks(8).map(word).collect()))
+    let (whole, rest) = bytes.as_chunks::<8>();
+    let mut words = Vec::with_capacity(longest.div_ceil(8));
+    words.extend(whole.iter().map(|bytes| turn(u64::from_le_bytes(*bytes))));
+    if !rest.is_empty() {
+        let mut padded = [0; 8];
+        padded[..rest.len()].copy_from_slice(rest);
+        words.push(turn(u64::from_le_bytes(padded)));
+    }
+    Ok(Block::from_words(capacity, words))
 }
 
 impl BlockCodec for TwoBit {

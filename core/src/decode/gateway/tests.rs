@@ -135,8 +135,8 @@ fn a_write_by_another_program_is_left_to_the_import() {
 
 #[test]
 fn the_cas_is_little_endian() {
-    assert_eq!(parse_cas("0x0000053cff36ea18"), Ok(1_795_307_871_312_084_992));
-    assert_eq!(parse_cas("0x0000053CFF36EA18"), Ok(1_795_307_871_312_084_992));
+    assert_eq!(parse_cas(b"0x0000053cff36ea18"), Ok(1_795_307_871_312_084_992));
+    assert_eq!(parse_cas(b"0x0000053CFF36EA18"), Ok(1_795_307_871_312_084_992));
 }
 
 #[test]

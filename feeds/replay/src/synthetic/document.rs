@@ -71,6 +71,8 @@ pub(super) struct Write {
 #[derive(Clone, Debug)]
 pub(super) struct Document {
     id: String,
+    /// The channels it moves among.
+    home: Vec<u32>,
     generation: u64,
     revision: Revision,
     sequence: u64,
@@ -91,9 +93,10 @@ pub(super) struct Document {
 
 impl Document {
     /// One that has not been written yet.
-    pub(super) fn new(number: usize) -> Self {
+    pub(super) fn new(number: usize, home: Vec<u32>) -> Self {
         Document {
             id: format!("doc-{number}"),
+            home,
             generation: 0,
             revision: Revision::default(),
             sequence: 0,
@@ -121,6 +124,11 @@ impl Document {
 
     pub(super) fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// The channels it moves among.
+    pub(super) fn home(&self) -> &[u32] {
+        &self.home
     }
 
     /// The channels it is in.

@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
+use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::feed::{Datatype, MutationKind};
@@ -25,12 +26,16 @@ use document::{Document, Write};
 
 /// The most channels of a document that a configuration may ask for.
 const MAX_DOCUMENT_CHANNELS: u32 = 1000;
+/// A document moves among so many times the most channels it is in at once: metadata remember every channel a document has been in,
+/// and would grow for ever.
+const HOME: u32 = 3;
 /// How long an unused marker lives, in sequences allocated meanwhile; then the feed may have its deletion.
 const MARKER_LIFE: u64 = 600;
 /// Sequences the gateway reserves at a time; the counter's document changes each time.
 const RESERVED: u64 = 10;
 
-/// What to generate. Probabilities are from 0 to 1. Start from the default, which has nothing go wrong, and set what differs.
+/// What to generate. Probabilities are from 0 to 1. Start from the default, in which sequences come in order, each
+/// once, and none is lost; and set what differs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SyntheticConfig {
     /// Documents there are.
@@ -422,19 +427,26 @@ impl Synthetic {
         self.random.random_range(0..among)
     }
 
-    fn pick_channels(&mut self) -> Vec<u32> {
-        let count = self.random.random_range(self.config.min_channels..=self.config.max_channels) as usize;
+    /// So many channels, the popular ones more often.
+    fn draw_channels(&mut self, count: usize) -> Vec<u32> {
         let total = self.popularity.last().copied().unwrap_or(1.0);
-        let mut chosen = Vec::with_capacity(count);
-        while chosen.len() < count {
+        let mut drawn = Vec::with_capacity(count);
+        while drawn.len() < count {
             let at = self.random.random_range(0.0..total);
             let mut channel = self.popularity.partition_point(|sum| *sum <= at) as u32;
             // The next free one instead of another draw: there may be hardly any other.
-            while chosen.contains(&channel) {
+            while drawn.contains(&channel) {
                 channel = (channel + 1) % self.config.channels;
             }
-            chosen.push(channel);
+            drawn.push(channel);
         }
+        drawn
+    }
+
+    /// Those of `among` that a document is in from now on.
+    fn pick_channels(&mut self, among: &[u32]) -> Vec<u32> {
+        let count = self.random.random_range(self.config.min_channels..=self.config.max_channels) as usize;
+        let mut chosen: Vec<u32> = among.choose_multiple(&mut self.random, count).copied().collect();
         chosen.sort_unstable();
         chosen
     }
@@ -443,7 +455,10 @@ impl Synthetic {
         let number = self.pick_document();
         let mut document = match self.documents[number].take() {
             Some(document) => document,
-            None => Box::new(Document::new(number)),
+            None => {
+                let home = (self.config.max_channels * HOME).min(self.config.channels);
+                Box::new(Document::new(number, self.draw_channels(home as usize)))
+            }
         };
         // A number below the document's own cannot be used, nor one whose write lost a race.
         let mut unused = Vec::new();
@@ -463,9 +478,9 @@ impl Synthetic {
             // Some tombstones stay in their channels.
             if self.chance(0.25) { document.members() } else { Vec::new() }
         } else if !document.exists() || document.is_deleted() {
-            self.pick_channels()
+            self.pick_channels(document.home())
         } else if self.chance(self.config.moves) {
-            if self.config.min_channels == 0 && self.chance(0.1) { Vec::new() } else { self.pick_channels() }
+            if self.config.min_channels == 0 && self.chance(0.1) { Vec::new() } else { self.pick_channels(document.home()) }
         } else {
             document.members()
         };
@@ -514,7 +529,7 @@ impl Synthetic {
             );
             return;
         }
-        let channels = self.pick_channels();
+        let channels = self.draw_channels(self.config.max_channels as usize);
         self.principals.insert(number, sequence);
         self.emit_plain(key, principal_body(kind, name, sequence, &channels), Datatype(1), MutationKind::Mutation);
     }

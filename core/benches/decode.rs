@@ -43,7 +43,7 @@ fn run(bencher: Bencher<'_, '_>, mutation: &Mutation) {
     bencher
         .counter(BytesCount::new(mutation.value.len()))
         .counter(ItemsCount::new(1usize))
-        .bench(|| decoder.decode(black_box(mutation)));
+        .bench(|| drop(black_box(decoder.decode(black_box(mutation)))));
 }
 
 #[divan::bench(args = [1, 4], sample_size = 200, sample_count = 1000)]

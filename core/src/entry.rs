@@ -37,8 +37,8 @@ pub struct ChannelChange {
     pub channel: Channel,
     /// Whether the entry is in it, or leaves it.
     pub membership: Membership,
-    /// The lowest of the entry's superseded sequences that can be in this channel: where the document's stay there
-    /// began, or its last departure before that. Zero if not known.
+    /// The lowest of the entry's superseded sequences that can be in this channel: where the document's first known stay there began.
+    /// Zero if not known.
     pub since: Sequence,
 }
 

@@ -43,8 +43,8 @@ impl Default for GatewayOptions {
 /// Understands what Sync Gateway writes: metadata in attributes or in the body, its users and roles, its unused sequences.
 ///
 /// What a document's entry supersedes is what its metadata remembers of its earlier revisions: `recent_sequences`, and where it last
-/// left each channel that it has entered since. So every earlier row of the document is marked, provided that one at least of the
-/// revisions between two that the feed delivers is still among the later one's recent sequences; the gateway needs the same.
+/// left each channel that it has entered since. So every earlier row of the document is marked, also where the feed leaves revisions
+/// out, as long as the revision delivered before is still among the recent sequences of the next: the gateway keeps from 5 to 20.
 #[derive(Debug)]
 pub struct GatewayDecoder {
     /// Prefix with the colon.

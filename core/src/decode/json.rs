@@ -1,8 +1,8 @@
 //! A pull scanner for JSON that reads the few fields it is asked for and skips the rest, without making a tree.
 //!
-//! It exists because of speed: reading the gateway's metadata with it takes less than half the time of the general parsers that were
-//! measured, since it neither looks ahead nor validates text that nobody reads. It accepts what `serde_json` accepts, with the same
-//! strings and numbers; text that is skipped is checked for syntax, not for its encoding. Nothing here recurses.
+//! It exists because of speed: it reads the gateway's metadata in about half the time that `serde_json` takes to fill borrowed
+//! structures. It accepts what `serde_json` accepts, with the same strings and numbers; of text that is skipped it checks the syntax,
+//! not the encoding. Nothing here recurses.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -304,16 +304,33 @@ impl<'a> Scanner<'a> {
     /// Reads a string: what is between the quotes. Escapes are noted in `escaped`; their syntax has been checked.
     #[inline]
     fn raw_string(&mut self) -> Result<&'a [u8]> {
+        let bytes = self.bytes;
+        if bytes.get(self.at) == Some(&b'"')
+            && let Some(rest) = bytes.get(self.at + 1..)
+        {
+            let length = plain_text(rest);
+            if rest.get(length) == Some(&b'"') {
+                self.escaped = false;
+                self.at += length + 2;
+                return Ok(&rest[..length]);
+            }
+        }
+        self.odd_string()
+    }
+
+    /// Reads a string, after white space, with escapes.
+    #[cold]
+    fn odd_string(&mut self) -> Result<&'a [u8]> {
         self.expect(b'"', "expected a string")?;
+        let bytes = self.bytes;
         let start = self.at;
         self.escaped = false;
         loop {
-            self.plain_text();
-            match self.bytes.get(self.at) {
+            self.at += bytes.get(self.at..).map_or(0, plain_text);
+            match bytes.get(self.at) {
                 Some(b'"') => {
-                    let raw = &self.bytes[start..self.at];
                     self.at += 1;
-                    return Ok(raw);
+                    return Ok(&bytes[start..self.at - 1]);
                 }
                 Some(b'\\') => {
                     self.escaped = true;
@@ -322,32 +339,6 @@ impl<'a> Scanner<'a> {
                 Some(_) => return Err(self.error("a control character in a string")),
                 None => return Err(self.error("a string without end")),
             }
-        }
-    }
-
-    /// Steps over what is neither a quote nor a backslash nor a control character, eight bytes at a time.
-    #[inline]
-    fn plain_text(&mut self) {
-        const ONES: u64 = u64::MAX / 255;
-        const HIGH: u64 = ONES << 7;
-        let mut rest = &self.bytes[self.at..];
-        while let Some((chunk, after)) = rest.split_first_chunk::<8>() {
-            let word = u64::from_le_bytes(*chunk);
-            // Each difference borrows from the next byte only where it has found one: so the lowest high bit is exact, which is
-            // enough. No byte over 127 is looked for.
-            let quotes = (word ^ (ONES * b'"' as u64)).wrapping_sub(ONES);
-            let backslashes = (word ^ (ONES * b'\\' as u64)).wrapping_sub(ONES);
-            let controls = word.wrapping_sub(ONES * 0x20);
-            let found = (quotes | backslashes | controls) & !word & HIGH;
-            if found != 0 {
-                self.at = self.bytes.len() - rest.len() + found.trailing_zeros() as usize / 8;
-                return;
-            }
-            rest = after;
-        }
-        self.at = self.bytes.len() - rest.len();
-        while self.bytes.get(self.at).is_some_and(|b| !matches!(b, b'"' | b'\\' | 0..0x20)) {
-            self.at += 1;
         }
     }
 
@@ -404,6 +395,29 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// How many bytes come before a quote, a backslash or a control character; eight are looked at at a time.
+#[inline]
+fn plain_text(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES << 7;
+    let mut rest = bytes;
+    while let Some((chunk, after)) = rest.split_first_chunk::<8>() {
+        let word = u64::from_le_bytes(*chunk);
+        // Each difference borrows from the next byte only where it has found one: so the lowest high bit is exact, which is
+        // enough. No byte over 127 is looked for.
+        let quotes = (word ^ (ONES * b'"' as u64)).wrapping_sub(ONES);
+        let backslashes = (word ^ (ONES * b'\\' as u64)).wrapping_sub(ONES);
+        let controls = word.wrapping_sub(ONES * 0x20);
+        let found = (quotes | backslashes | controls) & !word & HIGH;
+        if found != 0 {
+            return bytes.len() - rest.len() + found.trailing_zeros() as usize / 8;
+        }
+        rest = after;
+    }
+    let tail = rest.iter().take_while(|b| !matches!(b, b'"' | b'\\' | 0..0x20)).count();
+    bytes.len() - rest.len() + tail
+}
+
 /// The number that four hexadecimal digits make.
 fn hex4(digits: Option<&[u8]>) -> Option<u16> {
     let digits = digits?.first_chunk::<4>()?;
@@ -422,7 +436,7 @@ struct Nesting {
 impl Nesting {
     #[inline]
     fn push(&mut self, object: bool) {
-        if self.depth > 0 && self.depth % 64 == 0 {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
             self.below.push(self.bits);
         }
         self.bits = self.bits << 1 | u64::from(object);
@@ -433,7 +447,7 @@ impl Nesting {
     fn pop(&mut self) {
         self.depth -= 1;
         self.bits >>= 1;
-        if self.depth > 0 && self.depth % 64 == 0 {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
             self.bits = self.below.pop().unwrap_or_default();
         }
     }

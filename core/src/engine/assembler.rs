@@ -11,7 +11,7 @@ use crate::clock::PublishedClock;
 use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
 use crate::feed::FeedPosition;
-use crate::sequence::{Sequence, SequenceRange};
+use crate::sequence::{Sequence, SequenceList, SequenceRange};
 
 /// What a writer has seen and done. Counters only grow; names as in the gateway's statistics where there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -156,7 +156,12 @@ impl Assembler {
         for sequence in unused {
             self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
         }
-        for &old in entry.supersedes() {
+        // A sequence that only the channel map remembers is accounted for too: it was this document's, and the feed may have dropped it.
+        let departed = departures.iter().map(|d| d.sequence).filter(|s| !entry.supersedes().contains(s));
+        let mut earlier: SequenceList = entry.supersedes().iter().copied().chain(departed).collect();
+        earlier.sort_unstable();
+        earlier.dedup();
+        for old in earlier {
             let arrival = self.sequencer.arrived(old, now);
             if arrival.is_new() {
                 self.stats.superseded += 1;

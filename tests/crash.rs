@@ -1,0 +1,313 @@
+//! A writer is cut off at every step of commit and publish, or held there while another takes over: the cache must come out as if nothing had
+//! happened. Everything runs from a seed, over the provided algorithms and a store that fails to order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use sluicegate_core::block::codec_named;
+use sluicegate_core::changes::{ChangesOptions, Delivery};
+use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned};
+use sluicegate_core::{
+    AlwaysWriter, CacheKey, CacheStore, Candidate, Channel, Coordinator as _, ErrorKind, GatewayDecoder, PublishedClock,
+    ReaderConfig, ReaderNode, Result, Role, Writer, WriterConfig,
+};
+use sluicegate_replay::MemoryFeed;
+use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
+use sluicegate_testkit::{CrashPoint, FaultStore, Faults, PlainStore};
+
+/// A plain store that refuses to let the clock go back.
+#[derive(Debug, Default)]
+struct WatchedStore {
+    plain: PlainStore,
+    clocks: Mutex<Vec<PublishedClock>>,
+}
+
+impl WatchedStore {
+    fn watch(&self, key: &CacheKey, value: &Bytes) {
+        if *key == CacheKey::Clock {
+            let clock = PublishedClock::from_bytes(value).unwrap();
+            let mut clocks = self.clocks.lock();
+            if let Some(last) = clocks.last() {
+                assert_eq!(clock.lost_since(last), None, "from {last:?} to {clock:?}");
+            }
+            clocks.push(clock);
+        }
+    }
+}
+
+#[async_trait]
+impl CacheStore for WatchedStore {
+    fn info(&self) -> StoreInfo {
+        self.plain.info()
+    }
+    async fn get(&self, key: &CacheKey) -> Result<Option<Versioned<Bytes>>> {
+        self.plain.get(key).await
+    }
+    async fn insert(&self, key: &CacheKey, value: Bytes, expiry: Expiry) -> Result<Version> {
+        let version = self.plain.insert(key, value.clone(), expiry).await?;
+        self.watch(key, &value);
+        Ok(version)
+    }
+    async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, expiry: Expiry) -> Result<Version> {
+        let version = self.plain.replace(key, value.clone(), expected, expiry).await?;
+        self.watch(key, &value);
+        Ok(version)
+    }
+    async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
+        self.plain.remove(key, expected).await
+    }
+    async fn increment(&self, key: &CacheKey, by: u64) -> Result<u64> {
+        self.plain.increment(key, by).await
+    }
+    async fn ping(&self) -> Result<Duration> {
+        self.plain.ping().await
+    }
+}
+
+/// Small batches, small blocks, an early skipped list: so that few events reach every step often.
+fn config() -> WriterConfig {
+    let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": 8,
+        "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
+    serde_json::from_str(text).unwrap()
+}
+
+fn load(seed: u64) -> Generated {
+    let mut config = SyntheticConfig::rough();
+    (config.documents, config.channels, config.body, config.principals) = (25, 6, 8, 2);
+    (config.out_of_order, config.late, config.late_by, config.gaps) = (10, 0.03, 30, 0.01);
+    (config.unused, config.unused_max, config.restart_every, config.restart_repeats) = (0.02, 40, 60, 10);
+    Synthetic::new(config, seed).unwrap().generate(200)
+}
+
+async fn writer(store: Arc<dyn CacheStore>) -> Result<Writer> {
+    let coordinator = AlwaysWriter::new(store.clone());
+    let role = coordinator.campaign(Candidate::new("test")).await?.next().await;
+    let Some(Role::Writer { epoch }) = role else { panic!("no writer: {role:?}") };
+    Writer::take_over(store, Arc::new(GatewayDecoder::default()), "load", epoch, config()).await
+}
+
+async fn run(store: Arc<dyn CacheStore>, feed: &MemoryFeed) -> Result<()> {
+    writer(store).await?.run(feed, std::future::pending()).await.map(drop)
+}
+
+type Rows = Vec<(u64, String, String, bool, bool)>;
+
+/// What a cache holds, as far as it must not depend on what happened on the way.
+#[derive(Debug, PartialEq)]
+struct Content {
+    stable: u64,
+    high: u64,
+    gaps: u64,
+    answers: BTreeMap<String, Rows>,
+    blocks: BTreeMap<String, Vec<(u32, u8)>>,
+    entries: BTreeMap<u64, (String, String)>,
+}
+
+fn rows(answer: &sluicegate_core::changes::Answer) -> Rows {
+    let row = |row: &sluicegate_core::changes::AnswerRow| {
+        let entry = &row.entry;
+        (row.id.sequence.0, entry.document().to_owned(), entry.revision().to_owned(), row.deleted, !row.removed.is_empty())
+    };
+    answer.rows.iter().map(row).collect()
+}
+
+async fn content(store: &Arc<WatchedStore>, channels: impl Iterator<Item = &String>) -> Content {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut answers = BTreeMap::new();
+    for name in channels {
+        let options = ChangesOptions::new().delivery(Delivery::Eager);
+        let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
+        answers.insert(name.clone(), rows(&answer));
+    }
+    let codec = codec_named("two-bit", 64).unwrap();
+    let (mut blocks, mut entries) = (BTreeMap::new(), BTreeMap::new());
+    for key in store.plain.keys() {
+        match &key {
+            CacheKey::Block(..) => {
+                let block = codec.decode(&store.get(&key).await.unwrap().unwrap().value).unwrap();
+                blocks.insert(key.to_string(), block.iter().map(|(at, state)| (at, state as u8)).collect());
+            }
+            CacheKey::Sequence(sequence) => {
+                let entry = store.entries(&[*sequence]).await.unwrap().remove(0).unwrap();
+                entries.insert(sequence.0, (entry.document().to_owned(), entry.revision().to_owned()));
+            }
+            _ => {}
+        }
+    }
+    let clock = reader.clock();
+    Content { stable: clock.stable.0, high: clock.high.0, gaps: clock.gaps, answers, blocks, entries }
+}
+
+/// A client that follows all channels from the first writer to the last, with the late cursor, and keeps what it is told.
+#[derive(Default)]
+struct Client {
+    reader: Option<ReaderNode>,
+    options: ChangesOptions,
+    rows: BTreeMap<String, (u64, String, bool)>,
+    seen: std::collections::BTreeSet<u64>,
+    repeats: usize,
+}
+
+impl Client {
+    async fn look(&mut self, store: &Arc<WatchedStore>) {
+        if self.reader.is_none() {
+            self.reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.ok();
+            self.options = ChangesOptions::new().delivery(Delivery::Eager).late(Default::default());
+        }
+        let Some(reader) = &self.reader else { return };
+        reader.refresh().await.unwrap();
+        let answer = reader.changes(&[Channel::star()], &self.options).await.unwrap().answer();
+        self.options.since = answer.last.sequence.into();
+        self.options.late = Some(answer.late);
+        for (sequence, document, revision, deleted, _) in rows(&answer) {
+            self.repeats += usize::from(!self.seen.insert(sequence));
+            let newest = self.rows.entry(document).or_default();
+            if newest.0 < sequence {
+                *newest = (sequence, revision, deleted);
+            }
+        }
+    }
+
+    /// What it knows must be what the star channel shows.
+    fn check(&self, star: &Rows) {
+        let shown: BTreeMap<String, (u64, String, bool)> = star
+            .iter()
+            .map(|(sequence, document, revision, deleted, _)| (document.clone(), (*sequence, revision.clone(), *deleted)))
+            .collect();
+        assert_eq!(self.rows, shown, "what a following client was told, and what is there");
+    }
+}
+
+fn expected(generated: &Generated) -> BTreeMap<String, Rows> {
+    let row = |r: &sluicegate_replay::synthetic::ExpectedRow| {
+        (r.sequence.0, r.document.clone(), r.revision.clone(), r.deleted, r.removed)
+    };
+    generated.truth.iter().map(|(channel, rows)| (channel.clone(), rows.iter().map(row).collect())).collect()
+}
+
+async fn undisturbed(generated: &Generated, feed: &MemoryFeed) -> Content {
+    let store = Arc::new(WatchedStore::default());
+    run(store.clone(), feed).await.unwrap();
+    let content = content(&store, generated.truth.keys()).await;
+    assert_eq!(content.answers, expected(generated), "without any crash");
+    content
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_and_a_restart_give_the_cache_of_no_crash() {
+    let mut reached: BTreeMap<String, usize> = BTreeMap::new();
+    let mut runs = 0;
+    for seed in 0..60 {
+        let generated = load(seed);
+        let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
+        let reference = undisturbed(&generated, &feed).await;
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        for mut point in CrashPoint::all(1) {
+            runs += 1;
+            point.nth = random.random_range(1..6);
+            let store = Arc::new(WatchedStore::default());
+            let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
+            faulty.crash_at(point);
+            let mut client = Client::default();
+            let crashing = tokio::spawn({
+                let (faulty, feed) = (faulty.clone(), feed.clone());
+                async move { run(faulty, &feed).await }
+            });
+            while !crashing.is_finished() {
+                tokio::task::yield_now().await;
+                if random.random_bool(0.05) {
+                    client.look(&store).await;
+                }
+            }
+            let ended = crashing.await.unwrap();
+            if faulty.crashed() {
+                *reached.entry(format!("{:?} {:?}", point.step, point.when)).or_default() += 1;
+                let error = ended.expect_err("a writer went on after its store was gone");
+                assert_eq!(error.kind(), ErrorKind::Closed, "seed {seed}, {point}: {error:?}");
+            } else {
+                ended.unwrap();
+            }
+            client.look(&store).await;
+            run(store.clone(), &feed).await.unwrap();
+            let after = content(&store, generated.truth.keys()).await;
+            assert_eq!(after, reference, "seed {seed}, {point}");
+            client.look(&store).await;
+            client.check(&after.answers["*"]);
+        }
+    }
+    println!("{runs} runs; crashed at: {reached:#?}");
+    assert!(runs >= 1000);
+    assert!(reached.len() >= 21, "only these points were reached: {reached:?}");
+}
+
+#[tokio::test]
+async fn a_writer_held_anywhere_while_another_takes_over_does_no_harm() {
+    let (mut fenced, mut runs) = (0, 0);
+    for seed in 0..25 {
+        let generated = load(1_000 + seed);
+        let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
+        let reference = undisturbed(&generated, &feed).await;
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        for _ in 0..16 {
+            runs += 1;
+            let store = Arc::new(WatchedStore::default());
+            let held = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
+            let mut pause = held.pause_at(random.random_range(1..1_200));
+            let first = tokio::spawn({
+                let (held, feed) = (held.clone(), feed.clone());
+                async move { run(held, &feed).await }
+            });
+            let was_reached = tokio::select! {
+                reached = pause.reached() => reached,
+                () = async { while !first.is_finished() { tokio::task::yield_now().await } } => false,
+            };
+            // The second runs to some point, or to the end, before the first goes on.
+            let second = tokio::spawn({
+                let (store, feed) = (store.clone(), feed.clone());
+                async move { run(store, &feed).await }
+            });
+            for _ in 0..random.random_range(0..60) {
+                tokio::task::yield_now().await;
+            }
+            pause.resume();
+            let (first, second) = (first.await.unwrap(), second.await.unwrap());
+            second.unwrap();
+            if let Err(error) = first {
+                assert_eq!(error.kind(), ErrorKind::Fenced, "seed {seed}: {error:?}");
+                fenced += 1;
+            } else {
+                assert!(!was_reached || store.clocks.lock().len() > 1, "seed {seed}");
+            }
+            let after = content(&store, generated.truth.keys()).await;
+            assert_eq!(after, reference, "seed {seed}");
+        }
+    }
+    println!("{runs} runs, {fenced} first writers fenced");
+    assert!(fenced > runs / 4, "only {fenced} of {runs} first writers met the second");
+}
+
+/// Every kind of trouble, often, at every primitive; and then the same with crashes in between.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_all_the_time_costs_time_and_nothing_else() {
+    for seed in 0..40 {
+        let generated = load(2_000 + seed);
+        let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
+        let reference = undisturbed(&generated, &feed).await;
+        let store = Arc::new(WatchedStore::default());
+        let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::all(0.02)));
+        let mut terms = 0;
+        while let Err(error) = run(faulty.clone(), &feed).await {
+            terms += 1;
+            assert!(error.is_retryable(), "seed {seed}: {error:?}");
+            assert!(terms < 100, "seed {seed}: never got through: {error:?}");
+        }
+        assert_eq!(content(&store, generated.truth.keys()).await, reference, "seed {seed}, {terms} terms");
+    }
+}

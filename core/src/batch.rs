@@ -30,8 +30,8 @@ pub struct WriteBatch {
     pub entries: Vec<Arc<ChangeEntry>>,
     /// Entries that stable has passed, whose predecessors are to be marked superseded.
     pub marks: Vec<Arc<ChangeEntry>>,
-    /// The published stable sequence when the batch was made. Blocks wholly at or below it may be dropped from a directory by
-    /// anyone, so what is added to them rewrites the directory always.
+    /// A bound of the stable sequence that can be published while the batch is in flight: that of its own clock. Blocks wholly at or
+    /// below it may be dropped from a directory by anyone, so what is added to them rewrites the directory always.
     pub stable: Sequence,
     /// Blocks that this writer knows to be in their directory.
     pub listed: Arc<ListedBlocks>,

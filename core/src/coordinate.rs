@@ -113,7 +113,7 @@ pub trait Coordinator: Send + Sync + fmt::Debug + 'static {
 #[derive(Debug, Clone)]
 pub struct AlwaysWriter {
     store: Arc<dyn CacheStore>,
-    last: Arc<parking_lot::Mutex<Option<Member>>>,
+    last: Arc<parking_lot::Mutex<Option<(Member, u64)>>>,
 }
 
 impl AlwaysWriter {
@@ -130,8 +130,11 @@ impl Coordinator for AlwaysWriter {
             Some(clock) => PublishedClock::from_bytes(&clock.value)?.epoch,
             None => Epoch::default(),
         };
-        *self.last.lock() = Some(Member::new(candidate.node, true));
-        let role = Role::Writer { epoch: epoch.successor(rand::random()) };
+        let mut epoch = epoch.successor(rand::random());
+        let mut last = self.last.lock();
+        epoch.counter = epoch.counter.max(last.as_ref().map_or(0, |(_, counter)| counter + 1));
+        *last = Some((Member::new(candidate.node, true), epoch.counter));
+        let role = Role::Writer { epoch };
         Ok(futures::stream::once(async { role }).chain(futures::stream::pending()).boxed())
     }
 
@@ -140,6 +143,6 @@ impl Coordinator for AlwaysWriter {
     }
 
     async fn members(&self) -> Result<Vec<Member>> {
-        Ok(self.last.lock().iter().cloned().collect())
+        Ok(self.last.lock().iter().map(|(member, _)| member.clone()).collect())
     }
 }

@@ -160,7 +160,7 @@ pub trait CacheStore: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Makes committed batches visible: late pages, batch record, checkpoint, and last the clock, over the clock `last` that the
-    /// writer knows. May be repeated.
+    /// writer knows. The latest publication may be repeated, an older one not.
     ///
     /// # Errors
     /// `Fenced` if a later epoch wrote any of them.

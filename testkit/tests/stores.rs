@@ -24,8 +24,8 @@ mod without_faults {
     sluicegate_testkit::store_conformance!(Arc::new(FaultStore::new(Arc::new(PlainStore::new()), 1, Faults::none())));
 }
 
-/// Operations take turns in odd places, and a compare-and-swap is refused now and then for nothing.
-mod slow_and_contended {
+/// Operations take turns in odd places.
+mod delayed {
     use std::sync::Arc;
 
     use sluicegate_memory::MemoryStore;

@@ -100,7 +100,7 @@ impl Raising {
             codec: channels.codec_id(&batch.codec),
             capacity: batch.codec.capacity().max(1),
             stable: batch.stable,
-            touched: Vec::new(),
+            touched: Vec::with_capacity(batch.entries.len().min(1024)),
             to_list: Vec::new(),
             maybe_empty: Vec::new(),
             error: None,

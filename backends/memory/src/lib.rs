@@ -176,7 +176,9 @@ impl CacheStore for MemoryStore {
 
     async fn publish(&self, publication: &Publication, last: &Versioned<PublishedClock>) -> Result<Versioned<PublishedClock>> {
         let published = self.0.documents.write().publish(publication, last, self.0.next_version());
-        self.0.wake.send_replace(());
+        if published.is_ok() {
+            self.0.wake.send_replace(());
+        }
         published
     }
 

@@ -285,7 +285,8 @@ impl Assembler {
                 codec: self.codec.clone(),
                 entries,
                 marks,
-                stable: self.published_stable,
+                // While this batch is in flight, earlier ones may publish up to its own clock.
+                stable: self.clock.stable,
                 listed: self.listed.clone(),
             },
             publication: Publication { record: Arc::new(record), ring: self.ring, checkpoint, clock: self.clock.clone() },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::future::{join, join_all};
 use sluicegate_core::batch::{BlockDelta, ListedBlocks, WriteBatch};
-use sluicegate_core::block::BlockState;
+use sluicegate_core::block::{Adaptive, BlockState, ByteArray, TwoBit};
 use sluicegate_core::commit::{drop_block, store_batch, update};
 use sluicegate_core::directory::Directory;
 use sluicegate_core::store::Expiry;
@@ -13,7 +13,8 @@ use sluicegate_core::{
     BlockCodec, BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, EntryFlags, ErrorKind, Membership, Sequence,
 };
 
-use super::{Store, codecs, set, small, star};
+use super::{Store, codecs, no_block, set, small, star};
+use crate::codec::SmallBlocks;
 use crate::expect::{Expect as _, refused_naming};
 use crate::plain::PlainStore;
 use crate::sample::{Sampler, batch, channel, entry};
@@ -133,21 +134,24 @@ pub async fn commits_are_those_of_the_provided_algorithm(store: Store) {
     as_provided(&store, &small(), 1, 60).await;
 }
 
-/// In blocks of one sequence and in those of every codec of this build, each in its own cache.
-pub async fn commits_are_those_of_the_provided_algorithm_in_every_codec(store: Store) {
-    for (seed, codec) in (2..).zip(codecs()) {
-        as_provided(&store, &codec, seed, 15).await;
-        // Room for the next codec's.
-        for name in ["a", "b", "a:b", "[c]", "ü", "*x", "_seq", "*"].map(channel) {
-            for index in 0..2000 {
-                store.remove(&CacheKey::Block(name.clone(), BlockIndex(index)), None).await.must("remove a block");
-            }
-            store.remove(&CacheKey::Directory(name.clone()), None).await.must("remove a directory");
-        }
-        for n in 0..2000 {
-            store.remove(&CacheKey::Sequence(Sequence(n)), None).await.must("remove an entry");
-        }
-    }
+/// In core's default codec.
+pub async fn commits_in_byte_arrays_are_those_of_the_provided_algorithm(store: Store) {
+    as_provided(&store, &(Arc::new(ByteArray::default()) as _), 2, 20).await;
+}
+
+/// In core's codec that native commits like best.
+pub async fn commits_in_two_bit_blocks_are_those_of_the_provided_algorithm(store: Store) {
+    as_provided(&store, &(Arc::new(TwoBit::default()) as _), 3, 20).await;
+}
+
+/// In core's codec whose blocks change their shape.
+pub async fn commits_in_adaptive_blocks_are_those_of_the_provided_algorithm(store: Store) {
+    as_provided(&store, &(Arc::new(Adaptive::default()) as _), 4, 20).await;
+}
+
+/// So that every entry is a block of its own.
+pub async fn commits_in_blocks_of_one_sequence_are_those_of_the_provided_algorithm(store: Store) {
+    as_provided(&store, &(Arc::new(SmallBlocks::new(1)) as _), 5, 20).await;
 }
 
 /// What primitives write between commits is what the next commit works on.
@@ -173,7 +177,7 @@ pub async fn primitives_and_commits_mix(store: Store) {
                 3 => {
                     let index = BlockIndex(round / 3);
                     let changes = vec![(round as u32, BlockState::Removal)];
-                    let delta = BlockDelta::new(name.clone(), index, changes);
+                    let delta = BlockDelta { channel: name.clone(), index, changes, adds_rows: true };
                     store.merge_block(&delta, &*codec).await.must("merge a block");
                 }
                 _ => {
@@ -274,8 +278,7 @@ pub async fn a_receipt_names_the_blocks_without_live_rows(store: Store) {
     assert_eq!(receipt.emptied, []);
 }
 
-/// As superseded: it is in the star channel's block, and not live there; but the directory lists that block, so that whoever takes
-/// over finds it.
+/// As superseded: it is in the star channel's block and directory, and not live there.
 pub async fn a_departure_is_known_to_the_star_channel(store: Store) {
     let codec = small();
     let departed = ChangeEntry::new(Sequence(5), "d", "2-x", EntryFlags::DEPARTURE).must("make an entry");
@@ -303,10 +306,10 @@ pub async fn a_commit_of_thousands(store: Store) {
 pub async fn a_corrupt_block_fails_the_commit_and_is_named(store: Store) {
     for codec in codecs() {
         let key = CacheKey::Block(channel("a"), BlockIndex(0));
-        store.insert(&key, "no block at all".into(), Expiry::Never).await.must("insert");
+        store.insert(&key, no_block(), Expiry::Never).await.must("insert");
         let result = store.commit(&batch(&codec, [entry(0, "d", &["a"])])).await;
         refused_naming(result, ErrorKind::Corrupt, &key, "a commit into a corrupt block");
-        assert_eq!(store.get(&key).await.must("read").must("be there").value, "no block at all");
+        assert_eq!(store.get(&key).await.must("read").must("be there").value, no_block());
         store.remove(&key, None).await.must("remove");
         store.remove(&CacheKey::Block(star(), BlockIndex(0)), None).await.must("remove");
     }

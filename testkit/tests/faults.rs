@@ -205,7 +205,8 @@ fn publication(batch: &WriteBatch, last: &PublishedClock) -> Publication {
     let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
     let checkpoint = Checkpoint { epoch, batch: number, late: clock.late, position, sequencer };
     let (entries, principals, gaps) = (batch.entries.clone(), Vec::new(), Vec::new());
-    let record = BatchRecord { number, epoch, entries, late: vec![late], principals, gaps };
+    let abandoned = Default::default();
+    let record = BatchRecord { number, epoch, entries, late: vec![late], principals, gaps, abandoned };
     Publication { record: Arc::new(record), ring: RING, checkpoint: Some(("feed".to_owned(), checkpoint)), clock }
 }
 

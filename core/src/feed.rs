@@ -279,6 +279,13 @@ pub struct FeedInfo {
     pub capabilities: FeedCapabilities,
 }
 
+impl FeedInfo {
+    /// The name under which a writer keeps its checkpoint for this feed.
+    pub fn checkpoint_name(&self) -> String {
+        format!("{}:{}", self.scheme, self.name)
+    }
+}
+
 /// What an open feed yields. It ends after the last event of a finite feed; an error ends it too.
 pub type FeedStream = BoxStream<'static, Result<FeedBatch>>;
 

@@ -17,11 +17,14 @@ pub mod feed;
 pub mod key;
 pub mod meta;
 #[cfg(feature = "runtime")]
+pub mod node;
+#[cfg(feature = "runtime")]
 pub mod reader;
 pub mod registry;
 pub mod scan;
 pub mod sequence;
 pub mod store;
+pub mod verify;
 #[cfg(feature = "runtime")]
 pub mod writer;
 
@@ -35,6 +38,8 @@ pub use entry::{ChangeEntry, EntryFlags, Membership};
 pub use error::{Error, ErrorKind, Result, Status};
 pub use feed::{Feed, FeedBatch, FeedEvent, FeedPosition, FeedStart, FeedStream, Mutation, PartitionId, PartitionSeqno};
 pub use key::{BlockIndex, CacheKey};
+#[cfg(feature = "runtime")]
+pub use node::{WriterNode, WriterStatus};
 #[cfg(feature = "runtime")]
 pub use reader::{ReaderConfig, ReaderNode};
 pub use registry::Registry;

@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -130,6 +131,20 @@ pub enum Ended {
     Stopped,
 }
 
+/// How far a writer is, as it tells whoever watches it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WriterProgress {
+    /// The clock last published.
+    pub clock: PublishedClock,
+    /// What it has seen in its term.
+    pub stats: WriterStats,
+    /// How many arrived entries wait for a lower number.
+    pub pending: usize,
+    /// Bytes of feed events taken and not yet published.
+    pub queued_bytes: usize,
+}
+
 /// Feed batches being decoded ahead of the one task that applies them.
 const DECODE_AHEAD: usize = 8;
 
@@ -159,6 +174,8 @@ pub struct Writer {
     queued_bytes: usize,
     /// Blocks in which nothing was live when they were last written, by their last sequence.
     emptied: BTreeMap<(Sequence, Channel), BlockIndex>,
+    /// Tells who watches; made when somebody asks.
+    progress: Option<watch::Sender<WriterProgress>>,
 }
 
 #[derive(Debug)]
@@ -256,6 +273,7 @@ impl Writer {
             waiting_bytes: 0,
             queued_bytes: 0,
             emptied: BTreeMap::new(),
+            progress: None,
         })
     }
 
@@ -272,6 +290,27 @@ impl Writer {
     /// What it has seen.
     pub fn stats(&self) -> WriterStats {
         self.assembler.stats()
+    }
+
+    /// How far it is: told anew with each batch published, and now and then besides, while it runs.
+    pub fn progress(&mut self) -> watch::Receiver<WriterProgress> {
+        let now = self.progress_now();
+        self.progress.get_or_insert_with(|| watch::Sender::new(now)).subscribe()
+    }
+
+    fn progress_now(&self) -> WriterProgress {
+        WriterProgress {
+            clock: self.clock.value.clone(),
+            stats: self.stats(),
+            pending: self.pending(),
+            queued_bytes: self.queued_bytes,
+        }
+    }
+
+    fn tell_progress(&self) {
+        if let Some(progress) = &self.progress {
+            progress.send_replace(self.progress_now());
+        }
     }
 
     /// How many arrived entries wait for a lower number.
@@ -471,6 +510,7 @@ impl Writer {
 
     fn tick(&mut self) {
         log_noted(&self.assembler.tick(self.now()));
+        self.tell_progress();
         let due = self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms);
         if due && self.dirty && self.in_flight.len() < self.config.max_in_flight {
             self.launch(Some(()));
@@ -505,6 +545,7 @@ impl Writer {
             self.queued_bytes -= bytes;
             self.assembler.published(&self.clock.value);
             self.drop_emptied();
+            self.tell_progress();
         } else if let Some(front) = self.in_flight.front_mut() {
             let receipt = (&mut front.commit).await.map_err(task_failed)??;
             let Some(InFlight { publication, bytes, .. }) = self.in_flight.pop_front() else { return Ok(()) };

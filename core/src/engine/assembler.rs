@@ -45,6 +45,40 @@ pub struct WriterStats {
     pub batches: u64,
 }
 
+impl std::ops::AddAssign for WriterStats {
+    fn add_assign(&mut self, other: Self) {
+        // Taken apart, so that a counter cannot be forgotten here.
+        let WriterStats {
+            received,
+            cached,
+            superseded,
+            unused,
+            principals,
+            duplicates,
+            late,
+            skipped,
+            abandoned,
+            ignored,
+            foreign,
+            invalid,
+            batches,
+        } = other;
+        self.received += received;
+        self.cached += cached;
+        self.superseded += superseded;
+        self.unused += unused;
+        self.principals += principals;
+        self.duplicates += duplicates;
+        self.late += late;
+        self.skipped += skipped;
+        self.abandoned += abandoned;
+        self.ignored += ignored;
+        self.foreign += foreign;
+        self.invalid += invalid;
+        self.batches += batches;
+    }
+}
+
 /// One batch, ready to be committed and then published.
 #[derive(Clone, Debug)]
 pub struct Prepared {

@@ -1,0 +1,217 @@
+//! The command line: options, the process around a command, and one module a command.
+
+mod backends;
+mod changes;
+#[cfg(all(feature = "memory", feature = "replay"))]
+mod demo;
+mod follow;
+mod inspect;
+mod output;
+mod progress;
+mod run;
+mod session;
+mod settings;
+mod signal;
+mod verify;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sluicegate::{Error, ErrorKind};
+use tracing_subscriber::EnvFilter;
+
+use output::{Failure, Outcome, chain};
+use progress::Terminal;
+use session::Session;
+use settings::{Layers, Settings};
+use signal::{Signal, Signals};
+
+const AFTER_HELP: &str = "\
+Precedence of settings: flag, environment variable, file, default.
+
+Environment:
+  SLUICEGATE_CONFIG, SLUICEGATE_FEED, SLUICEGATE_STORE, SLUICEGATE_NODE,
+  SLUICEGATE_LOG, SLUICEGATE_LOG_FORMAT
+  SLUICEGATE_WRITER_…, SLUICEGATE_READER_…  what the file has in [writer], [reader],
+                                            for example SLUICEGATE_WRITER_MAX_BATCH
+
+Exit codes:
+  0    done
+  1    failed while running
+  2    wrong usage or settings
+  3    something was found (verify, demo)
+  130  interrupted";
+
+/// A shared change cache: one writer follows a change feed, any number of readers answer what changed in a channel.
+#[derive(Debug, Parser)]
+#[command(name = "sluicegate", version, about, after_help = AFTER_HELP, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+struct Global {
+    /// TOML file: feed, store, node, log, log_format, [writer], [reader]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Where mutations come from, for example replay:FILE; `sluicegate backends` lists what there is
+    #[arg(long, value_name = "URL", global = true)]
+    feed: Option<String>,
+    /// Where the cache is, for example memory: (the default)
+    #[arg(long, value_name = "URL", global = true)]
+    store: Option<String>,
+    /// Name of this node among others
+    #[arg(long, value_name = "NAME", global = true)]
+    node: Option<String>,
+    /// Any setting by its name in the file, for example writer.max_batch=100
+    #[arg(long, value_name = "KEY=VALUE", global = true)]
+    set: Vec<String>,
+    /// What is logged, on standard error: error, warn, info, debug, trace, or a list such as warn,sluicegate_core=debug
+    #[arg(long, value_name = "LEVEL", global = true)]
+    log: Option<String>,
+    /// How it is logged
+    #[arg(long, value_name = "FORMAT", global = true, value_parser = ["human", "json"])]
+    log_format: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Follow the feed and write the cache, with a reader beside it
+    Run(run::RunArgs),
+    /// Answer once what changed in some channels
+    Changes(changes::ChangesArgs),
+    /// Print every change as it comes, one JSON object a line
+    Follow(follow::FollowArgs),
+    /// Look at what is stored
+    Inspect(inspect::InspectArgs),
+    /// Check a whole cache against its own rules
+    Verify(verify::VerifyArgs),
+    /// List what is compiled in
+    Backends(backends::BackendsArgs),
+    /// Show it at work, on recorded data
+    #[cfg(all(feature = "memory", feature = "replay"))]
+    Demo(demo::DemoArgs),
+}
+
+/// How a command prints what it found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Done,
+    Found,
+    Interrupted,
+}
+
+/// Parses the command line and does what it says.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let code = match prepare(cli) {
+        Ok(exit) => match exit {
+            Exit::Done => 0,
+            Exit::Found => 3,
+            Exit::Interrupted => 130,
+        },
+        // Whoever read our output has seen enough.
+        Err(Failure::PipeClosed) => 0,
+        Err(Failure::Error(error)) => {
+            eprintln!("error: {}", chain(&error));
+            if error.kind() == ErrorKind::ConfigInvalid { 2 } else { 1 }
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn prepare(cli: Cli) -> Outcome<Exit> {
+    let Cli { global, command } = cli;
+    let fed_by_flag = global.feed.is_some();
+    let mut layers = Layers::new();
+    let file = global.config.or_else(|| std::env::var_os(settings::CONFIG_VARIABLE).map(PathBuf::from));
+    if let Some(file) = file {
+        layers.file(&file)?;
+    }
+    layers.environment(std::env::vars_os())?;
+    for pair in &global.set {
+        layers.pair(pair)?;
+    }
+    for (key, value) in [
+        ("feed", global.feed),
+        ("store", global.store),
+        ("node", global.node),
+        ("log", global.log),
+        ("log_format", global.log_format),
+    ] {
+        if let Some(value) = value {
+            layers.flag(key, value)?;
+        }
+    }
+    let settings = layers.settings()?;
+    let terminal = Terminal::default();
+    let quiet = if matches!(command, Command::Run(_)) { "info" } else { "warn" };
+    start_log(&settings, quiet, &layers, &terminal)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(ErrorKind::Unexpected, "the runtime did not start").with_source(e))?;
+    let exit = runtime.block_on(execute(command, settings, fed_by_flag, terminal));
+    // A blocking read of standard input or of a file may still be under way; nothing needs its end.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn execute(command: Command, settings: Settings, fed_by_flag: bool, terminal: Terminal) -> Outcome<Exit> {
+    let signals = Signals::listen()?;
+    let session = Session { settings, fed_by_flag, terminal, signals: signals.clone() };
+    if let Command::Run(args) = command {
+        // It stops in order by itself.
+        return run::run(args, session).await;
+    }
+    let command = async {
+        match command {
+            Command::Run(_) => Ok(Exit::Done),
+            Command::Changes(args) => changes::run(args, session).await,
+            Command::Follow(args) => follow::run(args, session).await,
+            Command::Inspect(args) => inspect::run(args, session).await,
+            Command::Verify(args) => verify::run(args, session).await,
+            Command::Backends(args) => backends::run(args),
+            #[cfg(all(feature = "memory", feature = "replay"))]
+            Command::Demo(args) => demo::run(args, session).await,
+        }
+    };
+    tokio::select! {
+        exit = command => exit,
+        Signal::Interrupt | Signal::Terminate = signals.first() => Ok(Exit::Interrupted),
+    }
+}
+
+fn start_log(settings: &Settings, quiet: &str, layers: &Layers, terminal: &Terminal) -> Outcome<()> {
+    let level = settings.log.as_deref().unwrap_or(quiet);
+    let filter = EnvFilter::builder()
+        .parse(level)
+        .map_err(|e| Error::config(format!("{}: {level:?} is no log level, nor a list of them: {e}", layers.source_of("log"))))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(terminal.clone());
+    match settings.log_format.as_deref() {
+        None | Some("human") => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        Some("json") => log.json().init(),
+        Some(other) => {
+            let source = layers.source_of("log_format");
+            return Err(Error::config(format!("{source}: a log is `human` or `json`, not {other:?}")).into());
+        }
+    }
+    Ok(())
+}

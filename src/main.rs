@@ -1,0 +1,7 @@
+//! The `sluicegate` command.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

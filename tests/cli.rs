@@ -1,0 +1,288 @@
+//! The `sluicegate` command, run as a user runs it.
+
+#![cfg(feature = "cli")]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    command.args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SLUICEGATE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+/// What it printed, and its exit code.
+fn ended(output: Output) -> (i32, String, String) {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[track_caller]
+fn assert_fails(output: Output, code: i32, parts: &[&str]) {
+    let (got, out, error) = ended(output);
+    assert_eq!(got, code, "{error}");
+    assert_eq!(out, "");
+    for part in parts {
+        assert!(error.contains(part), "no {part:?} in {error}");
+    }
+}
+
+fn recording(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/gateway").join(name);
+    format!("replay:{}", path.display())
+}
+
+fn small() -> String {
+    recording("mutations-xattr33.ndjson.gz")
+}
+
+fn settings_file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("settings.toml");
+    std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn help_tells_the_commands_and_the_exit_codes() {
+    let (code, out, _) = ended(run(&["--help"]));
+    assert_eq!(code, 0);
+    for part in ["run", "changes", "follow", "inspect", "verify", "backends", "demo", "130", "SLUICEGATE_STORE"] {
+        assert!(out.contains(part), "no {part:?} in {out}");
+    }
+}
+
+#[test]
+fn an_unknown_flag_or_command_is_wrong_usage() {
+    assert_fails(run(&["changes", "--colour"]), 2, &["--colour"]);
+    assert_fails(run(&["dance"]), 2, &["dance"]);
+    assert_fails(run(&["changes", "--since", "a:b"]), 2, &["--since", "invalid sequence"]);
+    assert_fails(run(&["changes", "--channel", ""]), 2, &["--channel"]);
+}
+
+#[test]
+fn an_unknown_setting_is_named_with_its_source() {
+    let (_folder, path) = settings_file("store = 'memory:'\n[writer]\nmax_bach = 7\n");
+    let path = path.to_str().unwrap();
+    assert_fails(run(&["backends", "--config", path]), 2, &[path, "`writer.max_bach`", "did you mean `writer.max_batch`?"]);
+    let output = command(&["backends"]).env("SLUICEGATE_WRITER_MAX_BACH", "7").output().unwrap();
+    assert_fails(output, 2, &["SLUICEGATE_WRITER_MAX_BACH", "did you mean SLUICEGATE_WRITER_MAX_BATCH?"]);
+    assert_fails(run(&["backends", "--set", "reader.nothing=1"]), 2, &["--set reader.nothing"]);
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_source() {
+    let (_folder, path) = settings_file("[reader]\ntail_max = 7\n");
+    let path = path.to_str().unwrap();
+    assert_fails(run(&["backends", "--config", path]), 2, &["[reader] tail_min is 50", path, "key `reader.tail_max`"]);
+    let output = command(&["backends"]).env("SLUICEGATE_WRITER_RING", "seven").output().unwrap();
+    assert_fails(output, 2, &["SLUICEGATE_WRITER_RING", "a whole number", "seven"]);
+    assert_fails(run(&["backends", "--log", "a=b=c"]), 2, &["--log", "a=b=c"]);
+    assert_fails(run(&["backends", "--config", "/nowhere/at/all.toml"]), 2, &["/nowhere/at/all.toml"]);
+}
+
+#[test]
+fn a_flag_comes_before_the_environment_and_that_before_the_file() {
+    let (_folder, path) = settings_file("store = 'file-store:'\n");
+    let path = path.to_str().unwrap();
+    assert_fails(run(&["changes", "--config", path]), 2, &["`file-store:`"]);
+    let with =
+        |args: &[&str]| command(args).env("SLUICEGATE_CONFIG", path).env("SLUICEGATE_STORE", "env-store:").output().unwrap();
+    assert_fails(with(&["changes"]), 2, &["`env-store:`"]);
+    assert_fails(with(&["changes", "--set", "store=set-store:"]), 2, &["`set-store:`"]);
+    assert_fails(with(&["changes", "--set", "store=set-store:", "--store", "flag-store:"]), 2, &["`flag-store:`"]);
+}
+
+#[test]
+fn an_unknown_scheme_lists_what_there_is() {
+    assert_fails(run(&["run", "--feed", "dance:"]), 2, &["`dance:`", "available: replay"]);
+    assert_fails(run(&["changes", "--store", "dance:"]), 2, &["`dance:`", "available: memory"]);
+    assert_fails(run(&["run"]), 2, &["--feed"]);
+}
+
+#[test]
+fn secrets_are_not_printed() {
+    for args in [["changes", "--store", "redis://app:hunter2@host"], ["run", "--feed", "dcp://app:hunter2@host?password=hunter2"]]
+    {
+        let (code, out, error) = ended(run(&args));
+        assert_eq!(code, 2);
+        assert!(!out.contains("hunter2") && !error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_file_and_an_empty_store_fail_while_running() {
+    assert_fails(run(&["run", "--log", "off", "--feed", "replay:/nowhere/at/all"]), 1, &["/nowhere/at/all", "no such recording"]);
+    assert_fails(run(&["changes"]), 1, &["holds no cache"]);
+    assert_fails(run(&["demo", "--recording", "/nowhere/at/all"]), 1, &["/nowhere/at/all"]);
+}
+
+#[test]
+fn an_error_is_one_line() {
+    let (_, _, error) = ended(run(&["changes", "--feed", "replay:/nowhere/at/all"]));
+    assert!(error.starts_with("error: ") && error.lines().count() == 1, "{error}");
+}
+
+#[test]
+fn changes_are_what_a_changes_request_gets() {
+    let (code, out, error) = ended(run(&["changes", "--feed", &small(), "--limit", "3", "--format", "json"]));
+    assert_eq!((code, error.as_str()), (0, ""));
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    let rows = answer["results"].as_array().unwrap();
+    assert_eq!(rows.len(), 3);
+    assert!(rows.iter().all(|row| row["seq"].is_u64() && row["id"].is_string() && row["changes"][0]["rev"].is_string()));
+    assert_eq!(answer["last_seq"], rows[2]["seq"].to_string());
+
+    let since = answer["last_seq"].as_str().unwrap();
+    let (_, out, _) = ended(run(&["changes", "--feed", &small(), "--since", since, "--limit", "1", "--format", "json"]));
+    let next: Value = serde_json::from_str(&out).unwrap();
+    assert!(next["results"][0]["seq"].as_u64() > rows[2]["seq"].as_u64());
+}
+
+#[test]
+fn active_only_leaves_deletions_out_and_the_table_has_a_line_a_row() {
+    let (code, out, _) = ended(run(&["changes", "--feed", &small(), "--active-only"]));
+    assert_eq!(code, 0);
+    assert!(!out.contains("deleted") && out.lines().count() > 10);
+    let (_, all, _) = ended(run(&["changes", "--feed", &small()]));
+    assert!(all.contains("deleted") && all.lines().count() > out.lines().count());
+}
+
+#[test]
+fn a_feed_that_does_not_end_cannot_be_ingested_first() {
+    assert_fails(run(&["changes", "--feed", "synthetic:"]), 2, &["`synthetic:`", "sluicegate run"]);
+}
+
+#[test]
+fn a_feed_from_elsewhere_than_the_command_line_is_not_ingested_by_what_only_reads() {
+    let output = command(&["changes"]).env("SLUICEGATE_FEED", small()).output().unwrap();
+    assert_fails(output, 1, &["holds no cache"]);
+}
+
+#[test]
+fn follow_prints_a_line_a_row_until_the_feed_has_ended_or_the_limit_is_reached() {
+    let (code, out, _) = ended(run(&["follow", "--feed", &small()]));
+    assert_eq!(code, 0);
+    let rows: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (_, answer, _) = ended(run(&["changes", "--feed", &small(), "--format", "json"]));
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    let shown = answer["results"].as_array().unwrap();
+    assert!(rows.len() >= shown.len());
+    // Whatever it saw on the way, it ends with what there is to see.
+    assert!(shown.iter().all(|row| rows.contains(row)));
+    assert_eq!(rows.last(), shown.last());
+
+    let (code, out, _) = ended(run(&["follow", "--feed", "synthetic:?rate=100000", "--limit", "5"]));
+    assert_eq!((code, out.lines().count()), (0, 5));
+}
+
+#[test]
+fn run_sums_up_at_the_end() {
+    let (code, out, error) = ended(run(&["run", "--feed", &small(), "--format", "json", "--log-format", "json"]));
+    assert_eq!(code, 0, "{error}");
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(summary["ended"], "the feed ended");
+    assert!(summary["writer"]["cached"].as_u64() > Some(1_000));
+    assert_eq!(summary["clock"]["stable"], summary["clock"]["high"]);
+    assert!(error.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{error}");
+
+    let (code, out, _) = ended(run(&["run", "--feed", &small(), "--log", "off"]));
+    assert!(code == 0 && out.contains("the feed ended") && out.contains("stable"), "{out}");
+}
+
+#[test]
+fn a_whole_recording_keeps_the_caches_rules() {
+    let (code, out, _) = ended(run(&["verify", "--feed", &small()]));
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("clean"));
+    let (code, out, _) = ended(run(&["verify", "--feed", &small(), "--format", "json", "--set", "writer.codec=adaptive"]));
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, report["findings"].as_array().map(Vec::len)), (0, Some(0)));
+}
+
+#[test]
+fn everything_that_can_be_inspected_is_json_too() {
+    let feed = small();
+    let inspect = |what: &[&str]| {
+        let args = [&["inspect", "--feed", &feed, "--format", "json"], what].concat();
+        let (code, out, error) = ended(run(&args));
+        assert_eq!(code, 0, "{what:?}: {error}");
+        serde_json::from_str::<Value>(&out).unwrap()
+    };
+    let clock = inspect(&["clock"]);
+    assert_eq!(clock["meta"]["codec"], "bytes");
+    let star = inspect(&["channel", "*"]);
+    assert!(star["counter"].as_u64() > Some(0) && star["blocks"][0]["present"].as_u64() > Some(100));
+    let block = inspect(&["block", "*", "0"]);
+    let first = block["present"][0].as_u64().unwrap();
+    let sequence = inspect(&["sequence", &first.to_string()]);
+    assert_eq!((sequence["entry"]["seq"].as_u64(), &sequence["states"]["*"]), (Some(first), &Value::from("present")));
+    assert_eq!(inspect(&["skipped"])["skipped"], 0);
+    for what in [&["channel", "nobody's"][..], &["block", "*", "99"], &["sequence", "99999999"]] {
+        let args = [&["inspect", "--feed", &feed], what].concat();
+        assert_fails(run(&args), 1, &[what.last().unwrap()]);
+    }
+    for what in [&["clock"][..], &["channel", "*"], &["block", "*", "0"], &["skipped"]] {
+        let (code, out, _) = ended(run(&[&["inspect", "--feed", &feed], what].concat()));
+        assert!(code == 0 && out.lines().count() > 0, "{what:?}");
+    }
+}
+
+#[test]
+fn backends_lists_stores_feeds_and_codecs() {
+    let (code, out, _) = ended(run(&["backends", "--format", "json"]));
+    let backends: Value = serde_json::from_str(&out).unwrap();
+    let names = |kind: &str| {
+        let list = backends[kind].as_array().unwrap();
+        list.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(code, 0);
+    assert!(names("stores").contains(&"memory".to_owned()) && names("feeds").contains(&"replay".to_owned()));
+    assert_eq!(names("codecs"), ["bytes", "two-bit", "adaptive"]);
+    let (_, table, _) = ended(run(&["backends"]));
+    assert!(table.contains("memory:") && table.contains("replay:"), "{table}");
+}
+
+#[test]
+fn the_demonstration_ends_clean_and_fits_a_screen() {
+    let (code, out, error) = ended(run(&["demo"]));
+    assert_eq!((code, error.as_str()), (0, ""), "{out}");
+    assert!(out.lines().count() <= 60, "{out}");
+    for part in ["20112::20114 lp-wake", "the follower gets   20113 lp-other", "clean"] {
+        assert!(out.contains(part), "no {part:?} in {out}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_puts_away_what_was_taken_and_is_told_by_the_exit_code() {
+    use std::io::{BufRead as _, BufReader};
+    for (signal, code) in [("-INT", 130), ("-TERM", 0)] {
+        let mut child = command(&["run", "--feed", "synthetic:?rate=1000", "--format", "json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(log.any(|line| line.unwrap().ends_with("ready")));
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        // Read on, so that it never waits for us.
+        let rest = std::thread::spawn(move || log.count());
+        let (got, out, _) = ended(child.wait_with_output().unwrap());
+        rest.join().unwrap();
+        let summary: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((got, &summary["ended"]), (code, &Value::from("stopped")));
+    }
+}

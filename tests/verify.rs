@@ -1,0 +1,353 @@
+//! Each kind of damage to a cache is found, under the key where it is.
+
+mod support;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sluicegate::block::{Block, BlockState, codec_named};
+use sluicegate::core::batch::{BatchRecord, Checkpoint, LatePage};
+use sluicegate::core::directory::Directory;
+use sluicegate::core::store::Expiry;
+use sluicegate::core::verify::{Problem, VerifyOptions, VerifyReport, verify};
+use sluicegate::{
+    BlockIndex, CacheKey, CacheStore, Channel, Epoch, ErrorKind, FeedEvent, PublishedClock, Sequence, Writer, WriterConfig,
+    WriterNode,
+};
+use sluicegate_memory::MemoryStore;
+use sluicegate_replay::MemoryFeed;
+use support::{Notation, mutations};
+
+const FEED: &str = "mutations:first";
+const CAPACITY: u32 = 64;
+
+fn config() -> WriterConfig {
+    let mut config = WriterConfig::default();
+    (config.block_capacity, config.ring) = (CAPACITY, 8);
+    config
+}
+
+async fn write(store: &Arc<dyn CacheStore>, feed: &str, lines: &[&str]) {
+    let feed = Arc::new(MemoryFeed::new(feed, mutations(lines)));
+    let node = WriterNode::new(store.clone(), feed).with_decoder(Arc::new(Notation)).with_config(config());
+    node.run(std::future::pending()).await.unwrap();
+}
+
+/// A cache of two blocks in which everything occurs: several revisions, a removal, a gap, and a late entry.
+async fn cache() -> Arc<dyn CacheStore> {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut lines = vec!["1 a +A", "2 b +A +B", "3 a +A over 1", "4 c +B", "5 b +A -B over 2", "7 d +A", "9 e +B"];
+    let more: Vec<String> = (10..90).map(|n| format!("{n} n{n} +A")).collect();
+    lines.extend(more.iter().map(String::as_str));
+    // With the first feed's name, so that its checkpoint is the newest.
+    write(&store, "first", &lines).await;
+    let all: Vec<&str> = lines.iter().copied().chain(["6 f +A +B"]).collect();
+    write(&store, "first", &all).await;
+    store
+}
+
+async fn checked(store: &Arc<dyn CacheStore>) -> VerifyReport {
+    verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap()
+}
+
+fn channel(name: &str) -> Channel {
+    Channel::new(name).unwrap()
+}
+
+fn block_key(name: &str, index: u64) -> CacheKey {
+    CacheKey::Block(channel(name), BlockIndex(index))
+}
+
+fn sequence_key(n: u64) -> CacheKey {
+    CacheKey::Sequence(Sequence(n))
+}
+
+async fn overwrite(store: &Arc<dyn CacheStore>, key: &CacheKey, value: impl Into<Bytes>) {
+    store.remove(key, None).await.unwrap();
+    store.insert(key, value.into(), Expiry::Never).await.unwrap();
+}
+
+async fn stored(store: &Arc<dyn CacheStore>, key: &CacheKey) -> Bytes {
+    store.get(key).await.unwrap().unwrap_or_else(|| panic!("{key} is not there")).value
+}
+
+/// Writes a block anew, with these states in place of what it says of some sequences.
+async fn restate(store: &Arc<dyn CacheStore>, name: &str, index: u64, states: &[(u64, BlockState)]) {
+    let key = block_key(name, index);
+    let codec = codec_named(&config().codec, CAPACITY).unwrap();
+    let old = codec.decode(&stored(store, &key).await).unwrap();
+    let mut new = Block::new(CAPACITY);
+    let offset = |n: u64| (n - index * u64::from(CAPACITY)) as u32;
+    for (at, state) in old.iter().filter(|(at, _)| states.iter().all(|(n, _)| offset(*n) != *at)) {
+        new.raise(at, state);
+    }
+    for (n, state) in states {
+        new.raise(offset(*n), *state);
+    }
+    overwrite(store, &key, codec.encode(&new)).await;
+}
+
+#[track_caller]
+fn assert_found(report: &VerifyReport, problem: Problem, key: &CacheKey) {
+    let found = report.findings.iter().any(|finding| finding.problem == problem && finding.key == *key);
+    assert!(found, "no {problem} at {key} in {:#?}", report.findings);
+}
+
+#[tokio::test]
+async fn a_sound_cache_has_nothing_wrong() {
+    let report = checked(&cache().await).await;
+    assert!(report.is_clean(), "{:#?}", report.findings);
+    // Six before the gap, one late, two after it, and eighty.
+    assert_eq!((report.channels, report.documents), (3, 88));
+    let clock = report.clock.unwrap();
+    assert_eq!((clock.late, clock.gaps, clock.stable), (1, 1, Sequence(7)));
+}
+
+#[tokio::test]
+async fn what_is_no_cache_is_refused() {
+    let error = verify(&MemoryStore::new(), &VerifyOptions::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_sequence_document_that_is_gone_is_found() {
+    for n in [4, 6] {
+        let store = cache().await;
+        store.remove(&sequence_key(n), None).await.unwrap();
+        assert_found(&checked(&store).await, Problem::Missing, &sequence_key(n));
+    }
+}
+
+#[tokio::test]
+async fn a_superseded_document_may_be_gone() {
+    let store = cache().await;
+    store.remove(&sequence_key(1), None).await.unwrap();
+    let report = checked(&store).await;
+    assert!(report.is_clean(), "{:#?}", report.findings);
+}
+
+#[tokio::test]
+async fn a_document_above_high_that_a_published_batch_stored_is_found_if_it_is_gone() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let feed = Arc::new(MemoryFeed::new("first", mutations(&["1 a +A", "3 b +A"])));
+    let epoch = Epoch::default().successor(1);
+    let mut writer = Writer::take_over(store.clone(), Arc::new(Notation), FEED, epoch, config()).await.unwrap();
+    let batch = feed.mutations().iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>();
+    writer.process(batch.into()).await.unwrap();
+    writer.flush().await.unwrap();
+    let report = checked(&store).await;
+    assert_eq!((report.is_clean(), report.clock.unwrap().high), (true, Sequence(1)));
+
+    restate(&store, "A", 0, &[(3, BlockState::Absent)]).await;
+    assert_found(&checked(&store).await, Problem::WrongState, &block_key("A", 0));
+    store.remove(&sequence_key(3), None).await.unwrap();
+    assert_found(&checked(&store).await, Problem::Missing, &sequence_key(3));
+}
+
+#[tokio::test]
+async fn a_sequence_document_of_garbage_is_found_once() {
+    let store = cache().await;
+    overwrite(&store, &sequence_key(2), "{").await;
+    let report = checked(&store).await;
+    assert_found(&report, Problem::Unreadable, &sequence_key(2));
+    assert_eq!(report.findings.iter().filter(|f| f.key == sequence_key(2)).count(), 1);
+}
+
+#[tokio::test]
+async fn a_sequence_document_in_anothers_place_is_found() {
+    let store = cache().await;
+    let other = stored(&store, &sequence_key(4)).await;
+    overwrite(&store, &sequence_key(3), other).await;
+    assert_found(&checked(&store).await, Problem::Misplaced, &sequence_key(3));
+}
+
+#[tokio::test]
+async fn a_block_that_forgot_a_row_is_found() {
+    for (name, index, n) in [("B", 0, 4), ("A", 1, 70), ("A", 0, 1)] {
+        let store = cache().await;
+        restate(&store, name, index, &[(n, BlockState::Absent)]).await;
+        assert_found(&checked(&store).await, Problem::WrongState, &block_key(name, index));
+    }
+}
+
+#[tokio::test]
+async fn a_row_of_the_wrong_kind_is_found() {
+    for (name, n, state) in [("B", 5, BlockState::Present), ("B", 4, BlockState::Removal), ("*", 4, BlockState::Removal)] {
+        let store = cache().await;
+        restate(&store, name, 0, &[(n, state)]).await;
+        assert_found(&checked(&store).await, Problem::WrongState, &block_key(name, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_is_not_in_the_channel_is_found() {
+    let store = cache().await;
+    restate(&store, "B", 0, &[(7, BlockState::Present)]).await;
+    assert_found(&checked(&store).await, Problem::StrayRow, &block_key("B", 0));
+}
+
+#[tokio::test]
+async fn an_older_row_that_is_shown_beside_a_newer_one_is_found() {
+    for name in ["A", "*"] {
+        let store = cache().await;
+        restate(&store, name, 0, &[(1, BlockState::Present)]).await;
+        assert_found(&checked(&store).await, Problem::DuplicateRow, &block_key(name, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_newest_row_that_is_not_shown_is_found() {
+    for name in ["A", "*"] {
+        let store = cache().await;
+        restate(&store, name, 0, &[(3, BlockState::Superseded)]).await;
+        assert_found(&checked(&store).await, Problem::LostRow, &block_key(name, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_block_that_the_directory_does_not_list_is_found() {
+    let store = cache().await;
+    let key = CacheKey::Directory(channel("A"));
+    let mut directory = Directory::from_bytes(&stored(&store, &key).await, &channel("A")).unwrap();
+    assert!(directory.unlist(BlockIndex(0)));
+    overwrite(&store, &key, directory.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::UnlistedBlock, &key);
+
+    store.remove(&key, None).await.unwrap();
+    assert_found(&checked(&store).await, Problem::UnlistedBlock, &key);
+}
+
+#[tokio::test]
+async fn a_block_of_the_star_channel_that_is_not_listed_is_found_through_the_others() {
+    let store = cache().await;
+    let key = CacheKey::Directory(Channel::star());
+    let mut directory = Directory::from_bytes(&stored(&store, &key).await, &Channel::star()).unwrap();
+    assert!(directory.unlist(BlockIndex(1)));
+    overwrite(&store, &key, directory.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::UnlistedBlock, &key);
+}
+
+#[tokio::test]
+async fn directories_and_blocks_of_garbage_are_found() {
+    for key in [CacheKey::Directory(channel("A")), block_key("B", 0), block_key("*", 1)] {
+        let store = cache().await;
+        overwrite(&store, &key, "garbage").await;
+        assert_found(&checked(&store).await, Problem::Unreadable, &key);
+    }
+}
+
+#[tokio::test]
+async fn a_directory_of_another_channel_is_found() {
+    let store = cache().await;
+    let key = CacheKey::Directory(channel("A"));
+    let other = stored(&store, &CacheKey::Directory(channel("B"))).await;
+    overwrite(&store, &key, other).await;
+    assert_found(&checked(&store).await, Problem::Unreadable, &key);
+}
+
+#[tokio::test]
+async fn a_block_that_is_gone_is_found() {
+    let store = cache().await;
+    store.remove(&block_key("A", 1), None).await.unwrap();
+    assert_found(&checked(&store).await, Problem::Missing, &block_key("A", 1));
+}
+
+#[tokio::test]
+async fn a_channel_without_a_counter_is_found() {
+    let store = cache().await;
+    let key = CacheKey::Counter(channel("B"));
+    store.remove(&key, None).await.unwrap();
+    assert_found(&checked(&store).await, Problem::NoCounter, &key);
+}
+
+#[tokio::test]
+async fn a_clock_that_contradicts_itself_or_the_last_record_is_found() {
+    let spoil: [fn(&mut PublishedClock); 5] = [
+        |clock| clock.stable = clock.high.next(),
+        |clock| clock.marked = clock.stable.next(),
+        |clock| clock.gaps = 0,
+        |clock| clock.checkpoint = clock.batch + 1,
+        |clock| clock.settled = clock.high.next(),
+    ];
+    for spoil in spoil {
+        let store = cache().await;
+        let mut clock = PublishedClock::from_bytes(&stored(&store, &CacheKey::Clock).await).unwrap();
+        spoil(&mut clock);
+        overwrite(&store, &CacheKey::Clock, clock.to_bytes()).await;
+        assert_found(&checked(&store).await, Problem::Contradiction, &CacheKey::Clock);
+    }
+}
+
+#[tokio::test]
+async fn a_clock_or_description_that_is_gone_or_garbage_is_found() {
+    for key in [CacheKey::Clock, CacheKey::Meta] {
+        let store = cache().await;
+        overwrite(&store, &key, "garbage").await;
+        assert_found(&checked(&store).await, Problem::Unreadable, &key);
+        store.remove(&key, None).await.unwrap();
+        assert_found(&checked(&store).await, Problem::Missing, &key);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_record_that_is_gone_wrong_or_garbage_is_found() {
+    let store = cache().await;
+    let clock = PublishedClock::from_bytes(&stored(&store, &CacheKey::Clock).await).unwrap();
+    let key = CacheKey::Batch(clock.batch % config().ring);
+    let record = BatchRecord::from_bytes(&stored(&store, &key).await).unwrap();
+
+    overwrite(&store, &key, BatchRecord { number: record.number - 1, ..record.clone() }.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::Contradiction, &key);
+    overwrite(&store, &key, BatchRecord { gaps: Vec::new(), ..record }.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::Contradiction, &key);
+    overwrite(&store, &key, "garbage").await;
+    assert_found(&checked(&store).await, Problem::Unreadable, &key);
+    store.remove(&key, None).await.unwrap();
+    assert_found(&checked(&store).await, Problem::Missing, &key);
+}
+
+#[tokio::test]
+async fn a_late_page_that_is_gone_wrong_or_garbage_is_found() {
+    let store = cache().await;
+    let key = CacheKey::Late(0);
+    let page = LatePage::from_bytes(&stored(&store, &key).await).unwrap();
+    assert_eq!(page.entries.len(), 1);
+
+    overwrite(&store, &key, LatePage { entries: Vec::new(), ..page }.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::Contradiction, &key);
+    overwrite(&store, &key, "garbage").await;
+    assert_found(&checked(&store).await, Problem::Unreadable, &key);
+    store.remove(&key, None).await.unwrap();
+    assert_found(&checked(&store).await, Problem::Missing, &key);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_is_gone_ahead_or_garbage_is_found() {
+    let store = cache().await;
+    let key = CacheKey::Checkpoint(FEED.to_owned());
+    let checkpoint = Checkpoint::from_bytes(&stored(&store, &key).await).unwrap();
+
+    overwrite(&store, &key, Checkpoint { batch: checkpoint.batch + 7, ..checkpoint.clone() }.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::Contradiction, &key);
+    let mut ahead = checkpoint.clone();
+    ahead.sequencer.next = Sequence(1_000);
+    overwrite(&store, &key, ahead.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::Contradiction, &key);
+    overwrite(&store, &key, Checkpoint { batch: 0, ..checkpoint }.to_bytes()).await;
+    assert_found(&checked(&store).await, Problem::Contradiction, &key);
+    overwrite(&store, &key, "garbage").await;
+    assert_found(&checked(&store).await, Problem::Unreadable, &key);
+    store.remove(&key, None).await.unwrap();
+    assert_found(&checked(&store).await, Problem::Missing, &key);
+}
+
+#[tokio::test]
+async fn findings_beyond_the_limit_are_counted() {
+    let store = cache().await;
+    for n in 20..30 {
+        store.remove(&sequence_key(n), None).await.unwrap();
+    }
+    let report = verify(store.as_ref(), &VerifyOptions::default().max_findings(3)).await.unwrap();
+    assert_eq!(report.findings.len(), 3);
+    assert!(report.more_findings >= 7, "{}", report.more_findings);
+}

@@ -5,11 +5,16 @@ use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
 
-use serde::Deserialize;
+use futures::StreamExt as _;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluicegate_core::changes::{ChangesOptions, SequenceId};
-use sluicegate_core::{Channel, Error, ErrorKind, ReaderNode, Result};
+use sluicegate_core::{
+    AlwaysWriter, CacheStore, Candidate, Channel, Coordinator as _, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, ReaderConfig,
+    ReaderNode, Result, Role, Writer, WriterConfig,
+};
 
 /// One recorded request and what the gateway answered.
 #[derive(Clone, Debug)]
@@ -135,7 +140,7 @@ pub enum Ids {
 }
 
 /// How a comparison ended.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     /// Answers that agreed.
     pub answers: usize,
@@ -174,6 +179,37 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// Ingests each part into `store`, and after it asks everything that was recorded at its marker.
+///
+/// # Errors
+/// What writer and reader say; a difference is no error but goes into the report.
+pub async fn compare(
+    store: Arc<dyn CacheStore>,
+    parts: impl IntoIterator<Item = (u32, Vec<Mutation>)>,
+    truth: &Truth,
+    ids: Ids,
+    config: WriterConfig,
+) -> Result<Report> {
+    let role = AlwaysWriter::new(store.clone()).campaign(Candidate::new("compare")).await?.next().await;
+    let Some(Role::Writer { epoch }) = role else {
+        return Err(Error::new(ErrorKind::Unexpected, "a single writer was not given the role"));
+    };
+    let decoder = Arc::new(GatewayDecoder::default());
+    let mut writer = Writer::take_over(store.clone(), decoder, "recording", epoch, config).await?;
+    let reader = ReaderNode::open(store, ReaderConfig::default()).await?;
+    let mut report = Report::default();
+    for (marker, mutations) in parts {
+        for batch in mutations.chunks(512) {
+            let events: Vec<FeedEvent> = batch.iter().cloned().map(FeedEvent::Mutation).collect();
+            writer.process(events.into()).await?;
+        }
+        writer.finish().await?;
+        reader.wait_for_batch(writer.clock().batch).await?;
+        report.add(compare_marker(&reader, truth, marker, ids).await?);
+    }
+    Ok(report)
 }
 
 /// Asks `reader` everything that was recorded at `marker`.

@@ -1,6 +1,6 @@
 //! The `sluicegate` command, run as a user runs it.
 
-#![cfg(feature = "cli")]
+#![cfg(all(feature = "cli", feature = "memory", feature = "replay"))]
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use sluicegate::compare::{Ids, Report, Truth, compare_marker};
+use sluicegate::compare::{Ids, Report, Truth, compare, compare_marker};
 use sluicegate_core::decode::{Decoded, GatewayDecoder, MutationDecoder as _};
-use sluicegate_core::feed::{FeedBatch, FeedEvent};
 use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{AlwaysWriter, CacheStore, Candidate, Coordinator as _, Mutation, Role, Sequence};
 use sluicegate_core::{ReaderConfig, ReaderNode, Writer, WriterConfig};
@@ -46,38 +45,8 @@ async fn writer(store: &Arc<dyn CacheStore>, feed: &str, config: WriterConfig) -
     Writer::take_over(store.clone(), decoder, feed, epoch, config).await.unwrap()
 }
 
-fn batches(mutations: &[Mutation]) -> impl Iterator<Item = FeedBatch> + '_ {
-    let batch = |chunk: &[Mutation]| FeedBatch::from(chunk.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>());
-    mutations.chunks(97).map(batch)
-}
-
-/// Ingests each part, and after it asks everything recorded at its marker.
-async fn answers(parts: &[(u32, Vec<Mutation>)], truth: &Truth, ids: Ids) -> Report {
-    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
-    let mut writer = writer(&store, "recording", WriterConfig::default()).await;
-    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
-    let mut report = Report::default();
-    for (marker, mutations) in parts {
-        for batch in batches(mutations) {
-            writer.process(batch).await.unwrap();
-        }
-        writer.finish().await.unwrap();
-        reader.wait_for_batch(writer.clock().batch).await.unwrap();
-        report.add(compare_marker(&reader, truth, *marker, ids).await.unwrap());
-    }
-    report
-}
-
-/// The recording cut at its markers 1 to 4.
-fn parts(recording: &Recording) -> Vec<(u32, Vec<Mutation>)> {
-    let mut from = 0;
-    let mut part = |marker| {
-        let upto = recording.upto_marker(marker).unwrap();
-        let part = upto[from..].to_vec();
-        from = upto.len();
-        (marker, part)
-    };
-    (1..=4).map(&mut part).collect()
+async fn answers(parts: Vec<(u32, Vec<Mutation>)>, truth: &Truth, ids: Ids) -> Report {
+    compare(Arc::new(MemoryStore::new()), parts, truth, ids, WriterConfig::default()).await.unwrap()
 }
 
 fn load(set: &Set) -> (Recording, Truth) {
@@ -96,7 +65,7 @@ fn assert_agrees(what: &str, report: &Report) {
 async fn every_recorded_answer_is_reproduced_at_every_marker() {
     for set in &SETS {
         let (recording, truth) = load(set);
-        assert_agrees(set.name, &answers(&parts(&recording), &truth, Ids::Exact).await);
+        assert_agrees(set.name, &answers(recording.parts(), &truth, Ids::Exact).await);
     }
 }
 
@@ -106,9 +75,9 @@ async fn the_order_of_the_feed_does_not_matter() {
         let (recording, truth) = load(set);
         for (window, seed) in [(10, 1), (100, 2), (1_000, 3), (8_000, 4)] {
             let shuffle = |(marker, part): (u32, Vec<Mutation>)| (marker, part.shuffled_within(window, seed));
-            let parts: Vec<_> = parts(&recording).into_iter().map(shuffle).collect();
+            let parts: Vec<_> = recording.parts().into_iter().map(shuffle).collect();
             let what = format!("{}, shuffled within {window}, seed {seed}", set.name);
-            assert_agrees(&what, &answers(&parts, &truth, Ids::Exact).await);
+            assert_agrees(&what, &answers(parts, &truth, Ids::Exact).await);
         }
     }
 }
@@ -119,8 +88,8 @@ async fn events_that_come_again_change_nothing() {
         let (recording, truth) = load(set);
         for seed in 0..3 {
             let again = |(marker, part): (u32, Vec<Mutation>)| (marker, part.duplicated(0.1, seed).shuffled_within(50, seed));
-            let parts: Vec<_> = parts(&recording).into_iter().map(again).collect();
-            assert_agrees(&format!("{}, duplicated, seed {seed}", set.name), &answers(&parts, &truth, Ids::Exact).await);
+            let parts: Vec<_> = recording.parts().into_iter().map(again).collect();
+            assert_agrees(&format!("{}, duplicated, seed {seed}", set.name), &answers(parts, &truth, Ids::Exact).await);
         }
     }
 }
@@ -140,7 +109,7 @@ async fn events_that_the_server_left_out_are_made_up_for() {
                 let now_lost = truly_lost(&all, &kept);
                 lost += now_lost;
                 let ids = if now_lost == 0 { Ids::Exact } else { Ids::Sequences };
-                report.add(answers(&[(marker, kept)], &truth, ids).await);
+                report.add(answers(vec![(marker, kept)], &truth, ids).await);
             }
             println!("{}, windows of {window}: {lost} numbers truly lost over 4 markers", set.name);
             assert_agrees(&format!("{}, de-duplicated in windows of {window}", set.name), &report);
@@ -177,7 +146,7 @@ fn truly_lost(all: &[Mutation], kept: &[Mutation]) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_gateway_itself_lost_is_all_that_differs_on_the_hazards() {
     let (recording, truth) = load(&HAZARDS);
-    let report = answers(&parts(&recording), &truth, Ids::Sequences).await;
+    let report = answers(recording.parts(), &truth, Ids::Sequences).await;
     assert_agrees("hazards, as the feed has them", &report);
 
     // The number just above the gateway's stable sequence is one that it lost: leave it out of the feed too.
@@ -185,8 +154,8 @@ async fn what_the_gateway_itself_lost_is_all_that_differs_on_the_hazards() {
     let lost: Vec<Sequence> = truth.stable.values().map(|stable| Sequence(stable + 1)).collect();
     let seen = |m: &Mutation| !matches!(decoder.decode(m), Decoded::Principal(p) if lost.contains(&p.sequence));
     let without = |(marker, part): (u32, Vec<Mutation>)| (marker, part.into_iter().filter(|m| seen(m)).collect());
-    let parts: Vec<_> = parts(&recording).into_iter().map(without).collect();
-    assert_agrees("hazards, without what the gateway did not see", &answers(&parts, &truth, Ids::Exact).await);
+    let parts: Vec<_> = recording.parts().into_iter().map(without).collect();
+    assert_agrees("hazards, without what the gateway did not see", &answers(parts, &truth, Ids::Exact).await);
 }
 
 /// The writer is killed at some await, a few times a recording, and another goes on each time.

@@ -1,5 +1,7 @@
 //! A node that wants to write goes on through whatever passes by itself, and stops at what does not.
 
+#![cfg(all(feature = "memory", feature = "replay"))]
+
 mod support;
 
 use std::collections::VecDeque;

@@ -1,5 +1,7 @@
 //! Each kind of damage to a cache is found, under the key where it is.
 
+#![cfg(all(feature = "memory", feature = "replay"))]
+
 mod support;
 
 use std::sync::Arc;

@@ -2,6 +2,8 @@
 
 mod backends;
 mod changes;
+#[cfg(feature = "replay")]
+mod compare;
 #[cfg(all(feature = "memory", feature = "replay"))]
 mod demo;
 mod follow;
@@ -41,7 +43,7 @@ Exit codes:
   0    done
   1    failed while running
   2    wrong usage or settings
-  3    something was found (verify, demo)
+  3    something was found (verify, compare, demo)
   130  interrupted";
 
 /// A shared change cache: one writer follows a change feed, any number of readers answer what changed in a channel.
@@ -93,6 +95,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Check a whole cache against its own rules
     Verify(verify::VerifyArgs),
+    /// Compare our answers with those that a gateway gave
+    #[cfg(feature = "replay")]
+    Compare(compare::CompareArgs),
     /// List what is compiled in
     Backends(backends::BackendsArgs),
     /// Show it at work, on recorded data
@@ -188,6 +193,8 @@ async fn execute(command: Command, settings: Settings, fed_by_flag: bool, termin
             Command::Follow(args) => follow::run(args, session).await,
             Command::Inspect(args) => inspect::run(args, session).await,
             Command::Verify(args) => verify::run(args, session).await,
+            #[cfg(feature = "replay")]
+            Command::Compare(args) => compare::run(args, session).await,
             Command::Backends(args) => backends::run(args),
             #[cfg(all(feature = "memory", feature = "replay"))]
             Command::Demo(args) => demo::run(args, session).await,

@@ -63,4 +63,16 @@ impl Recording {
         let count = self.mutations.partition_point(|m| m.seqno.0 <= after);
         Ok(&self.mutations[..count])
     }
+
+    /// The mutations cut at the markers: each marker's number, and what came since the one before.
+    pub fn parts(&self) -> Vec<(u32, Vec<Mutation>)> {
+        let mut from = 0;
+        let part = |marker: &Marker| {
+            let upto = self.mutations.partition_point(|m| m.seqno.0 <= marker.after_n);
+            let part = self.mutations[from.min(upto)..upto].to_vec();
+            from = upto;
+            (marker.marker, part)
+        };
+        self.markers.iter().map(part).collect()
+    }
 }

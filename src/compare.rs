@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluicegate_core::changes::{ChangesOptions, SequenceId};
 use sluicegate_core::{
-    AlwaysWriter, CacheStore, Candidate, Channel, Coordinator as _, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, ReaderConfig,
-    ReaderNode, Result, Role, Writer, WriterConfig,
+    AlwaysWriter, CacheStore, Candidate, Channel, Coordinator as _, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation,
+    ReaderConfig, ReaderNode, Result, Role, Writer, WriterConfig,
 };
 
 /// One recorded request and what the gateway answered.

@@ -83,6 +83,24 @@ impl Default for WriterConfig {
 }
 
 impl WriterConfig {
+    /// The same with another limit of queued bytes.
+    #[must_use]
+    pub fn with_queue_bytes(self, max_queue_bytes: usize) -> Self {
+        WriterConfig { max_queue_bytes, ..self }
+    }
+
+    /// The same with another number of entries a batch.
+    #[must_use]
+    pub fn with_batch(self, max_batch: usize) -> Self {
+        WriterConfig { max_batch, ..self }
+    }
+
+    /// The same with another first sequence: those up to and including `initial` are not looked at.
+    #[must_use]
+    pub fn with_initial(self, initial: Sequence) -> Self {
+        WriterConfig { initial_sequence: initial.0, ..self }
+    }
+
     /// Whether the values make sense together.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! The command line: options, the process around a command, and one module a command.
 
 mod backends;
+#[cfg(feature = "bench")]
+mod bench;
 mod changes;
 #[cfg(feature = "replay")]
 mod compare;
@@ -100,6 +102,9 @@ enum Command {
     Compare(compare::CompareArgs),
     /// List what is compiled in
     Backends(backends::BackendsArgs),
+    /// Measure rates, memory and the cost of reads on this machine
+    #[cfg(feature = "bench")]
+    Bench(bench::BenchArgs),
     /// Show it at work, on recorded data
     #[cfg(all(feature = "memory", feature = "replay"))]
     Demo(demo::DemoArgs),
@@ -196,6 +201,8 @@ async fn execute(command: Command, settings: Settings, fed_by_flag: bool, termin
             #[cfg(feature = "replay")]
             Command::Compare(args) => compare::run(args, session).await,
             Command::Backends(args) => backends::run(args),
+            #[cfg(feature = "bench")]
+            Command::Bench(args) => bench::run(args).await,
             #[cfg(all(feature = "memory", feature = "replay"))]
             Command::Demo(args) => demo::run(args, session).await,
         }

@@ -127,7 +127,7 @@ impl GatewayDecoder {
                 // It cannot have left there.
                 continue;
             }
-            let reach = Reach::new(metadata, &state.name, membership, left, remembered);
+            let reach = Reach::new(metadata, &state.name, membership, left);
             // What is older than that has been marked, if there ever was a row.
             if let Some(departure) = reach.departure.filter(|_| remembered.is_none_or(|remembered| remembered <= left)) {
                 superseded.sequences.push(Sequence(departure));
@@ -215,36 +215,33 @@ impl Superseded {
 struct Reach {
     /// No row of it in that channel that needs a mark is below; zero if that is not known.
     since: u64,
-    /// Where the document last left the channel before what is remembered, if it entered again only after that.
+    /// Where the document last left the channel before the row, if its recent sequences do not say.
     departure: Option<u64>,
 }
 
 impl Reach {
-    /// For the row at `row`, which is `membership` in `channel`. `remembered` is the first of the document's recent sequences.
+    /// For the row at `row`, which is `membership` in `channel`.
     ///
     /// Rows in a channel are at the sequences of the document's stays there: from each start to its end, which is the removal. The
     /// row before this one need not belong to the last stay but one: the feed may have left out whole stays. So everything back to
     /// the first known stay is within reach, if it is among the superseded; marking a sequence at which there is no row does no harm.
     ///
-    /// The row before may also be older than the recent sequences: it is then the end of a stay, and all later stays began since.
-    /// (A stay from before that lasted longer has had a row since: the last revision that was delivered is a recent one.)
+    /// The row before may also be older than the recent sequences: it is then the end of a stay. Which of the recent ones is the oldest revision
+    /// cannot be told (some may never have been used), so the latest end that is not among them is taken in any case.
     #[inline]
-    fn new(metadata: &Metadata<'_>, channel: &[u8], membership: Membership, row: u64, remembered: Option<u64>) -> Self {
-        let (mut first_start, mut departure) = (u64::MAX, 0);
-        let (mut known, mut lasted) = (false, false);
+    fn new(metadata: &Metadata<'_>, channel: &[u8], membership: Membership, row: u64) -> Self {
+        let (mut first_start, mut departure, mut known) = (u64::MAX, 0, false);
         for stay in metadata.last_stays.of(channel).chain(metadata.earlier_stays.of(channel)) {
             if stay.start > row {
                 continue;
             }
             first_start = first_start.min(stay.start);
             known |= if membership == Membership::Present { stay.end == 0 } else { stay.end == row };
-            if stay.end > 0 && stay.end < remembered.unwrap_or(row) {
-                departure = stay.end.max(departure);
-            } else {
-                lasted |= remembered.is_some_and(|remembered| stay.start < remembered);
+            if stay.end > departure && stay.end < row && !metadata.recent.contains(&stay.end) {
+                departure = stay.end;
             }
         }
-        Reach { since: if known { first_start } else { 0 }, departure: (departure > 0 && !lasted).then_some(departure) }
+        Reach { since: if known { first_start } else { 0 }, departure: (departure > 0).then_some(departure) }
     }
 }
 

@@ -21,7 +21,7 @@ pub struct WriterStats {
     pub received: u64,
     /// Entries stored, departures included.
     pub cached: u64,
-    /// Numbers accounted for by a newer revision of their document.
+    /// Numbers accounted for by a newer revision of their document, without a row of their own.
     pub superseded: u64,
     /// Numbers that were never used.
     pub unused: u64,
@@ -198,9 +198,9 @@ impl Assembler {
         for old in earlier {
             let arrival = self.sequencer.arrived(old, now);
             if arrival.is_new() {
-                self.stats.superseded += 1;
-                if let Some(departed) = departure_entry(&entry, old, &departures) {
-                    self.store(departed, arrival);
+                match departure_entry(&entry, old, &departures) {
+                    Some(departed) => self.store(departed, arrival),
+                    None => self.stats.superseded += 1,
                 }
             }
         }

@@ -443,7 +443,10 @@ impl Node {
                 continue;
             };
             self.counters.misses.fetch_add(1, Ordering::Relaxed);
-            let (rows, complete) = self.read_rows(&channel, range, options, cut.stable, view.rows()).await?;
+            // Documents that the tail shows at a newer sequence. Their rows below are filled into the tail all the same: who sees only what
+            // is stable may need them.
+            let newer: FxHashSet<&str> = view.rows().iter().map(|row| row.entry.document()).collect();
+            let (rows, complete) = self.read_rows(&channel, range, options, cut.stable, &newer).await?;
             if fills && complete {
                 let mut state = self.state.write();
                 let stable = state.clock.stable;
@@ -455,6 +458,7 @@ impl Node {
                 }
             }
             let mut all = rows;
+            all.retain(|row| !newer.contains(row.entry.document()));
             if complete {
                 all.extend_from_slice(view.rows());
             }
@@ -470,18 +474,17 @@ impl Node {
         Ok(Changes { cut, options: options.clone(), start, channels: views, late, late_cursor })
     }
 
-    /// Live rows of a channel below its tail, without documents that the tail's rows `above` show at a newer sequence; and whether
-    /// they are all, rather than as many as the limit needs.
+    /// Live rows of a channel below its tail; and whether they are all, rather than as many as the limit needs, not counting
+    /// documents that have `newer` rows.
     async fn read_rows(
         &self,
         channel: &Channel,
         range: SequenceRange,
         options: &ChangesOptions,
         promised: Sequence,
-        above: &[Row],
+        newer: &FxHashSet<&str>,
     ) -> Result<(Vec<Row>, bool)> {
         let limit = options.limit.unwrap_or(usize::MAX);
-        let newer: FxHashSet<&str> = above.iter().map(|row| row.entry.document()).collect();
         let counts = |entry: &ChangeEntry, state: BlockState| {
             (!options.active_only || state == BlockState::Present && !entry.is_deleted()) && !newer.contains(entry.document())
         };
@@ -499,7 +502,6 @@ impl Node {
         let mut rows = Vec::with_capacity(found.len());
         for (entry, _) in found {
             match Row::in_channel(&entry, channel) {
-                Some(_) if newer.contains(entry.document()) => {}
                 Some(row) => rows.push(row),
                 None => {
                     tracing::warn!(%channel, sequence = %entry.sequence(), "a block names an entry that is not in its channel; left out");

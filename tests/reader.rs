@@ -1,0 +1,233 @@
+//! Readers against each other and against the model: one that follows with small tails, one that follows with large tails, and one that has
+//! just been opened must give the same answers at every moment, gaps and late entries included.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use sluicegate_core::changes::{Answer, ChangesOptions, Delivery, LateCursor};
+use sluicegate_core::decode::MutationDecoder as _;
+use sluicegate_core::{
+    AlwaysWriter, CacheStore, Candidate, Channel, Coordinator as _, FeedEvent, GatewayDecoder, ReaderConfig, ReaderNode, Role,
+    Writer, WriterConfig,
+};
+use sluicegate_memory::MemoryStore;
+use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
+use sluicegate_testkit::Model;
+
+const CHANNELS: u32 = 6;
+
+fn load(seed: u64, gaps: f64) -> Generated {
+    let mut config = SyntheticConfig::rough();
+    (config.documents, config.channels, config.body, config.principals) = (40, CHANNELS, 8, 2);
+    (config.out_of_order, config.late, config.late_by, config.gaps) = (12, 0.03, 40, gaps);
+    (config.unused, config.unused_max, config.restart_every) = (0.02, 40, 0);
+    Synthetic::new(config, seed).unwrap().generate(500)
+}
+
+async fn writer(store: &Arc<dyn CacheStore>) -> Writer {
+    let coordinator = AlwaysWriter::new(store.clone());
+    let Some(Role::Writer { epoch }) = coordinator.campaign(Candidate::new("test")).await.unwrap().next().await else { panic!() };
+    let config = r#"{"max_batch": 16, "max_pending": 15, "codec": "two-bit", "block_capacity": 64}"#;
+    let decoder = Arc::new(GatewayDecoder::default());
+    Writer::take_over(store.clone(), decoder, "load", epoch, serde_json::from_str::<WriterConfig>(config).unwrap()).await.unwrap()
+}
+
+fn reader_config(tail_min: usize, tail_max: usize) -> ReaderConfig {
+    serde_json::from_str(&format!(r#"{{"tail_min": {tail_min}, "tail_max": {tail_max}, "max_channels": 4}}"#)).unwrap()
+}
+
+fn question(random: &mut ChaCha8Rng, high: u64) -> (Vec<Channel>, ChangesOptions) {
+    let mut names: Vec<String> = (0..CHANNELS).map(|n| format!("ch{n}")).chain(["*".to_owned()]).collect();
+    let mut channels = Vec::new();
+    for _ in 0..random.random_range(1..4) {
+        channels.push(Channel::new(&names.swap_remove(random.random_range(0..names.len()))).unwrap());
+    }
+    let mut options = ChangesOptions::new().since(random.random_range(0..=high)).active_only(random.random_bool(0.3));
+    options.limit = random.random_bool(0.6).then(|| random.random_range(1..30));
+    options.delivery = [Delivery::Strict, Delivery::Eager, Delivery::Auto][random.random_range(0..3)];
+    (channels, options)
+}
+
+fn text(answer: &Answer) -> String {
+    serde_json::to_string(answer).unwrap()
+}
+
+#[tokio::test]
+async fn tails_and_blocks_give_the_same_answers_at_every_moment() {
+    let mut asked = 0;
+    for seed in 0..30 {
+        let generated = load(seed, 0.01);
+        let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+        let mut writer = writer(&store).await;
+        let small = ReaderNode::open(store.clone(), reader_config(2, 3)).await.unwrap();
+        let large = ReaderNode::open(store.clone(), reader_config(50, 500)).await.unwrap();
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut rest = &generated.mutations[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(random.random_range(1..40).min(rest.len()));
+            rest = later;
+            writer.process(now.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+            writer.flush().await.unwrap();
+            let fresh = ReaderNode::open(store.clone(), reader_config(50, 500)).await.unwrap();
+            for reader in [&small, &large, &fresh] {
+                reader.refresh().await.unwrap();
+            }
+            for _ in 0..6 {
+                asked += 1;
+                let (channels, options) = question(&mut random, fresh.cut().high.0);
+                let mut answers = Vec::new();
+                for reader in [&small, &large, &fresh] {
+                    answers.push(reader.changes(&channels, &options).await.unwrap().answer());
+                }
+                let what = format!("seed {seed}, {channels:?}, {options:?}, {:?}", fresh.cut());
+                assert_eq!(text(&answers[0]), text(&answers[2]), "small tails and none: {what}");
+                assert_eq!(text(&answers[1]), text(&answers[2]), "large tails and none: {what}");
+            }
+        }
+    }
+    assert!(asked > 1_000, "{asked}");
+}
+
+#[tokio::test]
+async fn answers_are_those_of_the_model() {
+    for seed in 100..130 {
+        let generated = load(seed, 0.0);
+        let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+        let mut writer = writer(&store).await;
+        let reader = ReaderNode::open(store.clone(), reader_config(5, 20)).await.unwrap();
+        let (decoder, mut model) = (GatewayDecoder::default(), Model::new());
+        for chunk in generated.mutations.chunks(23) {
+            writer.process(chunk.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+            chunk.iter().for_each(|mutation| model.apply(&decoder.decode(mutation)));
+        }
+        writer.finish().await.unwrap();
+        reader.refresh().await.unwrap();
+        assert!(!reader.cut().has_gaps, "nothing is lost in this load");
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        for _ in 0..60 {
+            let (channels, options) = question(&mut random, generated.high.0);
+            let answer = reader.changes(&channels, &options).await.unwrap().answer();
+            let ours: Vec<_> = answer
+                .rows
+                .iter()
+                .map(|row| {
+                    let removed: Vec<String> = row.removed.iter().map(|c| c.name().to_owned()).collect();
+                    (row.id.sequence, row.entry.document().to_owned(), row.entry.revision().to_owned(), row.deleted, removed)
+                })
+                .collect();
+            let expected = model.changes(&channels, options.since.sequence, options.limit, options.active_only);
+            assert_eq!(ours, expected, "seed {seed}, {channels:?}, {options:?}");
+        }
+    }
+}
+
+/// Whatever comes late, a client that goes on from its last answer and its late cursor is told once.
+#[tokio::test]
+async fn a_client_with_a_late_cursor_is_told_everything_once() {
+    let mut late = 0;
+    for seed in 200..240 {
+        let generated = load(seed, 0.0);
+        let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+        let mut writer = writer(&store).await;
+        let reader = ReaderNode::open(store.clone(), reader_config(5, 20)).await.unwrap();
+        let mut subscription = reader.late_subscription();
+        let mut options = ChangesOptions::new().delivery(Delivery::Eager).late(LateCursor(0));
+        let mut told = std::collections::BTreeMap::new();
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        for chunk in generated.mutations.chunks(11) {
+            writer.process(chunk.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+            writer.flush().await.unwrap();
+            reader.refresh().await.unwrap();
+            options.limit = random.random_bool(0.5).then(|| random.random_range(1..10));
+            loop {
+                let answer = reader.changes(&[Channel::star()], &options).await.unwrap().answer();
+                for row in &answer.rows {
+                    let before = told.insert(row.id.sequence, row.entry.clone());
+                    assert_eq!(before, None, "seed {seed}: {row:?} was told before");
+                }
+                let done = answer.rows.is_empty() && Some(answer.late) == options.late;
+                options.since = answer.last.sequence.into();
+                options.late = Some(answer.late);
+                if done {
+                    break;
+                }
+            }
+        }
+        writer.finish().await.unwrap();
+        reader.refresh().await.unwrap();
+        options.limit = None;
+        let rest = reader.changes(&[Channel::star()], &options).await.unwrap().answer();
+        for row in &rest.rows {
+            assert_eq!(told.insert(row.id.sequence, row.entry.clone()), None, "seed {seed}: {row:?} was told before");
+        }
+        let everything =
+            reader.changes(&[Channel::star()], &ChangesOptions::new().delivery(Delivery::Eager)).await.unwrap().answer();
+        for row in &everything.rows {
+            assert!(told.contains_key(&row.id.sequence), "seed {seed}: {row:?} was never told");
+        }
+        let announced = writer.clock().late;
+        late += announced;
+        if announced > 0 {
+            let entries = subscription.next().await.unwrap();
+            assert_eq!(entries.len() as u64, announced, "seed {seed}");
+            assert_eq!(subscription.cursor(), LateCursor(announced));
+        }
+    }
+    assert!(late > 100, "only {late} entries came late");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_woken_by_its_own_channels_only() {
+    let generated = load(7, 0.0);
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = writer(&store).await;
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let seen = reader.cut();
+    let quiet = tokio::spawn({
+        let reader = reader.clone();
+        async move { reader.wait_for_change(&[Channel::new("nothing-here").unwrap()], &seen).await }
+    });
+    let busy = tokio::spawn({
+        let reader = reader.clone();
+        async move { reader.wait_for_change(&[Channel::star()], &seen).await }
+    });
+    tokio::task::yield_now().await;
+    writer.process(generated.mutations.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+    writer.finish().await.unwrap();
+    assert!(busy.await.unwrap().unwrap().batch > seen.batch);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert!(!quiet.is_finished());
+    quiet.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_goes_offline_with_its_store_and_comes_back() {
+    use sluicegate_testkit::{FaultStore, Faults};
+    let memory: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let writer = writer(&memory).await;
+    let faulty = Arc::new(FaultStore::new(memory.clone(), 1, Faults::none()));
+    let reader = ReaderNode::open(faulty.clone(), ReaderConfig::default()).await.unwrap();
+    let options = ChangesOptions::new();
+    reader.changes(&[Channel::star()], &options).await.unwrap();
+    let mut broken = Faults::none();
+    broken.fail_before = 1.0;
+    faulty.set_faults(broken);
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    let error = reader.changes(&[Channel::star()], &options).await.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("offline"), "{error}");
+    faulty.set_faults(Faults::none());
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    reader.changes(&[Channel::star()], &options).await.unwrap();
+
+    // A clock that goes back is no clock of this cache any more.
+    use sluicegate_core::CacheKey;
+    let mut clock = writer.clock().clone();
+    clock.cache = sluicegate_core::CacheId::random();
+    let version = memory.get(&CacheKey::Clock).await.unwrap().unwrap().version;
+    memory.replace(&CacheKey::Clock, clock.to_bytes(), version, sluicegate_core::store::Expiry::Never).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let error = reader.changes(&[Channel::star()], &options).await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("another cache id"), "{error}");
+}

@@ -28,7 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::meta::Meta;
 use crate::scan;
-use crate::sequence::{Sequence, SequenceRange};
+use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::store::CacheStore;
 use state::State;
 use tail::Tail;
@@ -240,9 +240,10 @@ impl ReaderNode {
         let wakes = store.wakes();
         let clock = read_clock(store.as_ref()).await?.ok_or_else(absent)?.value;
         let above = scan::stored_above(store.as_ref(), codec.as_ref(), clock.high).await?;
+        let record = store.record(clock.batch, meta.ring).await?;
         let node = Arc::new(Node {
             cut: watch::Sender::new(Cut::of(&clock)),
-            state: parking_lot::RwLock::new(State::new(clock, above)),
+            state: parking_lot::RwLock::new(State::new(clock, record.as_deref(), above)),
             store,
             config,
             codec,
@@ -418,7 +419,7 @@ impl Node {
             view: ChannelView,
             below: Option<(SequenceRange, u64)>,
         }
-        let (cut, start, position, parts) = {
+        let (cut, missing, start, parts) = {
             let state = self.state.read();
             state.status.check()?;
             let cut = state.cut;
@@ -433,7 +434,7 @@ impl Node {
                 let view = tail.view(start.max(tail.valid_from().previous()), position);
                 parts.push(Part { channel: channel.clone(), view, below: below.map(|range| (range, tail.refused())) });
             }
-            (cut, start, position, parts)
+            (cut, state.missing.clone(), start.min(position), parts)
         };
         let mut views = SmallVec::new();
         for Part { channel, view, below } in parts {
@@ -446,7 +447,7 @@ impl Node {
             // Documents that the tail shows at a newer sequence. Their rows below are filled into the tail all the same: who sees only what
             // is stable may need them.
             let newer: FxHashSet<&str> = view.rows().iter().map(|row| row.entry.document()).collect();
-            let (rows, complete) = self.read_rows(&channel, range, options, cut.stable, &newer).await?;
+            let (rows, complete) = self.read_rows(&channel, range, options, (cut.stable, &missing), &newer).await?;
             if fills && complete {
                 let mut state = self.state.write();
                 let stable = state.clock.stable;
@@ -468,25 +469,27 @@ impl Node {
         }
         drop(guards);
         let (late, late_cursor) = match options.late {
-            Some(after) => self.late_rows(channels, after, &cut, start.min(position), options.limit).await?,
+            Some(after) => self.late_rows(channels, after, &cut, start, options.limit).await?,
             None => (Vec::new(), cut.late),
         };
         Ok(Changes { cut, options: options.clone(), start, channels: views, late, late_cursor })
     }
 
     /// Live rows of a channel below its tail; and whether they are all, rather than as many as the limit needs, not counting
-    /// documents that have `newer` rows.
+    /// documents that have `newer` rows. What is `missing` by the cut is left out: it has not been announced.
     async fn read_rows(
         &self,
         channel: &Channel,
         range: SequenceRange,
         options: &ChangesOptions,
-        promised: Sequence,
+        (promised, missing): (Sequence, &RangeSet),
         newer: &FxHashSet<&str>,
     ) -> Result<(Vec<Row>, bool)> {
         let limit = options.limit.unwrap_or(usize::MAX);
         let counts = |entry: &ChangeEntry, state: BlockState| {
-            (!options.active_only || state == BlockState::Present && !entry.is_deleted()) && !newer.contains(entry.document())
+            (!options.active_only || state == BlockState::Present && !entry.is_deleted())
+                && !newer.contains(entry.document())
+                && !missing.contains(entry.sequence().0)
         };
         let mut counted = (0, 0);
         let mut complete = true;
@@ -500,7 +503,7 @@ impl Node {
         })
         .await?;
         let mut rows = Vec::with_capacity(found.len());
-        for (entry, _) in found {
+        for (entry, _) in found.into_iter().filter(|(entry, _)| !missing.contains(entry.sequence().0)) {
             match Row::in_channel(&entry, channel) {
                 Some(row) => rows.push(row),
                 None => {
@@ -559,7 +562,7 @@ impl Node {
             return Ok(());
         }
         let _filling = self.fill_lock(channel).lock_owned().await;
-        let (stable, high) = {
+        let (stable, high, missing) = {
             let mut state = self.state.write();
             state.status.check()?;
             if state.tails.get(channel).is_some_and(|tail| tail.ready) {
@@ -571,13 +574,14 @@ impl Node {
             let tail = Tail::new(stable.next());
             tail.last_read.store(self.counters.reads.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
             state.tails.insert(channel.clone(), tail);
-            (stable, high)
+            (stable, high, state.missing.clone())
         };
         let mut rows = Vec::new();
         if let Some(range) = SequenceRange::new(stable.next(), high) {
             let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
             let found = scan::live_rows(store, codec, channel, range, scan::PAGE, stable, |_| false).await?;
-            rows.extend(found.iter().filter_map(|(entry, _)| Row::in_channel(entry, channel)));
+            let known = found.iter().filter(|(entry, _)| !missing.contains(entry.sequence().0));
+            rows.extend(known.filter_map(|(entry, _)| Row::in_channel(entry, channel)));
         }
         self.state.write().fill(channel, rows);
         Ok(())

@@ -12,7 +12,7 @@ use crate::changes::Row;
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::PublishedClock;
 use crate::entry::ChangeEntry;
-use crate::sequence::Sequence;
+use crate::sequence::{RangeSet, Sequence};
 
 /// Whether the node can answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,9 @@ pub(crate) struct State {
     pub(crate) tails: ChannelMap<Tail>,
     /// Entries above high: not to be seen yet.
     pending: BTreeMap<Sequence, Arc<ChangeEntry>>,
+    /// What is missing or given up by the clock. A block may name such a sequence already, when a writer has stored its document and not
+    /// announced it yet: it is not to be seen before that.
+    pub(crate) missing: Arc<RangeSet>,
     /// The newest late entries.
     pub(crate) late: VecDeque<(LateEntry, Arc<ChangeEntry>)>,
     /// Channels that must be looked at when stable moves.
@@ -50,10 +53,20 @@ pub(crate) struct State {
     ages: VecDeque<(Duration, Sequence)>,
 }
 
+/// The sequences that are missing or given up after a batch.
+fn missing(record: &BatchRecord) -> RangeSet {
+    let mut missing = record.abandoned.clone();
+    for gap in &record.gaps {
+        missing.insert(gap.range.first().0, gap.range.last().0);
+    }
+    missing
+}
+
 impl State {
-    /// The state at `clock`. `above` are the entries stored above its high sequence.
-    pub(crate) fn new(clock: PublishedClock, above: Vec<Arc<ChangeEntry>>) -> Self {
+    /// The state at `clock`, whose batch left `record`. `above` are the entries stored above its high sequence.
+    pub(crate) fn new(clock: PublishedClock, record: Option<&BatchRecord>, above: Vec<Arc<ChangeEntry>>) -> Self {
         State {
+            missing: Arc::new(record.map(missing).unwrap_or_default()),
             cut: Cut::of(&clock),
             clock,
             status: Status::Ready,
@@ -88,6 +101,11 @@ impl State {
         {
             let entry = first.remove();
             self.insert(&entry, stable, &mut touched);
+        }
+        if let Some(last) = records.last()
+            && !(self.missing.is_empty() && last.gaps.is_empty() && last.abandoned.is_empty())
+        {
+            self.missing = Arc::new(missing(last));
         }
         while self.late.len() > config.late_kept {
             self.late.pop_front();

@@ -13,6 +13,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::block::codec_named;
 use sluicegate_core::changes::{ChangesOptions, Delivery};
+use sluicegate_core::pointer::Supersession;
 use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned};
 use sluicegate_core::{
     AlwaysWriter, CacheKey, CacheStore, Candidate, Channel, Coordinator as _, ErrorKind, GatewayDecoder, PublishedClock,
@@ -20,7 +21,7 @@ use sluicegate_core::{
 };
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
-use sluicegate_testkit::{CrashPoint, FaultStore, Faults, PlainStore};
+use sluicegate_testkit::{CrashPoint, FaultStore, Faults, PlainStore, Step, When};
 
 /// A plain store that refuses to let the clock go back.
 #[derive(Debug, Default)]
@@ -72,10 +73,11 @@ impl CacheStore for WatchedStore {
 }
 
 /// Small batches, small blocks, an early skipped list: so that few events reach every step often.
-fn config() -> WriterConfig {
+fn config(seed: u64) -> WriterConfig {
     let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": 8,
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
-    serde_json::from_str(text).unwrap()
+    let config: WriterConfig = serde_json::from_str(text).unwrap();
+    config.with_supersession(if seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
 }
 
 fn load(seed: u64) -> Generated {
@@ -86,15 +88,15 @@ fn load(seed: u64) -> Generated {
     Synthetic::new(config, seed).unwrap().generate(200)
 }
 
-async fn writer(store: Arc<dyn CacheStore>) -> Result<Writer> {
+async fn writer(store: Arc<dyn CacheStore>, seed: u64) -> Result<Writer> {
     let coordinator = AlwaysWriter::new(store.clone());
     let role = coordinator.campaign(Candidate::new("test")).await?.next().await;
     let Some(Role::Writer { epoch }) = role else { panic!("no writer: {role:?}") };
-    Writer::take_over(store, Arc::new(GatewayDecoder::default()), "load", epoch, config()).await
+    Writer::take_over(store, Arc::new(GatewayDecoder::default()), "load", epoch, config(seed)).await
 }
 
-async fn run(store: Arc<dyn CacheStore>, feed: &MemoryFeed) -> Result<()> {
-    writer(store).await?.run(feed, std::future::pending()).await.map(drop)
+async fn run(store: Arc<dyn CacheStore>, feed: &MemoryFeed, seed: u64) -> Result<()> {
+    writer(store, seed).await?.run(feed, std::future::pending()).await.map(drop)
 }
 
 type Rows = Vec<(u64, String, String, bool, bool)>;
@@ -193,9 +195,9 @@ fn expected(generated: &Generated) -> BTreeMap<String, Rows> {
     generated.truth.iter().map(|(channel, rows)| (channel.clone(), rows.iter().map(row).collect())).collect()
 }
 
-async fn undisturbed(generated: &Generated, feed: &MemoryFeed) -> Content {
+async fn undisturbed(generated: &Generated, feed: &MemoryFeed, seed: u64) -> Content {
     let store = Arc::new(WatchedStore::default());
-    run(store.clone(), feed).await.unwrap();
+    run(store.clone(), feed, seed).await.unwrap();
     let content = content(&store, generated.truth.keys()).await;
     assert_eq!(content.answers, expected(generated), "without any crash");
     content
@@ -205,10 +207,12 @@ async fn undisturbed(generated: &Generated, feed: &MemoryFeed) -> Content {
 async fn a_crash_at_any_step_and_a_restart_give_the_cache_of_no_crash() {
     let mut reached: BTreeMap<String, usize> = BTreeMap::new();
     let mut runs = 0;
-    for (seed, mut point) in (0..1_056).zip(CrashPoint::all(1).collect::<Vec<_>>().into_iter().cycle()) {
+    let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
+    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
+    for (seed, mut point) in (0..1_053).zip(points.into_iter().cycle()) {
         let generated = load(seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
-        let reference = undisturbed(&generated, &feed).await;
+        let reference = undisturbed(&generated, &feed, seed).await;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         {
             runs += 1;
@@ -219,7 +223,7 @@ async fn a_crash_at_any_step_and_a_restart_give_the_cache_of_no_crash() {
             let mut client = Client::default();
             let crashing = tokio::spawn({
                 let (faulty, feed) = (faulty.clone(), feed.clone());
-                async move { run(faulty, &feed).await }
+                async move { run(faulty, &feed, seed).await }
             });
             while !crashing.is_finished() {
                 tokio::task::yield_now().await;
@@ -236,7 +240,7 @@ async fn a_crash_at_any_step_and_a_restart_give_the_cache_of_no_crash() {
                 ended.unwrap();
             }
             client.look(&store).await;
-            run(store.clone(), &feed).await.unwrap();
+            run(store.clone(), &feed, seed).await.unwrap();
             let after = content(&store, generated.truth.keys()).await;
             assert_eq!(after, reference, "seed {seed}, {point}");
             client.look(&store).await;
@@ -254,7 +258,7 @@ async fn a_writer_held_anywhere_while_another_takes_over_does_no_harm() {
     for seed in 0..25 {
         let generated = load(1_000 + seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
-        let reference = undisturbed(&generated, &feed).await;
+        let reference = undisturbed(&generated, &feed, seed).await;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         for _ in 0..16 {
             runs += 1;
@@ -263,7 +267,7 @@ async fn a_writer_held_anywhere_while_another_takes_over_does_no_harm() {
             let mut pause = held.pause_at(random.random_range(1..1_200));
             let first = tokio::spawn({
                 let (held, feed) = (held.clone(), feed.clone());
-                async move { run(held, &feed).await }
+                async move { run(held, &feed, seed).await }
             });
             let was_reached = tokio::select! {
                 reached = pause.reached() => reached,
@@ -272,7 +276,7 @@ async fn a_writer_held_anywhere_while_another_takes_over_does_no_harm() {
             // The second runs to some point, or to the end, before the first goes on.
             let second = tokio::spawn({
                 let (store, feed) = (store.clone(), feed.clone());
-                async move { run(store, &feed).await }
+                async move { run(store, &feed, seed).await }
             });
             for _ in 0..random.random_range(0..60) {
                 tokio::task::yield_now().await;
@@ -300,11 +304,11 @@ async fn a_store_that_fails_all_the_time_costs_time_and_nothing_else() {
     for seed in 0..40 {
         let generated = load(2_000 + seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
-        let reference = undisturbed(&generated, &feed).await;
+        let reference = undisturbed(&generated, &feed, seed).await;
         let store = Arc::new(WatchedStore::default());
         let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::all(0.02)));
         let mut terms = 0;
-        while let Err(error) = run(faulty.clone(), &feed).await {
+        while let Err(error) = run(faulty.clone(), &feed, seed).await {
             terms += 1;
             assert!(error.is_retryable(), "seed {seed}: {error:?}");
             assert!(terms < 100, "seed {seed}: never got through: {error:?}");

@@ -8,6 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate::compare::{Ids, Report, Truth, compare, compare_marker};
 use sluicegate_core::decode::{Decoded, GatewayDecoder, MutationDecoder as _};
+use sluicegate_core::pointer::Supersession;
 use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{AlwaysWriter, CacheStore, Candidate, Coordinator as _, Mutation, Role, Sequence};
 use sluicegate_core::{ReaderConfig, ReaderNode, Writer, WriterConfig};
@@ -117,6 +118,26 @@ async fn events_that_the_server_left_out_are_made_up_for() {
     }
 }
 
+/// Where the writer was away for long, a document's recent sequences do not reach back to the row that the cache has. Pointers do.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_pointers_nothing_stays_behind_however_much_the_server_left_out() {
+    for set in &SETS {
+        let (recording, truth) = load(set);
+        for window in [200, 5_000, 12_000] {
+            let mut report = Report::default();
+            for marker in 1..=4 {
+                let all = recording.upto_marker(marker).unwrap().to_vec();
+                let kept = all.clone().deduplicated(window);
+                let ids = if truly_lost(&all, &kept) == 0 { Ids::Exact } else { Ids::Sequences };
+                let config = WriterConfig::default().with_supersession(Supersession::Pointers);
+                let store = Arc::new(MemoryStore::new());
+                report.add(compare(store, vec![(marker, kept)], &truth, ids, config).await.unwrap());
+            }
+            assert_agrees(&format!("{}, pointers, windows of {window}", set.name), &report);
+        }
+    }
+}
+
 /// Numbers that something in `all` accounts for, and nothing in `kept`.
 fn truly_lost(all: &[Mutation], kept: &[Mutation]) -> usize {
     let decoder = GatewayDecoder::default();
@@ -130,6 +151,7 @@ fn truly_lost(all: &[Mutation], kept: &[Mutation]) -> usize {
                 Decoded::Principal(principal) => add(&principal.sequence),
                 Decoded::Document(document) => {
                     document.unused.iter().chain(document.entry.supersedes()).for_each(&mut add);
+                    document.departures.iter().for_each(|departure| add(&departure.sequence));
                     add(&document.entry.sequence());
                 }
                 _ => {}

@@ -17,6 +17,7 @@ use crate::entry::ChangeEntry;
 use crate::error::Result;
 use crate::feed::FeedPosition;
 use crate::key::BlockIndex;
+use crate::pointer::Pointer;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 
 /// What a batch stores.
@@ -24,6 +25,8 @@ use crate::sequence::{RangeSet, Sequence, SequenceRange};
 pub struct WriteBatch {
     /// The writer's term.
     pub epoch: Epoch,
+    /// Where the entries' documents have their newest rows, if the writer keeps pointers. To be written after the entries.
+    pub pointers: Vec<Pointer>,
     /// How blocks are written.
     pub codec: Arc<dyn BlockCodec>,
     /// Entries that arrived.

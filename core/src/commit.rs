@@ -16,6 +16,7 @@ use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
+use crate::pointer::Pointer;
 use crate::store::{CacheStore, Expiry, PARALLEL, Version, Versioned};
 
 /// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most meet on a document, so a
@@ -78,7 +79,8 @@ pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) 
     let mut channels: Vec<&Channel> = deltas.iter().map(|d| &d.channel).collect();
     channels.dedup();
     let counts = channels.into_iter().map(|channel| count(store, channel)).collect();
-    futures::future::try_join(in_parallel::<_, ()>(listings), in_parallel::<_, ()>(counts)).await?;
+    let pointers = store_pointers(store, batch);
+    futures::future::try_join3(in_parallel::<_, ()>(listings), in_parallel::<_, ()>(counts), pointers).await?;
 
     let emptied = deltas.into_iter().zip(live).filter(|(_, live)| *live == 0).map(|(delta, _)| (delta.channel, delta.index));
     Ok(CommitReceipt { emptied: emptied.collect() })
@@ -87,6 +89,26 @@ pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) 
 /// Runs all, [`PARALLEL`] at a time; their results in order, or the first error.
 async fn in_parallel<F: Future<Output = Result<T>> + Send, T: Send>(futures: Vec<F>) -> Result<Vec<T>> {
     futures::stream::iter(futures).buffered(PARALLEL).try_collect().await
+}
+
+/// Writes a batch's pointers. Only after its entries: an entry that is stored names what it supersedes, and is found again after a crash, while
+/// a pointer that has moved on no longer does.
+///
+/// # Errors
+/// `Corrupt`, naming the key, for a pointer that cannot be read; what the store says.
+pub async fn store_pointers<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) -> Result<()> {
+    let writes = batch.pointers.iter().map(|pointer| store_pointer(store, pointer)).collect();
+    in_parallel::<_, ()>(writes).await.map(drop)
+}
+
+async fn store_pointer<S: CacheStore + ?Sized>(store: &S, pointer: &Pointer) -> Result<()> {
+    let key = CacheKey::Document(pointer.document().into());
+    let merged = update(store, &key, |stored| {
+        let Some(stored) = stored else { return Ok(Some(pointer.to_bytes())) };
+        let mut stored = Pointer::from_bytes(stored, pointer.document())?;
+        Ok(stored.merge(pointer).then(|| stored.to_bytes()))
+    });
+    merged.await.map(drop)
 }
 
 async fn insert_entry<S: CacheStore + ?Sized>(store: &S, entry: &ChangeEntry) -> Result<()> {

@@ -191,6 +191,11 @@ impl ChangeEntry {
         &self.channels
     }
 
+    /// The channels it concerns, to be changed.
+    pub(crate) fn channels_mut(&mut self) -> &mut [ChannelChange] {
+        &mut self.channels
+    }
+
     /// Sequences of the same document that it supersedes, in any order.
     pub fn supersedes(&self) -> &[Sequence] {
         &self.supersedes

@@ -35,6 +35,8 @@ pub enum CacheKey {
     Late(u64),
     /// Feed position and sequencer state to restart from. Holds the feed's name.
     Checkpoint(String),
+    /// The newest rows of one document. Holds the document's id.
+    Document(Box<str>),
     /// The coordination document.
     Writer,
 }
@@ -61,6 +63,7 @@ impl CacheKey {
             CacheKey::Batch(slot) => write!(out, ":_batch:[{slot}]"),
             CacheKey::Late(page) => write!(out, ":_late:[{page}]"),
             CacheKey::Checkpoint(feed) => write!(out, ":_checkpoint:[{}]", name(feed)),
+            CacheKey::Document(id) => write!(out, ":_doc:[{}]", name(id)),
             CacheKey::Writer => write!(out, ":_writer"),
         };
         out
@@ -122,6 +125,7 @@ mod tests {
             CacheKey::Counter(channel(a)),
             CacheKey::Directory(channel(a)),
             CacheKey::Checkpoint(a.to_owned()),
+            CacheKey::Document(a.into()),
         ]
     }
 

@@ -18,6 +18,7 @@ pub mod key;
 pub mod meta;
 #[cfg(feature = "runtime")]
 pub mod node;
+pub mod pointer;
 #[cfg(feature = "runtime")]
 pub mod reader;
 pub mod registry;

@@ -3,7 +3,7 @@
 //! A thin shell around the pure [`Assembler`]: decoding and committing run as tasks of their own, so that a second core has work;
 //! everything that decides happens on one task, in the order of the feed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::batch::{CommitReceipt, Gap, Publication};
+use crate::batch::{BatchRecord, CommitReceipt, Gap, Publication};
 use crate::block::{Block, BlockCodec, codec_named};
 use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
@@ -26,8 +26,9 @@ use crate::decode::{Decoded, MutationDecoder};
 use crate::engine::{Assembler, Noted, Prepared, Sequencer, SequencerConfig, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
-use crate::key::BlockIndex;
+use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
+use crate::pointer::{Pointer, PointerCache, Supersession};
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::store::{CacheStore, Versioned};
@@ -57,6 +58,8 @@ pub struct WriterConfig {
     pub give_up_after_ms: u64,
     /// Slots of the ring of batch records, for a new cache.
     pub ring: u64,
+    /// How earlier rows of a document are found.
+    pub supersession: Supersession,
     /// Block codec, for a new cache.
     pub codec: String,
     /// Sequences a block, for a new cache.
@@ -76,6 +79,7 @@ impl Default for WriterConfig {
             checkpoint_interval_ms: 1_000,
             give_up_after_ms: 60_000,
             ring: 128,
+            supersession: Supersession::default(),
             codec: "bytes".to_owned(),
             block_capacity: 10_000,
         }
@@ -93,6 +97,12 @@ impl WriterConfig {
     #[must_use]
     pub fn with_batch(self, max_batch: usize) -> Self {
         WriterConfig { max_batch, ..self }
+    }
+
+    /// The same with another way to find earlier rows.
+    #[must_use]
+    pub fn with_supersession(self, supersession: Supersession) -> Self {
+        WriterConfig { supersession, ..self }
     }
 
     /// The same with another first sequence: those up to and including `initial` are not looked at.
@@ -192,6 +202,10 @@ pub struct Writer {
     queued_bytes: usize,
     /// Blocks in which nothing was live when they were last written, by their last sequence.
     emptied: BTreeMap<(Sequence, Channel), BlockIndex>,
+    /// Where documents have their newest rows, if the writer keeps pointers.
+    pointers: Option<PointerCache>,
+    /// Feed batches whose pointers have begun to be read, and the last that was applied.
+    begun: u64,
     /// Tells who watches; made when somebody asks.
     progress: Option<watch::Sender<WriterProgress>>,
 }
@@ -206,6 +220,8 @@ struct InFlight {
 struct Publishing {
     publish: BoxFuture<'static, Result<Versioned<PublishedClock>>>,
     bytes: usize,
+    /// What it publishes.
+    record: Arc<BatchRecord>,
 }
 
 impl std::fmt::Debug for Publishing {
@@ -219,6 +235,10 @@ impl std::fmt::Debug for Publishing {
 struct DecodedBatch {
     items: Vec<Item>,
     bytes: usize,
+    /// The how-manieth it is.
+    number: u64,
+    /// The stored pointers of its documents, if the writer keeps any.
+    pointers: HashMap<Box<str>, Pointer>,
 }
 
 #[derive(Debug)]
@@ -273,7 +293,10 @@ impl Writer {
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
 
         let now = Instant::now();
+        let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);
         Ok(Writer {
+            pointers,
+            begun: 0,
             tracker: checkpoint.map(|c| PositionTracker::new(&c.position)).unwrap_or_default(),
             resume: checkpoint.is_some(),
             has_positions: true,
@@ -379,13 +402,15 @@ impl Writer {
                     Some(Ok(batch)) => {
                         let bytes = batch.memory_bytes();
                         self.queued_bytes += bytes;
-                        let decoder = self.decoder.clone();
-                        decoding.push_back(AbortOnDropHandle::new(tokio::spawn(async move { decode(decoder.as_ref(), batch, bytes) })));
+                        let (decoder, reader) = (self.decoder.clone(), self.pointer_reader());
+                        decoding.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
+                            reader.read(decode(decoder.as_ref(), batch), bytes).await
+                        })));
                     }
                     Some(Err(e)) => ended = Some(Err(e)),
                     None => ended = Some(Ok(Ended::Feed)),
                 },
-                Some(decoded) = decoding.next(), if room_to_apply => self.apply(decoded.map_err(task_failed)?)?,
+                Some(decoded) = decoding.next(), if room_to_apply => self.apply(decoded.map_err(task_failed)??)?,
                 _ = ticks.tick() => self.tick(),
             }
         }
@@ -403,8 +428,8 @@ impl Writer {
     pub async fn process(&mut self, batch: FeedBatch) -> Result<()> {
         let bytes = batch.memory_bytes();
         self.queued_bytes += bytes;
-        let decoded = decode(self.decoder.as_ref(), batch, bytes);
-        self.accept(decoded).await
+        let items = decode(self.decoder.as_ref(), batch);
+        self.accept(items, bytes).await
     }
 
     /// Takes mutations that are decoded already, waiting while too much is in flight. They have no position, so no checkpoints are
@@ -417,10 +442,11 @@ impl Writer {
         self.queued_bytes += bytes;
         self.has_positions = false;
         let items = decoded.into_iter().map(|d| Item::Decoded(PartitionId(0), PartitionSeqno(0), d)).collect();
-        self.accept(DecodedBatch { items, bytes }).await
+        self.accept(items, bytes).await
     }
 
-    async fn accept(&mut self, decoded: DecodedBatch) -> Result<()> {
+    async fn accept(&mut self, items: Vec<Item>, bytes: usize) -> Result<()> {
+        let decoded = self.pointer_reader().read(items, bytes).await?;
         while self.in_flight.len() >= self.config.max_in_flight
             || self.queued_bytes > self.config.max_queue_bytes && self.is_busy()
         {
@@ -466,6 +492,12 @@ impl Writer {
         }
     }
 
+    fn pointer_reader(&mut self) -> PointerReader {
+        self.begun += 1;
+        let store = self.pointers.is_some().then(|| self.store.clone());
+        PointerReader { store, policy: backoff(&self.config), number: self.begun }
+    }
+
     fn now(&self) -> Duration {
         self.began.elapsed()
     }
@@ -495,10 +527,15 @@ impl Writer {
 
     fn apply(&mut self, decoded: DecodedBatch) -> Result<()> {
         let now = self.now();
+        let star = Channel::star();
+        let pointers = decoded.pointers;
         for item in decoded.items {
             match item {
-                Item::Decoded(partition, seqno, decoded) => {
+                Item::Decoded(partition, seqno, mut decoded) => {
                     self.tracker.advance(partition, seqno);
+                    if let Some(cache) = &mut self.pointers {
+                        cache.follow(&mut decoded, &pointers, self.assembler.clock().batch + 1, &star);
+                    }
                     self.assembler.apply(decoded, now);
                     // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
                     if self.assembler.waiting() >= self.config.max_batch {
@@ -516,6 +553,9 @@ impl Writer {
                 }
                 Item::Control(event) => self.tracker.observe(&event),
             }
+        }
+        if let Some(cache) = &mut self.pointers {
+            cache.used(decoded.number);
         }
         self.dirty = true;
         self.waiting_bytes += decoded.bytes;
@@ -543,7 +583,10 @@ impl Writer {
             self.checkpointed = Instant::now();
             self.dirty = false;
         }
-        let Prepared { batch, publication } = self.assembler.prepare(position, self.now());
+        let Prepared { mut batch, publication } = self.assembler.prepare(position, self.now());
+        if let Some(cache) = &self.pointers {
+            batch.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
+        }
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         let commit = tokio::spawn(async move {
             let attempt = || async { store.commit(&batch).await };
@@ -557,9 +600,12 @@ impl Writer {
     async fn settle(&mut self) -> Result<()> {
         if let Some(publishing) = &mut self.publishing {
             let published = (&mut publishing.publish).await;
-            let bytes = publishing.bytes;
+            let (bytes, record) = (publishing.bytes, publishing.record.clone());
             self.publishing = None;
             self.clock = published?;
+            if let Some(cache) = &mut self.pointers {
+                cache.published(record.number, record.entries.iter().map(|entry| entry.document().into()), self.begun);
+            }
             self.queued_bytes -= bytes;
             self.assembler.published(&self.clock.value);
             self.drop_emptied();
@@ -571,12 +617,13 @@ impl Writer {
                 let last = Block::range(index, self.codec.capacity()).last();
                 self.emptied.insert((last, channel), index);
             }
+            let record = publication.record.clone();
             let (store, last, policy) = (self.store.clone(), self.clock.clone(), backoff(&self.config));
             let publish = async move {
                 let attempt = || async { store.publish(&publication, &last).await };
                 attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
             };
-            self.publishing = Some(Publishing { publish: publish.boxed(), bytes });
+            self.publishing = Some(Publishing { publish: publish.boxed(), bytes, record });
         }
         Ok(())
     }
@@ -600,7 +647,39 @@ impl Writer {
     }
 }
 
-fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch, bytes: usize) -> DecodedBatch {
+/// Reads the pointers of a feed batch's documents.
+#[derive(Debug)]
+struct PointerReader {
+    store: Option<Arc<dyn CacheStore>>,
+    policy: ExponentialBuilder,
+    number: u64,
+}
+
+impl PointerReader {
+    async fn read(self, items: Vec<Item>, bytes: usize) -> Result<DecodedBatch> {
+        let mut batch = DecodedBatch { items, bytes, number: self.number, pointers: HashMap::new() };
+        let Some(store) = self.store else { return Ok(batch) };
+        let documents = batch.items.iter().filter_map(|item| match item {
+            Item::Decoded(_, _, Decoded::Document(document)) => Some(document.entry.document()),
+            _ => None,
+        });
+        let mut documents: Vec<Box<str>> = documents.map(Into::into).collect();
+        documents.sort_unstable();
+        documents.dedup();
+        let keys: Vec<CacheKey> = documents.iter().cloned().map(CacheKey::Document).collect();
+        let attempt = || async { store.get_many(&keys).await };
+        let found = attempt.retry(self.policy).when(Error::is_retryable).notify(log_retry).await?;
+        for ((document, key), found) in documents.into_iter().zip(&keys).zip(found) {
+            if let Some(found) = found {
+                let pointer = Pointer::from_bytes(&found.value, &document).map_err(|e| e.with_context("key", key))?;
+                batch.pointers.insert(document, pointer);
+            }
+        }
+        Ok(batch)
+    }
+}
+
+fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Item> {
     let item = |event| match event {
         FeedEvent::Mutation(mutation) => {
             let decoded = decoder.decode(&mutation);
@@ -611,7 +690,7 @@ fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch, bytes: usize) -> Deco
         }
         other => Item::Control(other),
     };
-    DecodedBatch { items: batch.events.into_iter().map(item).collect(), bytes }
+    batch.events.into_iter().map(item).collect()
 }
 
 fn backoff(config: &WriterConfig) -> ExponentialBuilder {

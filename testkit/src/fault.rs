@@ -66,6 +66,8 @@ pub enum Step {
     Directories,
     /// Channel counters.
     Counters,
+    /// Pointers of documents, where a writer keeps them.
+    Pointers,
     /// Pages of late entries.
     LatePages,
     /// The batch record.
@@ -99,6 +101,7 @@ impl Step {
             CacheKey::Late(_) => Some(Step::LatePages),
             CacheKey::Batch(_) => Some(Step::BatchRecord),
             CacheKey::Checkpoint(_) => Some(Step::Checkpoint),
+            CacheKey::Document(_) => Some(Step::Pointers),
             CacheKey::Clock => Some(Step::Clock),
             _ => None,
         }

@@ -18,6 +18,7 @@ use futures::stream::BoxStream;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use serde::Deserialize;
 use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch, entry_marks, entry_states};
+use sluicegate_core::commit::store_pointers;
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
 use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
 use sluicegate_core::{
@@ -171,7 +172,9 @@ impl CacheStore for MemoryStore {
     }
 
     async fn commit(&self, batch: &WriteBatch) -> Result<CommitReceipt> {
-        self.0.commit(batch)
+        let receipt = self.0.commit(batch)?;
+        store_pointers(self, batch).await?;
+        Ok(receipt)
     }
 
     async fn publish(&self, publication: &Publication, last: &Versioned<PublishedClock>) -> Result<Versioned<PublishedClock>> {

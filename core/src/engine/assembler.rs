@@ -225,7 +225,8 @@ impl Assembler {
             self.late.push(LateEntry { number: self.clock.late, sequence: entry.sequence() });
         }
         if !entry.supersedes().is_empty() {
-            self.unmarked.insert(entry.sequence(), entry.clone());
+            // One that an earlier term stored may know more: it was written before a pointer moved on.
+            self.unmarked.entry(entry.sequence()).or_insert_with(|| entry.clone());
         }
         self.entries.push(entry);
     }
@@ -316,6 +317,7 @@ impl Assembler {
         Prepared {
             batch: WriteBatch {
                 epoch: self.clock.epoch,
+                pointers: Vec::new(),
                 codec: self.codec.clone(),
                 entries,
                 marks,

@@ -1,0 +1,207 @@
+//! Pointers: where a document's newest rows are, for when its metadata cannot be relied on to name the earlier ones.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use rustc_hash::FxBuildHasher;
+use serde::{Deserialize, Serialize};
+
+use crate::channel::{Channel, ChannelMap};
+use crate::clock::{from_json, to_json};
+use crate::decode::{Decoded, DecodedDocument};
+use crate::entry::ChangeEntry;
+use crate::error::{Error, Result};
+use crate::sequence::Sequence;
+
+/// How a writer finds out which rows an entry supersedes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Supersession {
+    /// From what the decoder says: the gateway's documents name their recent sequences. Costs nothing. A document that changed more often than
+    /// it remembers (5 to 20 revisions) since the feed last delivered it leaves its old row behind.
+    #[default]
+    Recents,
+    /// From one small document a document id, which holds its newest sequence in each channel: one more read and write a mutation, and
+    /// nothing is left behind. What the decoder says counts as well. Relies on the feed's order within a partition.
+    Pointers,
+}
+
+/// The newest row of one document in each channel it has been in. Sequences only grow, so merging two is taking the greater ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pointer {
+    /// The document's full id: keys of long ids hold only a hash.
+    #[serde(rename = "doc")]
+    document: Box<str>,
+    rows: ChannelMap<Sequence>,
+}
+
+impl Pointer {
+    /// Of a document without rows.
+    pub fn new(document: &str) -> Self {
+        Pointer { document: document.into(), rows: ChannelMap::default() }
+    }
+
+    /// The document.
+    pub fn document(&self) -> &str {
+        &self.document
+    }
+
+    /// The newest row in `channel`, if there is one.
+    pub fn row(&self, channel: &Channel) -> Option<Sequence> {
+        self.rows.get(channel).copied()
+    }
+
+    /// Takes the rows of `entry`, and adds to what the entry supersedes the rows it takes the place of.
+    pub fn follow(&mut self, entry: &mut ChangeEntry, star: &Channel) {
+        let sequence = entry.sequence();
+        let mut take = |channel: &Channel| match self.rows.get_mut(channel) {
+            Some(row) if *row >= sequence => None,
+            Some(row) => Some(std::mem::replace(row, sequence)),
+            None => {
+                self.rows.insert(channel.clone(), sequence);
+                None
+            }
+        };
+        let mut older = if entry.in_star() { take(star).into_iter().collect() } else { Vec::new() };
+        for change in entry.channels_mut() {
+            if let Some(row) = take(&change.channel) {
+                change.since = change.since.min(row);
+                older.push(row);
+            }
+        }
+        for row in older {
+            if !entry.supersedes().contains(&row) {
+                entry.push_superseded(row);
+            }
+        }
+    }
+
+    /// Takes the removals that only the channel map remembers, each of which takes the place of an earlier row.
+    fn follow_departures(&mut self, document: &mut DecodedDocument) {
+        for departure in &mut document.departures {
+            let row = self.rows.entry(departure.channel.clone()).or_default();
+            if *row < departure.sequence {
+                let older = std::mem::replace(row, departure.sequence);
+                if older > Sequence::ZERO {
+                    departure.since = departure.since.min(older);
+                    if !document.entry.supersedes().contains(&older) {
+                        document.entry.push_superseded(older);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes over the greater sequences of `other`; whether there were any.
+    pub fn merge(&mut self, other: &Pointer) -> bool {
+        let mut changed = false;
+        for (channel, &sequence) in &other.rows {
+            let row = self.rows.entry(channel.clone()).or_default();
+            changed |= *row < sequence;
+            *row = sequence.max(*row);
+        }
+        changed
+    }
+
+    /// JSON.
+    pub fn to_bytes(&self) -> Bytes {
+        to_json(self)
+    }
+
+    /// Reads the pointer stored for `document`.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is none, or another document's (two long ids with one hash).
+    pub fn from_bytes(bytes: &[u8], document: &str) -> Result<Self> {
+        let pointer: Pointer = from_json(bytes, "pointer")?;
+        if &*pointer.document != document {
+            return Err(Error::corrupt(format!("the pointer is that of document {:?}: two ids share a key", pointer.document)));
+        }
+        Ok(pointer)
+    }
+}
+
+/// Pointers that may be newer than what was read of them: those whose batch is not published, or was after a read began that has not been used yet.
+#[derive(Debug, Default)]
+pub(crate) struct PointerCache {
+    newest: HashMap<Box<str>, (Pointer, u64), FxBuildHasher>,
+    /// Documents of published batches, and until when they must be kept.
+    leaving: VecDeque<(u64, u64, Vec<Box<str>>)>,
+}
+
+impl PointerCache {
+    /// Works out what a decoded document supersedes, given the pointer that was `read` for it. `batch` is the batch its entry will be in.
+    pub(crate) fn follow(&mut self, decoded: &mut Decoded, read: &HashMap<Box<str>, Pointer>, batch: u64, star: &Channel) {
+        let Decoded::Document(document) = decoded else { return };
+        let id = document.entry.document();
+        if !self.newest.contains_key(id) {
+            let pointer = read.get(id).cloned().unwrap_or_else(|| Pointer::new(id));
+            self.newest.insert(id.into(), (pointer, batch));
+        }
+        if let Some((pointer, last)) = self.newest.get_mut(document.entry.document()) {
+            *last = batch;
+            pointer.follow_departures(document);
+            pointer.follow(&mut document.entry, star);
+        }
+    }
+
+    /// The pointers of these entries as they are now: what is to be written with them.
+    pub(crate) fn of<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Vec<Pointer> {
+        let mut pointers: Vec<Pointer> =
+            entries.filter_map(|entry| self.newest.get(entry.document()).map(|(pointer, _)| pointer.clone())).collect();
+        pointers.sort_by(|a, b| a.document.cmp(&b.document));
+        pointers.dedup_by(|a, b| a.document == b.document);
+        pointers
+    }
+
+    /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`, may have missed them.
+    pub(crate) fn published(&mut self, batch: u64, documents: impl Iterator<Item = Box<str>>, begun: u64) {
+        self.leaving.push_back((begun, batch, documents.collect()));
+    }
+
+    /// All reads up to number `used` have been used.
+    pub(crate) fn used(&mut self, used: u64) {
+        while self.leaving.front().is_some_and(|(until, ..)| *until <= used) {
+            let Some((_, batch, documents)) = self.leaving.pop_front() else { return };
+            for document in documents {
+                if self.newest.get(&document).is_some_and(|(_, last)| *last <= batch) {
+                    self.newest.remove(&document);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::EntryFlags;
+    use crate::{Membership, PartitionId};
+
+    fn entry(sequence: u64, channels: &[(&str, Membership)]) -> ChangeEntry {
+        let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();
+        let entry = entry.with_origin(PartitionId(0), Default::default());
+        channels.iter().fold(entry, |entry, (name, membership)| entry.with_channel(Channel::new(name).unwrap(), *membership))
+    }
+
+    #[test]
+    fn an_entry_supersedes_the_newest_row_of_each_channel_it_enters() {
+        let star = Channel::star();
+        let mut pointer = Pointer::new("d");
+        pointer.follow(&mut entry(3, &[("a", Membership::Present), ("b", Membership::Present)]), &star);
+        let mut second = entry(7, &[("a", Membership::Present), ("b", Membership::Removed)]);
+        pointer.follow(&mut second, &star);
+        assert_eq!(second.supersedes(), [Sequence(3)]);
+        let mut third = entry(9, &[("b", Membership::Present)]);
+        pointer.follow(&mut third, &star);
+        assert_eq!(third.supersedes(), [Sequence(7)]);
+        let mut again = entry(7, &[("a", Membership::Present)]);
+        pointer.follow(&mut again, &star);
+        assert!(again.supersedes().is_empty());
+        assert_eq!(pointer.row(&Channel::new("a").unwrap()), Some(Sequence(7)));
+        assert_eq!(Pointer::from_bytes(&pointer.to_bytes(), "d").unwrap(), pointer);
+        assert!(Pointer::from_bytes(&pointer.to_bytes(), "e").is_err());
+    }
+}

@@ -1,14 +1,11 @@
 //! Pointers: where a document's newest rows are, for when its metadata cannot be relied on to name the earlier ones.
 
-use std::collections::{HashMap, VecDeque};
-
 use bytes::Bytes;
-use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::{from_json, to_json};
-use crate::decode::{Decoded, DecodedDocument};
+use crate::decode::DecodedDocument;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::sequence::Sequence;
@@ -51,6 +48,12 @@ impl Pointer {
     /// The newest row in `channel`, if there is one.
     pub fn row(&self, channel: &Channel) -> Option<Sequence> {
         self.rows.get(channel).copied()
+    }
+
+    /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the place of.
+    pub fn follow_document(&mut self, document: &mut DecodedDocument, star: &Channel) {
+        self.follow_departures(document);
+        self.follow(&mut document.entry, star);
     }
 
     /// Takes the rows of `entry`, and adds to what the entry supersedes the rows it takes the place of.
@@ -120,57 +123,6 @@ impl Pointer {
             return Err(Error::corrupt(format!("the pointer is that of document {:?}: two ids share a key", pointer.document)));
         }
         Ok(pointer)
-    }
-}
-
-/// Pointers that may be newer than what was read of them: those whose batch is not published, or was after a read began that has not been used yet.
-#[derive(Debug, Default)]
-pub(crate) struct PointerCache {
-    newest: HashMap<Box<str>, (Pointer, u64), FxBuildHasher>,
-    /// Documents of published batches, and until when they must be kept.
-    leaving: VecDeque<(u64, u64, Vec<Box<str>>)>,
-}
-
-impl PointerCache {
-    /// Works out what a decoded document supersedes, given the pointer that was `read` for it. `batch` is the batch its entry will be in.
-    pub(crate) fn follow(&mut self, decoded: &mut Decoded, read: &HashMap<Box<str>, Pointer>, batch: u64, star: &Channel) {
-        let Decoded::Document(document) = decoded else { return };
-        let id = document.entry.document();
-        if !self.newest.contains_key(id) {
-            let pointer = read.get(id).cloned().unwrap_or_else(|| Pointer::new(id));
-            self.newest.insert(id.into(), (pointer, batch));
-        }
-        if let Some((pointer, last)) = self.newest.get_mut(document.entry.document()) {
-            *last = batch;
-            pointer.follow_departures(document);
-            pointer.follow(&mut document.entry, star);
-        }
-    }
-
-    /// The pointers of these entries as they are now: what is to be written with them.
-    pub(crate) fn of<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Vec<Pointer> {
-        let mut pointers: Vec<Pointer> =
-            entries.filter_map(|entry| self.newest.get(entry.document()).map(|(pointer, _)| pointer.clone())).collect();
-        pointers.sort_by(|a, b| a.document.cmp(&b.document));
-        pointers.dedup_by(|a, b| a.document == b.document);
-        pointers
-    }
-
-    /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`, may have missed them.
-    pub(crate) fn published(&mut self, batch: u64, documents: impl Iterator<Item = Box<str>>, begun: u64) {
-        self.leaving.push_back((begun, batch, documents.collect()));
-    }
-
-    /// All reads up to number `used` have been used.
-    pub(crate) fn used(&mut self, used: u64) {
-        while self.leaving.front().is_some_and(|(until, ..)| *until <= used) {
-            let Some((_, batch, documents)) = self.leaving.pop_front() else { return };
-            for document in documents {
-                if self.newest.get(&document).is_some_and(|(_, last)| *last <= batch) {
-                    self.newest.remove(&document);
-                }
-            }
-        }
     }
 }
 

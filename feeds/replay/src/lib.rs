@@ -9,7 +9,6 @@ mod stream;
 pub mod synthetic;
 mod text;
 mod transform;
-mod wire;
 
 pub use memory::MemoryFeed;
 pub use recording::{Marker, Recording};

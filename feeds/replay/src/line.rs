@@ -13,11 +13,12 @@ use flate2::bufread::MultiGzDecoder;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
+use sluicegate_core::decode::attributes;
 use sluicegate_core::feed::{Datatype, MutationKind};
 use sluicegate_core::{Error, ErrorKind, Mutation, PartitionId, PartitionSeqno, Result, Sequence};
 
+use crate::PARTITIONS;
 use crate::recording::Marker;
-use crate::{PARTITIONS, wire};
 
 /// The longest line accepted; a longer one is refused before it is held in memory. A document is at most 20 MiB.
 pub(crate) const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -231,7 +232,7 @@ fn value_of(fields: &Fields<'_>, datatype: Datatype) -> Result<Bytes> {
     let binary = binary.collect::<Result<Vec<_>>>()?;
     let pairs = fields.xattrs.0.iter().map(|(key, value)| (&**key, value.get().as_bytes()));
     let pairs: Vec<_> = pairs.chain(binary.iter().map(|(key, value)| (*key, value.as_slice()))).collect();
-    wire::encode(&pairs, body)
+    Ok(attributes::encode(pairs, body)?.into())
 }
 
 fn required<T>(field: Option<T>, name: &str) -> Result<T> {
@@ -298,7 +299,8 @@ mod tests {
         .unwrap();
         assert_eq!((m.key.as_ref(), m.cas, m.partition.0, m.seqno.0), ("ké".as_bytes(), u64::MAX, 3, 7));
         assert_eq!((m.rev_no, m.collection, m.flags, m.expiry, m.datatype.0), (9, 8, 6, 5, 5));
-        let expected = wire::encode(&[("b", br#"{"x": 1.0e3}"#.as_slice()), ("a", br#""\u0041""#)], br#"{ "s":[1 ,2]}"#).unwrap();
+        let expected =
+            attributes::encode([("b", br#"{"x": 1.0e3}"#.as_slice()), ("a", br#""\u0041""#)], br#"{ "s":[1 ,2]}"#).unwrap();
         assert_eq!(m.value, expected);
     }
 
@@ -313,7 +315,7 @@ mod tests {
     #[test]
     fn attributes_that_are_not_json_come_as_base64() {
         let m = mutation(r#""datatype":4,"xattrs":{"a":1},"xattrs_b64":{"b":"/w=="},"body_b64":"""#).unwrap();
-        assert_eq!(m.value, wire::encode(&[("a", b"1".as_slice()), ("b", b"\xff")], b"").unwrap());
+        assert_eq!(m.value, attributes::encode([("a", b"1".as_slice()), ("b", b"\xff")], b"").unwrap());
         assert_eq!(mutation(r#""datatype":4,"body":null"#).unwrap().value, [0, 0, 0, 0].as_slice());
     }
 

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
 
 use bytes::Bytes;
+use sluicegate_core::decode::attributes;
 use sluicegate_core::feed::{Datatype, MutationKind};
 use sluicegate_core::{Mutation, Sequence};
 
 use super::{ExpectedRow, partition_of};
 use crate::text::{self, put_list};
-use crate::wire;
 
 /// Over this many recent sequences the list is trimmed …
 const MAX_RECENT: usize = 20;
@@ -234,7 +234,7 @@ impl Document {
     /// The event of the last write; or, `by_another`, of a write by another program, which the metadata know nothing of.
     pub(super) fn event(&mut self, cas: u64, by_another: bool) -> Mutation {
         self.rev_no += 1;
-        let attributes = self.attributes();
+        let metadata = self.attributes();
         let mut version = Vec::with_capacity(100);
         version.extend_from_slice(br#"{"cvCas":""#);
         text::put_cas(&mut version, self.revision.cas);
@@ -243,7 +243,7 @@ impl Document {
         version.extend_from_slice(br#""}"#);
         let body: &[u8] = if by_another { br#"{"by":"another"}"# } else { &self.body };
         // A section of some kilobytes fits.
-        let value = wire::encode(&[("_sync", &attributes), ("_vv", &version)], body).unwrap_or_default();
+        let value = attributes::encode([("_sync", &metadata[..]), ("_vv", &version[..])], body).unwrap_or_default();
         let mut mutation = Mutation::new(Bytes::copy_from_slice(self.id.as_bytes()), value);
         mutation.partition = partition_of(&mutation.key);
         (mutation.kind, mutation.datatype) = if self.deleted {

@@ -3,6 +3,9 @@
 //! A thin shell around the pure [`Assembler`]: decoding and committing run as tasks of their own, so that a second core has work;
 //! everything that decides happens on one task, in the order of the feed.
 
+mod config;
+mod pointers;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +15,6 @@ use backon::{ExponentialBuilder, Retryable};
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt as _, StreamExt as _};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -23,132 +25,18 @@ use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit;
 use crate::decode::{Decoded, MutationDecoder};
-use crate::engine::{Assembler, Noted, Prepared, Sequencer, SequencerConfig, SkippedRange, WriterStats};
+use crate::engine::{Assembler, Noted, Prepared, Sequencer, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
-use crate::key::{BlockIndex, CacheKey};
+use crate::key::BlockIndex;
 use crate::meta::Meta;
-use crate::pointer::{Pointer, PointerCache, Supersession};
+use crate::pointer::{Pointer, Supersession};
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::store::{CacheStore, Versioned};
 
-/// How a writer works. Times in milliseconds where the name says so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct WriterConfig {
-    /// Entries a batch, at most.
-    pub max_batch: usize,
-    /// Batches being committed at the same time, at most.
-    pub max_in_flight: usize,
-    /// Bytes of feed events taken and not yet published, at most (one more feed batch may be on top).
-    pub max_queue_bytes: usize,
-    /// How long an arrived number waits for a missing lower one before that is skipped.
-    pub max_wait_ms: u64,
-    /// How many arrived numbers may wait.
-    pub max_pending: usize,
-    /// How long a skipped number is waited for before it is given up.
-    pub skip_wait_ms: u64,
-    /// Numbers at or below it are not looked at.
-    pub initial_sequence: u64,
-    /// How often a checkpoint is stored.
-    pub checkpoint_interval_ms: u64,
-    /// How long a failing store is tried again before the writer stops.
-    pub give_up_after_ms: u64,
-    /// Slots of the ring of batch records, for a new cache.
-    pub ring: u64,
-    /// How earlier rows of a document are found.
-    pub supersession: Supersession,
-    /// Block codec, for a new cache.
-    pub codec: String,
-    /// Sequences a block, for a new cache.
-    pub block_capacity: u32,
-}
-
-impl Default for WriterConfig {
-    fn default() -> Self {
-        WriterConfig {
-            max_batch: 500,
-            max_in_flight: 4,
-            max_queue_bytes: 64 << 20,
-            max_wait_ms: 5_000,
-            max_pending: 10_000,
-            skip_wait_ms: 3_600_000,
-            initial_sequence: 0,
-            checkpoint_interval_ms: 1_000,
-            give_up_after_ms: 60_000,
-            ring: 128,
-            supersession: Supersession::default(),
-            codec: "bytes".to_owned(),
-            block_capacity: 10_000,
-        }
-    }
-}
-
-impl WriterConfig {
-    /// The same with another limit of queued bytes.
-    #[must_use]
-    pub fn with_queue_bytes(self, max_queue_bytes: usize) -> Self {
-        WriterConfig { max_queue_bytes, ..self }
-    }
-
-    /// The same with another number of entries a batch.
-    #[must_use]
-    pub fn with_batch(self, max_batch: usize) -> Self {
-        WriterConfig { max_batch, ..self }
-    }
-
-    /// The same with another way to find earlier rows.
-    #[must_use]
-    pub fn with_supersession(self, supersession: Supersession) -> Self {
-        WriterConfig { supersession, ..self }
-    }
-
-    /// The same with another first sequence: those up to and including `initial` are not looked at.
-    #[must_use]
-    pub fn with_initial(self, initial: Sequence) -> Self {
-        WriterConfig { initial_sequence: initial.0, ..self }
-    }
-
-    /// Whether the values make sense together.
-    ///
-    /// # Errors
-    /// `ConfigInvalid`, naming every one that does not.
-    pub fn validate(&self) -> Result<()> {
-        let mut wrong = Vec::new();
-        for (name, value) in [
-            ("max_batch", self.max_batch as u64),
-            ("max_in_flight", self.max_in_flight as u64),
-            ("max_queue_bytes", self.max_queue_bytes as u64),
-            ("max_wait_ms", self.max_wait_ms),
-            ("checkpoint_interval_ms", self.checkpoint_interval_ms),
-        ] {
-            if value == 0 {
-                wrong.push(format!("{name} is 0, must be at least 1"));
-            }
-        }
-        if self.skip_wait_ms < self.max_wait_ms {
-            wrong.push(format!("skip_wait_ms is {}, must be at least max_wait_ms, {}", self.skip_wait_ms, self.max_wait_ms));
-        }
-        if self.ring < 2 * self.max_in_flight as u64 {
-            wrong.push(format!("ring is {}, must be at least twice max_in_flight, {}", self.ring, self.max_in_flight));
-        }
-        if let Err(e) = codec_named(&self.codec, self.block_capacity) {
-            wrong.push(e.to_string());
-        }
-        if wrong.is_empty() { Ok(()) } else { Err(Error::config(wrong.join("; "))) }
-    }
-
-    fn sequencer(&self) -> SequencerConfig {
-        SequencerConfig {
-            initial: Sequence(self.initial_sequence),
-            max_wait: Duration::from_millis(self.max_wait_ms),
-            max_pending: self.max_pending,
-            skip_wait: Duration::from_millis(self.skip_wait_ms),
-        }
-    }
-}
+pub use config::WriterConfig;
+use pointers::{PointerCache, PointerReader};
 
 /// Why [`Writer::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -495,7 +383,7 @@ impl Writer {
     fn pointer_reader(&mut self) -> PointerReader {
         self.begun += 1;
         let store = self.pointers.is_some().then(|| self.store.clone());
-        PointerReader { store, policy: backoff(&self.config), number: self.begun }
+        PointerReader::new(store, backoff(&self.config), self.begun)
     }
 
     fn now(&self) -> Duration {
@@ -644,38 +532,6 @@ impl Writer {
                 }
             });
         }
-    }
-}
-
-/// Reads the pointers of a feed batch's documents.
-#[derive(Debug)]
-struct PointerReader {
-    store: Option<Arc<dyn CacheStore>>,
-    policy: ExponentialBuilder,
-    number: u64,
-}
-
-impl PointerReader {
-    async fn read(self, items: Vec<Item>, bytes: usize) -> Result<DecodedBatch> {
-        let mut batch = DecodedBatch { items, bytes, number: self.number, pointers: HashMap::new() };
-        let Some(store) = self.store else { return Ok(batch) };
-        let documents = batch.items.iter().filter_map(|item| match item {
-            Item::Decoded(_, _, Decoded::Document(document)) => Some(document.entry.document()),
-            _ => None,
-        });
-        let mut documents: Vec<Box<str>> = documents.map(Into::into).collect();
-        documents.sort_unstable();
-        documents.dedup();
-        let keys: Vec<CacheKey> = documents.iter().cloned().map(CacheKey::Document).collect();
-        let attempt = || async { store.get_many(&keys).await };
-        let found = attempt.retry(self.policy).when(Error::is_retryable).notify(log_retry).await?;
-        for ((document, key), found) in documents.into_iter().zip(&keys).zip(found) {
-            if let Some(found) = found {
-                let pointer = Pointer::from_bytes(&found.value, &document).map_err(|e| e.with_context("key", key))?;
-                batch.pointers.insert(document, pointer);
-            }
-        }
-        Ok(batch)
     }
 }
 

@@ -1,0 +1,128 @@
+//! How a writer works.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::block::codec_named;
+use crate::engine::SequencerConfig;
+use crate::error::{Error, Result};
+use crate::pointer::Supersession;
+use crate::sequence::Sequence;
+
+/// How a writer works. Times in milliseconds where the name says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct WriterConfig {
+    /// Entries a batch, at most.
+    pub max_batch: usize,
+    /// Batches being committed at the same time, at most.
+    pub max_in_flight: usize,
+    /// Bytes of feed events taken and not yet published, at most (one more feed batch may be on top).
+    pub max_queue_bytes: usize,
+    /// How long an arrived number waits for a missing lower one before that is skipped.
+    pub max_wait_ms: u64,
+    /// How many arrived numbers may wait.
+    pub max_pending: usize,
+    /// How long a skipped number is waited for before it is given up.
+    pub skip_wait_ms: u64,
+    /// Numbers at or below it are not looked at.
+    pub initial_sequence: u64,
+    /// How often a checkpoint is stored.
+    pub checkpoint_interval_ms: u64,
+    /// How long a failing store is tried again before the writer stops.
+    pub give_up_after_ms: u64,
+    /// Slots of the ring of batch records, for a new cache.
+    pub ring: u64,
+    /// How earlier rows of a document are found.
+    pub supersession: Supersession,
+    /// Block codec, for a new cache.
+    pub codec: String,
+    /// Sequences a block, for a new cache.
+    pub block_capacity: u32,
+}
+
+impl Default for WriterConfig {
+    fn default() -> Self {
+        WriterConfig {
+            max_batch: 500,
+            max_in_flight: 4,
+            max_queue_bytes: 64 << 20,
+            max_wait_ms: 5_000,
+            max_pending: 10_000,
+            skip_wait_ms: 3_600_000,
+            initial_sequence: 0,
+            checkpoint_interval_ms: 1_000,
+            give_up_after_ms: 60_000,
+            ring: 128,
+            supersession: Supersession::default(),
+            codec: "bytes".to_owned(),
+            block_capacity: 10_000,
+        }
+    }
+}
+
+impl WriterConfig {
+    /// The same with another limit of queued bytes.
+    #[must_use]
+    pub fn with_queue_bytes(self, max_queue_bytes: usize) -> Self {
+        WriterConfig { max_queue_bytes, ..self }
+    }
+
+    /// The same with another number of entries a batch.
+    #[must_use]
+    pub fn with_batch(self, max_batch: usize) -> Self {
+        WriterConfig { max_batch, ..self }
+    }
+
+    /// The same with another way to find earlier rows.
+    #[must_use]
+    pub fn with_supersession(self, supersession: Supersession) -> Self {
+        WriterConfig { supersession, ..self }
+    }
+
+    /// The same with another first sequence: those up to and including `initial` are not looked at.
+    #[must_use]
+    pub fn with_initial(self, initial: Sequence) -> Self {
+        WriterConfig { initial_sequence: initial.0, ..self }
+    }
+
+    /// Whether the values make sense together.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming every one that does not.
+    pub fn validate(&self) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (name, value) in [
+            ("max_batch", self.max_batch as u64),
+            ("max_in_flight", self.max_in_flight as u64),
+            ("max_queue_bytes", self.max_queue_bytes as u64),
+            ("max_wait_ms", self.max_wait_ms),
+            ("checkpoint_interval_ms", self.checkpoint_interval_ms),
+        ] {
+            if value == 0 {
+                wrong.push(format!("{name} is 0, must be at least 1"));
+            }
+        }
+        if self.skip_wait_ms < self.max_wait_ms {
+            wrong.push(format!("skip_wait_ms is {}, must be at least max_wait_ms, {}", self.skip_wait_ms, self.max_wait_ms));
+        }
+        if self.ring < 2 * self.max_in_flight as u64 {
+            wrong.push(format!("ring is {}, must be at least twice max_in_flight, {}", self.ring, self.max_in_flight));
+        }
+        if let Err(e) = codec_named(&self.codec, self.block_capacity) {
+            wrong.push(e.to_string());
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(Error::config(wrong.join("; "))) }
+    }
+
+    pub(super) fn sequencer(&self) -> SequencerConfig {
+        SequencerConfig {
+            initial: Sequence(self.initial_sequence),
+            max_wait: Duration::from_millis(self.max_wait_ms),
+            max_pending: self.max_pending,
+            skip_wait: Duration::from_millis(self.skip_wait_ms),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Keeping pointers: read ahead with the feed, known in memory until what is read is new enough.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use backon::{ExponentialBuilder, Retryable};
+use rustc_hash::FxBuildHasher;
+
+use super::{DecodedBatch, Item, log_retry};
+use crate::channel::Channel;
+use crate::decode::Decoded;
+use crate::entry::ChangeEntry;
+use crate::error::{Error, Result};
+use crate::key::CacheKey;
+use crate::pointer::Pointer;
+use crate::store::CacheStore;
+
+/// Reads the pointers of a feed batch's documents.
+#[derive(Debug)]
+pub(super) struct PointerReader {
+    store: Option<Arc<dyn CacheStore>>,
+    policy: ExponentialBuilder,
+    number: u64,
+}
+
+impl PointerReader {
+    pub(super) fn new(store: Option<Arc<dyn CacheStore>>, policy: ExponentialBuilder, number: u64) -> Self {
+        PointerReader { store, policy, number }
+    }
+
+    /// Reads them, if there is a store to read them from.
+    pub(super) async fn read(self, items: Vec<Item>, bytes: usize) -> Result<DecodedBatch> {
+        let mut batch = DecodedBatch { items, bytes, number: self.number, pointers: HashMap::new() };
+        let Some(store) = self.store else { return Ok(batch) };
+        let documents = batch.items.iter().filter_map(|item| match item {
+            Item::Decoded(_, _, Decoded::Document(document)) => Some(document.entry.document()),
+            _ => None,
+        });
+        let mut documents: Vec<Box<str>> = documents.map(Into::into).collect();
+        documents.sort_unstable();
+        documents.dedup();
+        let keys: Vec<CacheKey> = documents.iter().cloned().map(CacheKey::Document).collect();
+        let attempt = || async { store.get_many(&keys).await };
+        let found = attempt.retry(self.policy).when(Error::is_retryable).notify(log_retry).await?;
+        for ((document, key), found) in documents.into_iter().zip(&keys).zip(found) {
+            if let Some(found) = found {
+                let pointer = Pointer::from_bytes(&found.value, &document).map_err(|e| e.with_context("key", key))?;
+                batch.pointers.insert(document, pointer);
+            }
+        }
+        Ok(batch)
+    }
+}
+
+/// Pointers that may be newer than what was read of them: those whose batch is not published, or was after a read began that has not been used yet.
+#[derive(Debug, Default)]
+pub(super) struct PointerCache {
+    newest: HashMap<Box<str>, (Pointer, u64), FxBuildHasher>,
+    /// Documents of published batches, and until when they must be kept.
+    leaving: VecDeque<(u64, u64, Vec<Box<str>>)>,
+}
+
+impl PointerCache {
+    /// Works out what a decoded document supersedes, given the pointer that was `read` for it. `batch` is the batch its entry will be in.
+    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &HashMap<Box<str>, Pointer>, batch: u64, star: &Channel) {
+        let Decoded::Document(document) = decoded else { return };
+        let id = document.entry.document();
+        if !self.newest.contains_key(id) {
+            let pointer = read.get(id).cloned().unwrap_or_else(|| Pointer::new(id));
+            self.newest.insert(id.into(), (pointer, batch));
+        }
+        if let Some((pointer, last)) = self.newest.get_mut(document.entry.document()) {
+            *last = batch;
+            pointer.follow_document(document, star);
+        }
+    }
+
+    /// The pointers of these entries as they are now: what is to be written with them.
+    pub(super) fn of<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Vec<Pointer> {
+        let mut pointers: Vec<Pointer> =
+            entries.filter_map(|entry| self.newest.get(entry.document()).map(|(pointer, _)| pointer.clone())).collect();
+        pointers.sort_by(|a, b| a.document().cmp(b.document()));
+        pointers.dedup_by(|a, b| a.document() == b.document());
+        pointers
+    }
+
+    /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`, may have missed them.
+    pub(super) fn published(&mut self, batch: u64, documents: impl Iterator<Item = Box<str>>, begun: u64) {
+        self.leaving.push_back((begun, batch, documents.collect()));
+    }
+
+    /// All reads up to number `used` have been used.
+    pub(super) fn used(&mut self, used: u64) {
+        while self.leaving.front().is_some_and(|(until, ..)| *until <= used) {
+            let Some((_, batch, documents)) = self.leaving.pop_front() else { return };
+            for document in documents {
+                if self.newest.get(&document).is_some_and(|(_, last)| *last <= batch) {
+                    self.newest.remove(&document);
+                }
+            }
+        }
+    }
+}

@@ -8,6 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate::compare::{Ids, Report, Truth, compare, compare_marker};
 use sluicegate_core::decode::{Decoded, GatewayDecoder, MutationDecoder as _};
+use sluicegate_core::feed::{Datatype, FeedEvent};
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{AlwaysWriter, CacheStore, Candidate, Coordinator as _, Mutation, Role, Sequence};
@@ -93,6 +94,32 @@ async fn events_that_come_again_change_nothing() {
             assert_agrees(&format!("{}, duplicated, seed {seed}", set.name), &answers(parts, &truth, Ids::Exact).await);
         }
     }
+}
+
+/// What cannot be understood is counted, and everything else comes out as without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_in_the_feed_costs_nothing_but_itself() {
+    let (recording, truth) = load(&SETS[2]);
+    let truncated = {
+        let mut mutation = Mutation::new("cut-short", vec![0, 0, 1, 0, 0, 0]);
+        mutation.datatype = Datatype(Datatype::XATTR | Datatype::JSON);
+        mutation
+    };
+    let mut nonsense = Mutation::new("nonsense", r#"{"_sync":{"sequence":"many","rev":7}}"#);
+    nonsense.datatype = Datatype(Datatype::JSON);
+    let garbage =
+        [truncated, nonsense, Mutation::new("_sync:unusedSeqs:9:x", ""), Mutation::new(vec![0xff, 0xfe], vec![0xff; 40])];
+    let spoil = |(marker, part): (u32, Vec<Mutation>)| {
+        let spoiled = part.chunks(50).flat_map(|chunk| chunk.iter().chain(&garbage)).cloned().collect();
+        (marker, spoiled)
+    };
+    let parts: Vec<_> = recording.parts().into_iter().map(spoil).collect();
+    assert_agrees("with garbage", &answers(parts, &truth, Ids::Exact).await);
+
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = writer(&store, "garbage", WriterConfig::default()).await;
+    writer.process(garbage.map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+    assert_eq!((writer.stats().received, writer.stats().invalid, writer.stats().cached), (4, 3, 0));
 }
 
 /// A server keeps only the newest event of a key, so a reader that is behind misses the others: their numbers come back through the

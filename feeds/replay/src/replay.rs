@@ -18,6 +18,8 @@ use crate::stream::{self, DEFAULT_BATCH, Pace};
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ReplayOptions {
+    /// Deliver only events after this index of the recording.
+    pub after: u64,
     /// Deliver up to the end of this marker, then end.
     pub until_marker: Option<u32>,
     /// Events a second; 0 for as fast as they are taken.
@@ -28,11 +30,18 @@ pub struct ReplayOptions {
 
 impl Default for ReplayOptions {
     fn default() -> Self {
-        ReplayOptions { until_marker: None, rate: 0, batch: DEFAULT_BATCH }
+        ReplayOptions { after: 0, until_marker: None, rate: 0, batch: DEFAULT_BATCH }
     }
 }
 
 impl ReplayOptions {
+    /// Begins after this index of the recording.
+    #[must_use]
+    pub fn with_after(mut self, index: u64) -> Self {
+        self.after = index;
+        self
+    }
+
     /// Ends after this marker.
     #[must_use]
     pub fn with_until_marker(mut self, marker: u32) -> Self {
@@ -114,7 +123,8 @@ impl Feed for ReplayFeed {
         let position = stream::position_of(start, "replay")?;
         let lines = open_lines(&self.path).await?;
         let until = self.options.until_marker;
-        let source = Playback { lines, position, until, file: self.path.clone(), ended: false };
+        let after = self.options.after;
+        let source = Playback { lines, position, after, until, file: self.path.clone(), ended: false };
         Ok(stream::blocking(source, self.options.pace()))
     }
 }
@@ -130,6 +140,7 @@ async fn open_lines(path: &Path) -> Result<FileLines> {
 struct Playback<R> {
     lines: Lines<R>,
     position: FeedPosition,
+    after: u64,
     until: Option<u32>,
     file: PathBuf,
     ended: bool,
@@ -141,7 +152,8 @@ impl<R: BufRead> Iterator for Playback<R> {
     fn next(&mut self) -> Option<Self::Item> {
         while !self.ended {
             match self.lines.next() {
-                Some(Ok(Line::Mutation(mutation))) if stream::is_before(&mutation, &self.position) => {}
+                Some(Ok(Line::Mutation(mutation)))
+                    if mutation.seqno.0 <= self.after || stream::is_before(&mutation, &self.position) => {}
                 Some(Ok(Line::Mutation(mutation))) => return Some(Ok(mutation)),
                 Some(Ok(Line::MarkerEnd(marker))) => self.ended = self.until == Some(marker.marker),
                 Some(Ok(Line::MarkerBegin)) => {}
@@ -166,7 +178,7 @@ impl<R: BufRead> Iterator for Playback<R> {
 inventory::submit! {
     FeedFactory {
         scheme: "replay",
-        about: "a recording of a gateway's feed, played back: replay:FILE?until_marker=K&rate=N&batch=N",
+        about: "a recording of a gateway's feed, played back: replay:FILE?after=N&until_marker=K&rate=N&batch=N",
         open: |location| Box::pin(async move {
             let feed: std::sync::Arc<dyn Feed> = std::sync::Arc::new(ReplayFeed::open_location(location).await?);
             Ok(feed)

@@ -247,3 +247,13 @@ async fn a_rate_slows_the_file_down() {
     let expected = Duration::from_millis(count * 10);
     assert!(started.elapsed().abs_diff(expected) < Duration::from_millis(50), "{:?}", started.elapsed());
 }
+
+#[tokio::test]
+async fn a_recording_can_be_begun_after_any_event() {
+    let whole = Recording::read(testdata(SMALL)).unwrap().mutations;
+    for after in [0, 1, 700, whole.len() as u64, u64::MAX] {
+        let feed = ReplayFeed::open(testdata(SMALL), ReplayOptions::default().with_after(after)).await.unwrap();
+        let rest: Vec<Mutation> = whole.iter().filter(|m| m.seqno.0 > after).cloned().collect();
+        assert_eq!(mutations(&events(&feed, FeedStart::Beginning).await.unwrap()), rest, "after {after}");
+    }
+}

@@ -92,7 +92,7 @@ async fn in_parallel<F: Future<Output = Result<T>> + Send, T: Send>(futures: Vec
 }
 
 /// Writes a batch's pointers. Only after its entries: an entry that is stored names what it supersedes, and is found again after a crash, while
-/// a pointer that has moved on no longer does.
+/// a pointer that has moved on no longer does. Other batches in flight are not waited for (see the known limits in ARCHITECTURE.md).
 ///
 /// # Errors
 /// `Corrupt`, naming the key, for a pointer that cannot be read; what the store says.

@@ -7,13 +7,12 @@ use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluicegate_core::changes::{ChangesOptions, SequenceId};
 use sluicegate_core::{
-    AlwaysWriter, CacheStore, Candidate, Channel, Coordinator as _, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation,
-    ReaderConfig, ReaderNode, Result, Role, Writer, WriterConfig,
+    CacheStore, Channel, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, ReaderConfig, ReaderNode, Result, Writer,
+    WriterConfig,
 };
 
 /// One recorded request and what the gateway answered.
@@ -192,12 +191,7 @@ pub async fn compare(
     ids: Ids,
     config: WriterConfig,
 ) -> Result<Report> {
-    let role = AlwaysWriter::new(store.clone()).campaign(Candidate::new("compare")).await?.next().await;
-    let Some(Role::Writer { epoch }) = role else {
-        return Err(Error::new(ErrorKind::Unexpected, "a single writer was not given the role"));
-    };
-    let decoder = Arc::new(GatewayDecoder::default());
-    let mut writer = Writer::take_over(store.clone(), decoder, "recording", epoch, config).await?;
+    let mut writer = Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), "recording", config).await?;
     let reader = ReaderNode::open(store, ReaderConfig::default()).await?;
     let mut report = Report::default();
     for (marker, mutations) in parts {

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate::compare::{Ids, Report, Truth, compare, compare_marker};
@@ -11,7 +10,7 @@ use sluicegate_core::decode::{Decoded, GatewayDecoder, MutationDecoder as _};
 use sluicegate_core::feed::{Datatype, FeedEvent};
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::sequence::RangeSet;
-use sluicegate_core::{AlwaysWriter, CacheStore, Candidate, Coordinator as _, Mutation, Role, Sequence};
+use sluicegate_core::{CacheStore, Mutation, Sequence};
 use sluicegate_core::{ReaderConfig, ReaderNode, Writer, WriterConfig};
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::{MemoryFeed, MutationsExt as _, Recording};
@@ -40,11 +39,7 @@ fn path(file: &str) -> PathBuf {
 }
 
 async fn writer(store: &Arc<dyn CacheStore>, feed: &str, config: WriterConfig) -> Writer {
-    let coordinator = AlwaysWriter::new(store.clone());
-    let role = coordinator.campaign(Candidate::new("test")).await.unwrap().next().await;
-    let Some(Role::Writer { epoch }) = role else { panic!("no writer: {role:?}") };
-    let decoder = Arc::new(GatewayDecoder::default());
-    Writer::take_over(store.clone(), decoder, feed, epoch, config).await.unwrap()
+    Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), feed, config).await.unwrap()
 }
 
 async fn answers(parts: Vec<(u32, Vec<Mutation>)>, truth: &Truth, ids: Ids) -> Report {

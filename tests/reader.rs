@@ -3,18 +3,14 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::changes::{Answer, ChangesOptions, Delivery, LateCursor};
 use sluicegate_core::decode::MutationDecoder as _;
-use sluicegate_core::{
-    AlwaysWriter, CacheStore, Candidate, Channel, Coordinator as _, FeedEvent, GatewayDecoder, ReaderConfig, ReaderNode, Role,
-    Writer, WriterConfig,
-};
+use sluicegate_core::{CacheStore, Channel, FeedEvent, GatewayDecoder, ReaderConfig, ReaderNode, Writer, WriterConfig};
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
-use sluicegate_testkit::Model;
+use sluicegate_testkit::{FaultStore, Faults, Model};
 
 const CHANNELS: u32 = 6;
 
@@ -27,11 +23,9 @@ fn load(seed: u64, gaps: f64) -> Generated {
 }
 
 async fn writer(store: &Arc<dyn CacheStore>) -> Writer {
-    let coordinator = AlwaysWriter::new(store.clone());
-    let Some(Role::Writer { epoch }) = coordinator.campaign(Candidate::new("test")).await.unwrap().next().await else { panic!() };
     let config = r#"{"max_batch": 16, "max_pending": 15, "codec": "two-bit", "block_capacity": 64}"#;
     let decoder = Arc::new(GatewayDecoder::default());
-    Writer::take_over(store.clone(), decoder, "load", epoch, serde_json::from_str::<WriterConfig>(config).unwrap()).await.unwrap()
+    Writer::alone(store.clone(), decoder, "load", serde_json::from_str::<WriterConfig>(config).unwrap()).await.unwrap()
 }
 
 fn reader_config(tail_min: usize, tail_max: usize) -> ReaderConfig {
@@ -230,4 +224,43 @@ async fn a_reader_goes_offline_with_its_store_and_comes_back() {
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     let error = reader.changes(&[Channel::star()], &options).await.unwrap_err();
     assert!(!error.is_retryable() && error.to_string().contains("another cache id"), "{error}");
+}
+
+/// Whoever read an older clock and was slow must not take the node back from a newer one.
+#[tokio::test]
+async fn of_two_who_catch_up_at_once_the_slower_does_not_take_the_node_back() {
+    let generated = load(1, 0.0);
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = writer(&store).await;
+    let mut parts = generated.mutations.chunks(100);
+    let mut publish = async || {
+        let part = parts.next().unwrap();
+        writer.process(part.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+        writer.flush().await.unwrap();
+        writer.clock().batch
+    };
+    publish().await;
+    let faulty = Arc::new(FaultStore::new(store.clone(), 0, Faults::none()));
+    let config: ReaderConfig = serde_json::from_str(r#"{"poll_min_ms": 3600000, "poll_max_ms": 3600000}"#).unwrap();
+    let reader = ReaderNode::open(faulty.clone(), config).await.unwrap();
+    publish().await;
+    // The first has read the clock and is held at the first record.
+    let mut pause = faulty.pause_at(2);
+    let refresh = |reader: &ReaderNode| {
+        tokio::spawn({
+            let reader = reader.clone();
+            async move { reader.refresh().await.unwrap() }
+        })
+    };
+    let first = refresh(&reader);
+    assert!(pause.reached().await);
+    let last = publish().await;
+    let second = refresh(&reader);
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    pause.resume();
+    first.await.unwrap();
+    assert_eq!(second.await.unwrap().batch, last);
+    assert_eq!(reader.clock().batch, last);
 }

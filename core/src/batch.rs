@@ -25,8 +25,6 @@ use crate::sequence::{RangeSet, Sequence, SequenceRange};
 pub struct WriteBatch {
     /// The writer's term.
     pub epoch: Epoch,
-    /// Where the entries' documents have their newest rows, if the writer keeps pointers. To be written after the entries.
-    pub pointers: Vec<Pointer>,
     /// How blocks are written.
     pub codec: Arc<dyn BlockCodec>,
     /// Entries that arrived.
@@ -335,6 +333,9 @@ impl Checkpoint {
 /// What is made visible after its batches are stored.
 #[derive(Clone, Debug)]
 pub struct Publication {
+    /// Where the documents of the record's entries have their newest rows, if the writer keeps pointers. Written before all else, when
+    /// this batch and all before it are stored: so whoever reads a pointer finds every entry that it has passed.
+    pub pointers: Vec<Pointer>,
     /// The record, of the clock's batch number.
     pub record: Arc<BatchRecord>,
     /// Slots of the ring.

@@ -1,7 +1,7 @@
 //! The commit and publish algorithms over the six primitives, for stores that have nothing better.
 //!
-//! Seven steps, each only after the one before is acknowledged where the arrow says so (cache format, "Batch commit"):
-//! sequence documents and blocks, in parallel → directories and counters, in parallel → late pages → batch record → checkpoint → clock.
+//! Each step only after the one before is acknowledged where the arrow says so (cache format, "Batch commit"): sequence documents and blocks,
+//! in parallel → directories and counters, in parallel → pointers, if there are any → late pages → batch record → checkpoint → clock.
 //! Everything before the clock may be repeated, or cut short anywhere, without a reader noticing.
 
 use bytes::Bytes;
@@ -79,8 +79,7 @@ pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) 
     let mut channels: Vec<&Channel> = deltas.iter().map(|d| &d.channel).collect();
     channels.dedup();
     let counts = channels.into_iter().map(|channel| count(store, channel)).collect();
-    let pointers = store_pointers(store, batch);
-    futures::future::try_join3(in_parallel::<_, ()>(listings), in_parallel::<_, ()>(counts), pointers).await?;
+    futures::future::try_join(in_parallel::<_, ()>(listings), in_parallel::<_, ()>(counts)).await?;
 
     let emptied = deltas.into_iter().zip(live).filter(|(_, live)| *live == 0).map(|(delta, _)| (delta.channel, delta.index));
     Ok(CommitReceipt { emptied: emptied.collect() })
@@ -91,13 +90,15 @@ async fn in_parallel<F: Future<Output = Result<T>> + Send, T: Send>(futures: Vec
     futures::stream::iter(futures).buffered(PARALLEL).try_collect().await
 }
 
-/// Writes a batch's pointers. Only after its entries: an entry that is stored names what it supersedes, and is found again after a crash, while
-/// a pointer that has moved on no longer does. Other batches in flight are not waited for (see the known limits in ARCHITECTURE.md).
+/// Writes the pointers of what is about to be published. For stores that publish natively: before the record and the checkpoint.
+///
+/// Not in `commit`: several batches commit at once, and a pointer must not pass an entry that is not stored. An entry that is stored names
+/// what it supersedes, while a pointer that has moved on no longer does (ARCHITECTURE.md, "Superseded rows").
 ///
 /// # Errors
 /// `Corrupt`, naming the key, for a pointer that cannot be read; what the store says.
-pub async fn store_pointers<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) -> Result<()> {
-    let writes = batch.pointers.iter().map(|pointer| store_pointer(store, pointer)).collect();
+pub async fn store_pointers<S: CacheStore + ?Sized>(store: &S, publication: &Publication) -> Result<()> {
+    let writes = publication.pointers.iter().map(|pointer| store_pointer(store, pointer)).collect();
     in_parallel::<_, ()>(writes).await.map(drop)
 }
 
@@ -195,6 +196,7 @@ pub async fn publish<S: CacheStore + ?Sized>(
     last: &Versioned<PublishedClock>,
 ) -> Result<Versioned<PublishedClock>> {
     let epoch = publication.clock.epoch;
+    store_pointers(store, publication).await?;
     append_late(store, epoch, &publication.record).await?;
 
     let record = publication.record.to_bytes();

@@ -8,9 +8,9 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Epoch, PublishedClock};
+use crate::clock::Epoch;
+use crate::commit::read_clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::CacheKey;
 use crate::store::CacheStore;
 
 /// Name of a node.
@@ -108,6 +108,12 @@ pub trait Coordinator: Send + Sync + fmt::Debug + 'static {
     async fn members(&self) -> Result<Vec<Member>>;
 }
 
+/// The epoch after that of the published clock.
+pub(crate) async fn next_epoch(store: &dyn CacheStore) -> Result<Epoch> {
+    let clock = read_clock(store).await?;
+    Ok(clock.map(|clock| clock.value.epoch).unwrap_or_default().successor(rand::random()))
+}
+
 /// The trivial coordinator: whoever asks is the writer, one epoch after the last. For a single process, and for tests of what happens
 /// when two nodes both believe that they write.
 #[derive(Debug, Clone)]
@@ -126,11 +132,7 @@ impl AlwaysWriter {
 #[async_trait]
 impl Coordinator for AlwaysWriter {
     async fn campaign(&self, candidate: Candidate) -> Result<RoleStream> {
-        let epoch = match self.store.get(&CacheKey::Clock).await? {
-            Some(clock) => PublishedClock::from_bytes(&clock.value)?.epoch,
-            None => Epoch::default(),
-        };
-        let mut epoch = epoch.successor(rand::random());
+        let mut epoch = next_epoch(self.store.as_ref()).await?;
         let mut last = self.last.lock();
         epoch.counter = epoch.counter.max(last.as_ref().map_or(0, |(_, counter)| counter + 1));
         *last = Some((Member::new(candidate.node, true), epoch.counter));

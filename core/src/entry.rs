@@ -151,6 +151,20 @@ impl ChangeEntry {
         self.supersedes.push(sequence);
     }
 
+    /// Takes over what `stored`, the same sequence's entry as it was stored before, knows to be superseded.
+    pub fn recall(&mut self, stored: &ChangeEntry) {
+        for &sequence in stored.supersedes() {
+            if !self.supersedes.contains(&sequence) {
+                self.supersedes.push(sequence);
+            }
+        }
+        for change in &mut self.channels {
+            if let Some(known) = stored.channels.iter().find(|known| known.channel == change.channel) {
+                change.since = change.since.min(known.since);
+            }
+        }
+    }
+
     /// Its sequence.
     pub fn sequence(&self) -> Sequence {
         self.sequence

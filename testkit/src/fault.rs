@@ -11,7 +11,8 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
 use sluicegate_core::{CacheKey, CacheStore, Error, ErrorKind, Result, Status};
-use tokio::sync::oneshot;
+
+use crate::pause::{Hold, Pause};
 
 /// How often what goes wrong: probabilities from 0 to 1. At most one of them befalls an operation, and a delay beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -172,31 +173,7 @@ struct Gate {
     step: Option<Step>,
     /// How many matching operations are still to pass before the one that stops.
     left: u64,
-    reached: oneshot::Sender<()>,
-    resume: oneshot::Receiver<()>,
-}
-
-/// An operation held back. Dropping it lets the operation go on.
-#[derive(Debug)]
-pub struct Pause {
-    reached: Option<oneshot::Receiver<()>>,
-    resume: oneshot::Sender<()>,
-}
-
-impl Pause {
-    /// Waits until the operation is there and held; `false` if it never will be, because the store is gone.
-    pub async fn reached(&mut self) -> bool {
-        match self.reached.take() {
-            Some(reached) => reached.await.is_ok(),
-            None => true,
-        }
-    }
-
-    /// Lets the operation go on.
-    pub fn resume(self) {
-        // If nobody waits, there is nobody to be told.
-        let _ = self.resume.send(());
-    }
+    hold: Hold,
 }
 
 /// What the plan has in store for one operation.
@@ -268,11 +245,9 @@ impl<S: CacheStore + ?Sized> FaultStore<S> {
     }
 
     fn gate(&self, step: Option<Step>, nth: u64) -> Pause {
-        let (reached_in, reached) = oneshot::channel();
-        let (resume, resume_in) = oneshot::channel();
-        let gate = Gate { step, left: nth.saturating_sub(1), reached: reached_in, resume: resume_in };
-        self.plan.lock().gates.push(gate);
-        Pause { reached: Some(reached), resume }
+        let (pause, hold) = Pause::new();
+        self.plan.lock().gates.push(Gate { step, left: nth.saturating_sub(1), hold });
+        pause
     }
 
     async fn run<T, F>(
@@ -288,9 +263,7 @@ impl<S: CacheStore + ?Sized> FaultStore<S> {
     {
         let gates = self.plan.lock().gates_for(key, kind);
         for gate in gates {
-            // Nobody need watch the gate for it to hold; and a dropped `Pause` opens it.
-            let _ = gate.reached.send(());
-            let _ = gate.resume.await;
+            gate.hold.wait().await;
         }
         let delay = self.plan.lock().delay();
         match delay {

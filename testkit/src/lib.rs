@@ -6,15 +6,17 @@ mod expect;
 pub mod fault;
 pub mod feed;
 pub mod model;
+pub mod pause;
 pub mod plain;
 pub mod sample;
 pub mod store;
 
 pub use codec::SmallBlocks;
-pub use fault::{CrashPoint, FaultStore, Faults, Pause, Step, When};
+pub use fault::{CrashPoint, FaultStore, Faults, Step, When};
 
 pub use feed::ListFeed;
 pub use model::Model;
+pub use pause::{Pause, PausingFeed};
 pub use plain::PlainStore;
 
 use std::time::Duration;

@@ -31,7 +31,6 @@ pub fn entry(sequence: u64, document: &str, channels: &[&str]) -> ChangeEntry {
 /// A batch of `entries` without marks, at the very beginning.
 pub fn batch(codec: &Arc<dyn BlockCodec>, entries: impl IntoIterator<Item = ChangeEntry>) -> WriteBatch {
     WriteBatch {
-        pointers: Vec::new(),
         epoch: Epoch { counter: 1, writer: 1 },
         codec: codec.clone(),
         entries: entries.into_iter().map(Arc::new).collect(),
@@ -107,6 +106,6 @@ impl Sampler {
         let marks = self.unmarked.drain(..marked).collect();
         self.unmarked.extend(entries.iter().cloned());
         let epoch = Epoch { counter: 1, writer: 1 };
-        WriteBatch { epoch, pointers: Vec::new(), codec: codec.clone(), entries, marks, stable, listed: self.listed.clone() }
+        WriteBatch { epoch, codec: codec.clone(), entries, marks, stable, listed: self.listed.clone() }
     }
 }

@@ -207,7 +207,13 @@ fn publication(batch: &WriteBatch, last: &PublishedClock) -> Publication {
     let (entries, principals, gaps) = (batch.entries.clone(), Vec::new(), Vec::new());
     let abandoned = Default::default();
     let record = BatchRecord { number, epoch, entries, late: vec![late], principals, gaps, abandoned };
-    Publication { record: Arc::new(record), ring: RING, checkpoint: Some(("feed".to_owned(), checkpoint)), clock }
+    Publication {
+        pointers: Vec::new(),
+        record: Arc::new(record),
+        ring: RING,
+        checkpoint: Some(("feed".to_owned(), checkpoint)),
+        clock,
+    }
 }
 
 async fn begin(store: &dyn CacheStore) -> Result<Versioned<PublishedClock>> {

@@ -62,15 +62,7 @@ impl Batches {
         let stable = Sequence(self.next - 1);
         self.next += BATCH;
         let marks = if self.supersede { entries.clone() } else { Vec::new() };
-        WriteBatch {
-            epoch: Epoch::default(),
-            pointers: Vec::new(),
-            codec: self.codec.clone(),
-            entries,
-            marks,
-            stable,
-            listed: Arc::default(),
-        }
+        WriteBatch { epoch: Epoch::default(), codec: self.codec.clone(), entries, marks, stable, listed: Arc::default() }
     }
 
     fn entry(&self, n: u64) -> Arc<ChangeEntry> {

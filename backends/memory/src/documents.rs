@@ -58,14 +58,14 @@ impl Documents {
         self.0.insert(key, (Document::Native(stored), version));
     }
 
-    /// As the provided [`publish`](sluicegate_core::commit::publish), except that nothing is written unless everything is.
+    /// As the provided [`publish`](sluicegate_core::commit::publish) after the pointers, except that nothing is written unless everything is.
     pub(crate) fn publish(
         &mut self,
         publication: &Publication,
         last: &Versioned<PublishedClock>,
         version: Version,
     ) -> Result<Versioned<PublishedClock>> {
-        let Publication { record, ring, checkpoint, clock } = publication;
+        let Publication { record, ring, checkpoint, clock, .. } = publication;
         let epoch = clock.epoch;
 
         let mut pages = Vec::new();

@@ -172,12 +172,11 @@ impl CacheStore for MemoryStore {
     }
 
     async fn commit(&self, batch: &WriteBatch) -> Result<CommitReceipt> {
-        let receipt = self.0.commit(batch)?;
-        store_pointers(self, batch).await?;
-        Ok(receipt)
+        self.0.commit(batch)
     }
 
     async fn publish(&self, publication: &Publication, last: &Versioned<PublishedClock>) -> Result<Versioned<PublishedClock>> {
+        store_pointers(self, publication).await?;
         let published = self.0.documents.write().publish(publication, last, self.0.next_version());
         if published.is_ok() {
             self.0.wake.send_replace(());

@@ -70,6 +70,7 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
         abandoned: Default::default(),
     };
     let publication = Publication {
+        pointers: Vec::new(),
         record: Arc::new(record),
         ring: 8,
         checkpoint: Some(("feed".to_owned(), checkpoint(mine))),

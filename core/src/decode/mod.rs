@@ -57,6 +57,20 @@ pub struct DecodedDocument {
     pub departures: Vec<Departure>,
 }
 
+impl DecodedDocument {
+    /// Takes over what `stored`, an entry of one of this document's sequences, knows to be superseded.
+    pub fn recall(&mut self, stored: &ChangeEntry) {
+        if stored.sequence() == self.entry.sequence() {
+            self.entry.recall(stored);
+        }
+        for departure in self.departures.iter_mut().filter(|d| d.sequence == stored.sequence()) {
+            if let Some(known) = stored.channels().iter().find(|known| known.channel == departure.channel) {
+                departure.since = departure.since.min(known.since);
+            }
+        }
+    }
+}
+
 /// That a document left a channel at an earlier sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Departure {

@@ -225,7 +225,7 @@ impl Assembler {
             self.late.push(LateEntry { number: self.clock.late, sequence: entry.sequence() });
         }
         if !entry.supersedes().is_empty() {
-            // One that an earlier term stored may know more: it was written before a pointer moved on.
+            // What an earlier term stored stays as it is: that is what is there to be found.
             self.unmarked.entry(entry.sequence()).or_insert_with(|| entry.clone());
         }
         self.entries.push(entry);
@@ -317,7 +317,6 @@ impl Assembler {
         Prepared {
             batch: WriteBatch {
                 epoch: self.clock.epoch,
-                pointers: Vec::new(),
                 codec: self.codec.clone(),
                 entries,
                 marks,
@@ -325,7 +324,13 @@ impl Assembler {
                 stable: self.clock.stable,
                 listed: self.listed.clone(),
             },
-            publication: Publication { record: Arc::new(record), ring: self.ring, checkpoint, clock: self.clock.clone() },
+            publication: Publication {
+                pointers: Vec::new(),
+                record: Arc::new(record),
+                ring: self.ring,
+                checkpoint,
+                clock: self.clock.clone(),
+            },
         }
     }
 }

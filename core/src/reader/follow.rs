@@ -64,8 +64,10 @@ pub(super) async fn follow(node: Weak<Node>, wakes: Option<BoxStream<'static, ()
 }
 
 impl Node {
-    /// Reads the clock and what was published since; whether there was anything.
+    /// Reads the clock and what was published since; whether there was anything. One at a time: of two that read different clocks, the one with
+    /// the older would take the node back.
     pub(super) async fn catch_up(&self) -> Result<bool> {
+        let _following = self.following.lock().await;
         let known = self.state.read().clock.clone();
         let Some(found) = read_clock(self.store.as_ref()).await? else {
             self.set_status(Status::Lost("the published clock is gone".to_owned()));

@@ -170,6 +170,8 @@ pub(crate) struct Node {
     codec: Arc<dyn BlockCodec>,
     ring: u64,
     state: parking_lot::RwLock<State>,
+    /// Held by whoever catches up with the clock.
+    following: tokio::sync::Mutex<()>,
     /// One fill a channel at a time.
     fills: parking_lot::Mutex<ChannelMap<Arc<tokio::sync::Mutex<()>>>>,
     cut: watch::Sender<Cut>,
@@ -244,6 +246,7 @@ impl ReaderNode {
         let node = Arc::new(Node {
             cut: watch::Sender::new(Cut::of(&clock)),
             state: parking_lot::RwLock::new(State::new(clock, record.as_deref(), above)),
+            following: tokio::sync::Mutex::default(),
             store,
             config,
             codec,

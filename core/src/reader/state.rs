@@ -96,16 +96,19 @@ impl State {
                 }
             }
         }
-        while let Some(first) = self.pending.first_entry()
-            && *first.key() <= clock.high
-        {
-            let entry = first.remove();
-            self.insert(&entry, stable, &mut touched);
-        }
         if let Some(last) = records.last()
             && !(self.missing.is_empty() && last.gaps.is_empty() && last.abandoned.is_empty())
         {
             self.missing = Arc::new(missing(last));
+        }
+        while let Some(first) = self.pending.first_entry()
+            && *first.key() <= clock.high
+        {
+            let entry = first.remove();
+            // What was found above high may be of a batch that is not published yet; its record brings it again.
+            if !self.missing.contains(entry.sequence().0) {
+                self.insert(&entry, stable, &mut touched);
+            }
         }
         while self.late.len() > config.late_kept {
             self.late.pop_front();
@@ -190,5 +193,51 @@ impl State {
             }
         }
         by_read.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Gap;
+    use crate::clock::CacheId;
+    use crate::sequence::SequenceRange;
+    use crate::{EntryFlags, Epoch};
+
+    fn entry(sequence: u64) -> Arc<ChangeEntry> {
+        Arc::new(ChangeEntry::new(Sequence(sequence), &format!("d{sequence}"), "1-a", EntryFlags::default()).unwrap())
+    }
+
+    fn seen(state: &State) -> Vec<u64> {
+        let view = state.tails[&Channel::star()].view(Sequence::ZERO, Sequence::MAX);
+        view.rows().iter().map(|row| row.sequence.0).collect()
+    }
+
+    /// A node that opens while batches are in flight finds their entries stored. When high passes such a number as skipped, before the batch
+    /// that brings it is published, it must not be seen: it will be announced as late.
+    #[test]
+    fn what_is_stored_and_skipped_is_not_seen_before_it_is_announced() {
+        let config = ReaderConfig::default();
+        let id = CacheId::random();
+        let clock = |stable, high, batch| PublishedClock {
+            stable: Sequence(stable),
+            high: Sequence(high),
+            batch,
+            gaps: u64::from(stable < high),
+            ..PublishedClock::new(id.clone())
+        };
+        let mut state = State::new(clock(1, 1, 1), None, vec![entry(2), entry(4)]);
+        state.tails.insert(Channel::star(), Tail::new(Sequence(2)));
+        state.fill(&Channel::star(), Vec::new());
+
+        let gap = Gap { range: SequenceRange::one(Sequence(2)), age_ms: 0 };
+        let skipped = BatchRecord { entries: vec![entry(3), entry(4)], gaps: vec![gap], ..BatchRecord::new(2, Epoch::default()) };
+        state.advance(&[Arc::new(skipped)], clock(1, 4, 2), &config);
+        assert_eq!(seen(&state), [3, 4]);
+
+        let late = LateEntry { number: 1, sequence: Sequence(2) };
+        let came = BatchRecord { entries: vec![entry(2)], late: vec![late], ..BatchRecord::new(3, Epoch::default()) };
+        state.advance(&[Arc::new(came)], PublishedClock { late: 1, ..clock(4, 4, 3) }, &config);
+        assert_eq!(seen(&state), [2, 3, 4]);
     }
 }

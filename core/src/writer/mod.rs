@@ -24,6 +24,7 @@ use crate::block::{Block, BlockCodec, codec_named};
 use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit;
+use crate::coordinate::next_epoch;
 use crate::decode::{Decoded, MutationDecoder};
 use crate::engine::{Assembler, Noted, Prepared, Sequencer, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
@@ -136,6 +137,21 @@ enum Item {
 }
 
 impl Writer {
+    /// The writer of a cache that nobody else writes: begins the next term, whichever that is. For tools and tests; two of them fence one
+    /// another. Whoever elects takes over with [`take_over`](Self::take_over).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn alone(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: &str,
+        config: WriterConfig,
+    ) -> Result<Writer> {
+        let epoch = next_epoch(store.as_ref()).await?;
+        Writer::take_over(store, decoder, feed, epoch, config).await
+    }
+
     /// Begins the term `epoch` over `store`, for the feed called `feed`: fences whoever wrote before, and finds out where to go on. Makes a new
     /// cache if there is none. May be repeated.
     ///
@@ -471,9 +487,9 @@ impl Writer {
             self.checkpointed = Instant::now();
             self.dirty = false;
         }
-        let Prepared { mut batch, publication } = self.assembler.prepare(position, self.now());
+        let Prepared { batch, mut publication } = self.assembler.prepare(position, self.now());
         if let Some(cache) = &self.pointers {
-            batch.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
+            publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
         }
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         let commit = tokio::spawn(async move {

@@ -8,11 +8,12 @@ use rustc_hash::FxBuildHasher;
 
 use super::{DecodedBatch, Item, log_retry};
 use crate::channel::Channel;
-use crate::decode::Decoded;
+use crate::decode::{Decoded, DecodedDocument};
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::key::CacheKey;
 use crate::pointer::Pointer;
+use crate::sequence::Sequence;
 use crate::store::CacheStore;
 
 /// Reads the pointers of a feed batch's documents.
@@ -48,8 +49,46 @@ impl PointerReader {
                 batch.pointers.insert(document, pointer);
             }
         }
+        recall(store.as_ref(), self.policy, &mut batch).await?;
         Ok(batch)
     }
+}
+
+/// Gives documents that their pointer has passed already what their stored entries know to be superseded: the pointer no longer does. They
+/// are there to be read: a pointer moves on only when everything up to it is stored.
+async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut DecodedBatch) -> Result<()> {
+    let star = Channel::star();
+    let mut passed = Vec::new();
+    for item in &mut batch.items {
+        if let Item::Decoded(_, _, Decoded::Document(document)) = item
+            && let Some(row) = batch.pointers.get(document.entry.document()).and_then(|pointer| pointer.row(&star))
+            && row >= document.entry.sequence()
+        {
+            passed.push(document);
+        }
+    }
+    if passed.is_empty() {
+        return Ok(());
+    }
+    let sequences = |document: &DecodedDocument| {
+        let departures = document.departures.iter().map(|departure| departure.sequence);
+        departures.chain([document.entry.sequence()]).collect::<Vec<Sequence>>()
+    };
+    let mut wanted: Vec<Sequence> = passed.iter().flat_map(|document| sequences(document)).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let attempt = || async { store.entries(&wanted).await };
+    let stored = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+    for document in passed {
+        for sequence in sequences(document) {
+            if let Ok(at) = wanted.binary_search(&sequence)
+                && let Some(entry) = &stored[at]
+            {
+                document.recall(entry);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Pointers that may be newer than what was read of them: those whose batch is not published, or was after a read began that has not been used yet.
@@ -75,7 +114,7 @@ impl PointerCache {
         }
     }
 
-    /// The pointers of these entries as they are now: what is to be written with them.
+    /// The pointers of these entries as they are now: what is to be written when they are published.
     pub(super) fn of<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Vec<Pointer> {
         let mut pointers: Vec<Pointer> =
             entries.filter_map(|entry| self.newest.get(entry.document()).map(|(pointer, _)| pointer.clone())).collect();

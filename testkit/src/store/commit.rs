@@ -8,7 +8,6 @@ use sluicegate_core::batch::{BlockDelta, ListedBlocks, WriteBatch};
 use sluicegate_core::block::{Adaptive, BlockState, ByteArray, TwoBit};
 use sluicegate_core::commit::{drop_block, store_batch, update};
 use sluicegate_core::directory::Directory;
-use sluicegate_core::pointer::Pointer;
 use sluicegate_core::store::Expiry;
 use sluicegate_core::{
     BlockCodec, BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, EntryFlags, ErrorKind, Membership, Sequence,
@@ -289,23 +288,6 @@ pub async fn a_departure_is_known_to_the_star_channel(store: Store) {
     assert_eq!(states(&*store, &*codec, &channel("a"), 0).await, [(5, BlockState::Removal)]);
     assert_eq!(receipt.emptied, [(star(), BlockIndex(0))]);
     assert_eq!(listed(&*store, &star()).await, [(0, 0)]);
-}
-
-/// A pointer holds the greater sequence of each channel, whichever came last.
-pub async fn a_commit_writes_pointers_that_only_grow(store: Store) {
-    let codec = small();
-    let key = CacheKey::Document("d".into());
-    for (sequences, expected) in [([5u64, 9], [5, 9]), ([7, 8], [7, 9]), ([7, 8], [7, 9])] {
-        let mut pointer = Pointer::new("d");
-        for (sequence, name) in sequences.into_iter().zip(["a", "b"]) {
-            pointer.follow(&mut entry(sequence, "d", &[name]), &star());
-        }
-        let entries = sequences.map(|sequence| entry(sequence, "d", &[]));
-        store.commit(&WriteBatch { pointers: vec![pointer], ..batch(&codec, entries) }).await.must("commit");
-        let stored = store.get(&key).await.must("get").must("find the pointer");
-        let stored = Pointer::from_bytes(&stored.value, "d").must("read the pointer");
-        assert_eq!(["a", "b"].map(|name| stored.row(&channel(name))), expected.map(|n| Some(Sequence(n))));
-    }
 }
 
 /// More than any engine takes in one command, over many channels and blocks.

@@ -10,12 +10,13 @@ use sluicegate_core::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, Late
 use sluicegate_core::commit::{TakenOver, read_clock, take_over, update};
 use sluicegate_core::engine::SequencerState;
 use sluicegate_core::meta::Meta;
+use sluicegate_core::pointer::Pointer;
 use sluicegate_core::store::{Expiry, Versioned};
-use sluicegate_core::{CacheId, CacheKey, CacheStore, Epoch, ErrorKind, FeedPosition, PublishedClock, Sequence};
+use sluicegate_core::{CacheId, CacheKey, CacheStore, Channel, Epoch, ErrorKind, FeedPosition, PublishedClock, Sequence};
 
 use super::{Store, small};
 use crate::expect::{Expect as _, refused, refused_naming};
-use crate::sample::entry;
+use crate::sample::{channel, entry};
 
 const FEED: &str = "feed:[1]";
 const RING: u64 = 4;
@@ -59,7 +60,13 @@ fn next(last: &PublishedClock, late: u64) -> Publication {
     };
     let entries = vec![Arc::new(entry(number, "doc", &["a"]))];
     let record = BatchRecord { entries, late, ..BatchRecord::new(number, clock.epoch) };
-    Publication { record: Arc::new(record), ring: RING, checkpoint: Some((FEED.to_owned(), checkpoint)), clock }
+    Publication {
+        pointers: Vec::new(),
+        record: Arc::new(record),
+        ring: RING,
+        checkpoint: Some((FEED.to_owned(), checkpoint)),
+        clock,
+    }
 }
 
 async fn late_page(store: &dyn CacheStore, page: u64) -> Option<LatePage> {
@@ -92,6 +99,35 @@ pub async fn a_publication_is_readable_at_its_keys(store: Store) {
     assert_eq!(Checkpoint::from_bytes(&checkpoint.value).must("be a checkpoint"), expected);
     let page = late_page(&*store, 0).await.must("have a late page");
     assert_eq!((page.epoch, page.entries), (epoch(1), publication.record.late.clone()));
+}
+
+/// A pointer holds the greater sequence of each channel, whichever came last.
+pub async fn pointers_only_grow(store: Store) {
+    let mut last = begin(&*store, 1).await.clock;
+    for (sequences, expected) in [([5u64, 9], [5, 9]), ([7, 8], [7, 9]), ([7, 8], [7, 9])] {
+        let mut pointer = Pointer::new("d");
+        for (sequence, name) in sequences.into_iter().zip(["a", "b"]) {
+            pointer.follow(&mut entry(sequence, "d", &[name]), &Channel::star());
+        }
+        let publication = Publication { pointers: vec![pointer], ..next(&last.value, 0) };
+        last = store.publish(&publication, &last).await.must("publish");
+        let stored = store.get(&CacheKey::Document("d".into())).await.must("get").must("find the pointer");
+        let stored = Pointer::from_bytes(&stored.value, "d").must("read the pointer");
+        assert_eq!(["a", "b"].map(|name| stored.row(&channel(name))), expected.map(|n| Some(Sequence(n))));
+    }
+}
+
+/// Who cannot publish for a pointer that is broken is told which, and has published nothing.
+pub async fn a_corrupt_pointer_is_named(store: Store) {
+    let last = begin(&*store, 1).await.clock;
+    let key = CacheKey::Document("d".into());
+    for broken in [&b"{"[..], &Pointer::new("another").to_bytes()] {
+        overwrite(&*store, &key, Bytes::copy_from_slice(broken)).await;
+        let publication = Publication { pointers: vec![Pointer::new("d")], ..next(&last.value, 0) };
+        refused_naming(store.publish(&publication, &last).await, ErrorKind::Corrupt, &key, "publish over a broken pointer");
+        assert_eq!(clock(&*store).await, last);
+        assert_eq!(store.get(&checkpoint_key()).await.must("read"), None);
+    }
 }
 
 /// As after an outcome that was unknown, with the clock as it was known before.

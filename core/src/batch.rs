@@ -16,7 +16,7 @@ use crate::engine::SequencerState;
 use crate::entry::ChangeEntry;
 use crate::error::Result;
 use crate::feed::FeedPosition;
-use crate::key::BlockIndex;
+use crate::key::{BlockIndex, CacheKey};
 use crate::pointer::Pointer;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 
@@ -227,6 +227,15 @@ impl LatePage {
         number.saturating_sub(1) / LATE_PAGE
     }
 
+    /// Adds `entries`, which are of this page and in order, in the term `epoch`. What is there of their numbers and above was announced and
+    /// not published: it goes.
+    pub fn append(&mut self, epoch: Epoch, entries: &[LateEntry]) {
+        let first = entries.first().map_or(u64::MAX, |late| late.number);
+        self.epoch = epoch;
+        self.entries.retain(|late| late.number < first);
+        self.entries.extend_from_slice(entries);
+    }
+
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
         to_json(self)
@@ -271,6 +280,12 @@ pub struct BatchRecord {
 }
 
 impl BatchRecord {
+    /// Its late entries, page by page.
+    pub fn late_pages(&self) -> impl Iterator<Item = (CacheKey, &[LateEntry])> {
+        let pages = self.late.chunk_by(|a, b| LatePage::of(a.number) == LatePage::of(b.number));
+        pages.map(|entries| (CacheKey::Late(LatePage::of(entries[0].number)), entries))
+    }
+
     /// The record of a batch that changed nothing.
     pub fn new(number: u64, epoch: Epoch) -> Self {
         BatchRecord {

@@ -75,11 +75,11 @@ pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) 
     let merges = deltas.iter().map(|delta| store.merge_block(delta, batch.codec.as_ref())).collect();
     let (_, live) = futures::future::try_join(in_parallel::<_, ()>(documents), in_parallel(merges)).await?;
 
-    let listings = deltas.iter().filter(|d| d.adds_rows).map(|delta| list_block(store, batch, delta)).collect();
+    let listings = list_blocks(store, batch, &deltas);
     let mut channels: Vec<&Channel> = deltas.iter().map(|d| &d.channel).collect();
     channels.dedup();
     let counts = channels.into_iter().map(|channel| count(store, channel)).collect();
-    futures::future::try_join(in_parallel::<_, ()>(listings), in_parallel::<_, ()>(counts)).await?;
+    futures::future::try_join(listings, in_parallel::<_, ()>(counts)).await?;
 
     let emptied = deltas.into_iter().zip(live).filter(|(_, live)| *live == 0).map(|(delta, _)| (delta.channel, delta.index));
     Ok(CommitReceipt { emptied: emptied.collect() })
@@ -124,6 +124,15 @@ async fn insert_entry<S: CacheStore + ?Sized>(store: &S, entry: &ChangeEntry) ->
 async fn count<S: CacheStore + ?Sized>(store: &S, channel: &Channel) -> Result<()> {
     let key = CacheKey::Counter(channel.clone());
     store.increment(&key, 1).await.map(drop).map_err(|e| e.with_context("key", &key))
+}
+
+/// Puts the blocks that got rows into their channels' directories. For stores that commit natively: after the blocks.
+///
+/// # Errors
+/// `Corrupt`, naming the key, for a directory that cannot be read; what the store says.
+pub async fn list_blocks<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch, deltas: &[BlockDelta]) -> Result<()> {
+    let listings = deltas.iter().filter(|d| d.adds_rows).map(|delta| list_block(store, batch, delta)).collect();
+    in_parallel::<_, ()>(listings).await.map(drop)
 }
 
 /// Puts a block that got rows into its channel's directory.
@@ -222,14 +231,11 @@ pub async fn publish<S: CacheStore + ?Sized>(
 }
 
 async fn append_late<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, record: &BatchRecord) -> Result<()> {
-    for page in record.late.chunk_by(|a, b| LatePage::of(a.number) == LatePage::of(b.number)) {
-        let first = page[0].number;
-        update(store, &CacheKey::Late(LatePage::of(first)), |stored| {
+    for (key, entries) in record.late_pages() {
+        update(store, &key, |stored| {
             let mut stored = stored.map(LatePage::from_bytes).transpose()?.unwrap_or_default();
             guard(epoch, stored.epoch)?;
-            stored.epoch = epoch;
-            stored.entries.retain(|late| late.number < first);
-            stored.entries.extend_from_slice(page);
+            stored.append(epoch, entries);
             Ok(Some(stored.to_bytes()))
         })
         .await?;

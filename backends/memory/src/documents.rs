@@ -69,15 +69,10 @@ impl Documents {
         let epoch = clock.epoch;
 
         let mut pages = Vec::new();
-        for late in record.late.chunk_by(|a, b| LatePage::of(a.number) == LatePage::of(b.number)) {
-            let first = late[0].number;
-            let key = CacheKey::Late(LatePage::of(first));
+        for (key, late) in record.late_pages() {
             let mut shared = self.late_page(&key)?.unwrap_or_default();
             guard(epoch, shared.epoch).map_err(|e| e.with_context("key", &key))?;
-            let page = Arc::make_mut(&mut shared);
-            page.epoch = epoch;
-            page.entries.retain(|entry| entry.number < first);
-            page.entries.extend_from_slice(late);
+            Arc::make_mut(&mut shared).append(epoch, late);
             pages.push((key, shared));
         }
         let record_key = CacheKey::Batch(record.number % (*ring).max(1));

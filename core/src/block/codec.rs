@@ -14,7 +14,7 @@ pub use adaptive::Adaptive;
 pub use byte_array::ByteArray;
 pub use two_bit::TwoBit;
 
-use super::Block;
+use super::{Block, BlockState};
 use crate::error::{Error, Result};
 
 /// The capacities that a codec may have.
@@ -36,6 +36,40 @@ pub trait BlockCodec: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// `Corrupt` for bytes that [`encode`](Self::encode) cannot have made; never a panic, and no allocation beyond one block.
     fn decode(&self, bytes: &[u8]) -> Result<Block>;
+
+    /// How states lie, if a store may raise them in the stored bytes by itself. A block that a store made so, from nothing or from an encoded one,
+    /// must decode. `None` where a block must be decoded and encoded anew.
+    fn in_place(&self) -> Option<InPlace> {
+        None
+    }
+}
+
+/// How a codec lays out states where each can be raised in place, by OR-ing bits into the stored bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InPlace {
+    /// A byte a state, in its two low bits. A block has exactly as many bytes as its capacity.
+    Bytes,
+    /// Four states a byte, the first in the highest bits. A block has at most the bytes it needs; zero bytes at its end may be left out.
+    Pairs,
+}
+
+impl InPlace {
+    /// The byte in which the state of `offset` lies, and `state` as bits of it.
+    #[inline]
+    pub fn bits(self, offset: u32, state: BlockState) -> (u32, u8) {
+        match self {
+            InPlace::Bytes => (offset, state as u8),
+            InPlace::Pairs => (offset / 4, (state as u8) << (6 - 2 * (offset % 4))),
+        }
+    }
+
+    /// Bytes of a block of `capacity` sequences, at most.
+    pub fn length(self, capacity: u32) -> u32 {
+        match self {
+            InPlace::Bytes => capacity,
+            InPlace::Pairs => capacity.div_ceil(4),
+        }
+    }
 }
 
 /// The codec called `name`: `adaptive`, `bytes` or `two-bit`.

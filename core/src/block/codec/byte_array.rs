@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::{Block, PER_WORD, States};
-use super::{BlockCodec, checked_capacity};
+use super::{BlockCodec, InPlace, checked_capacity};
 use crate::error::{Error, Result};
 
 /// The seed format: exactly as many bytes as the block covers sequences, one byte each, of which the low two bits are the state
@@ -125,5 +125,9 @@ impl BlockCodec for ByteArray {
             return Err(Error::corrupt("a block has a byte that is no state").with_context("codec", Self::NAME));
         }
         Ok(Block::from_words(self.capacity, words))
+    }
+
+    fn in_place(&self) -> Option<InPlace> {
+        Some(InPlace::Bytes)
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::{Block, States};
-use super::{BlockCodec, checked_capacity};
+use super::{BlockCodec, InPlace, checked_capacity};
 use crate::error::{Error, Result};
 
 /// Two bits a sequence, four sequences a byte, the first in the highest bits. Zero bytes at the end are left out.
@@ -120,5 +120,9 @@ impl BlockCodec for TwoBit {
     /// Takes a value with zero bytes at its end, too: a server may have made room ahead.
     fn decode(&self, bytes: &[u8]) -> Result<Block> {
         read_bitmap(self.capacity, bytes).map_err(|what| Error::corrupt(what).with_context("codec", Self::NAME))
+    }
+
+    fn in_place(&self) -> Option<InPlace> {
+        Some(InPlace::Pairs)
     }
 }

@@ -1,0 +1,77 @@
+//! What runs inside the server. Sent whole each time (a few hundred bytes): the server knows it by its hash, and nothing need be loaded
+//! again after a restart or a flush.
+
+/// Writes several documents, all or none. KEYS: the documents. ARGV: per key what must be there (`""` for nothing, else the eight bytes of the
+/// version), and the bytes to write; then, if given, the command that tells readers, and its channel.
+///
+/// Answers 0, or the number of the first key that holds something else.
+pub(crate) const REPLACE: &str = r"
+for i = 1, #KEYS do
+  if redis.call('GETRANGE', KEYS[i], 0, 7) ~= ARGV[2 * i - 1] then return i end
+end
+for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[2 * i]) end
+if ARGV[2 * #KEYS + 1] then redis.call(ARGV[2 * #KEYS + 1], ARGV[2 * #KEYS + 2], '') end
+return 0";
+
+/// The same for one field of a hash. KEYS: the hash. ARGV: field, version, bytes.
+pub(crate) const REPLACE_FIELD: &str = r"
+local old = redis.call('HGET', KEYS[1], ARGV[1])
+if not old or old:sub(1, 8) ~= ARGV[2] then return 1 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 0";
+
+/// Removes a document of a version. KEYS: it. ARGV: the version.
+pub(crate) const REMOVE: &str = r"
+if redis.call('GETRANGE', KEYS[1], 0, 7) ~= ARGV[1] then return 1 end
+redis.call('DEL', KEYS[1])
+return 0";
+
+/// The same for one field of a hash. KEYS: the hash. ARGV: field, version.
+pub(crate) const REMOVE_FIELD: &str = r"
+local old = redis.call('HGET', KEYS[1], ARGV[1])
+if not old or old:sub(1, 8) ~= ARGV[2] then return 1 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+return 0";
+
+/// ORs bits into blocks. KEYS: the blocks. ARGV: `b` for a byte a state or `p` for four states a byte; the length of a block; the version to
+/// give; then per key its runs: offset (4 bytes, lowest first) and length (4) of each, and that many bytes to OR in.
+///
+/// Answers a list: the numbers of the keys in which nothing is live afterwards; or only the negative number of the first key that cannot be a block,
+/// and then has written nothing.
+pub(crate) const MERGE: &str = r"
+local bytes, limit, version = ARGV[1] == 'b', tonumber(ARGV[2]), ARGV[3]
+local live = bytes and '[^%z\3]' or '[^%z\3\12\15\48\51\60\63\192\195\204\207\240\243\252\255]'
+local sizes, empty = {}, {}
+for i = 1, #KEYS do
+  local size = redis.pcall('STRLEN', KEYS[i])
+  if type(size) ~= 'number' then return {-i} end
+  if size ~= 0 and (size < 8 or size > 8 + limit or bytes and size ~= 8 + limit) then return {-i} end
+  sizes[i] = size
+end
+for i = 1, #KEYS do
+  local key, runs, at, changed, alive = KEYS[i], ARGV[3 + i], 1, false, false
+  if sizes[i] == 0 then
+    redis.call('SETRANGE', key, bytes and 7 + limit or 0, bytes and '\0' or version)
+    changed = true
+  end
+  while at <= #runs do
+    local offset, length
+    offset, length, at = struct.unpack('<I4I4', runs, at)
+    local old = redis.call('GETRANGE', key, 8 + offset, 7 + offset + length)
+    local new = runs:sub(at, at + length - 1)
+    if old ~= new and old:find('[^%z]') then
+      local merged = {}
+      for n = 1, length do merged[n] = string.char(bit.bor(old:byte(n) or 0, new:byte(n))) end
+      new = table.concat(merged)
+    end
+    at = at + length
+    if new ~= old then
+      redis.call('SETRANGE', key, 8 + offset, new)
+      changed = true
+    end
+    alive = alive or new:find(live)
+  end
+  if changed then redis.call('SETRANGE', key, 0, version) end
+  if not alive and not redis.call('GET', key):find(live, 9) then empty[#empty + 1] = i end
+end
+return empty";

@@ -1,0 +1,130 @@
+//! Being told of publications. Only a hint: readers poll as well, so what is lost here delays and never hides a change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use redis::cluster::ClusterClient;
+use redis::{ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult};
+use tokio::sync::mpsc;
+
+use crate::link::client;
+use crate::options::Target;
+
+/// Longest wait before it connects again.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// How often a silent connection is asked whether it still lives.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// Yields when something was published on `channel`, and when it may have been without our being told.
+pub(crate) fn wakes(target: Arc<Target>, channel: String) -> BoxStream<'static, ()> {
+    let (told, tells) = mpsc::channel(1);
+    let stream = futures::stream::unfold((tells, None, Some((target, channel, told))), |(mut tells, task, start)| async move {
+        // The task begins with the first poll, where there is a runtime.
+        let task = match start {
+            Some((target, channel, told)) => Some(AbortOnDrop(tokio::spawn(listen(target, channel, told)))),
+            None => task,
+        };
+        tells.recv().await?;
+        Some(((), (tells, task, None)))
+    });
+    stream.boxed()
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tells of whatever comes, until nobody listens.
+async fn listen(target: Arc<Target>, channel: String, told: mpsc::Sender<()>) {
+    let mut wait = Duration::from_millis(20);
+    loop {
+        let mut subscribed = false;
+        let ended = match target.cluster {
+            true => listen_to_cluster(&target, &channel, &told, &mut subscribed).await,
+            false => listen_to_server(&target, &channel, &told, &mut subscribed).await,
+        };
+        match ended {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(store = target.name, %error, "not told of publications; connecting again"),
+        }
+        wait = if subscribed { Duration::from_millis(20) } else { (wait * 2).min(LONGEST_WAIT) };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// One that waits already need not be told twice.
+fn tell(told: &mpsc::Sender<()>) -> bool {
+    !matches!(told.try_send(()), Err(mpsc::error::TrySendError::Closed(())))
+}
+
+fn lost() -> RedisError {
+    (redis::ErrorKind::Io, "the subscription's connection was lost").into()
+}
+
+/// Ends with `Ok` when nobody listens any longer.
+async fn listen_to_server(target: &Target, channel: &str, told: &mpsc::Sender<()>, subscribed: &mut bool) -> RedisResult<()> {
+    let connect = async { client(target)?.get_async_pubsub().await };
+    let pubsub = tokio::time::timeout(target.options.connect_timeout(), connect).await.map_err(|_| lost())??;
+    let (mut sink, mut messages) = pubsub.split();
+    sink.subscribe(channel).await?;
+    *subscribed = true;
+    // What was published before is not told here.
+    if !tell(told) {
+        return Ok(());
+    }
+    loop {
+        tokio::select! {
+            message = messages.next() => {
+                message.ok_or_else(lost)?;
+                if !tell(told) {
+                    return Ok(());
+                }
+            }
+            () = told.closed() => return Ok(()),
+            () = tokio::time::sleep(SILENCE) => {
+                tokio::time::timeout(target.options.timeout(), sink.ping::<redis::Value>()).await.map_err(|_| lost())??;
+            }
+        }
+    }
+}
+
+async fn listen_to_cluster(target: &Target, channel: &str, told: &mpsc::Sender<()>, subscribed: &mut bool) -> RedisResult<()> {
+    let (pushes, mut pushed) = mpsc::unbounded_channel::<PushInfo>();
+    let builder = ClusterClient::builder(target.nodes.iter().cloned())
+        .connection_timeout(target.options.connect_timeout())
+        .response_timeout(target.options.timeout())
+        .use_protocol(ProtocolVersion::RESP3)
+        .push_sender(pushes);
+    let builder = match &target.certificates {
+        Some(certificates) => builder.certs(certificates.clone()),
+        None => builder,
+    };
+    let mut connection = builder.build()?.get_async_connection().await?;
+    connection.ssubscribe(channel).await?;
+    *subscribed = true;
+    if !tell(told) {
+        return Ok(());
+    }
+    loop {
+        tokio::select! {
+            push = pushed.recv() => {
+                let push = push.ok_or_else(lost)?;
+                // After a lost connection something may have been missed; the client subscribes again by itself.
+                if matches!(push.kind, PushKind::SMessage | PushKind::SSubscribe | PushKind::Disconnection) && !tell(told) {
+                    return Ok(());
+                }
+            }
+            () = told.closed() => return Ok(()),
+            () = tokio::time::sleep(SILENCE) => {
+                redis::cmd("EXISTS").arg(channel).query_async::<redis::Value>(&mut connection).await?;
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Real servers for tests: each on a free port of the loopback interface, with a directory of its own, and gone when the test is.
+
+mod process;
+mod redis;
+
+pub use process::Process;
+pub use redis::{RedisCluster, RedisServer};

@@ -1,0 +1,80 @@
+//! A program that ends with the test, however that ends.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a server to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running program. It is killed when this is dropped, and also when the test's process dies: a shell holds a pipe to us, and kills
+/// the program when the pipe closes.
+#[derive(Debug)]
+pub struct Process {
+    shell: Child,
+    pid: String,
+}
+
+impl Process {
+    /// Starts `program`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(program: &str, arguments: &[String]) -> Process {
+        let script = r#""$@" >/dev/null 2>&1 & echo $!; read -r _; kill -9 $! 2>/dev/null"#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh", program]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = command.spawn().unwrap_or_else(|e| panic!("cannot run sh: {e}"));
+        let mut pid = String::new();
+        if let Some(stdout) = shell.stdout.take() {
+            let _ = BufReader::new(stdout).read_line(&mut pid);
+        }
+        let pid = pid.trim().to_owned();
+        assert!(!pid.is_empty(), "{program} did not start");
+        Process { shell, pid }
+    }
+
+    /// Sends it a signal, such as `KILL`, `STOP` or `CONT`.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "process {} is gone", self.pid);
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&self) -> bool {
+        let status = Command::new("kill").args(["-0", &self.pid]).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+/// A port that nobody listens on now.
+///
+/// # Panics
+/// If there is none.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap_or_else(|e| panic!("no free port: {e}"));
+    listener.local_addr().map_or(0, |address| address.port())
+}
+
+/// Waits until `ready` says so.
+///
+/// # Panics
+/// If it takes too long.
+pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < PATIENCE, "{what} within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

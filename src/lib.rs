@@ -36,6 +36,7 @@
 //! | feature | what it adds | default |
 //! |---|---|---|
 //! | `memory` | the store `memory:`, in the memory of the process | yes |
+//! | `redis` | the stores `redis:`, `rediss:`, `redis+cluster:` and `rediss+cluster:`, on Redis or Valkey | yes |
 //! | `replay` | the feeds `replay:` (a recording) and `synthetic:` (a load from a seed) | yes |
 //! | `bench` | the loads and measurements behind `sluicegate bench` | yes |
 //! | `cli` | the `sluicegate` command; a program that uses the library needs none of it | yes |
@@ -59,6 +60,8 @@ pub use instance::{Builder, Sluicegate};
 // A crate that is only named in Cargo.toml is not linked, and its registry entries with it.
 #[cfg(feature = "memory")]
 use sluicegate_memory as _;
+#[cfg(feature = "redis")]
+use sluicegate_redis as _;
 #[cfg(feature = "replay")]
 use sluicegate_replay as _;
 

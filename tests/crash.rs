@@ -1,7 +1,9 @@
 //! A writer is cut off at every step of commit and publish, or held there while another takes over: the cache must come out as if nothing had
 //! happened. Everything runs from a seed, over the provided algorithms and a store that fails to order.
 
-use std::collections::BTreeMap;
+mod support;
+
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,20 +25,32 @@ use sluicegate_core::{
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
 use sluicegate_testkit::{CrashPoint, FaultStore, Faults, PausingFeed, PlainStore, Step, When};
+use support::Kind;
 
-/// A plain store that refuses to let the clock go back.
-#[derive(Debug, Default)]
+/// A store that refuses to let the clock go back, and knows what was written to it.
+#[derive(Debug)]
 struct WatchedStore {
-    plain: PlainStore,
+    inner: Arc<dyn CacheStore>,
     clocks: Mutex<Vec<PublishedClock>>,
+    keys: Mutex<HashSet<CacheKey>>,
+    /// Whether answers come in the order in which writes were applied: over a network those to two writers need not.
+    ordered: bool,
 }
 
 impl WatchedStore {
+    async fn new(kind: Kind) -> Arc<Self> {
+        let (inner, ordered): (Arc<dyn CacheStore>, _) = match kind {
+            Kind::Memory => (Arc::new(PlainStore::new()), true),
+            Kind::Redis => (kind.fresh().await, false),
+        };
+        Arc::new(WatchedStore { inner, clocks: Mutex::default(), keys: Mutex::default(), ordered })
+    }
+
     fn watch(&self, key: &CacheKey, value: &Bytes) {
         if *key == CacheKey::Clock {
             let clock = PublishedClock::from_bytes(value).unwrap();
             let mut clocks = self.clocks.lock();
-            if let Some(last) = clocks.last() {
+            if let Some(last) = clocks.last().filter(|_| self.ordered) {
                 assert_eq!(clock.lost_since(last), None, "from {last:?} to {clock:?}");
             }
             clocks.push(clock);
@@ -47,29 +61,30 @@ impl WatchedStore {
 #[async_trait]
 impl CacheStore for WatchedStore {
     fn info(&self) -> StoreInfo {
-        self.plain.info()
+        self.inner.info()
     }
     async fn get(&self, key: &CacheKey) -> Result<Option<Versioned<Bytes>>> {
-        self.plain.get(key).await
+        self.inner.get(key).await
     }
     async fn insert(&self, key: &CacheKey, value: Bytes, expiry: Expiry) -> Result<Version> {
-        let version = self.plain.insert(key, value.clone(), expiry).await?;
+        self.keys.lock().insert(key.clone());
+        let version = self.inner.insert(key, value.clone(), expiry).await?;
         self.watch(key, &value);
         Ok(version)
     }
     async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, expiry: Expiry) -> Result<Version> {
-        let version = self.plain.replace(key, value.clone(), expected, expiry).await?;
+        let version = self.inner.replace(key, value.clone(), expected, expiry).await?;
         self.watch(key, &value);
         Ok(version)
     }
     async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
-        self.plain.remove(key, expected).await
+        self.inner.remove(key, expected).await
     }
     async fn increment(&self, key: &CacheKey, by: u64) -> Result<u64> {
-        self.plain.increment(key, by).await
+        self.inner.increment(key, by).await
     }
     async fn ping(&self) -> Result<Duration> {
-        self.plain.ping().await
+        self.inner.ping().await
     }
 }
 
@@ -144,7 +159,8 @@ async fn content(store: &Arc<WatchedStore>, channels: impl Iterator<Item = &Stri
     }
     let codec = codec_named("two-bit", 64).unwrap();
     let (mut blocks, mut entries) = (BTreeMap::new(), BTreeMap::new());
-    for key in store.plain.keys() {
+    let keys: Vec<CacheKey> = store.keys.lock().iter().cloned().collect();
+    for key in keys {
         match &key {
             CacheKey::Block(..) => {
                 let block = codec.decode(&store.get(&key).await.unwrap().unwrap().value).unwrap();
@@ -210,7 +226,7 @@ fn expected(generated: &Generated) -> BTreeMap<String, Rows> {
 }
 
 async fn undisturbed(generated: &Generated, feed: &dyn Feed, seed: u64) -> Content {
-    let store = Arc::new(WatchedStore::default());
+    let store = WatchedStore::new(Kind::Memory).await;
     run(store.clone(), feed, seed).await.unwrap();
     let content = content(&store, generated.truth.keys()).await;
     assert_eq!(content.answers, expected(generated), "without any crash");
@@ -219,67 +235,92 @@ async fn undisturbed(generated: &Generated, feed: &dyn Feed, seed: u64) -> Conte
 
 #[tokio::test]
 async fn a_crash_at_any_step_and_a_restart_give_the_cache_of_no_crash() {
-    let mut reached: BTreeMap<String, usize> = BTreeMap::new();
-    let mut runs = 0;
-    let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
-    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
-    for (seed, mut point) in (0..1_053).zip(points.into_iter().cycle()) {
-        let generated = load(seed);
-        let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
-        let reference = undisturbed(&generated, &feed, seed).await;
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        {
-            runs += 1;
-            point.nth = random.random_range(1..6);
-            let store = Arc::new(WatchedStore::default());
-            // Delays, so that batches in flight overtake one another.
-            let mut delays = Faults::none();
-            delays.delay = if seed % 8 < 4 { 0.0 } else { 0.1 };
-            let faulty = Arc::new(FaultStore::new(store.clone(), seed, delays));
-            faulty.crash_at(point);
-            let mut client = Client::default();
-            let crashing = tokio::spawn({
-                let (faulty, feed) = (faulty.clone(), feed.clone());
-                async move { run(faulty, &feed, seed).await }
-            });
-            while !crashing.is_finished() {
-                tokio::task::yield_now().await;
-                if random.random_bool(0.05) {
-                    client.look(&store).await;
-                }
-            }
-            let ended = crashing.await.unwrap();
-            if faulty.crashed() {
-                *reached.entry(format!("{:?} {:?}", point.step, point.when)).or_default() += 1;
-                let error = ended.expect_err("a writer went on after its store was gone");
-                assert_eq!(error.kind(), ErrorKind::Closed, "seed {seed}, {point}: {error:?}");
-            } else {
-                ended.unwrap();
-            }
-            client.look(&store).await;
-            run(store.clone(), &feed, seed).await.unwrap();
-            let after = content(&store, generated.truth.keys()).await;
-            assert_eq!(after, reference, "seed {seed}, {point}");
-            client.look(&store).await;
-            client.check(&after.answers["*"], &format!("seed {seed}, {point}"));
-        }
-    }
-    println!("{runs} runs; crashed at: {reached:#?}");
-    assert!(runs >= 1000);
-    assert!(reached.len() >= 21, "only these points were reached: {reached:?}");
+    crash_everywhere(Kind::Memory, 1_053).await;
+}
+
+#[tokio::test]
+async fn on_redis_a_crash_at_any_step_and_a_restart_give_the_cache_of_no_crash() {
+    crash_everywhere(Kind::Redis, 108).await;
 }
 
 #[tokio::test]
 async fn a_writer_held_anywhere_while_another_takes_over_does_no_harm() {
+    hold_anywhere(Kind::Memory, 25).await;
+}
+
+#[tokio::test]
+async fn on_redis_a_writer_held_anywhere_while_another_takes_over_does_no_harm() {
+    hold_anywhere(Kind::Redis, 4).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_all_the_time_costs_time_and_nothing_else() {
+    fail_all_the_time(Kind::Memory, 40).await;
+}
+
+#[tokio::test]
+async fn on_redis_operations_that_fail_all_the_time_cost_time_and_nothing_else() {
+    fail_all_the_time(Kind::Redis, 8).await;
+}
+
+/// As many writers, each over its own load, are cut off at one step after another.
+async fn crash_everywhere(kind: Kind, runs: u64) {
+    let mut reached: BTreeMap<String, usize> = BTreeMap::new();
+    let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
+    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
+    for (seed, mut point) in (0..runs).zip(points.into_iter().cycle()) {
+        let generated = load(seed);
+        let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
+        let reference = undisturbed(&generated, &feed, seed).await;
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        point.nth = random.random_range(1..6);
+        let store = WatchedStore::new(kind).await;
+        // Delays, so that batches in flight overtake one another.
+        let mut delays = Faults::none();
+        delays.delay = if seed % 8 < 4 { 0.0 } else { 0.1 };
+        let faulty = Arc::new(FaultStore::new(store.clone(), seed, delays));
+        faulty.crash_at(point);
+        let mut client = Client::default();
+        let crashing = tokio::spawn({
+            let (faulty, feed) = (faulty.clone(), feed.clone());
+            async move { run(faulty, &feed, seed).await }
+        });
+        while !crashing.is_finished() {
+            tokio::task::yield_now().await;
+            if random.random_bool(0.05) {
+                client.look(&store).await;
+            }
+        }
+        let ended = crashing.await.unwrap();
+        if faulty.crashed() {
+            *reached.entry(format!("{:?} {:?}", point.step, point.when)).or_default() += 1;
+            let error = ended.expect_err("a writer went on after its store was gone");
+            assert_eq!(error.kind(), ErrorKind::Closed, "seed {seed}, {point}: {error:?}");
+        } else {
+            ended.unwrap();
+        }
+        client.look(&store).await;
+        run(store.clone(), &feed, seed).await.unwrap();
+        let after = content(&store, generated.truth.keys()).await;
+        assert_eq!(after, reference, "seed {seed}, {point}");
+        client.look(&store).await;
+        client.check(&after.answers["*"], &format!("seed {seed}, {point}"));
+    }
+    println!("{runs} runs; crashed at: {reached:#?}");
+    assert!(reached.len() >= 21, "only these points were reached: {reached:?}");
+}
+
+/// A writer is held at some operation while another takes over, sixteen times a load.
+async fn hold_anywhere(kind: Kind, loads: u64) {
     let (mut fenced, mut runs) = (0, 0);
-    for seed in 0..25 {
+    for seed in 0..loads {
         let generated = load(1_000 + seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
         let reference = undisturbed(&generated, &feed, seed).await;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         for _ in 0..16 {
             runs += 1;
-            let store = Arc::new(WatchedStore::default());
+            let store = WatchedStore::new(kind).await;
             let held = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
             let held_feed = PausingFeed::new(Arc::new(feed.clone()));
             let mut pause = match random.random_bool(0.3) {
@@ -316,14 +357,13 @@ async fn a_writer_held_anywhere_while_another_takes_over_does_no_harm() {
     assert!(fenced > runs / 4, "only {fenced} of {runs} first writers met the second");
 }
 
-/// Every kind of trouble, often, at every primitive; and then the same with crashes in between.
-#[tokio::test(start_paused = true)]
-async fn a_store_that_fails_all_the_time_costs_time_and_nothing_else() {
-    for seed in 0..40 {
+/// Every kind of trouble, often, at every primitive.
+async fn fail_all_the_time(kind: Kind, loads: u64) {
+    for seed in 0..loads {
         let generated = load(2_000 + seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
         let reference = undisturbed(&generated, &feed, seed).await;
-        let store = Arc::new(WatchedStore::default());
+        let store = WatchedStore::new(kind).await;
         let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::all(0.02)));
         let mut terms = 0;
         while let Err(error) = run(faulty.clone(), &feed, seed).await {

@@ -1,5 +1,7 @@
 //! The cache against a real gateway: its recorded mutations in, its recorded answers compared, in every way a feed may deliver them.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,8 +14,19 @@ use sluicegate_core::pointer::Supersession;
 use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{CacheStore, Mutation, Sequence};
 use sluicegate_core::{ReaderConfig, ReaderNode, Writer, WriterConfig};
-use sluicegate_memory::MemoryStore;
 use sluicegate_replay::{MemoryFeed, MutationsExt as _, Recording};
+use support::{Kind, on_every_store};
+
+on_every_store! {
+    every_recorded_answer_is_reproduced_at_every_marker
+    the_order_of_the_feed_does_not_matter
+    events_that_come_again_change_nothing
+    garbage_in_the_feed_costs_nothing_but_itself
+    events_that_the_server_left_out_are_made_up_for
+    with_pointers_nothing_stays_behind_however_much_the_server_left_out
+    what_the_gateway_itself_lost_is_all_that_differs_on_the_hazards
+    a_writer_that_is_killed_anywhere_loses_nothing
+}
 
 /// One recorded gateway.
 struct Set {
@@ -42,8 +55,8 @@ async fn writer(store: &Arc<dyn CacheStore>, feed: &str, config: WriterConfig) -
     Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), feed, config).await.unwrap()
 }
 
-async fn answers(parts: Vec<(u32, Vec<Mutation>)>, truth: &Truth, ids: Ids) -> Report {
-    compare(Arc::new(MemoryStore::new()), parts, truth, ids, WriterConfig::default()).await.unwrap()
+async fn answers(kind: Kind, parts: Vec<(u32, Vec<Mutation>)>, truth: &Truth, ids: Ids) -> Report {
+    compare(kind.fresh().await, parts, truth, ids, WriterConfig::default()).await.unwrap()
 }
 
 fn load(set: &Set) -> (Recording, Truth) {
@@ -58,42 +71,38 @@ fn assert_agrees(what: &str, report: &Report) {
     assert_eq!(report.refused, 4, "{what}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_recorded_answer_is_reproduced_at_every_marker() {
+async fn every_recorded_answer_is_reproduced_at_every_marker(kind: Kind) {
     for set in &SETS {
         let (recording, truth) = load(set);
-        assert_agrees(set.name, &answers(recording.parts(), &truth, Ids::Exact).await);
+        assert_agrees(set.name, &answers(kind, recording.parts(), &truth, Ids::Exact).await);
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_order_of_the_feed_does_not_matter() {
+async fn the_order_of_the_feed_does_not_matter(kind: Kind) {
     for set in &SETS {
         let (recording, truth) = load(set);
         for (window, seed) in [(10, 1), (100, 2), (1_000, 3), (8_000, 4)] {
             let shuffle = |(marker, part): (u32, Vec<Mutation>)| (marker, part.shuffled_within(window, seed));
             let parts: Vec<_> = recording.parts().into_iter().map(shuffle).collect();
             let what = format!("{}, shuffled within {window}, seed {seed}", set.name);
-            assert_agrees(&what, &answers(parts, &truth, Ids::Exact).await);
+            assert_agrees(&what, &answers(kind, parts, &truth, Ids::Exact).await);
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn events_that_come_again_change_nothing() {
+async fn events_that_come_again_change_nothing(kind: Kind) {
     for set in &SETS {
         let (recording, truth) = load(set);
         for seed in 0..3 {
             let again = |(marker, part): (u32, Vec<Mutation>)| (marker, part.duplicated(0.1, seed).shuffled_within(50, seed));
             let parts: Vec<_> = recording.parts().into_iter().map(again).collect();
-            assert_agrees(&format!("{}, duplicated, seed {seed}", set.name), &answers(parts, &truth, Ids::Exact).await);
+            assert_agrees(&format!("{}, duplicated, seed {seed}", set.name), &answers(kind, parts, &truth, Ids::Exact).await);
         }
     }
 }
 
 /// What cannot be understood is counted, and everything else comes out as without it.
-#[tokio::test(flavor = "multi_thread")]
-async fn garbage_in_the_feed_costs_nothing_but_itself() {
+async fn garbage_in_the_feed_costs_nothing_but_itself(kind: Kind) {
     let (recording, truth) = load(&SETS[2]);
     let truncated = {
         let mut mutation = Mutation::new("cut-short", vec![0, 0, 1, 0, 0, 0]);
@@ -109,9 +118,9 @@ async fn garbage_in_the_feed_costs_nothing_but_itself() {
         (marker, spoiled)
     };
     let parts: Vec<_> = recording.parts().into_iter().map(spoil).collect();
-    assert_agrees("with garbage", &answers(parts, &truth, Ids::Exact).await);
+    assert_agrees("with garbage", &answers(kind, parts, &truth, Ids::Exact).await);
 
-    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let store = kind.fresh().await;
     let mut writer = writer(&store, "garbage", WriterConfig::default()).await;
     writer.process(garbage.map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
     assert_eq!((writer.stats().received, writer.stats().invalid, writer.stats().cached), (4, 3, 0));
@@ -119,8 +128,7 @@ async fn garbage_in_the_feed_costs_nothing_but_itself() {
 
 /// A server keeps only the newest event of a key, so a reader that is behind misses the others: their numbers come back through the
 /// documents' recent sequences. Those of users and roles do not; they are truly lost.
-#[tokio::test(flavor = "multi_thread")]
-async fn events_that_the_server_left_out_are_made_up_for() {
+async fn events_that_the_server_left_out_are_made_up_for(kind: Kind) {
     for set in &SETS {
         let (recording, truth) = load(set);
         for window in [50, 200, 1_000] {
@@ -132,7 +140,7 @@ async fn events_that_the_server_left_out_are_made_up_for() {
                 let now_lost = truly_lost(&all, &kept);
                 lost += now_lost;
                 let ids = if now_lost == 0 { Ids::Exact } else { Ids::Sequences };
-                report.add(answers(vec![(marker, kept)], &truth, ids).await);
+                report.add(answers(kind, vec![(marker, kept)], &truth, ids).await);
             }
             println!("{}, windows of {window}: {lost} numbers truly lost over 4 markers", set.name);
             assert_agrees(&format!("{}, de-duplicated in windows of {window}", set.name), &report);
@@ -141,8 +149,7 @@ async fn events_that_the_server_left_out_are_made_up_for() {
 }
 
 /// Where the writer was away for long, a document's recent sequences do not reach back to the row that the cache has. Pointers do.
-#[tokio::test(flavor = "multi_thread")]
-async fn with_pointers_nothing_stays_behind_however_much_the_server_left_out() {
+async fn with_pointers_nothing_stays_behind_however_much_the_server_left_out(kind: Kind) {
     for set in &SETS {
         let (recording, truth) = load(set);
         for window in [200, 5_000, 12_000] {
@@ -152,7 +159,7 @@ async fn with_pointers_nothing_stays_behind_however_much_the_server_left_out() {
                 let kept = all.clone().deduplicated(window);
                 let ids = if truly_lost(&all, &kept) == 0 { Ids::Exact } else { Ids::Sequences };
                 let config = WriterConfig::default().with_supersession(Supersession::Pointers);
-                let store = Arc::new(MemoryStore::new());
+                let store = kind.fresh().await;
                 report.add(compare(store, vec![(marker, kept)], &truth, ids, config).await.unwrap());
             }
             assert_agrees(&format!("{}, pointers, windows of {window}", set.name), &report);
@@ -187,10 +194,9 @@ fn truly_lost(all: &[Mutation], kept: &[Mutation]) -> usize {
 
 /// The gateway that made this recording lost sequences of its own: documents cancelled half-way (never on the feed) and users' numbers that
 /// it read too late (on the feed, but it did not see them).
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_gateway_itself_lost_is_all_that_differs_on_the_hazards() {
+async fn what_the_gateway_itself_lost_is_all_that_differs_on_the_hazards(kind: Kind) {
     let (recording, truth) = load(&HAZARDS);
-    let report = answers(recording.parts(), &truth, Ids::Sequences).await;
+    let report = answers(kind, recording.parts(), &truth, Ids::Sequences).await;
     assert_agrees("hazards, as the feed has them", &report);
 
     // The number just above the gateway's stable sequence is one that it lost: leave it out of the feed too.
@@ -199,12 +205,11 @@ async fn what_the_gateway_itself_lost_is_all_that_differs_on_the_hazards() {
     let seen = |m: &Mutation| !matches!(decoder.decode(m), Decoded::Principal(p) if lost.contains(&p.sequence));
     let without = |(marker, part): (u32, Vec<Mutation>)| (marker, part.into_iter().filter(|m| seen(m)).collect());
     let parts: Vec<_> = recording.parts().into_iter().map(without).collect();
-    assert_agrees("hazards, without what the gateway did not see", &answers(parts, &truth, Ids::Exact).await);
+    assert_agrees("hazards, without what the gateway did not see", &answers(kind, parts, &truth, Ids::Exact).await);
 }
 
 /// The writer is killed at some await, a few times a recording, and another goes on each time.
-#[tokio::test]
-async fn a_writer_that_is_killed_anywhere_loses_nothing() {
+async fn a_writer_that_is_killed_anywhere_loses_nothing(kind: Kind) {
     let config: WriterConfig = serde_json::from_str(r#"{"checkpoint_interval_ms": 1, "max_batch": 100}"#).unwrap();
     let mut killed = 0;
     for set in &SETS {
@@ -214,7 +219,7 @@ async fn a_writer_that_is_killed_anywhere_loses_nothing() {
             let mut random = ChaCha8Rng::seed_from_u64(u64::from(marker));
             let mutations = recording.upto_marker(marker).unwrap().to_vec().shuffled_within(200, marker.into());
             let feed = Arc::new(MemoryFeed::new(set.name, mutations).with_batch(20).unwrap());
-            let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+            let store = kind.fresh().await;
             for _ in 0..8 {
                 let mut writer = writer(&store, set.name, config.clone()).await;
                 let feed = feed.clone();

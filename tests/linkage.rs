@@ -13,7 +13,13 @@ fn schemes(list: &[(bool, &[&'static str])]) -> Vec<&'static str> {
 fn the_stores_discovered_are_those_of_the_features() {
     let registry = sluicegate::registry().unwrap();
     let found: Vec<_> = registry.stores().map(|store| store.scheme).collect();
-    assert_eq!(found, schemes(&[(cfg!(feature = "memory"), &["memory"])]));
+    assert_eq!(
+        found,
+        schemes(&[
+            (cfg!(feature = "memory"), &["memory"]),
+            (cfg!(feature = "redis"), &["redis", "rediss", "redis+cluster", "rediss+cluster"]),
+        ])
+    );
 }
 
 #[test]

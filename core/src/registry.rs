@@ -119,7 +119,15 @@ inventory::collect!(StoreFactory);
 inventory::collect!(FeedFactory);
 
 /// Schemes this project has, and the Cargo feature that adds them.
-const KNOWN: &[(&str, &str)] = &[("memory", "memory"), ("replay", "replay"), ("synthetic", "replay")];
+const KNOWN: &[(&str, &str)] = &[
+    ("memory", "memory"),
+    ("redis", "redis"),
+    ("rediss", "redis"),
+    ("redis+cluster", "redis"),
+    ("rediss+cluster", "redis"),
+    ("replay", "replay"),
+    ("synthetic", "replay"),
+];
 
 /// The stores and feeds that can be opened by URL.
 #[derive(Clone, Default)]

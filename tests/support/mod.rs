@@ -1,18 +1,65 @@
-//! Documents in short notation, and a coordinator that does as it is told.
+//! Stores of every kind, documents in short notation, and a coordinator that does as it is told.
 
 #![allow(dead_code, reason = "each test program uses some of it")]
 
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt as _;
 use sluicegate::coordinate::{Member, NodeId, RoleStream};
 use sluicegate::decode::{DecodedDocument, Ignored};
 use sluicegate::{
-    Candidate, ChangeEntry, Channel, Coordinator, Decoded, EntryFlags, Membership, Mutation, MutationDecoder, Result, Role,
-    Sequence,
+    CacheStore, Candidate, ChangeEntry, Channel, Coordinator, Decoded, EntryFlags, Membership, Mutation, MutationDecoder, Result,
+    Role, Sequence,
 };
+use sluicegate_memory::MemoryStore;
+use sluicegate_test_servers::RedisServer;
 use tokio::sync::watch;
+
+/// A kind of store that tests run on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Memory,
+    Redis,
+}
+
+impl Kind {
+    /// An empty one. The server is started with the first, and ends with the program.
+    pub(crate) async fn fresh(self) -> Arc<dyn CacheStore> {
+        static SERVER: OnceLock<RedisServer> = OnceLock::new();
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        match self {
+            Kind::Memory => Arc::new(MemoryStore::new()),
+            Kind::Redis => {
+                let number = NEXT.fetch_add(1, Ordering::Relaxed);
+                let url = format!("{}?namespace=t{number}", SERVER.get_or_init(RedisServer::start).url());
+                sluicegate::open_store(&url).await.unwrap()
+            }
+        }
+    }
+}
+
+/// One test of each case on each kind of store.
+#[allow(unused_macros, reason = "each test program uses some of it")]
+macro_rules! on_every_store {
+    ($($case:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::Kind::Memory).await;
+            })*
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::Kind::Redis).await;
+            })*
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test program uses some of it")]
+pub(crate) use on_every_store;
 
 /// Understands keys such as `7 doc +A -B over 3,5`: sequence 7 of `doc`, in channel A, leaves channel B, supersedes 3 and 5.
 #[derive(Debug, Default)]

@@ -25,6 +25,7 @@ use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, Erro
 
 use address::{Address, Addresses, Shape};
 use error::{Effect, translate};
+pub use link::Traffic;
 use link::{Commands, Link};
 pub use options::RedisOptions;
 use options::Target;
@@ -69,6 +70,11 @@ impl RedisStore {
         store.persistent = info.values("aof_enabled").all(|enabled| enabled == "1");
         warn_of_eviction(&info, &store.target);
         Ok(store)
+    }
+
+    /// What this store and its clones have sent, for measuring.
+    pub fn traffic(&self) -> Traffic {
+        self.link.traffic()
     }
 
     /// What the server or all nodes say of themselves.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures::future::join_all;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
@@ -33,18 +33,35 @@ impl Commands {
 /// What came back for each command.
 pub(crate) type Answers = Vec<RedisResult<Value>>;
 
+/// What a store has sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Commands.
+    pub commands: u64,
+    /// Times it waited for the server: one for all commands sent together, whatever the number of nodes.
+    pub round_trips: u64,
+}
+
 /// Connections to one server or to the nodes of a Cluster, which come back by themselves when they are lost. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    connections: Connections,
+    commands: Arc<AtomicU64>,
+    round_trips: Arc<AtomicU64>,
+}
+
 #[derive(Clone)]
-pub(crate) enum Link {
+enum Connections {
     Single { pool: Arc<[ConnectionManager]>, next: Arc<AtomicUsize> },
     Cluster(ClusterConnection),
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for Connections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Link::Single { pool, .. } => write!(f, "{} connections", pool.len()),
-            Link::Cluster(_) => f.write_str("a cluster"),
+            Connections::Single { pool, .. } => write!(f, "{} connections", pool.len()),
+            Connections::Cluster(_) => f.write_str("a cluster"),
         }
     }
 }
@@ -52,12 +69,23 @@ impl fmt::Debug for Link {
 impl Link {
     /// Connects.
     pub(crate) async fn open(target: &Target) -> Result<Link> {
-        Link::connect(target)
+        let connections = Link::connect(target)
             .await
-            .map_err(|e| translate(e, Effect::Read).with_operation("connect").with_context("store", &target.name))
+            .map_err(|e| translate(e, Effect::Read).with_operation("connect").with_context("store", &target.name))?;
+        Ok(Link { connections, commands: Arc::default(), round_trips: Arc::default() })
     }
 
-    async fn connect(target: &Target) -> RedisResult<Link> {
+    /// What was sent so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic { commands: self.commands.load(Ordering::Relaxed), round_trips: self.round_trips.load(Ordering::Relaxed) }
+    }
+
+    fn count(&self, commands: usize) {
+        self.commands.fetch_add(commands as u64, Ordering::Relaxed);
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn connect(target: &Target) -> RedisResult<Connections> {
         let options = &target.options;
         if target.cluster {
             let builder = ClusterClient::builder(target.nodes.iter().cloned())
@@ -67,7 +95,7 @@ impl Link {
                 Some(certificates) => builder.certs(certificates.clone()),
                 None => builder,
             };
-            return Ok(Link::Cluster(builder.build()?.get_async_connection().await?));
+            return Ok(Connections::Cluster(builder.build()?.get_async_connection().await?));
         }
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(options.connect_timeout()))
@@ -77,17 +105,18 @@ impl Link {
         for _ in 0..options.pool {
             pool.push(client(target)?.get_connection_manager_with_config(config.clone()).await?);
         }
-        Ok(Link::Single { pool: pool.into(), next: Arc::default() })
+        Ok(Connections::Single { pool: pool.into(), next: Arc::default() })
     }
 
     /// Sends all commands and gives the answer to each, in their order. Those of one slot are executed in their order.
     pub(crate) async fn run(&self, commands: Commands) -> Answers {
-        match self {
-            Link::Single { pool, next } => {
+        self.count(commands.len());
+        match &self.connections {
+            Connections::Single { pool, next } => {
                 let mut connection = pool[next.fetch_add(1, Ordering::Relaxed) % pool.len()].clone();
                 pipeline(&mut connection, commands.0.into_iter().map(|(_, command)| command)).await
             }
-            Link::Cluster(connection) => {
+            Connections::Cluster(connection) => {
                 let mut by_slot: std::collections::BTreeMap<u16, (Vec<usize>, Vec<Cmd>)> = Default::default();
                 let count = commands.0.len();
                 for (at, (tag, command)) in commands.0.into_iter().enumerate() {
@@ -112,12 +141,13 @@ impl Link {
 
     /// Sends one command.
     pub(crate) async fn one(&self, command: Cmd) -> RedisResult<Value> {
-        match self {
-            Link::Single { pool, next } => {
+        self.count(1);
+        match &self.connections {
+            Connections::Single { pool, next } => {
                 let mut connection = pool[next.fetch_add(1, Ordering::Relaxed) % pool.len()].clone();
                 command.query_async(&mut connection).await
             }
-            Link::Cluster(connection) => command.query_async(&mut connection.clone()).await,
+            Connections::Cluster(connection) => command.query_async(&mut connection.clone()).await,
         }
     }
 }

@@ -1,0 +1,222 @@
+//! The store on a Redis server of its own, beside `redis-benchmark` on the same server: rates, round trips, bytes, reads and wakes.
+//!
+//! `cargo bench -p sluicegate-redis`; `-- --documents N --channels N --rounds N` change it. It needs `redis-server`,
+//! `redis-cli` and `redis-benchmark`, and a machine that does nothing else.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluicegate_core::changes::ChangesOptions;
+use sluicegate_core::{
+    CacheStore as _, Channel, Decoded, GatewayDecoder, MutationDecoder as _, ReaderConfig, ReaderNode, Result, Writer,
+    WriterConfig,
+};
+use sluicegate_redis::{RedisStore, Traffic};
+use sluicegate_replay::peer::{self, PeerLoad};
+use sluicegate_test_servers::RedisServer;
+
+struct Settings {
+    documents: usize,
+    channels: usize,
+    rounds: usize,
+}
+
+impl Settings {
+    /// From the arguments; what `cargo bench` adds is left alone.
+    fn new() -> Self {
+        let mut settings = Settings { documents: 300_000, channels: 1_000, rounds: 3 };
+        let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().and_then(|value| value.parse().ok());
+            let value = value.unwrap_or_else(|| panic!("{name} needs a number"));
+            match name.as_str() {
+                "--documents" => settings.documents = value,
+                "--channels" => settings.channels = value,
+                "--rounds" => settings.rounds = value,
+                _ => panic!("there is no option {name}; use --documents, --channels or --rounds"),
+            }
+        }
+        settings
+    }
+
+    fn load(&self) -> PeerLoad {
+        PeerLoad { documents: self.documents, channels: self.channels, ..PeerLoad::default() }
+    }
+}
+
+fn main() -> Result<()> {
+    let settings = Settings::new();
+    let server = RedisServer::start();
+    println!("{}", server.cli(&["INFO", "server"]).lines().find(|line| line.starts_with("redis_version")).unwrap_or("?").trim());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let size = document_size(&settings);
+    println!("{} documents of {size} bytes, {} channels, {} rounds\n", settings.documents, settings.channels, settings.rounds);
+    let mut ratios: Vec<(&str, Vec<f64>)> = CODECS.iter().map(|codec| (*codec, Vec::new())).collect();
+    for round in 1..=settings.rounds {
+        let sets = redis_benchmark(&server, settings.documents, size);
+        println!("round {round}: redis-benchmark -P 32 SET   {sets:>9.0} /s");
+        for (codec, ratios) in &mut ratios {
+            server.cli(&["FLUSHALL"]);
+            let rate = runtime.block_on(write(&server, &settings, codec))?;
+            println!("round {round}: writer, codec {codec:<12} {rate:>9.0} /s, ratio {:.2}", rate / sets);
+            ratios.push(rate / sets);
+        }
+    }
+    println!();
+    for (codec, mut ratios) in ratios {
+        ratios.sort_by(f64::total_cmp);
+        println!("median ratio of codec {codec}: {:.2}", ratios[ratios.len() / 2]);
+    }
+    runtime.block_on(details(&server, &settings))?;
+    runtime.block_on(reads(&server, &settings))?;
+    runtime.block_on(wakes(&server))
+}
+
+const CODECS: [&str; 3] = ["bytes", "two-bit", "adaptive"];
+
+fn config(codec: &str) -> WriterConfig {
+    let capacity = if codec == "bytes" { 10_000 } else { 40_000 };
+    let text = format!(r#"{{"codec": "{codec}", "block_capacity": {capacity}}}"#);
+    serde_json::from_str(&text).expect("a valid configuration")
+}
+
+/// Mean size of a sequence document of the load.
+fn document_size(settings: &Settings) -> usize {
+    let decoder = GatewayDecoder::default();
+    let (mut bytes, mut count) = (0, 0);
+    let load = PeerLoad { documents: 2_000, ..settings.load() };
+    for event in peer::dcp(load).flat_map(|batch| batch.events) {
+        if let sluicegate_core::FeedEvent::Mutation(mutation) = event
+            && let Decoded::Document(document) = decoder.decode(&mutation)
+        {
+            bytes += document.entry.to_bytes().len();
+            count += 1;
+        }
+    }
+    bytes / count.max(1)
+}
+
+fn redis_benchmark(server: &RedisServer, count: usize, size: usize) -> f64 {
+    server.cli(&["FLUSHALL"]);
+    let (port, count, size) = (server.port().to_string(), count.to_string(), size.to_string());
+    let arguments = ["-p", &port, "-t", "set", "-P", "32", "-n", &count, "-r", &count, "-d", &size, "--csv"];
+    let output = Command::new("redis-benchmark").args(arguments).output().expect("redis-benchmark is installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find(|line| line.starts_with("\"SET\"")).unwrap_or_else(|| panic!("redis-benchmark said {text}"));
+    line.split(',').nth(1).and_then(|rate| rate.trim_matches('"').parse().ok()).expect("a rate")
+}
+
+async fn open(server: &RedisServer) -> Result<RedisStore> {
+    RedisStore::connect(&server.url()).await
+}
+
+/// The whole writer: raw mutations out of order → decode → sequence → commit → publish.
+async fn write(server: &RedisServer, settings: &Settings, codec: &str) -> Result<f64> {
+    let batches = peer::dcp_batches(settings.load());
+    let store = Arc::new(open(server).await?);
+    let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), "bench", config(codec)).await?;
+    let start = Instant::now();
+    for batch in batches {
+        writer.process(batch).await?;
+    }
+    writer.finish().await?;
+    let took = start.elapsed();
+    assert_eq!(writer.stats().cached, settings.documents as u64);
+    Ok(settings.documents as f64 / took.as_secs_f64())
+}
+
+fn used_memory(server: &RedisServer) -> f64 {
+    let info = server.cli(&["INFO", "memory"]);
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
+    used.expect("the server tells its memory")
+}
+
+/// What a batch costs, once each codec.
+async fn details(server: &RedisServer, settings: &Settings) -> Result<()> {
+    println!("\n{:<10} {:>14} {:>14} {:>14} {:>14}", "codec", "batches", "commands/entry", "trips/batch", "bytes/entry");
+    for codec in CODECS {
+        server.cli(&["FLUSHALL"]);
+        let before = used_memory(server);
+        let store = Arc::new(open(server).await?);
+        let mut writer = Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), "bench", config(codec)).await?;
+        let began = store.traffic();
+        for batch in peer::dcp(settings.load()) {
+            writer.process(batch).await?;
+        }
+        writer.finish().await?;
+        let Traffic { commands, round_trips, .. } = store.traffic();
+        let (entries, batches) = (settings.documents as f64, writer.stats().batches as f64);
+        println!(
+            "{codec:<10} {batches:>14} {:>14.2} {:>14.2} {:>14.0}",
+            (commands - began.commands) as f64 / entries,
+            (round_trips - began.round_trips) as f64 / batches,
+            (used_memory(server) - before) / entries,
+        );
+    }
+    Ok(())
+}
+
+fn quantiles(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
+    println!("{what:<56} p50 {:>8.1} us   p99 {:>8.1} us", at(0.5), at(0.99));
+}
+
+/// The 100 latest rows of a channel, over the cache that is there.
+async fn reads(server: &RedisServer, settings: &Settings) -> Result<()> {
+    println!();
+    let store = Arc::new(open(server).await?);
+    let node = ReaderNode::open(store.clone(), ReaderConfig::default()).await?;
+    let high = node.cut().high.0;
+    let options = ChangesOptions::new().since(high.saturating_sub(100 * settings.channels as u64));
+    let (mut cold, mut hot) = (Vec::new(), Vec::new());
+    for n in 0..200 {
+        let channel = [Channel::new(&format!("test-{}", n * 7 % settings.channels))?];
+        let start = Instant::now();
+        let rows = node.changes(&channel, &options).await?.answer().rows.len();
+        cold.push(start.elapsed());
+        assert!(rows >= 80, "{rows} rows");
+        let start = Instant::now();
+        let again = node.changes(&channel, &options).await?.answer().rows.len();
+        hot.push(start.elapsed());
+        assert_eq!(rows, again);
+    }
+    quantiles("100 latest rows of a channel, cold", cold);
+    quantiles("100 latest rows of a channel, from the tail", hot);
+    let mut pings = Vec::new();
+    for _ in 0..2_000 {
+        pings.push(store.ping().await?);
+    }
+    quantiles("a round trip, for comparison", pings);
+    Ok(())
+}
+
+/// From a mutation's arrival at the writer to a waiting reader that is told, each on connections of its own.
+async fn wakes(server: &RedisServer) -> Result<()> {
+    server.cli(&["FLUSHALL"]);
+    let mut writer =
+        Writer::alone(Arc::new(open(server).await?), Arc::new(GatewayDecoder::default()), "bench", config("bytes")).await?;
+    // Polling alone would take a second.
+    let config: ReaderConfig =
+        serde_json::from_str(r#"{"poll_min_ms": 1000, "poll_max_ms": 1000}"#).expect("a valid configuration");
+    let node = ReaderNode::open(Arc::new(open(server).await?), config).await?;
+    let star = [Channel::star()];
+    let load = PeerLoad { documents: 2_000, hold: 0, batch: 1, nodes: 1, ..PeerLoad::default() };
+    let mut times = Vec::new();
+    for batch in peer::entries(load) {
+        let seen = node.cut();
+        let waiting = tokio::spawn({
+            let (node, star) = (node.clone(), star.clone());
+            async move { node.wait_for_change(&star, &seen).await.map(|_| Instant::now()) }
+        });
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        writer.process_decoded(batch).await?;
+        writer.flush().await?;
+        let told = waiting.await.expect("the reader waits")?;
+        times.push(told.duration_since(start));
+    }
+    quantiles("from the writer to a waiting reader (commit to wake)", times.split_off(100));
+    Ok(())
+}

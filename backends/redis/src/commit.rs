@@ -6,9 +6,9 @@ use redis::{Value, cmd};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
 use sluicegate_core::block::InPlace;
 use sluicegate_core::commit::list_blocks;
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, Error, Result};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, ChangeEntry, Error, Result};
 
-use crate::address::{Address, Addresses};
+use crate::address::Addresses;
 use crate::error::Effect;
 use crate::link::Commands;
 use crate::{RedisStore, eval, failed, script, stored, unexpected, version_bytes};
@@ -16,29 +16,33 @@ use crate::{RedisStore, eval, failed, script, stored, unexpected, version_bytes}
 /// Blocks that one script call merges, at most: the server does nothing else meanwhile.
 const BLOCKS_AT_ONCE: usize = 64;
 
-/// Bytes that need not be changed and are sent all the same, rather than beginning another run.
-const LONGEST_GAP: u32 = 16;
+/// Bytes that need not be changed and are OR-ed all the same, rather than beginning another run.
+const LONGEST_GAP: u32 = 12;
 
-/// The changes of a block as runs: offset, length, and the bits to OR in.
-fn runs(delta: &BlockDelta, layout: InPlace) -> Vec<u8> {
-    let mut bytes: Vec<(u32, u8)> = delta.changes.iter().map(|(offset, state)| layout.bits(*offset, *state)).collect();
-    bytes.sort_unstable();
-    let mut out = Vec::new();
-    let mut rest = &bytes[..];
-    while let [(first, _), ..] = rest {
-        let mut end = 1;
-        while end < rest.len() && rest[end].0 - rest[end - 1].0 <= LONGEST_GAP {
-            end += 1;
-        }
-        let (run, later) = rest.split_at(end);
-        rest = later;
-        let length = run[end - 1].0 - first + 1;
-        out.extend_from_slice(&first.to_le_bytes());
-        out.extend_from_slice(&length.to_le_bytes());
-        let start = out.len();
-        out.resize(start + length as usize, 0);
-        for (offset, bits) in run {
-            out[start + (offset - first) as usize] |= bits;
+/// Bytes that need not be changed and are read and written all the same, rather than beginning another span.
+const LONGEST_BRIDGE: u32 = 1_024;
+
+/// The changes of a block as [`script::MERGE`] takes them: spans of runs of bits.
+fn spans(delta: &BlockDelta, layout: InPlace) -> Vec<u8> {
+    let mut bits: Vec<(u32, u8)> = delta.changes.iter().map(|(offset, state)| layout.bits(*offset, *state)).collect();
+    bits.sort_unstable();
+    let mut out = Vec::with_capacity(24 + 10 * bits.len());
+    let put = |out: &mut Vec<u8>, number: u32| out.extend_from_slice(&number.to_le_bytes());
+    let length = |some: &[(u32, u8)]| some[some.len() - 1].0 - some[0].0 + 1;
+    for span in bits.chunk_by(|a, b| b.0 - a.0 <= LONGEST_BRIDGE) {
+        let runs = || span.chunk_by(|a, b| b.0 - a.0 <= LONGEST_GAP);
+        let start = span[0].0;
+        put(&mut out, start);
+        put(&mut out, length(span));
+        put(&mut out, runs().count() as u32);
+        for run in runs() {
+            put(&mut out, run[0].0 - start);
+            put(&mut out, length(run));
+            let first = out.len();
+            out.resize(first + length(run) as usize, 0);
+            for (offset, bits) in run {
+                out[first + (offset - run[0].0) as usize] |= bits;
+            }
         }
     }
     out
@@ -53,7 +57,7 @@ fn merge(keys: &[&str], deltas: &[&BlockDelta], codec: &dyn BlockCodec, layout: 
     };
     command.arg(kind).arg(layout.length(codec.capacity())).arg(&version_bytes(RedisStore::new_version())[..]);
     for delta in deltas {
-        command.arg(runs(delta, layout));
+        command.arg(spans(delta, layout));
     }
     command
 }
@@ -75,6 +79,10 @@ fn emptied(answer: Value, keys: impl Fn(usize) -> CacheKey) -> Result<Vec<usize>
     Ok(empty)
 }
 
+fn bucket_of(entry: &ChangeEntry) -> u64 {
+    Addresses::bucket(entry.sequence()).0
+}
+
 fn block_key(delta: &BlockDelta) -> CacheKey {
     CacheKey::Block(delta.channel.clone(), delta.index)
 }
@@ -94,16 +102,18 @@ impl RedisStore {
     pub(crate) async fn commit_in_place(&self, batch: &WriteBatch, layout: InPlace) -> Result<CommitReceipt> {
         let deltas = batch.block_deltas();
         let mut commands = Commands::default();
-        let mut bucket: Option<(u64, Address)> = None;
-        for entry in &batch.entries {
-            let (number, field) = Addresses::bucket(entry.sequence());
-            if bucket.as_ref().is_none_or(|(known, _)| *known != number) {
-                bucket = Some((number, self.addresses.in_bucket(number, field)));
+        let mut entries: Vec<&ChangeEntry> = batch.entries.iter().map(AsRef::as_ref).collect();
+        entries.sort_unstable_by_key(|entry| entry.sequence());
+        let buckets: Vec<&[&ChangeEntry]> = entries.chunk_by(|a, b| bucket_of(a) == bucket_of(b)).collect();
+        for entries in &buckets {
+            let (number, _) = Addresses::bucket(entries[0].sequence());
+            let address = self.addresses.in_bucket(number, 0);
+            let mut command = eval(script::INSERT_FIELDS, &[&address.key]);
+            for entry in *entries {
+                let (_, field) = Addresses::bucket(entry.sequence());
+                command.arg(field).arg(stored(RedisStore::new_version(), &entry.to_bytes()));
             }
-            if let Some((_, address)) = &bucket {
-                let value = stored(RedisStore::new_version(), &entry.to_bytes());
-                commands.add(address.tag, cmd("HSETNX").arg(&address.key).arg(field).arg(value).take());
-            }
+            commands.add(address.tag, command);
         }
 
         // Blocks of one slot go together.
@@ -144,9 +154,9 @@ impl RedisStore {
             }
         }
         receipt.emptied.sort_unstable();
-        for (entry, answer) in batch.entries.iter().zip(answers) {
+        for (entries, answer) in buckets.into_iter().zip(answers) {
             if let Err(e) = answer {
-                return Err(failed(e, Effect::Write, "insert", &CacheKey::Sequence(entry.sequence())));
+                return Err(failed(e, Effect::Write, "insert", &CacheKey::Sequence(entries[0].sequence())));
             }
         }
         for (channel, answer) in channels.into_iter().zip(counts) {
@@ -169,14 +179,26 @@ mod tests {
         BlockDelta::new(Channel::new("a").unwrap(), BlockIndex(0), changes.to_vec())
     }
 
+    fn numbers(numbers: &[u32]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
     #[test]
-    fn near_changes_share_a_run_and_far_ones_do_not() {
-        let changes =
-            [(40, BlockState::Removal), (1, BlockState::Present), (0, BlockState::Superseded), (1, BlockState::Removal)];
-        let pairs = runs(&delta(&changes), InPlace::Pairs);
-        let expected = [&[0, 0, 0, 0, 11, 0, 0, 0, 0xF0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80][..]].concat();
-        assert_eq!(pairs, expected);
-        let bytes = runs(&delta(&changes), InPlace::Bytes);
-        assert_eq!(bytes, [&[0, 0, 0, 0, 2, 0, 0, 0, 3, 3][..], &[40, 0, 0, 0, 1, 0, 0, 0, 2]].concat());
+    fn near_changes_share_a_run_farther_ones_a_span() {
+        let changes = [
+            (40, BlockState::Removal),
+            (1, BlockState::Present),
+            (0, BlockState::Superseded),
+            (1, BlockState::Removal),
+            (5_000, BlockState::Present),
+        ];
+        let pairs = spans(&delta(&changes), InPlace::Pairs);
+        let expected =
+            [numbers(&[0, 11, 1, 0, 11]), vec![0xF0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80], numbers(&[1250, 1, 1, 0, 1]), vec![0x40]];
+        assert_eq!(pairs, expected.concat());
+        let bytes = spans(&delta(&changes), InPlace::Bytes);
+        let expected =
+            [numbers(&[0, 41, 2, 0, 2]), vec![3, 3], numbers(&[40, 1]), vec![2], numbers(&[5_000, 1, 1, 0, 1]), vec![1]];
+        assert_eq!(bytes, expected.concat());
     }
 }

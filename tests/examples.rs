@@ -6,15 +6,25 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+/// Its decisions, without what is measured.
+#[path = "../examples/compare_backends/verdict.rs"]
+mod verdict;
+
 /// Runs an example, which must succeed; what it printed.
 fn run(name: &str, args: &[&str]) -> String {
+    let (code, out, err) = exit(name, args);
+    assert_eq!(code, Some(0), "{name}: {out}{err}");
+    out
+}
+
+/// Runs an example; its exit code, and what it printed to standard output and standard error.
+fn exit(name: &str, args: &[&str]) -> (Option<i32>, String, String) {
     let command = Path::new(env!("CARGO_BIN_EXE_sluicegate"));
     let example = command.with_file_name("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
     let output = Command::new(&example).args(args).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("{}: {e}; `cargo build --examples` builds it", example.display()));
-    let out = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{name}: {out}{}", String::from_utf8_lossy(&output.stderr));
-    out
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 #[track_caller]
@@ -59,6 +69,46 @@ fn custom_decoder_reads_lines() {
     );
 }
 
+#[test]
+fn compare_backends_does_not_conclude_from_a_short_run() {
+    // However fast this machine is: there is one round, and a minute is asked for.
+    let (code, out, err) = exit("compare_backends", &["--entries", "2000", "--rounds", "1", "--seconds", "60"]);
+    assert_eq!(code, Some(3), "{out}{err}");
+    assert_shows(
+        &out,
+        &["2000 documents", "| memory:", "cold read", "No conclusion: rounds: 1", "less than 60 s", "Pass --entries "],
+    );
+}
+
+#[test]
+fn compare_backends_draws_every_store_and_takes_a_recording() {
+    let directory = tempfile::tempdir().unwrap();
+    let svg = directory.path().join("plot.svg");
+    let recording = concat!("replay:", env!("CARGO_MANIFEST_DIR"), "/testdata/gateway/mutations-inline.ndjson.gz");
+    let stores = ["--store", "memory:", "--store", "memory:other", "--feed", recording, "--rounds", "2"];
+    let (code, out, err) = exit("compare_backends", &[&stores[..], &["--svg", svg.to_str().unwrap()]].concat());
+    assert_eq!(code, Some(3), "{out}{err}");
+    assert_shows(&out, &["the feed has no more.", "The plot is in ", "No conclusion: rounds: 2"]);
+    let drawn = std::fs::read_to_string(svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"), "{drawn}");
+    for (opened, closed) in [("<svg", "</svg>"), ("<text", "</text>")] {
+        assert_eq!(drawn.matches(opened).count(), drawn.matches(closed).count(), "{opened}");
+    }
+    let texts: Vec<&str> = drawn.lines().map(str::trim).collect();
+    for series in ["memory:", "memory:other"] {
+        assert!(texts.contains(&series), "no {series} in {drawn}");
+    }
+}
+
+#[test]
+fn compare_backends_refuses_what_it_cannot_open() {
+    for (args, says) in [(["--store", "nowhere:"], "no store is called `nowhere:`"), (["--feed", "replay:absent"], "absent")] {
+        let (code, out, err) = exit("compare_backends", &args);
+        assert!(code == Some(1) || code == Some(2), "{out}{err}");
+        assert!(out.is_empty() && err.starts_with("error: ") && err.contains(says), "{out}{err}");
+    }
+}
+
 /// The one in the documentation is compiled with it.
 #[test]
 fn the_readmes_program_is_that_of_the_documentation() {
@@ -75,6 +125,7 @@ fn every_example_is_run_here() {
     for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap() {
         let path = file.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
-        assert!(listed.contains(&format!("run({name:?}")), "{name} is not run");
+        let run = ["run", "exit"].map(|run| format!("{run}({name:?}, "));
+        assert!(run.iter().any(|run| listed.contains(run)), "{name} is not run");
     }
 }

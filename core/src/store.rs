@@ -173,4 +173,10 @@ pub trait CacheStore: Send + Sync + fmt::Debug + 'static {
     fn wakes(&self) -> Option<BoxStream<'static, ()>> {
         None
     }
+
+    /// Bytes of memory or disk that the engine uses in all, as far as it can say; for comparing backends. What else is kept in the same
+    /// engine counts as well. May take long: not for every request. `None` where the engine does not say.
+    async fn bytes_used(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }

@@ -98,4 +98,8 @@ impl CacheStore for ObservedStore {
     fn wakes(&self) -> Option<BoxStream<'static, ()>> {
         self.inner.wakes()
     }
+
+    async fn bytes_used(&self) -> Result<Option<u64>> {
+        self.count(1).bytes_used().await
+    }
 }

@@ -45,6 +45,7 @@ enum Flaw {
     WakesAreNotDeclared,
     WakesNeverCome,
     ExpiryIsDeclaredOnly,
+    BytesUsedAreMadeUp,
 }
 
 #[derive(Debug)]
@@ -248,6 +249,10 @@ impl CacheStore for Flawed {
         let some = matches!(self.flaw, Flaw::WakesAreNotDeclared | Flaw::WakesNeverCome);
         some.then(|| futures::stream::pending().boxed())
     }
+
+    async fn bytes_used(&self) -> Result<Option<u64>> {
+        if self.has(Flaw::BytesUsedAreMadeUp) { Ok(Some(1 << 20)) } else { self.inner.bytes_used().await }
+    }
 }
 
 /// The case must fail on a store with the flaw.
@@ -297,4 +302,5 @@ flaws! {
     WakesAreNotDeclared is found by wakes_come_after_a_publication_if_declared;
     WakesNeverCome is found by wakes_come_after_a_publication_if_declared;
     ExpiryIsDeclaredOnly is found by what_expires_is_kept_for_its_time_and_then_goes_if_declared;
+    BytesUsedAreMadeUp is found by the_bytes_used_grow_with_what_is_stored_if_told;
 }

@@ -12,7 +12,7 @@ use sluicegate_core::store::Version;
 use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, Channel, Error, Result, Sequence};
 use tokio::time::Instant;
 
-use crate::value::{Area, Raw, Stored, number};
+use crate::value::{Area, Raw, Stored, map_bytes, number, ranges_bytes, shared_bytes};
 
 /// All channels. One that was ever written to keeps its place.
 #[derive(Debug)]
@@ -216,6 +216,31 @@ impl Channels {
             self.channels[place].put_block(delta.index, content, version);
         }
         Ok(live)
+    }
+
+    /// Bytes of the channel at `place`: its name, blocks, directory and counter.
+    pub(crate) fn channel_bytes(&self, place: usize) -> Option<usize> {
+        let at = self.channels.get(place)?;
+        let blocks = at.blocks.iter().map(|cell| match &cell.content {
+            Content::Native { block, .. } => block.memory_bytes() - size_of_val(block),
+            Content::Raw(raw) => raw.bytes.len(),
+        });
+        let directory = match &at.directory {
+            Some((DirectoryState::Native(directory), _)) => ranges_bytes(&directory.blocks),
+            Some((DirectoryState::Raw(raw), _)) => raw.bytes.len(),
+            None => 0,
+        };
+        let counter = match &at.counter {
+            Some((Counter::Raw(raw), _)) => raw.bytes.len(),
+            _ => 0,
+        };
+        let cells = at.blocks.capacity() * size_of::<BlockCell>() + map_bytes(&at.places);
+        Some(shared_bytes(at.channel.name().len()) + cells + blocks.sum::<usize>() + directory + counter)
+    }
+
+    /// Bytes of all but the channels' contents.
+    pub(crate) fn overhead_bytes(&self) -> usize {
+        self.channels.capacity() * size_of::<ChannelState>() + map_bytes(&self.places)
     }
 
     fn codec_id(&mut self, codec: &Arc<dyn BlockCodec>) -> CodecId {

@@ -10,7 +10,7 @@ use sluicegate_core::store::{Version, Versioned};
 use sluicegate_core::{CacheKey, Epoch, Error, ErrorKind, PublishedClock, Result};
 use tokio::time::Instant;
 
-use crate::value::{Area, Raw, Stored};
+use crate::value::{Area, Raw, Stored, key_bytes, map_bytes};
 
 /// Documents by key.
 #[derive(Debug, Default)]
@@ -23,6 +23,18 @@ enum Document {
 }
 
 impl Documents {
+    /// Bytes of all of them.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let document = |(key, (document, _)): (&CacheKey, &(Document, Version))| {
+            key_bytes(key)
+                + match document {
+                    Document::Raw(raw) => raw.bytes.len(),
+                    Document::Native(stored) => stored.memory_bytes(),
+                }
+        };
+        map_bytes(&self.0) + self.0.iter().map(document).sum::<usize>()
+    }
+
     /// The batch record at `key`.
     pub(crate) fn record(&self, key: &CacheKey) -> Result<Option<Arc<BatchRecord>>> {
         match self.read(key) {

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde::Deserialize;
 use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch, entry_marks, entry_states};
 use sluicegate_core::commit::store_pointers;
@@ -191,6 +191,10 @@ impl CacheStore for MemoryStore {
         });
         Some(wakes.boxed())
     }
+
+    async fn bytes_used(&self) -> Result<Option<u64>> {
+        Ok(Some(self.0.memory_bytes() as u64))
+    }
 }
 
 impl Inner {
@@ -207,6 +211,27 @@ impl Inner {
 
     fn next_version(&self) -> Version {
         Version(self.versions.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// What is held, by walking over it. An estimate: what the allocator adds is not known, and what changes meanwhile may be left out.
+    fn memory_bytes(&self) -> usize {
+        let mut sequences = self.sequences.read();
+        let mut bytes = size_of::<Self>() + sequences.overhead_bytes();
+        for page in 0.. {
+            let Some(in_page) = sequences.page_bytes(page) else { break };
+            bytes += in_page;
+            RwLockReadGuard::bump(&mut sequences);
+        }
+        drop(sequences);
+        let mut channels = self.channels.read();
+        bytes += channels.overhead_bytes();
+        for place in 0.. {
+            let Some(in_channel) = channels.channel_bytes(place) else { break };
+            bytes += in_channel;
+            RwLockReadGuard::bump(&mut channels);
+        }
+        drop(channels);
+        bytes + self.documents.read().memory_bytes()
     }
 
     /// Reads under the lock, and encodes after it.

@@ -8,7 +8,7 @@ use sluicegate_core::store::Version;
 use sluicegate_core::{CacheKey, ChangeEntry, Result, Sequence};
 use tokio::time::Instant;
 
-use crate::value::{Area, Raw, Stored};
+use crate::value::{Area, Raw, Stored, map_bytes, shared_bytes};
 
 /// Slots a page.
 const PAGE: u64 = 1024;
@@ -57,6 +57,19 @@ impl Sequences {
         let Some((raw, _)) = self.raw(sequence.0) else { return Ok(None) };
         let entry = ChangeEntry::from_bytes(&raw.bytes);
         entry.map(|e| Some(Arc::new(e))).map_err(|e| e.with_context("key", CacheKey::Sequence(sequence)))
+    }
+
+    /// Bytes of page `place` and of the entries in it.
+    pub(crate) fn page_bytes(&self, place: usize) -> Option<usize> {
+        let page = self.pages.get(place)?;
+        let entries = page.slots.iter().flatten().map(|(entry, _)| shared_bytes(entry.memory_bytes()));
+        Some(size_of_val(&*page.slots) + entries.sum::<usize>())
+    }
+
+    /// Bytes of all but the pages' contents.
+    pub(crate) fn overhead_bytes(&self) -> usize {
+        let raw: usize = self.raw.values().map(|(raw, _)| raw.bytes.len()).sum();
+        self.pages.capacity() * size_of::<Page>() + map_bytes(&self.places) + map_bytes(&self.raw) + raw
     }
 
     fn slot(&self, n: u64) -> Option<&Slot> {

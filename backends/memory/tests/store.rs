@@ -85,3 +85,20 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
     drop(store);
     assert_eq!(wakes.next().await, None, "wakes end with the store");
 }
+
+#[tokio::test]
+async fn what_is_removed_no_longer_counts_as_used() {
+    let store = MemoryStore::new();
+    let used = async || store.bytes_used().await.unwrap().unwrap();
+    let empty = used().await;
+    let keys = [CacheKey::Sequence(5.into()), CacheKey::Document("d".into()), CacheKey::Checkpoint("feed".to_owned())];
+    for key in &keys {
+        let before = used().await;
+        store.insert(key, vec![b'x'; 100_000].into(), Expiry::Never).await.unwrap();
+        assert!((100_000..110_000).contains(&(used().await - before)), "{key}");
+    }
+    for key in &keys {
+        store.remove(key, None).await.unwrap();
+    }
+    assert!(used().await < empty + 10_000, "of {empty} bytes {} are left", used().await);
+}

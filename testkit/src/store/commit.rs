@@ -302,6 +302,23 @@ pub async fn a_commit_of_thousands(store: Store) {
     same_documents(&*store, &reference, &*codec, "after a large batch").await;
 }
 
+/// In an engine that others use at the same time they may also shrink: so it is enough that one commit of several shows.
+pub async fn the_bytes_used_grow_with_what_is_stored_if_told(store: Store) {
+    let codec = small();
+    let mut seen = Vec::new();
+    for round in 0..8 {
+        let Some(before) = store.bytes_used().await.must("tell the bytes used") else { return };
+        let entries = (round * 2000 + 1..=round * 2000 + 2000u64).map(|n| entry(n, &format!("document {n:090}"), &["a", "b"]));
+        store.commit(&batch(&codec, entries)).await.must("commit");
+        let after = store.bytes_used().await.must("tell the bytes used").must("tell the bytes used as before");
+        if after > before {
+            return;
+        }
+        seen.push((before, after));
+    }
+    panic!("2000 entries committed at a time, and the bytes used never grew: {seen:?}");
+}
+
 /// And is neither overwritten nor passed over.
 pub async fn a_corrupt_block_fails_the_commit_and_is_named(store: Store) {
     for codec in codecs() {

@@ -99,6 +99,7 @@ macro_rules! store_conformance {
             a_receipt_names_the_blocks_without_live_rows
             a_departure_is_known_to_the_star_channel
             a_commit_of_thousands
+            the_bytes_used_grow_with_what_is_stored_if_told
             a_corrupt_block_fails_the_commit_and_is_named
             a_corrupt_directory_fails_the_commit_and_is_named
             a_directory_of_another_channel_is_noticed

@@ -1,246 +1,38 @@
-//! Checks a whole cache against its own rules, as `fsck` does a file system.
-//!
-//! The store is asked for nothing but documents by key, and nothing is written. What is found is named by its key, so that it can be looked at.
-//! Memory: a set of channels with the numbers of their blocks, and for one channel at a time one small entry a document.
+//! What is checked, document by document.
 
-use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use serde::{Serialize, Serializer};
 
+use super::{Finding, Problem, VerifyReport, unreadable};
 use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, LatePage};
 use crate::block::{Block, BlockCodec, BlockState};
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::PublishedClock;
-use crate::commit::read_clock;
 use crate::directory::Directory;
 use crate::entry::{ChangeEntry, Membership};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence};
 use crate::store::CacheStore;
 
-/// What to check, besides everything that can be found from the clock and the star channel.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct VerifyOptions {
-    /// The feed whose checkpoint is checked, as [`FeedInfo::checkpoint_name`](crate::feed::FeedInfo::checkpoint_name) gives it. Nothing else
-    /// tells a checkpoint's key.
-    pub feed: Option<String>,
-    /// Findings reported at most; the rest is counted.
-    pub max_findings: usize,
-}
-
-impl Default for VerifyOptions {
-    fn default() -> Self {
-        VerifyOptions { feed: None, max_findings: 1_000 }
-    }
-}
-
-impl VerifyOptions {
-    /// Checks the checkpoint of this feed too.
-    #[must_use]
-    pub fn feed(mut self, checkpoint_name: impl Into<String>) -> Self {
-        self.feed = Some(checkpoint_name.into());
-        self
-    }
-
-    /// Reports at most so many findings.
-    #[must_use]
-    pub fn max_findings(mut self, max: usize) -> Self {
-        self.max_findings = max;
-        self
-    }
-}
-
-/// What is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Problem {
-    /// A document that must be there is not.
-    Missing,
-    /// A document is there and cannot be read.
-    Unreadable,
-    /// A document says that it belongs under another key.
-    Misplaced,
-    /// A block does not say of a sequence what its entry says.
-    WrongState,
-    /// A block shows a sequence whose entry is not in its channel.
-    StrayRow,
-    /// An older row of a document is still shown beside a newer one.
-    DuplicateRow,
-    /// The newest row of a document is not shown.
-    LostRow,
-    /// A block that shows something is not in its channel's directory.
-    UnlistedBlock,
-    /// A channel has rows and no counter.
-    NoCounter,
-    /// Two documents contradict each other.
-    Contradiction,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Problem::Missing => "missing",
-            Problem::Unreadable => "unreadable",
-            Problem::Misplaced => "misplaced",
-            Problem::WrongState => "wrong-state",
-            Problem::StrayRow => "stray-row",
-            Problem::DuplicateRow => "duplicate-row",
-            Problem::LostRow => "lost-row",
-            Problem::UnlistedBlock => "unlisted-block",
-            Problem::NoCounter => "no-counter",
-            Problem::Contradiction => "contradiction",
-        })
-    }
-}
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[non_exhaustive]
-pub struct Finding {
-    /// What is wrong.
-    pub problem: Problem,
-    /// The document in which it shows.
-    #[serde(serialize_with = "as_text")]
-    pub key: CacheKey,
-    /// What was found there.
-    pub detail: String,
-}
-
-fn as_text<S: Serializer>(key: &CacheKey, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(key)
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.problem, self.key, self.detail)
-    }
-}
-
-/// What was checked and what was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct VerifyReport {
-    /// The clock against which everything was checked, if there is one that can be read.
-    pub clock: Option<PublishedClock>,
-    /// Channels checked, the star channel among them.
-    pub channels: u64,
-    /// Blocks checked.
-    pub blocks: u64,
-    /// Sequence documents read by way of the star channel.
-    pub documents: u64,
-    /// Rows that are shown, over all channels.
-    pub rows: u64,
-    /// What is wrong.
-    pub findings: Vec<Finding>,
-    /// Findings beyond those listed.
-    pub more_findings: u64,
-}
-
-impl VerifyReport {
-    /// Whether nothing is wrong.
-    pub fn is_clean(&self) -> bool {
-        self.findings.is_empty()
-    }
-}
-
-/// Checks the cache in `store`: that the clock, the record of the last batches, late pages and checkpoint agree; that every sequence document can
-/// be read and is what its key says; that in every channel of every entry the block says what it must and the directory lists it; and that each channel shows each
-/// document once, at its newest sequence, with nothing missing of what the clock promises.
-///
-/// Exact where nobody writes meanwhile. Beside a running writer, what is found is looked for again, and only what is found twice is reported;
-/// still, what comes late just then may look wrong: run it once more.
-///
-/// Cancel safe; may be repeated. It reads every document of the cache about once a channel.
-///
-/// # Errors
-/// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec; what the store says if it cannot be read.
-/// What is wrong with the cache itself is in the report.
-pub async fn verify(store: &dyn CacheStore, options: &VerifyOptions) -> Result<VerifyReport> {
-    let first = verify_once(store, options).await?;
-    let Some(clock) = first.clock.as_ref().filter(|_| !first.is_clean()) else { return Ok(first) };
-    if read_clock(store).await.is_ok_and(|now| now.is_some_and(|now| now.value.batch == clock.batch)) {
-        return Ok(first);
-    }
-    let mut second = verify_once(store, options).await?;
-    second.findings.retain(|finding| first.findings.iter().any(|f| f.problem == finding.problem && f.key == finding.key));
-    Ok(second)
-}
-
-async fn verify_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<VerifyReport> {
-    let mut report = VerifyReport::default();
-    let meta = store.get(&CacheKey::Meta).await?;
-    let clock = match read_clock(store).await {
-        Ok(clock) => clock.map(|found| found.value),
-        Err(e) if e.kind() == ErrorKind::Corrupt => {
-            report.findings.push(unreadable(CacheKey::Clock, &e));
-            return Ok(report);
-        }
-        Err(e) => return Err(e),
-    };
-    let (meta, clock) = match (meta, clock) {
-        (None, None) => return Err(Error::new(ErrorKind::NotFound, "the store holds no cache")),
-        (Some(meta), Some(clock)) => (meta, clock),
-        (meta, _) => {
-            let key = if meta.is_none() { CacheKey::Meta } else { CacheKey::Clock };
-            report.findings.push(Finding { problem: Problem::Missing, key, detail: "the rest of the cache is there".into() });
-            return Ok(report);
-        }
-    };
-    report.clock = Some(clock.clone());
-    let meta = match Meta::from_bytes(&meta.value) {
-        Ok(meta) => meta,
-        Err(e) => {
-            report.findings.push(unreadable(CacheKey::Meta, &e));
-            return Ok(report);
-        }
-    };
-    let mut verifier = Verifier {
-        store,
-        codec: meta.block_codec()?,
-        meta,
-        clock,
-        unpublished: RangeSet::new(),
-        directories: ChannelMap::default(),
-        channels: Vec::new(),
-        max_findings: options.max_findings,
-        report,
-    };
-    verifier.clock();
-    verifier.records().await?;
-    verifier.late_pages().await?;
-    if let Some(feed) = &options.feed {
-        verifier.checkpoint(feed).await?;
-    }
-    verifier.know(&Channel::star()).await?;
-    let mut next = 0;
-    while let Some(channel) = verifier.channels.get(next).cloned() {
-        verifier.channel(&channel).await?;
-        next += 1;
-    }
-    Ok(verifier.report)
-}
-
-struct Verifier<'a> {
-    store: &'a dyn CacheStore,
-    codec: Arc<dyn BlockCodec>,
-    meta: Meta,
-    clock: PublishedClock,
+/// One look at a cache.
+pub(super) struct Verifier<'a> {
+    pub(super) store: &'a dyn CacheStore,
+    pub(super) codec: Arc<dyn BlockCodec>,
+    pub(super) meta: Meta,
+    pub(super) clock: PublishedClock,
     /// Sequences on the skipped list: one that comes just now may be stored in part.
-    unpublished: RangeSet,
+    pub(super) unpublished: RangeSet,
     /// The directories of the channels known so far; none where it cannot be read.
-    directories: ChannelMap<Option<Directory>>,
+    pub(super) directories: ChannelMap<Option<Directory>>,
     /// The same channels, in the order in which they were found.
-    channels: Vec<Channel>,
-    max_findings: usize,
-    report: VerifyReport,
+    pub(super) channels: Vec<Channel>,
+    pub(super) max_findings: usize,
+    pub(super) report: VerifyReport,
 }
 
 /// The newest row of a document that was met in a channel.
@@ -271,7 +63,7 @@ impl Verifier<'_> {
         sequence <= self.clock.high && !self.unpublished.contains(sequence.0)
     }
 
-    fn clock(&mut self) {
+    pub(super) fn clock(&mut self) {
         let clock = self.clock.clone();
         let rules = [
             (clock.stable <= clock.settled, format!("stable is {}, above settled, {}", clock.stable, clock.settled)),
@@ -289,7 +81,7 @@ impl Verifier<'_> {
     }
 
     /// The ring of batch records: what readers follow the writer by.
-    async fn records(&mut self) -> Result<()> {
+    pub(super) async fn records(&mut self) -> Result<()> {
         let ring = self.meta.ring.max(1);
         let last = self.clock.batch;
         let numbers: Vec<u64> = (last.saturating_sub(ring - 1).max(1)..=last).collect();
@@ -355,7 +147,7 @@ impl Verifier<'_> {
         }
     }
 
-    async fn late_pages(&mut self) -> Result<()> {
+    pub(super) async fn late_pages(&mut self) -> Result<()> {
         if self.clock.late == 0 {
             return Ok(());
         }
@@ -389,7 +181,7 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    async fn checkpoint(&mut self, feed: &str) -> Result<()> {
+    pub(super) async fn checkpoint(&mut self, feed: &str) -> Result<()> {
         let key = CacheKey::Checkpoint(feed.to_owned());
         let Some(stored) = self.store.get(&key).await? else {
             if self.clock.checkpoint > 0 {
@@ -430,7 +222,7 @@ impl Verifier<'_> {
     }
 
     /// Reads a channel's directory, once.
-    async fn know(&mut self, channel: &Channel) -> Result<()> {
+    pub(super) async fn know(&mut self, channel: &Channel) -> Result<()> {
         if self.directories.contains_key(channel) {
             return Ok(());
         }
@@ -490,7 +282,7 @@ impl Verifier<'_> {
     }
 
     /// Walks a channel's blocks and their entries.
-    async fn channel(&mut self, channel: &Channel) -> Result<()> {
+    pub(super) async fn channel(&mut self, channel: &Channel) -> Result<()> {
         self.report.channels += 1;
         let Some(Some(directory)) = self.directories.get(channel) else { return Ok(()) };
         let blocks = directory.blocks.clone();
@@ -678,15 +470,4 @@ fn word(state: BlockState) -> &'static str {
         BlockState::Removal => "a removal",
         BlockState::Superseded => "superseded",
     }
-}
-
-fn unreadable(key: CacheKey, error: &Error) -> Finding {
-    let mut detail = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        detail.push_str(": ");
-        detail.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    Finding { problem: Problem::Unreadable, key, detail }
 }

@@ -1,4 +1,4 @@
-//! What is wrong, and where.
+//! What is wrong and where, and what was done about it.
 
 use std::fmt;
 
@@ -64,8 +64,18 @@ pub struct Finding {
     pub detail: String,
 }
 
-fn as_text<S: Serializer>(key: &CacheKey, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(key)
+impl Finding {
+    /// That a document cannot be read, with the whole chain of causes.
+    pub(super) fn unreadable(key: CacheKey, error: &Error) -> Finding {
+        let mut detail = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            detail.push_str(": ");
+            detail.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        Finding { problem: Problem::Unreadable, key, detail }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -73,14 +83,49 @@ impl fmt::Display for Finding {
         write!(f, "{} {}: {}", self.problem, self.key, self.detail)
     }
 }
-/// The finding of a document that cannot be read, with the whole chain of causes.
-pub(super) fn unreadable(key: CacheKey, error: &Error) -> Finding {
-    let mut detail = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        detail.push_str(": ");
-        detail.push_str(&cause.to_string());
-        source = cause.source();
+
+/// What a repair did about a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Action {
+    /// Written anew from what is sound.
+    Rebuilt,
+    /// Taken away: who would need it copes without.
+    Removed,
+    /// It cannot be made up for from the cache. Requests that need it fail and name it; see [`repair`](super::repair).
+    Lost,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Action::Rebuilt => "rebuilt",
+            Action::Removed => "removed",
+            Action::Lost => "lost",
+        })
     }
-    Finding { problem: Problem::Unreadable, key, detail }
+}
+
+/// One thing that a repair did, or could not do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[non_exhaustive]
+pub struct Repair {
+    /// What it did.
+    pub action: Action,
+    /// To which document.
+    #[serde(serialize_with = "as_text")]
+    pub key: CacheKey,
+    /// From what, and what follows from it.
+    pub detail: String,
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.action, self.key, self.detail)
+    }
+}
+
+fn as_text<S: Serializer>(key: &CacheKey, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(key)
 }

@@ -1,24 +1,32 @@
-//! Checks a whole cache against its own rules, as `fsck` does a file system.
+//! Checks a whole cache against its own rules, as `fsck` does a file system, and rebuilds what can be rebuilt.
 //!
-//! The store is asked for nothing but documents by key, and nothing is written. What is found is named by its key, so that it can be looked at.
-//! Memory: a set of channels with the numbers of their blocks, and for one channel at a time one small entry a document.
-mod checks;
+//! The store is asked for nothing but documents by key; looking writes nothing. What is found is named by its key, so that it can be looked at.
+//! Memory: a set of channels with the numbers of their blocks, the blocks of one number in all channels, the marks that fall on lower ones, and
+//! 16 bytes for each document in each of its channels.
+
 mod findings;
+mod pass;
+mod pointers;
+mod published;
+mod repair;
+mod rules;
+mod sweep;
+mod window;
 
 use serde::Serialize;
 
-use crate::channel::{Channel, ChannelMap};
-use crate::clock::PublishedClock;
+use crate::channel::Channel;
+use crate::clock::{Epoch, PublishedClock};
 use crate::commit::read_clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::meta::Meta;
-use crate::sequence::RangeSet;
 use crate::store::CacheStore;
-use checks::Verifier;
-use findings::unreadable;
+use pass::Pass;
+use sweep::Sweep;
 
-pub use findings::{Finding, Problem};
+pub use findings::{Action, Finding, Problem, Repair};
+pub use repair::{RepairOptions, RepairReport, repair};
 
 /// What to check, besides everything that can be found from the clock and the star channel.
 #[derive(Clone, Debug)]
@@ -62,7 +70,7 @@ pub struct VerifyReport {
     pub channels: u64,
     /// Blocks checked.
     pub blocks: u64,
-    /// Sequence documents read by way of the star channel.
+    /// Sequence documents read.
     pub documents: u64,
     /// Rows that are shown, over all channels.
     pub rows: u64,
@@ -80,37 +88,79 @@ impl VerifyReport {
 }
 
 /// Checks the cache in `store`: that the clock, the record of the last batches, late pages and checkpoint agree; that every sequence document can
-/// be read and is what its key says; that in every channel of every entry the block says what it must and the directory lists it; and that each channel shows each
-/// document once, at its newest sequence, with nothing missing of what the clock promises.
+/// be read and is what its key says; that in every channel of every entry the block says what it must and the directory lists it; that each channel shows each
+/// document once, at its newest sequence, with nothing missing of what the clock promises; and that pointers can be read, if there are any.
 ///
 /// Exact where nobody writes meanwhile. Beside a running writer, what is found is looked for again, and only what is found twice is reported;
 /// still, what comes late just then may look wrong: run it once more.
 ///
-/// Cancel safe; may be repeated. It reads every document of the cache about once a channel.
+/// Cancel safe; may be repeated. It reads every document of the cache about once.
 ///
 /// # Errors
 /// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec; what the store says if it cannot be read.
 /// What is wrong with the cache itself is in the report.
 pub async fn verify(store: &dyn CacheStore, options: &VerifyOptions) -> Result<VerifyReport> {
-    let first = verify_once(store, options).await?;
-    let Some(clock) = first.clock.as_ref().filter(|_| !first.is_clean()) else { return Ok(first) };
+    Ok(look(store, options).await?.report)
+}
+
+/// A look at a cache, and what it was looked at with.
+#[derive(Debug, Default)]
+struct Look {
+    report: VerifyReport,
+    /// The channels that were met; none if it did not come to that.
+    channels: Vec<Channel>,
+}
+
+async fn look(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Look> {
+    let first = look_once(store, options).await?;
+    let Some(clock) = first.report.clock.as_ref().filter(|_| !first.report.is_clean()) else { return Ok(first) };
     if read_clock(store).await.is_ok_and(|now| now.is_some_and(|now| now.value.batch == clock.batch)) {
         return Ok(first);
     }
-    let mut second = verify_once(store, options).await?;
-    second.findings.retain(|finding| first.findings.iter().any(|f| f.problem == finding.problem && f.key == finding.key));
+    let mut second = look_once(store, options).await?;
+    // A block changes with the writer, and may look wrong here and there for a moment; other details tell how far the writer is.
+    let is_same = |a: &Finding, b: &Finding| {
+        a.problem == b.problem && a.key == b.key && (a.detail == b.detail || !matches!(a.key, CacheKey::Block(..)))
+    };
+    second.report.findings.retain(|finding| first.report.findings.iter().any(|before| is_same(before, finding)));
     Ok(second)
 }
 
-async fn verify_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<VerifyReport> {
-    let mut report = VerifyReport::default();
+async fn look_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Look> {
+    let mut pass = match open(store, options, None).await? {
+        Opened::Pass(pass) => pass,
+        Opened::Unusable(report) => return Ok(Look { report, channels: Vec::new() }),
+    };
+    pass.check_clock();
+    pass.records().await?;
+    pass.late_pages().await?;
+    if let Some(feed) = &options.feed {
+        pass.checkpoint(feed, false).await?;
+    }
+    let (before, mut channels) = (pass.report.clone(), Vec::new());
+    loop {
+        let swept = Sweep::run(&mut pass, &channels).await?;
+        let is_all = !swept.again || swept.channels.len() == channels.len();
+        channels = swept.channels;
+        if is_all {
+            return Ok(Look { report: pass.report, channels });
+        }
+        pass.report = before.clone();
+    }
+}
+
+/// A cache that can be looked at, or why not.
+enum Opened<'a> {
+    Pass(Box<Pass<'a>>),
+    Unusable(VerifyReport),
+}
+
+async fn open<'a>(store: &'a dyn CacheStore, options: &VerifyOptions, term: Option<Epoch>) -> Result<Opened<'a>> {
+    let unusable = |finding| Ok(Opened::Unusable(VerifyReport { findings: vec![finding], ..VerifyReport::default() }));
     let meta = store.get(&CacheKey::Meta).await?;
     let clock = match read_clock(store).await {
         Ok(clock) => clock.map(|found| found.value),
-        Err(e) if e.kind() == ErrorKind::Corrupt => {
-            report.findings.push(unreadable(CacheKey::Clock, &e));
-            return Ok(report);
-        }
+        Err(e) if e.kind() == ErrorKind::Corrupt => return unusable(Finding::unreadable(CacheKey::Clock, &e)),
         Err(e) => return Err(e),
     };
     let (meta, clock) = match (meta, clock) {
@@ -118,40 +168,14 @@ async fn verify_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<
         (Some(meta), Some(clock)) => (meta, clock),
         (meta, _) => {
             let key = if meta.is_none() { CacheKey::Meta } else { CacheKey::Clock };
-            report.findings.push(Finding { problem: Problem::Missing, key, detail: "the rest of the cache is there".into() });
-            return Ok(report);
+            return unusable(Finding { problem: Problem::Missing, key, detail: "the rest of the cache is there".into() });
         }
     };
-    report.clock = Some(clock.clone());
-    let meta = match Meta::from_bytes(&meta.value) {
-        Ok(meta) => meta,
+    match Meta::from_bytes(&meta.value) {
+        Ok(meta) => Ok(Opened::Pass(Box::new(Pass::new(store, meta, clock, term, options)?))),
         Err(e) => {
-            report.findings.push(unreadable(CacheKey::Meta, &e));
-            return Ok(report);
+            let findings = vec![Finding::unreadable(CacheKey::Meta, &e)];
+            Ok(Opened::Unusable(VerifyReport { clock: Some(clock), findings, ..VerifyReport::default() }))
         }
-    };
-    let mut verifier = Verifier {
-        store,
-        codec: meta.block_codec()?,
-        meta,
-        clock,
-        unpublished: RangeSet::new(),
-        directories: ChannelMap::default(),
-        channels: Vec::new(),
-        max_findings: options.max_findings,
-        report,
-    };
-    verifier.clock();
-    verifier.records().await?;
-    verifier.late_pages().await?;
-    if let Some(feed) = &options.feed {
-        verifier.checkpoint(feed).await?;
     }
-    verifier.know(&Channel::star()).await?;
-    let mut next = 0;
-    while let Some(channel) = verifier.channels.get(next).cloned() {
-        verifier.channel(&channel).await?;
-        next += 1;
-    }
-    Ok(verifier.report)
 }

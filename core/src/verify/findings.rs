@@ -93,7 +93,7 @@ pub enum Action {
     Rebuilt,
     /// Taken away: who would need it copes without.
     Removed,
-    /// It cannot be made up for from the cache. Requests that need it fail and name it; see [`repair`](super::repair).
+    /// It cannot be made up for from the cache. Requests that need it fail and name it; see [`repair`](super::repair()).
     Lost,
 }
 

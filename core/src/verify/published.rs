@@ -19,6 +19,8 @@ pub(super) struct Published {
     pub(super) missing: RangeSet,
     /// The batch of each entry in a published record.
     pub(super) batches: BTreeMap<Sequence, u64>,
+    /// The same of a record that is announced, and not published yet.
+    announced: BTreeMap<Sequence, u64>,
     /// The sequences of late numbers.
     late: BTreeMap<u64, Sequence>,
 }
@@ -64,6 +66,8 @@ impl Pass<'_> {
                 // Announced, and not published yet.
                 Ok(record) if record.number > last => {
                     self.remember_late(&record, |number, clock| number > clock);
+                    let entries = record.entries.iter().map(|entry| (entry.sequence(), record.number));
+                    self.published.announced.extend(entries);
                     continue;
                 }
                 Ok(record) => {
@@ -129,7 +133,8 @@ impl Pass<'_> {
 
     /// An entry as the record of its batch has it, stored again where its document is gone or broken.
     pub(super) async fn restore(&mut self, sequence: Sequence) -> Result<Option<Arc<ChangeEntry>>> {
-        let Some(&batch) = self.published.batches.get(&sequence) else { return Ok(None) };
+        let Published { batches, announced, .. } = &self.published;
+        let Some(&batch) = batches.get(&sequence).or_else(|| announced.get(&sequence)) else { return Ok(None) };
         let record = self.store.record(batch, self.meta.ring).await?;
         let same = |entry: &&Arc<ChangeEntry>| entry.sequence() == sequence;
         let Some(entry) = record.as_ref().and_then(|record| record.entries.iter().find(same)).cloned() else { return Ok(None) };
@@ -302,7 +307,7 @@ impl Pass<'_> {
 
     /// Puts sequences that are lost among those given up, so that a writer takes them when the feed brings them again, and announces them as
     /// late; whether that is done.
-    pub(super) async fn give_up(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<bool> {
+    async fn give_up(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<bool> {
         let Some(epoch) = self.term else { return Ok(false) };
         let add = |set: &mut RangeSet| lost.iter().fold(false, |any, (first, last)| set.insert(first, last) | any);
         let batch = self.clock.batch;
@@ -330,16 +335,19 @@ impl Pass<'_> {
         Ok(told)
     }
 
-    /// Reports a sequence as lost, and takes away what is left of its document: nothing could be stored in its place.
-    pub(super) async fn lose(&mut self, sequence: Sequence, is_told: bool) -> Result<()> {
-        let key = CacheKey::Sequence(sequence);
-        self.remove_broken(sequence).await?;
-        let next = if is_told {
-            "a writer that reads the feed from before it takes it again, as late"
-        } else {
-            "the last batch record is gone: repair again when a writer has published, before the feed is read anew"
+    /// Reports sequences as lost, and takes away what is left of their documents: nothing could be stored in their place.
+    pub(super) async fn lose(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<()> {
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let next = match self.give_up(lost, feed).await? {
+            true => "a writer that reads the feed from before it takes it again, as late",
+            false => "the last batch record is gone: repair again when a writer has published, before the feed is read anew",
         };
-        self.did(Action::Lost, key, format!("requests that need it fail; {next}"));
+        for sequence in lost.iter().flat_map(|(first, last)| first..=last).map(Sequence) {
+            self.remove_broken(sequence).await?;
+            self.did(Action::Lost, CacheKey::Sequence(sequence), format!("requests that need it fail; {next}"));
+        }
         Ok(())
     }
 }

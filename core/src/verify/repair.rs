@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::findings::{Action, Repair};
 use super::sweep::Sweep;
 use super::{Look, Opened, VerifyOptions, VerifyReport, look, open};
+use crate::batch::Checkpoint;
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit::{clock_lost, guard, update};
 use crate::coordinate::next_epoch;
@@ -107,7 +108,7 @@ pub async fn repair(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
         }
         let epoch = match report.epoch {
             Some(epoch) => epoch,
-            None => *report.epoch.insert(begin(store).await?),
+            None => *report.epoch.insert(begin(store, options.verify.feed.as_deref()).await?),
         };
         let did = repair_once(store, options, epoch, forget, &found, &mut report).await?;
         forget = false;
@@ -120,8 +121,9 @@ pub async fn repair(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     Ok(report)
 }
 
-/// Begins a term: whoever wrote before can publish no more.
-async fn begin(store: &dyn CacheStore) -> Result<Epoch> {
+/// Begins a term: whoever wrote before can publish no more. Nor can it store the checkpoint any more, if that is known: one ahead of the
+/// clock says that what is not published yet is stored, which a repair may find otherwise.
+async fn begin(store: &dyn CacheStore, feed: Option<&str>) -> Result<Epoch> {
     let epoch = next_epoch(store).await?;
     update(store, &CacheKey::Clock, |stored| {
         let mut clock = PublishedClock::from_bytes(stored.ok_or_else(clock_lost)?)?;
@@ -130,6 +132,19 @@ async fn begin(store: &dyn CacheStore) -> Result<Epoch> {
         Ok(Some(clock.to_bytes()))
     })
     .await?;
+    if let Some(feed) = feed {
+        update(store, &CacheKey::Checkpoint(feed.to_owned()), |stored| {
+            // One that cannot be read cannot be written over either.
+            let Some(Ok(mut checkpoint)) = stored.map(Checkpoint::from_bytes) else { return Ok(None) };
+            // One of a later term is wrong, or a writer has taken over: either is found out.
+            if checkpoint.epoch.supersedes(epoch) {
+                return Ok(None);
+            }
+            checkpoint.epoch = epoch;
+            Ok(Some(checkpoint.to_bytes()))
+        })
+        .await?;
+    }
     tracing::info!(%epoch, "repairing");
     Ok(epoch)
 }
@@ -149,17 +164,17 @@ async fn repair_once(
     pass.late_pages().await?;
     let swept = Sweep::run(&mut pass, &found.channels).await?;
     let done = pass.repairs.len() as u64 + pass.more_repairs;
-    if !swept.lost.is_empty() {
-        let is_told = pass.give_up(&swept.lost, feed).await?;
-        for sequence in swept.lost.iter().flat_map(|(first, last)| first..=last).map(Sequence) {
-            pass.lose(sequence, is_told).await?;
-        }
+    pass.lose(&swept.lost, feed).await?;
+    for sequence in swept.lost_above.iter().flat_map(|(first, last)| first..=last).map(Sequence) {
+        let detail = format!("requests that need it fail; repair again when stable, {}, has passed it", pass.clock.stable);
+        pass.did(Action::Lost, CacheKey::Sequence(sequence), detail);
     }
     // Last: until then, a writer would go on from where it was, which is as well.
     if let Some(feed) = feed {
         pass.checkpoint(feed, forget).await?;
     }
-    let more = (pass.repairs.len() as u64 + pass.more_repairs).saturating_sub(done + swept.lost.count());
+    let more =
+        (pass.repairs.len() as u64 + pass.more_repairs).saturating_sub(done + swept.lost.count() + swept.lost_above.count());
     for repair in pass.repairs {
         if report.repairs.contains(&repair) {
             continue;

@@ -15,6 +15,8 @@ use crate::sequence::Sequence;
 pub(super) struct Known {
     /// Whether there is a document that can be read.
     pub(super) document: bool,
+    /// Whether the star channel names it, or cannot tell: it names every document there ever was.
+    pub(super) named: bool,
     /// The state that its entry has by itself; absent if it is not in the channel.
     pub(super) own: BlockState,
     /// Whether a later row of its document supersedes it.
@@ -41,7 +43,7 @@ pub(super) enum Wrong {
     Forgotten,
     /// A removal as present, or the other way round.
     Kind,
-    /// It is shown, and not in the channel.
+    /// It is shown, and not in the channel, or was never stored at all.
     Stray,
     /// It is shown, and a later row of its document is there.
     Duplicate,
@@ -51,12 +53,15 @@ pub(super) enum Wrong {
 
 /// The state that is right where `stored` is there, and what is wrong with it. What cannot be told from documents stays as it is.
 pub(super) fn judge(stored: BlockState, known: Known) -> (BlockState, Option<Wrong>) {
-    let Known { document, own, superseded, required, doubt } = known;
+    let Known { document, named, own, superseded, required, doubt } = known;
     let marked = superseded == Superseded::Yes;
     if !document {
         // A later entry may mark what never arrived, or what is lost.
-        let right = if marked { BlockState::Superseded } else { stored };
-        return (right, (marked && stored.is_live()).then_some(Wrong::Duplicate));
+        return match marked {
+            true => (BlockState::Superseded, stored.is_live().then_some(Wrong::Duplicate)),
+            false if stored.is_live() && required && !named => (BlockState::Absent, Some(Wrong::Stray)),
+            false => (stored, None),
+        };
     }
     if !own.is_live() {
         // Not in the channel, or a departure in the star channel. A mark there shows nothing.
@@ -195,10 +200,10 @@ mod tests {
         for stored in STATES {
             for own in STATES {
                 for superseded in [Superseded::No, Superseded::Maybe, Superseded::Yes] {
-                    for bits in 0..8 {
-                        let [document, required, doubt] = [1, 2, 4].map(|bit| bits & bit != 0);
+                    for bits in 0..16 {
+                        let [document, required, doubt, named] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
                         let own = if document { own } else { BlockState::Absent };
-                        check(stored, Known { document, own, superseded, required, doubt });
+                        check(stored, Known { document, named, own, superseded, required, doubt });
                     }
                 }
             }
@@ -215,10 +220,10 @@ mod tests {
     }
 
     #[test]
-    fn without_a_document_nothing_is_taken_back() {
+    fn what_is_lost_is_not_taken_back() {
         every(|stored, known| {
             let (right, _) = judge(stored, known);
-            if !known.document {
+            if !known.document && (known.named || !known.required) {
                 assert!(right == stored || right == BlockState::Superseded && known.superseded == Superseded::Yes);
             }
         });

@@ -53,6 +53,7 @@ pub(super) struct Sweep<'p, 'a> {
     newest: Newest,
     pointers: Pointers,
     lost: RangeSet,
+    lost_above: RangeSet,
 }
 
 /// What a walk came to.
@@ -62,8 +63,11 @@ pub(super) struct Swept {
     pub(super) channels: Vec<Channel>,
     /// Whether some were met too late, so that the walk must be made again with all of them known.
     pub(super) again: bool,
-    /// Sequences that are lost.
+    /// Sequences that are lost, but for those of `lost_above`.
     pub(super) lost: RangeSet,
+    /// Sequences above stable whose documents are broken. Readers take one that is not there for one that comes just now, and leave it
+    /// out: so these documents must stay as they are.
+    pub(super) lost_above: RangeSet,
 }
 
 impl<'p, 'a> Sweep<'p, 'a> {
@@ -81,6 +85,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             newest: Newest::new(pass.clock.marked),
             pointers: Pointers::default(),
             lost: RangeSet::new(),
+            lost_above: RangeSet::new(),
             pass,
         };
         sweep.know(&Channel::star(), None).await?;
@@ -97,7 +102,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
         }
         sweep.pointers.write(sweep.pass).await?;
         sweep.pass.report.channels = sweep.order.len() as u64;
-        Ok(Swept { channels: sweep.order, again: !sweep.late.is_empty(), lost: sweep.lost })
+        Ok(Swept { channels: sweep.order, again: !sweep.late.is_empty(), lost: sweep.lost, lost_above: sweep.lost_above })
     }
 
     /// Reads a channel's directory, once. `at`: the window in which it is met.
@@ -308,15 +313,18 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 valid_from: seen.directory.as_ref().map_or(Sequence::ZERO, |directory| directory.valid_from),
                 doubt: seen.doubt,
                 marked: self.pass.clock.marked,
+                unpublished: self.pass.term.is_some(),
             };
             self.settle_block(&window, channel, facts, &mut lost).await?;
         }
         for (sequence, channel) in &lost {
-            if !window.broken.contains_key(sequence) {
+            let is_broken = window.broken.contains_key(sequence);
+            if !is_broken {
                 let detail = format!("{} shows it, and it is not there", CacheKey::Block(channel.clone(), window.index));
                 self.pass.found(Problem::Missing, CacheKey::Sequence(*sequence), detail);
             }
-            self.lost.insert(sequence.0, sequence.0);
+            let lost = if is_broken && *sequence > self.pass.clock.stable { &mut self.lost_above } else { &mut self.lost };
+            lost.insert(sequence.0, sequence.0);
         }
         if self.pass.term.is_some() {
             for sequence in window.broken.keys().filter(|sequence| !lost.contains_key(sequence)) {

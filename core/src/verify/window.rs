@@ -27,6 +27,11 @@ impl Stored {
         }
     }
 
+    /// Whether it names the sequence, or may have.
+    fn may_name(&self, offset: u32) -> bool {
+        !matches!(self, Stored::Block(block) if block.get(offset) == BlockState::Absent)
+    }
+
     fn state(&self, offset: u32) -> BlockState {
         match self {
             Stored::Block(block) => block.get(offset),
@@ -88,6 +93,9 @@ pub(super) struct Facts {
     pub(super) doubt: Sequence,
     /// Entries at or below it have their predecessors marked.
     pub(super) marked: Sequence,
+    /// Whether the block must know of what is stored and not published, too. While commits are under way it need not; but what a
+    /// writer has committed and not published yet may still be taken as it is, by a checkpoint that is ahead of the clock.
+    pub(super) unpublished: bool,
 }
 
 impl Window {
@@ -181,17 +189,20 @@ impl Window {
         }
         offsets.sort_unstable();
         offsets.dedup();
+        let star = self.cells.get(&Channel::star()).and_then(|cell| cell.stored.as_ref());
         let mut expected = 0;
         for offset in offsets {
             let sequence = self.sequence(offset);
-            let (state, own, required) = (stored.state(offset), cell.own.get(offset), is_required(sequence));
+            let (state, own) = (stored.state(offset), cell.own.get(offset));
+            let document = self.documents.contains(sequence.0);
+            let required = is_required(sequence) || facts.unpublished && document;
             if sequence < facts.valid_from {
                 verdict.right.raise(offset, state);
                 continue;
             }
-            let document = self.documents.contains(sequence.0);
             let superseded = cell.marked.at(offset);
-            let known = Known { document, own, superseded, required, doubt: sequence < facts.doubt };
+            let named = channel.is_star() || star.is_none_or(|star| star.may_name(offset)) || self.broken.contains_key(&sequence);
+            let known = Known { document, named, own, superseded, required, doubt: sequence < facts.doubt };
             let (mut right, wrong) = judge(state, known);
             if gone && !document && required && superseded != Superseded::Yes {
                 right = BlockState::Present;
@@ -228,7 +239,7 @@ fn told(wrong: Wrong, sequence: Sequence, stored: BlockState, right: BlockState)
             let (stored, right) = (word(stored), word(right));
             (Problem::WrongState, format!("it shows {sequence} as {stored}, by its entry it is {right}"))
         }
-        Wrong::Stray => (Problem::StrayRow, format!("it shows {sequence}, whose entry is not in the channel")),
+        Wrong::Stray => (Problem::StrayRow, format!("it shows {sequence}, which is not in the channel")),
         Wrong::Duplicate => (Problem::DuplicateRow, format!("it shows {sequence}, and a later row of its document is there")),
         Wrong::Hidden => (Problem::LostRow, format!("{sequence} is its document's newest row, and marked as superseded")),
     }

@@ -213,6 +213,27 @@ fn a_whole_recording_keeps_the_caches_rules() {
 }
 
 #[test]
+fn a_sound_cache_is_not_repaired() {
+    let (code, out, error) = ended(run(&["verify", "--repair", "--feed", &small()]));
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(out.contains("nothing was repaired") && out.contains("clean"), "{out}");
+    let (code, out, _) = ended(run(&["verify", "--repair", "--feed", &small(), "--format", "json"]));
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &report["epoch"], report["repairs"].as_array().map(Vec::len)), (0, &Value::Null, Some(0)));
+    assert_eq!(report["left"]["findings"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn a_repair_can_forget_the_feeds_position_if_it_knows_the_feed() {
+    assert_fails(run(&["verify", "--from-beginning"]), 2, &["--repair"]);
+    assert_fails(run(&["verify", "--repair", "--from-beginning"]), 2, &["--checkpoint"]);
+    assert_fails(run(&["verify", "--repair"]), 1, &["holds no cache"]);
+    let (code, out, _) = ended(run(&["verify", "--repair", "--from-beginning", "--feed", &small()]));
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("removed") && out.contains("_checkpoint") && out.contains("clean"), "{out}");
+}
+
+#[test]
 fn everything_that_can_be_inspected_is_json_too() {
     let feed = small();
     let inspect = |what: &[&str]| {

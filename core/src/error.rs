@@ -63,6 +63,7 @@ struct Inner {
     status: Status,
     operation: &'static str,
     message: String,
+    next_step: &'static str,
     context: Vec<(&'static str, String)>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -75,7 +76,15 @@ impl Error {
             ErrorKind::Timeout => Status::Indeterminate,
             _ => Status::Permanent,
         };
-        Error(Box::new(Inner { kind, status, operation: "", message: message.into(), context: Vec::new(), source: None }))
+        Error(Box::new(Inner {
+            kind,
+            status,
+            operation: "",
+            message: message.into(),
+            next_step: "",
+            context: Vec::new(),
+            source: None,
+        }))
     }
 
     /// A wrong option, URL or file.
@@ -109,6 +118,20 @@ impl Error {
     pub fn with_context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.0.context.push((name, value.to_string()));
         self
+    }
+
+    /// Says what to do about it; the first that is said stays.
+    #[must_use]
+    pub fn with_next_step(mut self, next_step: &'static str) -> Self {
+        if self.0.next_step.is_empty() {
+            self.0.next_step = next_step;
+        }
+        self
+    }
+
+    /// A thing the error concerns, by its name, for example its key.
+    pub fn context(&self, name: &str) -> Option<&str> {
+        self.0.context.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
     }
 
     /// Adds the cause.
@@ -153,6 +176,9 @@ impl fmt::Display for Error {
             }
             f.write_str(")")?;
         }
+        if !self.0.next_step.is_empty() {
+            write!(f, "; {}", self.0.next_step)?;
+        }
         Ok(())
     }
 }
@@ -188,6 +214,9 @@ mod tests {
             .with_source(std::io::Error::other("os error 111"));
         assert_eq!(error.to_string(), "get: connection refused (key _cache:_meta, backend redis)");
         assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("os error 111"));
+        assert_eq!((error.context("backend"), error.context("node")), (Some("redis"), None));
+        let error = error.with_next_step("start it").with_next_step("do something else");
+        assert!(error.to_string().ends_with("backend redis); start it"), "{error}");
         assert!(error.is_retryable());
     }
 

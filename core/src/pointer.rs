@@ -108,6 +108,15 @@ impl Pointer {
         changed
     }
 
+    /// Takes the rows of an entry as it is stored, in whatever order entries come.
+    pub(crate) fn raise(&mut self, entry: &ChangeEntry, star: &Channel) {
+        let in_star = entry.in_star().then_some(star);
+        for channel in in_star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
+            let row = self.rows.entry(channel.clone()).or_default();
+            *row = entry.sequence().max(*row);
+        }
+    }
+
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
         to_json(self)

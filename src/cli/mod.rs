@@ -45,7 +45,7 @@ Exit codes:
   0    done
   1    failed while running
   2    wrong usage or settings
-  3    something was found (verify, compare, demo)
+  3    something was found (verify, compare, demo), or is left after a repair
   130  interrupted";
 
 /// A shared change cache: one writer follows a change feed, any number of readers answer what changed in a channel.

@@ -76,6 +76,21 @@ pub struct SequencerState {
     pub abandoned: RangeSet,
 }
 
+impl SequencerState {
+    /// What of `range` is not accounted for.
+    pub fn missing_in(&self, range: SequenceRange) -> RangeSet {
+        let mut missing = RangeSet::new();
+        missing.insert(range.first().0.max(self.next.0), range.last().0);
+        for run in &self.pending {
+            missing.remove(run.range.first().0, run.range.last().0);
+        }
+        for skipped in self.skipped.iter().filter_map(|skip| skip.range.intersect(range)) {
+            missing.insert(skipped.first().0, skipped.last().0);
+        }
+        missing
+    }
+}
+
 /// Consecutive pending numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingRun {

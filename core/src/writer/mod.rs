@@ -29,11 +29,11 @@ use crate::decode::{Decoded, MutationDecoder};
 use crate::engine::{Assembler, Noted, Prepared, Sequencer, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
-use crate::key::BlockIndex;
+use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
 use crate::pointer::{Pointer, Supersession};
 use crate::scan;
-use crate::sequence::{Sequence, SequenceRange};
+use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::store::{CacheStore, Versioned};
 
 pub use config::WriterConfig;
@@ -164,6 +164,16 @@ impl Writer {
         epoch: Epoch,
         config: WriterConfig,
     ) -> Result<Writer> {
+        Writer::begin(store, decoder, feed, epoch, config).await.map_err(name_repair)
+    }
+
+    async fn begin(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: &str,
+        epoch: Epoch,
+        config: WriterConfig,
+    ) -> Result<Writer> {
         config.validate()?;
         let created_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let new = Meta::new(codec_named(&config.codec, config.block_capacity)?.as_ref(), config.ring, created_at);
@@ -182,8 +192,13 @@ impl Writer {
             (None, None) if clock.gaps == 0 => (clock.high, Vec::new(), None),
             (None, None) => {
                 tracing::warn!(batch = clock.batch, "the last batch record is gone: what was missing is announced again as late");
-                let range = SequenceRange::new(clock.stable.next(), clock.high);
-                (clock.high, range.into_iter().map(|range| Gap { range, age_ms: 0 }).collect(), None)
+                // What came after the checkpoint comes again. What had come before it does not: nobody may wait for that.
+                let missing = SequenceRange::new(clock.stable.next(), clock.high).map(|range| match checkpoint {
+                    Some(checkpoint) => checkpoint.sequencer.missing_in(range),
+                    None => RangeSet::from(vec![range.into()]),
+                });
+                let ranges = missing.iter().flat_map(RangeSet::iter).filter_map(|(first, last)| SequenceRange::new(first, last));
+                (clock.high, ranges.map(|range| Gap { range, age_ms: 0 }).collect(), None)
             }
         };
         let state = checkpoint.map(|c| &c.sequencer);
@@ -502,6 +517,10 @@ impl Writer {
 
     /// Waits until one more batch is committed or published. Cancel safe: what it waits for stays in `self`.
     async fn settle(&mut self) -> Result<()> {
+        self.settle_one().await.map_err(name_repair)
+    }
+
+    async fn settle_one(&mut self) -> Result<()> {
         if let Some(publishing) = &mut self.publishing {
             let published = (&mut publishing.publish).await;
             let (bytes, record) = (publishing.bytes, publishing.record.clone());
@@ -585,6 +604,15 @@ fn log_noted(noted: &[Noted]) {
             Noted::Abandoned(range) => tracing::warn!(%range, "given up: stable passes"),
         }
     }
+}
+
+/// Says what to do about a stored document that is corrupt. The clock and the cache's description cannot be repaired.
+fn name_repair(error: Error) -> Error {
+    let is_repairable = |key: &str| [CacheKey::Clock, CacheKey::Meta].iter().all(|fixed| key != fixed.to_string());
+    if error.kind() == ErrorKind::Corrupt && error.context("key").is_some_and(is_repairable) {
+        return error.with_next_step("run `sluicegate verify --repair`, then start the writer again");
+    }
+    error
 }
 
 fn task_failed(e: tokio::task::JoinError) -> Error {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use backon::{ExponentialBuilder, Retryable};
 use rustc_hash::FxBuildHasher;
 
-use super::{DecodedBatch, Item, log_retry};
+use super::{DecodedBatch, Item, log_retry, name_repair};
 use crate::channel::Channel;
 use crate::decode::{Decoded, DecodedDocument};
 use crate::entry::ChangeEntry;
@@ -31,6 +31,10 @@ impl PointerReader {
 
     /// Reads them, if there is a store to read them from.
     pub(super) async fn read(self, items: Vec<Item>, bytes: usize) -> Result<DecodedBatch> {
+        self.read_all(items, bytes).await.map_err(name_repair)
+    }
+
+    async fn read_all(self, items: Vec<Item>, bytes: usize) -> Result<DecodedBatch> {
         let mut batch = DecodedBatch { items, bytes, number: self.number, pointers: HashMap::new() };
         let Some(store) = self.store else { return Ok(batch) };
         let documents = batch.items.iter().filter_map(|item| match item {

@@ -1,0 +1,181 @@
+//! Checks a whole cache against its own rules, as `fsck` does a file system, and rebuilds what can be rebuilt.
+//!
+//! The store is asked for nothing but documents by key; looking writes nothing. What is found is named by its key, so that it can be looked at.
+//! Memory: a set of channels with the numbers of their blocks, the blocks of one number in all channels, the marks that fall on lower ones, and
+//! 16 bytes for each document in each of its channels.
+
+mod findings;
+mod pass;
+mod pointers;
+mod published;
+mod repair;
+mod rules;
+mod sweep;
+mod window;
+
+use serde::Serialize;
+
+use crate::channel::Channel;
+use crate::clock::{Epoch, PublishedClock};
+use crate::commit::read_clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::CacheKey;
+use crate::meta::Meta;
+use crate::store::CacheStore;
+use pass::Pass;
+use sweep::Sweep;
+
+pub use findings::{Action, Finding, Problem, Repair};
+pub use repair::{RepairOptions, RepairReport, repair};
+
+/// What to check, besides everything that can be found from the clock and the star channel.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct VerifyOptions {
+    /// The feed whose checkpoint is checked, as [`FeedInfo::checkpoint_name`](crate::feed::FeedInfo::checkpoint_name) gives it. Nothing else
+    /// tells a checkpoint's key.
+    pub feed: Option<String>,
+    /// Findings reported at most; the rest is counted.
+    pub max_findings: usize,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        VerifyOptions { feed: None, max_findings: 1_000 }
+    }
+}
+
+impl VerifyOptions {
+    /// Checks the checkpoint of this feed too.
+    #[must_use]
+    pub fn feed(mut self, checkpoint_name: impl Into<String>) -> Self {
+        self.feed = Some(checkpoint_name.into());
+        self
+    }
+
+    /// Reports at most so many findings.
+    #[must_use]
+    pub fn max_findings(mut self, max: usize) -> Self {
+        self.max_findings = max;
+        self
+    }
+}
+/// What was checked and what was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// The clock against which everything was checked, if there is one that can be read.
+    pub clock: Option<PublishedClock>,
+    /// Channels checked, the star channel among them.
+    pub channels: u64,
+    /// Blocks checked.
+    pub blocks: u64,
+    /// Sequence documents read.
+    pub documents: u64,
+    /// Rows that are shown, over all channels.
+    pub rows: u64,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// Findings beyond those listed.
+    pub more_findings: u64,
+}
+
+impl VerifyReport {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// Checks the cache in `store`: that the clock, the record of the last batches, late pages and checkpoint agree; that every sequence document can
+/// be read and is what its key says; that in every channel of every entry the block says what it must and the directory lists it; that each channel shows each
+/// document once, at its newest sequence, with nothing missing of what the clock promises; and that pointers can be read, if there are any.
+///
+/// Exact where nobody writes meanwhile. Beside a running writer, what is found is looked for again, and only what is found twice is reported;
+/// still, what comes late just then may look wrong: run it once more.
+///
+/// Cancel safe; may be repeated. It reads every document of the cache about once.
+///
+/// # Errors
+/// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec; what the store says if it cannot be read.
+/// What is wrong with the cache itself is in the report.
+pub async fn verify(store: &dyn CacheStore, options: &VerifyOptions) -> Result<VerifyReport> {
+    Ok(look(store, options).await?.report)
+}
+
+/// A look at a cache, and what it was looked at with.
+#[derive(Debug, Default)]
+struct Look {
+    report: VerifyReport,
+    /// The channels that were met; none if it did not come to that.
+    channels: Vec<Channel>,
+}
+
+async fn look(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Look> {
+    let first = look_once(store, options).await?;
+    let Some(clock) = first.report.clock.as_ref().filter(|_| !first.report.is_clean()) else { return Ok(first) };
+    if read_clock(store).await.is_ok_and(|now| now.is_some_and(|now| now.value.batch == clock.batch)) {
+        return Ok(first);
+    }
+    let mut second = look_once(store, options).await?;
+    // A block changes with the writer, and may look wrong here and there for a moment; other details tell how far the writer is.
+    let is_same = |a: &Finding, b: &Finding| {
+        a.problem == b.problem && a.key == b.key && (a.detail == b.detail || !matches!(a.key, CacheKey::Block(..)))
+    };
+    second.report.findings.retain(|finding| first.report.findings.iter().any(|before| is_same(before, finding)));
+    Ok(second)
+}
+
+async fn look_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Look> {
+    let mut pass = match open(store, options, None).await? {
+        Opened::Pass(pass) => pass,
+        Opened::Unusable(report) => return Ok(Look { report, channels: Vec::new() }),
+    };
+    pass.check_clock();
+    pass.records().await?;
+    pass.late_pages().await?;
+    if let Some(feed) = &options.feed {
+        pass.checkpoint(feed, false).await?;
+    }
+    let (before, mut channels) = (pass.report.clone(), Vec::new());
+    loop {
+        let swept = Sweep::run(&mut pass, &channels).await?;
+        let is_all = !swept.again || swept.channels.len() == channels.len();
+        channels = swept.channels;
+        if is_all {
+            return Ok(Look { report: pass.report, channels });
+        }
+        pass.report = before.clone();
+    }
+}
+
+/// A cache that can be looked at, or why not.
+enum Opened<'a> {
+    Pass(Box<Pass<'a>>),
+    Unusable(VerifyReport),
+}
+
+async fn open<'a>(store: &'a dyn CacheStore, options: &VerifyOptions, term: Option<Epoch>) -> Result<Opened<'a>> {
+    let unusable = |finding| Ok(Opened::Unusable(VerifyReport { findings: vec![finding], ..VerifyReport::default() }));
+    let meta = store.get(&CacheKey::Meta).await?;
+    let clock = match read_clock(store).await {
+        Ok(clock) => clock.map(|found| found.value),
+        Err(e) if e.kind() == ErrorKind::Corrupt => return unusable(Finding::unreadable(CacheKey::Clock, &e)),
+        Err(e) => return Err(e),
+    };
+    let (meta, clock) = match (meta, clock) {
+        (None, None) => return Err(Error::new(ErrorKind::NotFound, "the store holds no cache")),
+        (Some(meta), Some(clock)) => (meta, clock),
+        (meta, _) => {
+            let key = if meta.is_none() { CacheKey::Meta } else { CacheKey::Clock };
+            return unusable(Finding { problem: Problem::Missing, key, detail: "the rest of the cache is there".into() });
+        }
+    };
+    match Meta::from_bytes(&meta.value) {
+        Ok(meta) => Ok(Opened::Pass(Box::new(Pass::new(store, meta, clock, term, options)?))),
+        Err(e) => {
+            let findings = vec![Finding::unreadable(CacheKey::Meta, &e)];
+            Ok(Opened::Unusable(VerifyReport { clock: Some(clock), findings, ..VerifyReport::default() }))
+        }
+    }
+}

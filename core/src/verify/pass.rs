@@ -1,0 +1,231 @@
+//! One pass over a cache: what it is looked at with, what was found, and how a repair writes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::findings::{Action, Finding, Problem, Repair};
+use super::published::Published;
+use super::{VerifyOptions, VerifyReport};
+use crate::block::BlockCodec;
+use crate::clock::{Epoch, PublishedClock};
+use crate::commit::{clock_lost, read_clock};
+use crate::entry::ChangeEntry;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::CacheKey;
+use crate::meta::Meta;
+use crate::sequence::Sequence;
+use crate::store::{CacheStore, Expiry};
+
+/// How often one document is tried to be replaced. Only a writer that is deposed and does not know it may come in between.
+const ROUNDS: usize = 1000;
+
+/// One pass over a cache.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    pub(super) store: &'a dyn CacheStore,
+    pub(super) codec: Arc<dyn BlockCodec>,
+    pub(super) meta: Meta,
+    pub(super) clock: PublishedClock,
+    /// The term in which it repairs; none if it only looks.
+    pub(super) term: Option<Epoch>,
+    pub(super) published: Published,
+    pub(super) report: VerifyReport,
+    /// What was done, and how much of it is not listed.
+    pub(super) repairs: Vec<Repair>,
+    pub(super) more_repairs: u64,
+    max_findings: usize,
+}
+
+/// What becomes of a document.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// It stays.
+    Keep,
+    /// These bytes take its place.
+    Put(Bytes),
+    /// It goes.
+    Remove,
+}
+
+/// A sequence document as it was read.
+#[derive(Debug)]
+pub(super) enum Document {
+    Missing,
+    /// With what is wrong with it.
+    Broken(Finding),
+    Entry(Arc<ChangeEntry>),
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(
+        store: &'a dyn CacheStore,
+        meta: Meta,
+        clock: PublishedClock,
+        term: Option<Epoch>,
+        options: &VerifyOptions,
+    ) -> Result<Self> {
+        Ok(Pass {
+            store,
+            codec: meta.block_codec()?,
+            meta,
+            report: VerifyReport { clock: Some(clock.clone()), ..VerifyReport::default() },
+            clock,
+            term,
+            published: Published::default(),
+            repairs: Vec::new(),
+            more_repairs: 0,
+            max_findings: options.max_findings.max(1),
+        })
+    }
+
+    /// Reports what is wrong.
+    pub(super) fn found(&mut self, problem: Problem, key: CacheKey, detail: impl Into<String>) {
+        self.push(Finding { problem, key, detail: detail.into() });
+    }
+
+    /// Reports what is wrong.
+    pub(super) fn push(&mut self, finding: Finding) {
+        // The same thing may be seen from several sides.
+        if self.report.findings.contains(&finding) {
+            return;
+        }
+        if self.report.findings.len() < self.max_findings {
+            self.report.findings.push(finding);
+        } else {
+            self.report.more_findings += 1;
+        }
+    }
+
+    /// Reports what was done about it.
+    pub(super) fn did(&mut self, action: Action, key: CacheKey, detail: impl Into<String>) {
+        let repair = Repair { action, key, detail: detail.into() };
+        tracing::info!(%repair, "repaired");
+        if self.repairs.len() < self.max_findings {
+            self.repairs.push(repair);
+        } else {
+            self.more_repairs += 1;
+        }
+    }
+
+    /// Whether readers were promised that everything about the entry is stored.
+    pub(super) fn is_promised(&self, sequence: Sequence) -> bool {
+        sequence <= self.clock.high && !self.published.missing.contains(sequence.0)
+    }
+
+    /// Whether everything about the entry must be stored: it is promised, or in a published record.
+    pub(super) fn is_required(&self, sequence: Sequence) -> bool {
+        self.is_promised(sequence) || self.published.batches.contains_key(&sequence)
+    }
+
+    /// Several sequence documents, each with what is wrong with it.
+    pub(super) async fn documents(&self, sequences: &[Sequence]) -> Result<Vec<(Sequence, Document)>> {
+        let judged = |sequence: Sequence, entry: Option<Arc<ChangeEntry>>| match entry {
+            None => Document::Missing,
+            Some(entry) if entry.sequence() == sequence => Document::Entry(entry),
+            Some(entry) => {
+                let detail = format!("it is the entry of {}", entry.sequence());
+                Document::Broken(Finding { problem: Problem::Misplaced, key: CacheKey::Sequence(sequence), detail })
+            }
+        };
+        match self.store.entries(sequences).await {
+            Ok(entries) => Ok(sequences.iter().zip(entries).map(|(s, entry)| (*s, judged(*s, entry))).collect()),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                let mut read = Vec::with_capacity(sequences.len());
+                for &sequence in sequences {
+                    let key = CacheKey::Sequence(sequence);
+                    let document = match self.store.get(&key).await? {
+                        None => Document::Missing,
+                        Some(stored) => match ChangeEntry::from_bytes(&stored.value) {
+                            Ok(entry) => judged(sequence, Some(Arc::new(entry))),
+                            Err(e) => Document::Broken(Finding::unreadable(key, &e)),
+                        },
+                    };
+                    read.push((sequence, document));
+                }
+                Ok(read)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// An error unless the term goes on.
+    async fn check_term(&self) -> Result<()> {
+        let Some(term) = self.term else {
+            return Err(Error::new(ErrorKind::Unexpected, "a pass that only looks was to write"));
+        };
+        let clock = read_clock(self.store).await?.ok_or_else(clock_lost)?;
+        if clock.value.epoch == term {
+            return Ok(());
+        }
+        let by = clock.value.epoch;
+        let message =
+            format!("the repair's epoch {term} is over: a writer has taken over with epoch {by}; stop it, then repair again");
+        Err(Error::new(ErrorKind::Fenced, message))
+    }
+
+    /// Reads a document and does with it what `change` says, until no one else writes it in between; whether it was written.
+    ///
+    /// The term is looked at **after** the document was read: so a writer that takes over later cannot have written what was read,
+    /// and what it writes makes the compare-and-swap fail.
+    pub(super) async fn rewrite(
+        &self,
+        key: &CacheKey,
+        mut change: impl FnMut(Option<&[u8]>) -> Result<Change> + Send,
+    ) -> Result<bool> {
+        for _ in 0..ROUNDS {
+            let found = self.store.get(key).await?;
+            let change = change(found.as_ref().map(|found| found.value.as_ref()));
+            let change = change.map_err(|e| e.with_context("key", key))?;
+            if matches!((&change, &found), (Change::Keep, _) | (Change::Remove, None)) {
+                return Ok(false);
+            }
+            self.check_term().await?;
+            let written = match (change, &found) {
+                (Change::Put(value), Some(found)) => self.store.replace(key, value, found.version, Expiry::Never).await.map(drop),
+                (Change::Put(value), None) => self.store.insert(key, value, Expiry::Never).await.map(drop),
+                (_, found) => self.store.remove(key, found.as_ref().map(|found| found.version)).await,
+            };
+            match written {
+                Ok(()) => return Ok(true),
+                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
+                Err(e) => return Err(e.with_operation("repair").with_context("key", key)),
+            }
+        }
+        let message = format!("{ROUNDS} compare-and-swaps in a row were refused; stop the writer, then repair again");
+        Err(Error::new(ErrorKind::Conflict, message).with_operation("repair").with_context("key", key))
+    }
+
+    /// Removes a document, if it is still as `broken` says.
+    pub(super) async fn remove_if(&self, key: &CacheKey, broken: impl Fn(&[u8]) -> bool + Send + Sync) -> Result<bool> {
+        self.rewrite(key, |stored| Ok(if stored.is_some_and(&broken) { Change::Remove } else { Change::Keep })).await
+    }
+
+    /// Removes the document of a sequence, if it is none.
+    pub(super) async fn remove_broken(&self, sequence: Sequence) -> Result<bool> {
+        let is_sound = |bytes: &[u8]| ChangeEntry::from_bytes(bytes).is_ok_and(|entry| entry.sequence() == sequence);
+        self.remove_if(&CacheKey::Sequence(sequence), |bytes| !is_sound(bytes)).await
+    }
+
+    /// Begins a counter anew, above the number of batches: it grows at most once a batch, but for what is repeated.
+    pub(super) async fn restart_counter(&self, key: &CacheKey) -> Result<()> {
+        self.check_term().await?;
+        self.store.remove(key, None).await?;
+        self.store.increment(key, 2 * self.clock.batch.max(1)).await.map(drop)
+    }
+
+    /// The clock's field `checkpoint`, set to what there is.
+    pub(super) async fn set_checkpoint_batch(&mut self, batch: u64) -> Result<()> {
+        self.rewrite(&CacheKey::Clock, |stored| {
+            let mut clock = PublishedClock::from_bytes(stored.ok_or_else(clock_lost)?)?;
+            if clock.checkpoint == batch {
+                return Ok(Change::Keep);
+            }
+            clock.checkpoint = batch;
+            Ok(Change::Put(clock.to_bytes()))
+        })
+        .await?;
+        self.clock.checkpoint = batch;
+        Ok(())
+    }
+}

@@ -1,0 +1,353 @@
+//! What is published beside the channels: clock, batch records, late pages, checkpoint.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::findings::{Action, Finding, Problem};
+use super::pass::{Change, Document, Pass};
+use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, LatePage};
+use crate::entry::ChangeEntry;
+use crate::error::Result;
+use crate::key::CacheKey;
+use crate::scan;
+use crate::sequence::{RangeSet, Sequence};
+
+/// What the ring of batch records tells.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    /// The skipped list: one of it that comes just now may be stored in part.
+    pub(super) missing: RangeSet,
+    /// The batch of each entry in a published record.
+    pub(super) batches: BTreeMap<Sequence, u64>,
+    /// The same of a record that is announced, and not published yet.
+    announced: BTreeMap<Sequence, u64>,
+    /// The sequences of late numbers.
+    late: BTreeMap<u64, Sequence>,
+}
+
+/// What a repair says of a checkpoint that is gone.
+const FROM_THE_BEGINNING: &str = "the next writer reads the feed from its beginning";
+
+impl Pass<'_> {
+    /// The clock beside itself. It is the only commit point: nothing else can tell what is right.
+    pub(super) fn check_clock(&mut self) {
+        let clock = self.clock.clone();
+        let rules = [
+            (clock.stable <= clock.settled, format!("stable is {}, above settled, {}", clock.stable, clock.settled)),
+            (clock.settled <= clock.high, format!("settled is {}, above high, {}", clock.settled, clock.high)),
+            (clock.marked <= clock.stable, format!("marked is {}, above stable, {}", clock.marked, clock.stable)),
+            (clock.checkpoint <= clock.batch, format!("the checkpoint is of batch {}, after {}", clock.checkpoint, clock.batch)),
+            (
+                (clock.gaps == 0) == (clock.stable == clock.high),
+                format!("{} sequences are missing between stable, {}, and high, {}", clock.gaps, clock.stable, clock.high),
+            ),
+        ];
+        for (_, detail) in rules.into_iter().filter(|(holds, _)| !holds) {
+            self.found(Problem::Contradiction, CacheKey::Clock, detail);
+        }
+    }
+
+    /// The ring of batch records: what readers follow the writer by. One that is gone is no fault, unless it is the last: whoever
+    /// needs it is behind, and begins again from the clock. So a broken one is best gone.
+    pub(super) async fn records(&mut self) -> Result<()> {
+        let ring = self.meta.ring.max(1);
+        let last = self.clock.batch;
+        for number in last.saturating_sub(ring - 1).max(1)..=last {
+            let key = CacheKey::Batch(number % ring);
+            let Some(stored) = self.store.get(&key).await? else {
+                if number == last {
+                    let detail =
+                        format!("the record of batch {number}, the last, is not there; a writer's next batch makes the next");
+                    self.found(Problem::Missing, key, detail);
+                }
+                continue;
+            };
+            let wrong = match BatchRecord::from_bytes(&stored.value) {
+                // Announced, and not published yet.
+                Ok(record) if record.number > last => {
+                    self.remember_late(&record, |number, clock| number > clock);
+                    let entries = record.entries.iter().map(|entry| (entry.sequence(), record.number));
+                    self.published.announced.extend(entries);
+                    continue;
+                }
+                Ok(record) => {
+                    let wrong = self.wrong_record(&key, number, &record);
+                    if wrong.is_none() {
+                        self.remember(record);
+                    }
+                    wrong
+                }
+                Err(e) => Some(Finding::unreadable(key.clone(), &e)),
+            };
+            let Some(wrong) = wrong else { continue };
+            self.push(wrong);
+            if self.term.is_some() && self.remove_if(&key, |now| *now == *stored.value).await? {
+                let follows = if number == last { "; a writer's next batch makes the next" } else { "" };
+                let detail =
+                    format!("the record of batch {number} could not be right; readers that are behind begin again{follows}");
+                self.did(Action::Removed, key, detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with a record by itself and beside the clock.
+    fn wrong_record(&self, key: &CacheKey, number: u64, record: &BatchRecord) -> Option<Finding> {
+        let wrong = |detail| Some(Finding { problem: Problem::Contradiction, key: key.clone(), detail });
+        if record.number != number {
+            return wrong(format!("it holds batch {} in the place of {number}", record.number));
+        }
+        if record.epoch.supersedes(self.clock.epoch) {
+            return wrong(format!("batch {number} is of epoch {}, after the clock's, {}", record.epoch, self.clock.epoch));
+        }
+        if number < self.clock.batch {
+            return None;
+        }
+        let count: u64 = record.gaps.iter().map(|gap| gap.range.count()).sum();
+        if count != self.clock.gaps {
+            return wrong(format!("{count} sequences are missing in it, {} by the clock", self.clock.gaps));
+        }
+        let first = record.gaps.iter().map(|gap| gap.range.first()).min();
+        let first = first.filter(|first| *first != self.clock.stable.next())?;
+        wrong(format!("the first missing sequence is {first}, and stable is {}", self.clock.stable))
+    }
+
+    fn remember(&mut self, record: BatchRecord) {
+        self.remember_late(&record, |number, clock| number <= clock);
+        if record.number == self.clock.batch {
+            for gap in &record.gaps {
+                self.published.missing.insert(gap.range.first().0, gap.range.last().0);
+            }
+        }
+        for entry in &record.entries {
+            // What came again is stored as it came first.
+            self.published.batches.entry(entry.sequence()).or_insert(record.number);
+        }
+    }
+
+    fn remember_late(&mut self, record: &BatchRecord, counts: impl Fn(u64, u64) -> bool) {
+        for late in record.late.iter().filter(|late| counts(late.number, self.clock.late)) {
+            self.published.late.insert(late.number, late.sequence);
+        }
+    }
+
+    /// An entry as the record of its batch has it, stored again where its document is gone or broken.
+    pub(super) async fn restore(&mut self, sequence: Sequence) -> Result<Option<Arc<ChangeEntry>>> {
+        let Published { batches, announced, .. } = &self.published;
+        let Some(&batch) = batches.get(&sequence).or_else(|| announced.get(&sequence)) else { return Ok(None) };
+        let record = self.store.record(batch, self.meta.ring).await?;
+        let same = |entry: &&Arc<ChangeEntry>| entry.sequence() == sequence;
+        let Some(entry) = record.as_ref().and_then(|record| record.entries.iter().find(same)).cloned() else { return Ok(None) };
+        let key = CacheKey::Sequence(sequence);
+        let is_sound = |bytes: &[u8]| ChangeEntry::from_bytes(bytes).is_ok_and(|stored| stored.sequence() == sequence);
+        let change =
+            |stored: Option<&[u8]>| Ok(if stored.is_some_and(is_sound) { Change::Keep } else { Change::Put(entry.to_bytes()) });
+        if self.rewrite(&key, change).await? {
+            self.did(Action::Rebuilt, key, format!("from the record of batch {batch}"));
+        }
+        Ok(Some(entry))
+    }
+
+    /// The pages of late entries, and those after them that a writer looks at.
+    pub(super) async fn late_pages(&mut self) -> Result<()> {
+        let late = self.clock.late;
+        for page in 0..=LatePage::of(late + LATE_PAGE) {
+            let key = CacheKey::Late(page);
+            let stored = self.store.get(&key).await?.map(|stored| stored.value);
+            let is_published = page * LATE_PAGE < late;
+            let read = stored.as_ref().map(|bytes| LatePage::from_bytes(bytes)).transpose();
+            let entries = match read {
+                Ok(None) if !is_published => continue,
+                Ok(None) => {
+                    self.found(Problem::Missing, key.clone(), format!("there have been {late} late entries"));
+                    Vec::new()
+                }
+                Ok(Some(read)) => {
+                    if self.late_entries(page, &read.entries) == read.entries {
+                        self.check_late(&key, &read.entries).await?;
+                        continue;
+                    }
+                    let (first, last) = (page * LATE_PAGE + 1, ((page + 1) * LATE_PAGE).min(late));
+                    let detail =
+                        format!("it does not hold the late numbers {first} to {last}, each once, as the batch records have them");
+                    self.found(Problem::Contradiction, key.clone(), detail);
+                    read.entries
+                }
+                Err(e) => {
+                    self.push(Finding::unreadable(key.clone(), &e));
+                    Vec::new()
+                }
+            };
+            if let Some(epoch) = self.term {
+                let entries = self.late_entries(page, &entries);
+                let put = || Change::Put(LatePage { epoch, entries: entries.clone() }.to_bytes());
+                let change = |now: Option<&[u8]>| {
+                    Ok(if now != stored.as_deref() {
+                        Change::Keep
+                    } else if entries.is_empty() {
+                        Change::Remove
+                    } else {
+                        put()
+                    })
+                };
+                if self.rewrite(&key, change).await? {
+                    let action = if entries.is_empty() { Action::Removed } else { Action::Rebuilt };
+                    self.did(action, key.clone(), "from what is known of its late numbers");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a page must hold, given what it holds: each late number once, in order. One whose sequence is not known has the sequence 0: so
+    /// the writer can go on with the page, and readers that need that one fail rather than miss it.
+    fn late_entries(&self, page: u64, stored: &[LateEntry]) -> Vec<LateEntry> {
+        let range = page * LATE_PAGE + 1..=(page + 1) * LATE_PAGE;
+        let mut by_number: BTreeMap<u64, Sequence> = BTreeMap::new();
+        for late in stored.iter().filter(|late| range.contains(&late.number)) {
+            let sequence = by_number.entry(late.number).or_insert(late.sequence);
+            if *sequence != late.sequence {
+                *sequence = Sequence::ZERO;
+            }
+        }
+        for (&number, &sequence) in self.published.late.range(range.clone()) {
+            // Above the clock nothing is promised, and what a page says is as good.
+            let known = by_number.entry(number).or_insert(sequence);
+            if number <= self.clock.late || *known == Sequence::ZERO {
+                *known = sequence;
+            }
+        }
+        for number in range.take_while(|number| *number <= self.clock.late) {
+            by_number.entry(number).or_insert(Sequence::ZERO);
+        }
+        by_number.into_iter().map(|(number, sequence)| LateEntry { number, sequence }).collect()
+    }
+
+    /// Whether the entries of a page are there.
+    async fn check_late(&mut self, key: &CacheKey, entries: &[LateEntry]) -> Result<()> {
+        let published = entries.iter().filter(|late| late.number <= self.clock.late);
+        let (unknown, known): (Vec<LateEntry>, Vec<LateEntry>) = published.partition(|late| late.sequence == Sequence::ZERO);
+        if let Some(last) = unknown.last() {
+            let (count, number) = (unknown.len(), last.number);
+            let detail = format!(
+                "which sequences {count} of its late numbers are is not known: late cursors below {number} must begin anew"
+            );
+            self.found(Problem::Missing, key.clone(), detail);
+        }
+        let sequences: Vec<Sequence> = known.iter().map(|late| late.sequence).collect();
+        for page in sequences.chunks(scan::PAGE) {
+            for (sequence, read) in self.documents(page).await? {
+                if matches!(read, Document::Missing) {
+                    let detail = format!("{key} announces it as late, and it is not there");
+                    self.found(Problem::Missing, CacheKey::Sequence(sequence), detail);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The checkpoint of `feed`. Without one, a writer reads the feed from its beginning: what is cached already comes as duplicates.
+    pub(super) async fn checkpoint(&mut self, feed: &str, forget: bool) -> Result<()> {
+        let key = CacheKey::Checkpoint(feed.to_owned());
+        let (batch, high) = (self.clock.batch, self.clock.high);
+        let stored = self.store.get(&key).await?.map(|stored| stored.value);
+        let Some(bytes) = stored else {
+            if self.clock.checkpoint > 0 {
+                let detail = format!("the clock says that there is one, of batch {}", self.clock.checkpoint);
+                self.found(Problem::Missing, key.clone(), detail);
+                if self.term.is_some() {
+                    self.set_checkpoint_batch(0).await?;
+                    self.did(Action::Rebuilt, CacheKey::Clock, format!("{key} is gone: {FROM_THE_BEGINNING}"));
+                }
+            }
+            return Ok(());
+        };
+        let mut older = None;
+        let mut usable = !forget;
+        let wrong = match Checkpoint::from_bytes(&bytes) {
+            Err(e) => Some(Finding::unreadable(key.clone(), &e)),
+            Ok(checkpoint) => {
+                let of = checkpoint.batch;
+                let seen = checkpoint.sequencer.next.previous();
+                let wrong = |detail| Some(Finding { problem: Problem::Contradiction, key: key.clone(), detail });
+                // It is stored just before the clock, so it may be one batch ahead.
+                if of > batch + 1 {
+                    wrong(format!("it is of batch {of}, the clock of {batch}"))
+                } else if checkpoint.epoch.supersedes(self.clock.epoch) {
+                    wrong(format!("it is of epoch {}, after the clock's, {}", checkpoint.epoch, self.clock.epoch))
+                } else if of <= batch && seen > high {
+                    wrong(format!("it accounts for everything up to {seen}, the clock only up to {high}"))
+                } else if of < self.clock.checkpoint {
+                    // An earlier position: more comes again.
+                    older = Some(of);
+                    wrong(format!("it is of batch {of}, and one was stored with {}", self.clock.checkpoint))
+                } else {
+                    None
+                }
+            }
+        };
+        if let Some(wrong) = wrong {
+            usable &= older.is_some();
+            self.push(wrong);
+        }
+        if self.term.is_none() {
+            return Ok(());
+        }
+        if !usable {
+            if self.remove_if(&key, |now| *now == *bytes).await? {
+                self.set_checkpoint_batch(0).await?;
+                self.did(Action::Removed, key, FROM_THE_BEGINNING);
+            }
+        } else if let Some(of) = older {
+            self.set_checkpoint_batch(of).await?;
+            self.did(Action::Rebuilt, CacheKey::Clock, format!("the checkpoint is of batch {of}: a writer goes on from there"));
+        }
+        Ok(())
+    }
+
+    /// Puts sequences that are lost among those given up, so that a writer takes them when the feed brings them again, and announces them as
+    /// late; whether that is done.
+    async fn give_up(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<bool> {
+        let Some(epoch) = self.term else { return Ok(false) };
+        let add = |set: &mut RangeSet| lost.iter().fold(false, |any, (first, last)| set.insert(first, last) | any);
+        let batch = self.clock.batch;
+        let mut told = false;
+        if let Some(feed) = feed {
+            let found = &mut told;
+            self.rewrite(&CacheKey::Checkpoint(feed.to_owned()), |stored| {
+                let Some(Ok(mut checkpoint)) = stored.map(Checkpoint::from_bytes) else { return Ok(Change::Keep) };
+                *found = true;
+                let new = add(&mut checkpoint.sequencer.abandoned);
+                Ok(if new { Change::Put(checkpoint.to_bytes()) } else { Change::Keep })
+            })
+            .await?;
+        }
+        let found = &mut told;
+        self.rewrite(&CacheKey::Batch(batch % self.meta.ring.max(1)), |stored| {
+            let record = stored.map(BatchRecord::from_bytes).and_then(Result::ok);
+            let Some(mut record) = record.filter(|record| record.number == batch) else { return Ok(Change::Keep) };
+            *found = true;
+            let new = add(&mut record.abandoned);
+            record.epoch = epoch;
+            Ok(if new { Change::Put(record.to_bytes()) } else { Change::Keep })
+        })
+        .await?;
+        Ok(told)
+    }
+
+    /// Reports sequences as lost, and takes away what is left of their documents: nothing could be stored in their place.
+    pub(super) async fn lose(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<()> {
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let next = match self.give_up(lost, feed).await? {
+            true => "a writer that reads the feed from before it takes it again, as late",
+            false => "the last batch record is gone: repair again when a writer has published, before the feed is read anew",
+        };
+        for sequence in lost.iter().flat_map(|(first, last)| first..=last).map(Sequence) {
+            self.remove_broken(sequence).await?;
+            self.did(Action::Lost, CacheKey::Sequence(sequence), format!("requests that need it fail; {next}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,481 @@
+//! The channels: documents, blocks and directories, from the highest block number down. So whatever an entry marks as superseded is met after it,
+//! and each document and each block is read once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::findings::{Action, Finding, Problem};
+use super::pass::{Change, Document, Pass};
+use super::pointers::Pointers;
+use super::rules::{Marks, Met, Newest};
+use super::window::{Facts, Stored, Window};
+use crate::batch::{entry_marks, entry_states};
+use crate::block::{Block, BlockState};
+use crate::channel::{Channel, ChannelMap};
+use crate::directory::Directory;
+use crate::entry::ChangeEntry;
+use crate::error::{ErrorKind, Result};
+use crate::key::{BlockIndex, CacheKey};
+use crate::scan;
+use crate::sequence::{RangeSet, Sequence};
+
+/// Blocks read at once.
+const BLOCKS: usize = 64;
+
+/// What is known of a channel.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Its directory; none where it cannot be read.
+    directory: Option<Directory>,
+    /// Blocks that it must list; and those that it lists, and that are not there and need not be.
+    needed: RangeSet,
+    empty: RangeSet,
+    /// Below it, a document that is lost may have superseded a row.
+    doubt: Sequence,
+    /// Whether a block was rebuilt.
+    touched: bool,
+}
+
+/// One walk over all channels.
+#[derive(Debug)]
+pub(super) struct Sweep<'p, 'a> {
+    pass: &'p mut Pass<'a>,
+    capacity: u32,
+    star: Channel,
+    seen: ChannelMap<Seen>,
+    /// The same channels, in the order in which they were met.
+    order: Vec<Channel>,
+    /// Channels whose directory lists a block that was passed before they were met.
+    late: Vec<Channel>,
+    /// The lowest block number from which on the star channel's directory cannot be relied on: a block of it that is gone may have been there.
+    unreliable_from: Option<u64>,
+    marks: Marks,
+    newest: Newest,
+    pointers: Pointers,
+    lost: RangeSet,
+    lost_above: RangeSet,
+}
+
+/// What a walk came to.
+#[derive(Debug)]
+pub(super) struct Swept {
+    /// All channels met.
+    pub(super) channels: Vec<Channel>,
+    /// Whether some were met too late, so that the walk must be made again with all of them known.
+    pub(super) again: bool,
+    /// Sequences that are lost, but for those of `lost_above`.
+    pub(super) lost: RangeSet,
+    /// Sequences above stable whose documents are broken. Readers take one that is not there for one that comes just now, and leave it
+    /// out: so these documents must stay as they are.
+    pub(super) lost_above: RangeSet,
+}
+
+impl<'p, 'a> Sweep<'p, 'a> {
+    /// A walk with what `pass` knows. Of the channels in `known`, directories are looked at from the start.
+    pub(super) async fn run(pass: &'p mut Pass<'a>, known: &[Channel]) -> Result<Swept> {
+        let capacity = pass.codec.capacity();
+        let mut sweep = Sweep {
+            capacity,
+            star: Channel::star(),
+            seen: ChannelMap::default(),
+            order: Vec::new(),
+            late: Vec::new(),
+            unreliable_from: None,
+            marks: Marks::new(capacity),
+            newest: Newest::new(pass.clock.marked),
+            pointers: Pointers::default(),
+            lost: RangeSet::new(),
+            lost_above: RangeSet::new(),
+            pass,
+        };
+        sweep.know(&Channel::star(), None).await?;
+        for channel in known {
+            sweep.know(channel, None).await?;
+        }
+        let top = sweep.extent().await?;
+        for index in (0..=top.0).rev() {
+            sweep.window(BlockIndex(index)).await?;
+        }
+        for channel in sweep.order.clone() {
+            sweep.directory(&channel).await?;
+            sweep.counter(&channel).await?;
+        }
+        sweep.pointers.write(sweep.pass).await?;
+        sweep.pass.report.channels = sweep.order.len() as u64;
+        Ok(Swept { channels: sweep.order, again: !sweep.late.is_empty(), lost: sweep.lost, lost_above: sweep.lost_above })
+    }
+
+    /// Reads a channel's directory, once. `at`: the window in which it is met.
+    async fn know(&mut self, channel: &Channel, at: Option<BlockIndex>) -> Result<()> {
+        if self.seen.contains_key(channel) {
+            return Ok(());
+        }
+        let directory = match scan::directory(self.pass.store, channel).await {
+            Ok(directory) => Some(directory),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                self.pass.push(Finding::unreadable(CacheKey::Directory(channel.clone()), &e));
+                None
+            }
+            Err(e) => return Err(e),
+        };
+        if let (Some(at), Some(directory)) = (at, &directory)
+            && directory.blocks.last().is_some_and(|last| last > at.0)
+        {
+            self.late.push(channel.clone());
+        }
+        self.seen.insert(channel.clone(), Seen { directory, ..Seen::default() });
+        self.order.push(channel.clone());
+        Ok(())
+    }
+
+    /// The highest block number there can be; finds out whether the star channel's directory can be relied on.
+    async fn extent(&mut self) -> Result<BlockIndex> {
+        let last = self.pass.published.batches.keys().next_back().copied().unwrap_or_default();
+        let (index, _) = Block::locate(last.max(self.pass.clock.high), self.capacity);
+        let listed = self.seen.values().filter_map(|seen| seen.directory.as_ref()?.blocks.last()).max();
+        let mut top = index.0.max(listed.unwrap_or(0));
+        let directory = self.seen.get(&self.star).and_then(|seen| seen.directory.as_ref());
+        if directory.is_some_and(|directory| !directory.blocks.is_empty()) {
+            return Ok(BlockIndex(top));
+        }
+        // Nothing is listed: either nothing was ever stored, or the directory is gone.
+        while self.star_block_from(top + 1, top + 1).await?.is_some() {
+            top += 1;
+        }
+        let first = self.star_block_from(0, top).await?;
+        let is_used = first.is_some() || self.counted(&Channel::star()).await? != Some(0);
+        self.unreliable_from = is_used.then_some(first.unwrap_or(0));
+        Ok(BlockIndex(top))
+    }
+
+    /// The first number from `first` to `last` of which the star channel has a block.
+    async fn star_block_from(&self, first: u64, last: u64) -> Result<Option<u64>> {
+        let mut next = first;
+        while next <= last {
+            let some: Vec<u64> = (next..=last).take(BLOCKS).collect();
+            let keys: Vec<CacheKey> = some.iter().map(|index| CacheKey::Block(self.star.clone(), BlockIndex(*index))).collect();
+            let found = self.pass.store.get_many(&keys).await?;
+            if let Some(at) = found.iter().position(Option::is_some) {
+                return Ok(Some(some[at]));
+            }
+            next += BLOCKS as u64;
+        }
+        Ok(None)
+    }
+
+    /// A channel's counter; none if it cannot be read.
+    async fn counted(&self, channel: &Channel) -> Result<Option<u64>> {
+        match self.pass.store.increment(&CacheKey::Counter(channel.clone()), 0).await {
+            Ok(count) => Ok(Some(count)),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn lists(&self, channel: &Channel, index: BlockIndex) -> bool {
+        let directory = self.seen.get(channel).and_then(|seen| seen.directory.as_ref());
+        directory.is_some_and(|directory| directory.blocks.contains(index.0))
+    }
+
+    async fn window(&mut self, index: BlockIndex) -> Result<()> {
+        let mut window = Window::new(index, self.capacity);
+        let mut channels = vec![self.star.clone()];
+        channels.extend(self.order.iter().filter(|channel| !channel.is_star() && self.lists(channel, index)).cloned());
+        let recorded = self.pass.published.batches.range(window.range.first()..=window.range.last());
+        window.ask(recorded.map(|(sequence, _)| *sequence));
+        while !channels.is_empty() {
+            self.load(&mut window, &channels).await?;
+            let asked = window.take_asked();
+            for page in asked.chunks(scan::PAGE) {
+                self.read(&mut window, page).await?;
+            }
+            channels =
+                window.cells.iter().filter(|(_, cell)| cell.stored.is_none()).map(|(channel, _)| channel.clone()).collect();
+        }
+        for (channel, marked) in self.marks.take(index) {
+            if let Some(cell) = window.cells.get_mut(&channel) {
+                cell.marked.certain.merge(&marked.certain);
+                cell.marked.possible.merge(&marked.possible);
+            }
+        }
+        self.settle(window).await
+    }
+
+    /// Reads the blocks of these channels, and asks for the documents of what they name.
+    async fn load(&mut self, window: &mut Window, channels: &[Channel]) -> Result<()> {
+        let index = window.index;
+        for some in channels.chunks(BLOCKS) {
+            for channel in some {
+                self.know(channel, Some(index)).await?;
+            }
+            let keys: Vec<CacheKey> = some.iter().map(|channel| CacheKey::Block(channel.clone(), index)).collect();
+            for (channel, found) in some.iter().zip(self.pass.store.get_many(&keys).await?) {
+                let stored = Stored::of(found.as_ref().map(|found| found.value.as_ref()), self.pass.codec.as_ref());
+                if let Stored::Block(block) = &stored {
+                    self.pass.report.blocks += 1;
+                    self.pass.report.rows += u64::from(block.live_count());
+                    let named: Vec<Sequence> = block.iter().map(|(offset, _)| window.sequence(offset)).collect();
+                    window.ask(named);
+                } else if channel.is_star() && self.may_be_lost(&stored, index, channels.len() > 1) {
+                    let (first, last) = (window.range.first().0, window.range.last().0);
+                    window.ask((first..=last).map(Sequence));
+                }
+                window.cell(channel).stored = Some(stored);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a block of the star channel that cannot be read may have named something; `others`: whether other channels list theirs.
+    fn may_be_lost(&self, stored: &Stored, index: BlockIndex, others: bool) -> bool {
+        matches!(stored, Stored::Unreadable(_))
+            || others
+            || self.lists(&self.star, index)
+            || self.unreliable_from.is_some_and(|first| first <= index.0)
+    }
+
+    /// Reads documents, and takes down what follows from them.
+    async fn read(&mut self, window: &mut Window, page: &[Sequence]) -> Result<()> {
+        let mut entries = Vec::with_capacity(page.len());
+        for (sequence, document) in self.pass.documents(page).await? {
+            match document {
+                Document::Entry(entry) => entries.push(entry),
+                Document::Missing => {
+                    let restored = if self.pass.term.is_some() { self.pass.restore(sequence).await? } else { None };
+                    if restored.is_none()
+                        && sequence > self.pass.clock.high
+                        && let Some(batch) = self.pass.published.batches.get(&sequence)
+                    {
+                        let detail = format!("batch {batch} stored it, and it is not there");
+                        self.pass.found(Problem::Missing, CacheKey::Sequence(sequence), detail);
+                    }
+                    entries.extend(restored);
+                }
+                Document::Broken(finding) => {
+                    self.pass.push(finding.clone());
+                    let restored = if self.pass.term.is_some() { self.pass.restore(sequence).await? } else { None };
+                    match restored {
+                        Some(entry) => entries.push(entry),
+                        None => drop(window.broken.insert(sequence, finding)),
+                    }
+                }
+            }
+        }
+        self.pass.report.documents += entries.len() as u64;
+        let first_met = |entry: &&Arc<ChangeEntry>| entry.in_star() && !self.newest.knows(&self.star, entry.document());
+        let documents = entries.iter().filter(first_met).map(|entry| entry.document()).collect();
+        self.pointers.check(self.pass, documents).await?;
+        for entry in entries {
+            self.entry(window, &entry);
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, window: &mut Window, entry: &ChangeEntry) {
+        let sequence = entry.sequence();
+        window.documents.insert(sequence.0, sequence.0);
+        entry_states(entry, &self.star, |change| {
+            let offset = window.offset(change.sequence);
+            window.cell(change.channel).own.raise(offset, change.state);
+        });
+        let certain = sequence <= self.pass.clock.marked;
+        entry_marks(entry, &self.star, |change| self.marks.add(change.channel, change.sequence, certain));
+
+        let star = entry.in_star().then_some(&self.star);
+        for channel in star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
+            let (older, newer) = match self.newest.meet(channel, entry.document(), sequence) {
+                Met::First => continue,
+                Met::Older { than } => (sequence, than),
+                Met::Newer { than } => (than, sequence),
+            };
+            if window.range.contains(older) {
+                window.cell(channel).older.push((older, newer));
+            }
+        }
+        if self.pass.is_required(sequence) {
+            self.pointers.raise(entry, &self.star);
+        }
+    }
+
+    /// Judges all blocks of the window, and rebuilds what is wrong.
+    async fn settle(&mut self, mut window: Window) -> Result<()> {
+        let mut channels: Vec<Channel> = window.cells.keys().cloned().collect();
+        channels.sort_unstable();
+        let mut lost: BTreeMap<Sequence, Channel> = BTreeMap::new();
+        for channel in &channels {
+            self.find_older(&mut window, channel).await?;
+            let doubt = window.doubt(channel, |sequence| self.pass.is_required(sequence));
+            let listed = self.lists(channel, window.index);
+            let Some(seen) = self.seen.get_mut(channel) else { continue };
+            seen.doubt = seen.doubt.max(doubt);
+            let facts = Facts {
+                listed,
+                valid_from: seen.directory.as_ref().map_or(Sequence::ZERO, |directory| directory.valid_from),
+                doubt: seen.doubt,
+                marked: self.pass.clock.marked,
+                unpublished: self.pass.term.is_some(),
+            };
+            self.settle_block(&window, channel, facts, &mut lost).await?;
+        }
+        for (sequence, channel) in &lost {
+            let is_broken = window.broken.contains_key(sequence);
+            if !is_broken {
+                let detail = format!("{} shows it, and it is not there", CacheKey::Block(channel.clone(), window.index));
+                self.pass.found(Problem::Missing, CacheKey::Sequence(*sequence), detail);
+            }
+            let lost = if is_broken && *sequence > self.pass.clock.stable { &mut self.lost_above } else { &mut self.lost };
+            lost.insert(sequence.0, sequence.0);
+        }
+        if self.pass.term.is_some() {
+            for sequence in window.broken.keys().filter(|sequence| !lost.contains_key(sequence)) {
+                self.remove_broken(*sequence).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks rows that no entry's own list names, and that are older than another of the same document all the same.
+    async fn find_older(&mut self, window: &mut Window, channel: &Channel) -> Result<()> {
+        let older = std::mem::take(&mut window.cell(channel).older);
+        for (row, newer) in older {
+            let offset = window.offset(row);
+            let cell = window.cell(channel);
+            if cell.marked.at(offset) == super::rules::Superseded::Yes || !cell.own.get(offset).is_live() {
+                continue;
+            }
+            let certain = newer <= self.pass.clock.marked;
+            let says = match &cell.stored {
+                Some(Stored::Block(block)) => block.get(offset),
+                _ => BlockState::Absent,
+            };
+            if certain && says != BlockState::Superseded {
+                // Only by their hashes they are one document.
+                let both = self.pass.store.entries(&[row, newer]).await?;
+                let documents: Vec<&str> = both.iter().flatten().map(|entry| entry.document()).collect();
+                if documents.len() < 2 || documents[0] != documents[1] {
+                    continue;
+                }
+            }
+            window.cell(channel).marked.add(offset, certain);
+        }
+        Ok(())
+    }
+
+    async fn settle_block(
+        &mut self,
+        window: &Window,
+        channel: &Channel,
+        facts: Facts,
+        lost: &mut BTreeMap<Sequence, Channel>,
+    ) -> Result<()> {
+        let key = CacheKey::Block(channel.clone(), window.index);
+        let Some(stored) = window.cells.get(channel).and_then(|cell| cell.stored.as_ref()) else { return Ok(()) };
+        let pass = &mut *self.pass;
+        let mut verdict = window.judge(channel, stored, facts, |sequence| pass.is_required(sequence));
+        let findings = std::mem::take(&mut verdict.findings);
+        let first = findings.first().map(|finding| finding.detail.clone());
+        findings.into_iter().for_each(|finding| pass.push(finding));
+        let is_there = !matches!(stored, Stored::Missing);
+        let mut rebuilt = false;
+        if verdict.is_wrong && pass.term.is_some() && (is_there || verdict.right.set_count() > 0) {
+            let (shared, codec) = (&*pass, pass.codec.clone());
+            rebuilt = shared
+                .rewrite(&key, |bytes| {
+                    let now = Stored::of(bytes, codec.as_ref());
+                    let now = window.judge(channel, &now, facts, |sequence| shared.is_required(sequence));
+                    Ok(if now.is_wrong { Change::Put(codec.encode(&now.right)) } else { Change::Keep })
+                })
+                .await?;
+            if rebuilt {
+                pass.did(Action::Rebuilt, key, format!("from the sequence documents: {}", first.unwrap_or_default()));
+            }
+        }
+        for sequence in &verdict.lost {
+            lost.entry(*sequence).or_insert_with(|| channel.clone());
+        }
+        if let Some(seen) = self.seen.get_mut(channel) {
+            let index = window.index.0;
+            seen.touched |= rebuilt;
+            if verdict.is_needed {
+                seen.needed.insert(index, index);
+            } else if !is_there && verdict.right.set_count() == 0 && facts.listed {
+                seen.empty.insert(index, index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a document that cannot be read, and that nothing shows.
+    async fn remove_broken(&mut self, sequence: Sequence) -> Result<()> {
+        if self.pass.remove_broken(sequence).await? {
+            let detail = if self.pass.is_required(sequence) {
+                "nothing that is known shows it: later rows of its document are there"
+            } else {
+                "it was not published: it comes again"
+            };
+            self.pass.did(Action::Removed, CacheKey::Sequence(sequence), detail);
+        }
+        Ok(())
+    }
+
+    /// Looks whether the directory lists what it must, and rebuilds it if not. When all blocks are rebuilt: a directory that lists too
+    /// little hides rows, and one that cannot be read does not.
+    async fn directory(&mut self, channel: &Channel) -> Result<()> {
+        let key = CacheKey::Directory(channel.clone());
+        let Some(seen) = self.seen.get(channel) else { return Ok(()) };
+        let mut unlisted = seen.needed.clone();
+        for (first, last) in seen.directory.iter().flat_map(|directory| directory.blocks.iter()) {
+            unlisted.remove(first, last);
+        }
+        if seen.directory.is_some() {
+            for index in unlisted.iter().flat_map(|(first, last)| first..=last) {
+                let detail = format!("it does not list block {index}, which shows something");
+                self.pass.found(Problem::UnlistedBlock, key.clone(), detail);
+            }
+        }
+        let is_wrong = seen.directory.is_none() || !unlisted.is_empty() || !seen.empty.is_empty();
+        // A block that was empty and is not: whoever drops it by what it was must find another version, see `Directory`.
+        if self.pass.term.is_none() || !(is_wrong || seen.touched) {
+            return Ok(());
+        }
+        let first_generation = self.pass.clock.batch;
+        let written = self.pass.rewrite(&key, |stored| {
+            let mut directory = match stored.map(|bytes| Directory::from_bytes(bytes, channel)) {
+                Some(Ok(directory)) => directory,
+                // Above whatever it had: it grows at most once a batch and block.
+                _ => Directory { generation: first_generation, ..Directory::new(channel.clone()) },
+            };
+            for (first, last) in seen.needed.iter() {
+                directory.blocks.insert(first, last);
+            }
+            for (first, last) in seen.empty.iter() {
+                directory.blocks.remove(first, last);
+            }
+            directory.generation += 1;
+            Ok(Change::Put(directory.to_bytes()))
+        });
+        if written.await? && is_wrong {
+            self.pass.did(Action::Rebuilt, key, "from the blocks that are there");
+        }
+        Ok(())
+    }
+
+    /// Looks whether a channel with blocks has a counter. It says only that the channel has changed, so any number above what it had will do.
+    async fn counter(&mut self, channel: &Channel) -> Result<()> {
+        let key = CacheKey::Counter(channel.clone());
+        let Some(seen) = self.seen.get(channel) else { return Ok(()) };
+        if seen.needed.is_empty() && seen.directory.as_ref().is_none_or(|directory| directory.blocks.is_empty()) {
+            return Ok(());
+        }
+        match self.counted(channel).await? {
+            Some(0) => self.pass.found(Problem::NoCounter, key.clone(), "the channel has blocks, and its counter is 0"),
+            Some(_) => return Ok(()),
+            None => self.pass.found(Problem::Unreadable, key.clone(), "not a counter"),
+        }
+        if self.pass.term.is_some() {
+            self.pass.restart_counter(&key).await?;
+            self.pass.did(Action::Rebuilt, key, "above the number of batches");
+        }
+        Ok(())
+    }
+}

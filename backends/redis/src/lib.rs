@@ -335,6 +335,13 @@ impl CacheStore for RedisStore {
         Some(wake::wakes(self.target.clone(), self.addresses.wake_channel()))
     }
 
+    async fn bytes_used(&self) -> Result<Option<u64>> {
+        let info = self.server_info().await?;
+        // Replicas hold what their masters hold, and answer as well; a server that does not say has no `used_memory`.
+        let bytes = info.values("used_memory").filter_map(|bytes| bytes.parse::<u64>().ok());
+        Ok(bytes.reduce(|a, b| a + b))
+    }
+
     async fn entries(&self, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
         let keys: Vec<CacheKey> = sequences.iter().map(|s| CacheKey::Sequence(*s)).collect();
         let found = self.get_many(&keys).await?;

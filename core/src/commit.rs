@@ -131,18 +131,24 @@ async fn count<S: CacheStore + ?Sized>(store: &S, channel: &Channel) -> Result<(
 /// # Errors
 /// `Corrupt`, naming the key, for a directory that cannot be read; what the store says.
 pub async fn list_blocks<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch, deltas: &[BlockDelta]) -> Result<()> {
-    let listings = deltas.iter().filter(|d| d.adds_rows).map(|delta| list_block(store, batch, delta)).collect();
+    let listings = deltas.iter().filter(|d| must_list(batch, d)).map(|delta| list_block(store, batch, delta)).collect();
     in_parallel::<_, ()>(listings).await.map(drop)
+}
+
+/// Whether a block may be dropped meanwhile: then the directory is rewritten even if it lists the block, so that a drop decided before our merge
+/// fails on the version (see `Directory`).
+fn is_droppable(batch: &WriteBatch, delta: &BlockDelta) -> bool {
+    Block::range(delta.index, batch.codec.capacity()).last() <= batch.stable
+}
+
+/// Whether [`list_blocks`] has something to do for a block.
+pub fn must_list(batch: &WriteBatch, delta: &BlockDelta) -> bool {
+    delta.adds_rows && (is_droppable(batch, delta) || !batch.listed.contains(&delta.channel, delta.index))
 }
 
 /// Puts a block that got rows into its channel's directory.
 async fn list_block<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch, delta: &BlockDelta) -> Result<()> {
-    // Whether it may be dropped meanwhile: then the directory is rewritten even if it lists the block, so that a drop decided before
-    // our merge fails on the version (see `Directory`).
-    let droppable = Block::range(delta.index, batch.codec.capacity()).last() <= batch.stable;
-    if !droppable && batch.listed.contains(&delta.channel, delta.index) {
-        return Ok(());
-    }
+    let droppable = is_droppable(batch, delta);
     update(store, &CacheKey::Directory(delta.channel.clone()), |stored| {
         let mut directory = match stored {
             Some(bytes) => Directory::from_bytes(bytes, &delta.channel)?,
@@ -205,6 +211,7 @@ pub async fn publish<S: CacheStore + ?Sized>(
     last: &Versioned<PublishedClock>,
 ) -> Result<Versioned<PublishedClock>> {
     let epoch = publication.clock.epoch;
+    still_there(store, epoch, last).await?;
     store_pointers(store, publication).await?;
     append_late(store, epoch, &publication.record).await?;
 
@@ -228,6 +235,24 @@ pub async fn publish<S: CacheStore + ?Sized>(
     }
 
     replace_clock(store, &publication.clock, last).await
+}
+
+/// The stored clock, if nothing that the writer of `last` knows to be stored was lost. Before anything of a publication is written: a checkpoint or a
+/// pointer over an older state would pass what was lost, and no later writer would look for it. For stores that publish natively.
+///
+/// # Errors
+/// `Corrupt` if something was lost; `Fenced` if a later epoch has taken over.
+pub async fn still_there<S: CacheStore + ?Sized>(
+    store: &S,
+    epoch: Epoch,
+    last: &Versioned<PublishedClock>,
+) -> Result<Versioned<PublishedClock>> {
+    let known = read_clock(store).await?.ok_or_else(clock_lost)?;
+    guard(epoch, known.value.epoch)?;
+    if let Some(why) = known.value.lost_since(&last.value) {
+        return Err(writes_lost(why).with_context("key", CacheKey::Clock));
+    }
+    Ok(known)
 }
 
 async fn append_late<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, record: &BatchRecord) -> Result<()> {
@@ -259,12 +284,7 @@ async fn replace_clock<S: CacheStore + ?Sized>(
             Err(e) if e.kind() == ErrorKind::Conflict => {}
             Err(e) => return Err(e.with_context("key", CacheKey::Clock)),
         }
-        known = read_clock(store).await?.ok_or_else(clock_lost)?;
-        guard(clock.epoch, known.value.epoch)?;
-        if let Some(why) = known.value.lost_since(&last.value) {
-            return Err(Error::new(ErrorKind::Corrupt, format!("the store lost acknowledged writes: {why}"))
-                .with_context("key", CacheKey::Clock));
-        }
+        known = still_there(store, clock.epoch, last).await?;
         if known.value.batch >= clock.batch {
             // An earlier try whose outcome was unknown did apply.
             return Ok(known);
@@ -273,9 +293,16 @@ async fn replace_clock<S: CacheStore + ?Sized>(
     Err(Error::new(ErrorKind::Conflict, "the clock could not be replaced").with_context("key", CacheKey::Clock))
 }
 
+/// The error of a store that does not have what it acknowledged; `why` says how that shows.
+pub fn writes_lost(why: &str) -> Error {
+    Error::corrupt(format!(
+        "{why}: the store lost what it had acknowledged; start the writer again, and open the cache again to read it"
+    ))
+}
+
 /// The error of a clock that was there and is gone.
 pub fn clock_lost() -> Error {
-    Error::corrupt("the published clock is gone: the store lost acknowledged writes").with_context("key", CacheKey::Clock)
+    writes_lost("the published clock is gone").with_context("key", CacheKey::Clock)
 }
 
 /// The published clock, if there is a cache.

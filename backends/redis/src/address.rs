@@ -97,6 +97,13 @@ impl Addresses {
         fold(0, self.namespace.as_bytes())
     }
 
+    /// The key of something that is no document of the cache, in the slot of one.
+    pub(crate) fn beside(&self, address: &Address, name: &str) -> String {
+        let namespace = CacheKey::Clock.canonical(&self.namespace);
+        let namespace = namespace.strip_suffix("_stableSeq").unwrap_or(&namespace);
+        format!("{{{:04x}}}{namespace}:{name}", address.tag)
+    }
+
     fn channel_tag(&self, channel: &Channel) -> u16 {
         fold(4, channel.name().as_bytes())
     }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use redis::{Value, cmd};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
 use sluicegate_core::block::InPlace;
-use sluicegate_core::commit::list_blocks;
+use sluicegate_core::commit::{list_blocks, must_list};
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, ChangeEntry, Error, Result};
 
 use crate::address::Addresses;
-use crate::error::Effect;
-use crate::link::Commands;
+use crate::error::{Failure, translate};
+use crate::link::{Commands, Effect};
 use crate::{RedisStore, eval, failed, script, stored, unexpected, version_bytes};
 
 /// Blocks that one script call merges, at most: the server does nothing else meanwhile.
@@ -91,8 +91,8 @@ impl RedisStore {
     /// One block, by itself.
     pub(crate) async fn merge_in_place(&self, delta: &BlockDelta, codec: &dyn BlockCodec, layout: InPlace) -> Result<u32> {
         let key = block_key(delta);
-        let name = self.addresses.of(&key).key;
-        let answer = self.link.one(merge(&[&name], &[delta], codec, layout)).await;
+        let address = self.addresses.of(&key);
+        let answer = self.link.one(address.tag, merge(&[&address.key], &[delta], codec, layout), Effect::Write).await;
         emptied(answer.map_err(|e| failed(e, Effect::Write, "merge", &key))?, |_| key.clone())?;
         let found = self.get(&key).await?.map(|found| codec.decode(&found.value)).transpose();
         Ok(found.map_err(|e| e.with_context("key", &key))?.map_or(0, |block| block.live_count()))
@@ -141,7 +141,12 @@ impl RedisStore {
             commands.add(address.tag, cmd("INCR").arg(address.key).take());
         }
 
-        let mut answers = self.link.run(commands).await;
+        let listed = !deltas.iter().any(|delta| must_list(batch, delta));
+        let first_proof = commands.len();
+        let proof = if listed { self.proofs.give(&mut commands) } else { None };
+
+        let mut answers = self.link.run(commands, Effect::Write).await;
+        let proofs = answers.split_off(first_proof);
         let counts = answers.split_off(first_count);
         let mut receipt = CommitReceipt::default();
         for (at, places) in merges.into_iter().rev() {
@@ -164,8 +169,28 @@ impl RedisStore {
                 return Err(failed(e, Effect::Write, "increment", &CacheKey::Counter(channel.clone())));
             }
         }
-        list_blocks(self, batch, &deltas).await?;
+        if listed {
+            proofs.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| self.unproven(e))?;
+            proof.into_iter().for_each(|proof| self.proofs.keep(proof));
+        } else {
+            list_blocks(self, batch, &deltas).await?;
+            self.prove().await?;
+        }
         Ok(receipt)
+    }
+
+    /// Ends a commit whose writes have all been acknowledged.
+    pub(crate) async fn prove(&self) -> Result<()> {
+        let mut commands = Commands::default();
+        let Some(proof) = self.proofs.give(&mut commands) else { return Ok(()) };
+        let answers = self.link.run(commands, Effect::Write).await;
+        answers.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| self.unproven(e))?;
+        self.proofs.keep(proof);
+        Ok(())
+    }
+
+    fn unproven(&self, failure: Failure) -> Error {
+        translate(failure, Effect::Write).with_operation("commit").with_context("key", self.proofs.key())
     }
 }
 

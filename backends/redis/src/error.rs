@@ -3,34 +3,59 @@
 use redis::{ErrorKind as Kind, RedisError};
 use sluicegate_core::{Error, ErrorKind, Status};
 
-/// Whether an operation changes something: then it may have been applied although no answer came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    Read,
-    Write,
+use crate::link::Effect;
+
+/// How a command failed.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// There is no connection: nothing was sent.
+    Unreached(RedisError),
+    /// It was sent, and no answer came: it may have been executed.
+    Unanswered(RedisError),
+    /// The server has answered, and has done nothing.
+    Answered(RedisError),
+    /// It was executed, and too few replicas have it.
+    NotReplicated { have: i64, wanted: u32 },
+}
+
+impl Failure {
+    /// A command whose answer is missing among others'.
+    pub(crate) fn unanswered() -> Self {
+        Failure::Unanswered((redis::ErrorKind::Client, "a command was not answered").into())
+    }
+
+    /// Whether what the command writes may be there.
+    pub(crate) fn may_have_written(&self) -> bool {
+        matches!(self, Failure::Unanswered(_) | Failure::NotReplicated { .. })
+    }
 }
 
 /// The error, with what can be done about it.
-pub(crate) fn translate(error: RedisError, effect: Effect) -> Error {
-    let made = match error.kind() {
-        Kind::AuthenticationFailed => refused_login(),
-        Kind::InvalidClientConfig => Error::config("the connection options are not possible"),
-        Kind::ClusterConnectionNotFound => {
-            Error::new(ErrorKind::Unavailable, "no node of the cluster that could answer can be reached")
+pub(crate) fn translate(failure: Failure, effect: Effect) -> Error {
+    match failure {
+        Failure::Unreached(error) => unreached(&error).with_source(error),
+        Failure::Unanswered(error) => unanswered(&error, effect).with_source(error),
+        Failure::Answered(error) => answered(&error).with_source(error),
+        Failure::NotReplicated { have, wanted } => {
+            let message =
+                format!("only {have} of {wanted} replicas have what was written (the option wait_replicas); are they running?");
+            Error::new(ErrorKind::Unavailable, message).with_status(Status::Indeterminate)
         }
-        Kind::Io => io(&error, effect),
-        _ => answered(&error),
-    };
-    made.with_source(error)
+    }
 }
 
 fn refused_login() -> Error {
     Error::config("the server wants a user name or password, or refused the one given; check them in the store's URL")
 }
 
-/// The server has answered, and has done nothing.
+fn temporary(message: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, message)
+}
+
 fn answered(error: &RedisError) -> Error {
-    let temporary = |message: &str| Error::new(ErrorKind::Unavailable, message);
+    if error.kind() == Kind::AuthenticationFailed {
+        return refused_login();
+    }
     match error.code() {
         Some("OOM") => {
             Error::new(ErrorKind::RateLimited, "the server has reached its maxmemory; raise it, or move something else away")
@@ -54,18 +79,25 @@ fn answered(error: &RedisError) -> Error {
     }
 }
 
-fn io(error: &RedisError, effect: Effect) -> Error {
-    if error.is_connection_refusal() {
-        return Error::new(ErrorKind::Unavailable, "the server cannot be reached; is it running, and is the address right?");
+fn unreached(error: &RedisError) -> Error {
+    match error.kind() {
+        Kind::AuthenticationFailed => refused_login(),
+        Kind::InvalidClientConfig => Error::config("the connection options are not possible"),
+        Kind::ClusterConnectionNotFound => temporary("no node of the cluster that could answer can be reached"),
+        Kind::Io if error.is_timeout() => {
+            temporary("no connection in time (the option connect_timeout_ms); is the server running, and is the address right?")
+        }
+        Kind::Io => temporary("the server cannot be reached; is it running, and is the address right?"),
+        _ => answered(error),
     }
-    let status = match effect {
-        Effect::Read => Status::Temporary,
-        Effect::Write => Status::Indeterminate,
-    };
+}
+
+fn unanswered(error: &RedisError, effect: Effect) -> Error {
+    let status = if effect == Effect::Read { Status::Temporary } else { Status::Indeterminate };
     let made = if error.is_timeout() {
         Error::new(ErrorKind::Timeout, "no answer in time (the option timeout_ms)")
     } else {
-        Error::new(ErrorKind::Unavailable, "the connection was lost")
+        Error::new(ErrorKind::Unavailable, "the connection was lost before the answer came")
     };
     made.with_status(status)
 }

@@ -3,8 +3,10 @@
 mod address;
 mod commit;
 mod error;
+mod line;
 mod link;
 mod options;
+mod proof;
 mod publish;
 mod script;
 mod wake;
@@ -16,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
-use redis::{Cmd, RedisError, Value, cmd};
+use redis::{Cmd, Value, cmd};
 use rustc_hash::FxHashMap;
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
@@ -24,11 +26,12 @@ use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
 
 use address::{Address, Addresses, Shape};
-use error::{Effect, translate};
+use error::{Failure, translate};
 pub use link::Traffic;
-use link::{Commands, Link};
+use link::{Commands, Effect, Link};
 pub use options::RedisOptions;
 use options::Target;
+use proof::Proofs;
 
 /// Largest value.
 const MAX_VALUE: usize = 64 << 20;
@@ -46,6 +49,7 @@ pub struct RedisStore {
     persistent: bool,
     /// Versions of the batch records and checkpoints that this store wrote last.
     written: Arc<Mutex<FxHashMap<CacheKey, Version>>>,
+    proofs: Proofs,
 }
 
 impl RedisStore {
@@ -65,7 +69,9 @@ impl RedisStore {
         let target = Target::new(location, scheme)?;
         let link = Link::open(&target).await?;
         let addresses = Addresses::new(&target.options.namespace);
-        let mut store = RedisStore { link, addresses, target: Arc::new(target), persistent: false, written: Arc::default() };
+        let proofs = Proofs::new(&addresses, !target.cluster);
+        let target = Arc::new(target);
+        let mut store = RedisStore { link, addresses, target, persistent: false, written: Arc::default(), proofs };
         let info = store.server_info().await?;
         store.persistent = info.values("aof_enabled").all(|enabled| enabled == "1");
         warn_of_eviction(&info, &store.target);
@@ -79,7 +85,7 @@ impl RedisStore {
 
     /// What the server or all nodes say of themselves.
     async fn server_info(&self) -> Result<ServerInfo> {
-        let answer = self.link.one(cmd("INFO")).await.map_err(|e| translate(e, Effect::Read).with_operation("INFO"))?;
+        let answer = self.link.all(cmd("INFO")).await.map_err(|e| translate(e, Effect::Read).with_operation("INFO"))?;
         let mut text = String::new();
         collect_text(&answer, &mut text);
         Ok(ServerInfo(text))
@@ -99,8 +105,8 @@ impl RedisStore {
     }
 
     /// Runs a script that answers 0, or something else where it found another version.
-    async fn compare_and(&self, script: Cmd, operation: &'static str, key: &CacheKey) -> Result<()> {
-        match self.link.one(script).await {
+    async fn compare_and(&self, tag: u16, script: Cmd, operation: &'static str, key: &CacheKey) -> Result<()> {
+        match self.link.one(tag, script, Effect::Write).await {
             Ok(Value::Int(0)) => Ok(()),
             Ok(Value::Int(_)) => Err(Error::new(ErrorKind::Conflict, "the document has changed or is gone")
                 .with_operation(operation)
@@ -153,7 +159,7 @@ fn unexpected(answer: &Value) -> Error {
     Error::new(ErrorKind::Unexpected, format!("the server answered with {kind}, which the command does not"))
 }
 
-fn failed(error: RedisError, effect: Effect, operation: &'static str, key: &CacheKey) -> Error {
+fn failed(error: Failure, effect: Effect, operation: &'static str, key: &CacheKey) -> Error {
     translate(error, effect).with_operation(operation).with_context("key", key)
 }
 
@@ -181,18 +187,18 @@ impl CacheStore for RedisStore {
     }
 
     async fn get(&self, key: &CacheKey) -> Result<Option<Versioned<Bytes>>> {
-        let Address { key: name, shape, .. } = self.addresses.of(key);
+        let Address { key: name, tag, shape } = self.addresses.of(key);
         let command = match shape {
             Shape::Field(field) => cmd("HGET").arg(name).arg(field).take(),
             Shape::Document | Shape::Counter => cmd("GET").arg(name).take(),
         };
-        let answer = self.link.one(command).await.map_err(|e| failed(e, Effect::Read, "get", key))?;
+        let answer = self.link.one(tag, command, Effect::Read).await.map_err(|e| failed(e, Effect::Read, "get", key))?;
         read(answer, &shape).map_err(|e| e.with_operation("get").with_context("key", key))
     }
 
     async fn insert(&self, key: &CacheKey, value: Bytes, _expiry: Expiry) -> Result<Version> {
         self.checked(&value).map_err(|e| e.with_context("key", key))?;
-        let Address { key: name, shape, .. } = self.addresses.of(key);
+        let Address { key: name, tag, shape } = self.addresses.of(key);
         let version = RedisStore::new_version();
         let stored = stored(version, &value);
         let command = match shape {
@@ -200,7 +206,7 @@ impl CacheStore for RedisStore {
             Shape::Document => cmd("SET").arg(name).arg(stored).arg("NX").take(),
             Shape::Counter => cmd("SET").arg(name).arg(&value[..]).arg("NX").take(),
         };
-        match self.link.one(command).await {
+        match self.link.one(tag, command, Effect::Write).await {
             Ok(Value::Okay | Value::Int(1)) => Ok(version),
             Ok(Value::Nil | Value::Int(0)) => Err(Error::new(ErrorKind::AlreadyExists, "there is a document already")
                 .with_operation("insert")
@@ -212,7 +218,7 @@ impl CacheStore for RedisStore {
 
     async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, _expiry: Expiry) -> Result<Version> {
         self.checked(&value).map_err(|e| e.with_context("key", key))?;
-        let Address { key: name, shape, .. } = self.addresses.of(key);
+        let Address { key: name, tag, shape } = self.addresses.of(key);
         let version = RedisStore::new_version();
         let (expected, stored) = (version_bytes(expected), stored(version, &value));
         let script = match shape {
@@ -220,28 +226,33 @@ impl CacheStore for RedisStore {
             Shape::Document => eval(script::REPLACE, &[&name]).arg(&expected[..]).arg(stored).take(),
             Shape::Counter => return Err(Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)),
         };
-        self.compare_and(script, "replace", key).await.map(|()| version)
+        self.compare_and(tag, script, "replace", key).await.map(|()| version)
     }
 
     async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
-        let Address { key: name, shape, .. } = self.addresses.of(key);
+        let Address { key: name, tag, shape } = self.addresses.of(key);
         let Some(expected) = expected.map(version_bytes) else {
             let command = match shape {
                 Shape::Field(field) => cmd("HDEL").arg(name).arg(field).take(),
                 Shape::Document | Shape::Counter => cmd("DEL").arg(name).take(),
             };
-            return self.link.one(command).await.map(drop).map_err(|e| failed(e, Effect::Write, "remove", key));
+            return self
+                .link
+                .one(tag, command, Effect::Write)
+                .await
+                .map(drop)
+                .map_err(|e| failed(e, Effect::Write, "remove", key));
         };
         let script = match shape {
             Shape::Field(field) => eval(script::REMOVE_FIELD, &[&name]).arg(field).arg(&expected[..]).take(),
             Shape::Document => eval(script::REMOVE, &[&name]).arg(&expected[..]).take(),
             Shape::Counter => return Err(Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)),
         };
-        self.compare_and(script, "remove", key).await
+        self.compare_and(tag, script, "remove", key).await
     }
 
     async fn increment(&self, key: &CacheKey, by: u64) -> Result<u64> {
-        let Address { key: name, shape, .. } = self.addresses.of(key);
+        let Address { key: name, tag, shape } = self.addresses.of(key);
         if shape != Shape::Counter {
             return Err(Error::new(ErrorKind::Unsupported, "not a counter's key")
                 .with_operation("increment")
@@ -250,7 +261,7 @@ impl CacheStore for RedisStore {
         if by == 0 {
             return Ok(self.get(key).await?.map_or(0, |found| found.version.0));
         }
-        match self.link.one(cmd("INCRBY").arg(name).arg(by).take()).await {
+        match self.link.one(tag, cmd("INCRBY").arg(name).arg(by).take(), Effect::Write).await {
             Ok(Value::Int(number)) if number >= 0 => Ok(number as u64),
             Ok(other) => Err(unexpected(&other).with_operation("increment").with_context("key", key)),
             Err(e) => Err(failed(e, Effect::Write, "increment", key)),
@@ -261,7 +272,10 @@ impl CacheStore for RedisStore {
         let start = Instant::now();
         // To the server that has the clock.
         let command = cmd("EXISTS").arg(self.addresses.of(&CacheKey::Clock).key).take();
-        self.link.one(command).await.map_err(|e| translate(e, Effect::Read).with_operation("ping"))?;
+        self.link
+            .one(self.addresses.tag(), command, Effect::Read)
+            .await
+            .map_err(|e| translate(e, Effect::Read).with_operation("ping"))?;
         Ok(start.elapsed())
     }
 
@@ -295,7 +309,7 @@ impl CacheStore for RedisStore {
         for (_, tag, command, _) in buckets {
             commands.add(tag, command);
         }
-        let mut answers = self.link.run(commands).await;
+        let mut answers = self.link.run(commands, Effect::Read).await;
         let mut found = Vec::with_capacity(keys.len());
         for ((key, (at, within)), shape) in keys.iter().zip(places).zip(shapes) {
             let error = |e: Error| e.with_operation("get").with_context("key", key);
@@ -321,9 +335,14 @@ impl CacheStore for RedisStore {
     }
 
     async fn commit(&self, batch: &WriteBatch) -> Result<CommitReceipt> {
+        self.link.settle().await.map_err(|e| translate(e, Effect::Write).with_operation("commit"))?;
         match batch.codec.in_place() {
             Some(layout) => self.commit_in_place(batch, layout).await,
-            None => sluicegate_core::commit::store_batch(self, batch).await,
+            None => {
+                let receipt = sluicegate_core::commit::store_batch(self, batch).await?;
+                self.prove().await?;
+                Ok(receipt)
+            }
         }
     }
 

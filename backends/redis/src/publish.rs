@@ -6,9 +6,10 @@ use sluicegate_core::commit::{self, guard, store_pointers};
 use sluicegate_core::store::{Version, Versioned};
 use sluicegate_core::{CacheKey, CacheStore as _, Epoch, Error, ErrorKind, PublishedClock, Result, Status};
 
-use crate::error::{Effect, translate};
-use crate::link::Commands;
-use crate::{RedisStore, eval, script, stored, unexpected, version_bytes};
+use crate::address::Address;
+use crate::error::translate;
+use crate::link::Effect;
+use crate::{RedisStore, eval, read, script, stored, unexpected, version_bytes};
 
 /// A document to write, and the version that must be there.
 struct Write {
@@ -33,7 +34,13 @@ impl RedisStore {
         publication: &Publication,
         last: &Versioned<PublishedClock>,
     ) -> Result<Versioned<PublishedClock>> {
-        store_pointers(self, publication).await?;
+        self.link.settle().await.map_err(|e| translate(e, Effect::Write).with_operation("publish"))?;
+        if !publication.pointers.is_empty() {
+            // What cannot be published must not move pointers.
+            commit::still_there(self, publication.clock.epoch, last).await?;
+            self.proofs.check(self).await?;
+            store_pointers(self, publication).await?;
+        }
         if publication.clock.lost_since(&last.value).is_none() {
             for read in [false, true] {
                 let writes = self.writes(publication, last, read).await?;
@@ -42,8 +49,25 @@ impl RedisStore {
                 }
             }
         }
+        self.proofs.check(self).await?;
         let published = commit::publish(self, publication, last).await?;
+        self.replicate(published.version).await?;
         Ok(published)
+    }
+
+    /// Waits until replicas have the clock of `version`, which may have been published by an earlier try.
+    async fn replicate(&self, version: Version) -> Result<()> {
+        if self.target.options.wait_replicas == 0 {
+            return Ok(());
+        }
+        let failed = |e| translate(e, Effect::Publish).with_operation("publish").with_context("key", CacheKey::Clock);
+        let Address { key, tag, shape } = self.addresses.of(&CacheKey::Clock);
+        let answer = self.link.one(tag, cmd("GET").arg(key).take(), Effect::Publish).await.map_err(failed)?;
+        match read(answer, &shape)? {
+            Some(found) if found.version == version => Ok(()),
+            _ => Err(Error::new(ErrorKind::Unavailable, "the clock changed while replicas were waited for")
+                .with_status(Status::Indeterminate)),
+        }
     }
 
     /// What a publication writes. The versions of record and checkpoint are those that this store knows, or are read.
@@ -94,8 +118,9 @@ impl RedisStore {
     async fn write_all(&self, writes: &[Write]) -> Result<bool> {
         let tag = self.addresses.tag();
         let keys: Vec<String> = writes.iter().map(|write| self.addresses.of(&write.key).key).collect();
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let mut script = eval(script::REPLACE, &keys);
+        let proofs = self.proofs.taken();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).chain([self.proofs.key()]).collect();
+        let mut script = eval(script::PUBLISH, &keys);
         for write in writes {
             match write.expected {
                 Some(version) => script.arg(&version_bytes(version)[..]),
@@ -104,33 +129,19 @@ impl RedisStore {
             script.arg(&write.value);
         }
         script.arg(if self.target.cluster { "SPUBLISH" } else { "PUBLISH" }).arg(self.addresses.wake_channel());
-        let mut commands = Commands::default();
-        commands.add(tag, script);
-        let replicas = self.target.options.wait_replicas;
-        if replicas > 0 {
-            commands.add(tag, cmd("WAIT").arg(replicas).arg(self.target.options.timeout_ms / 2).take());
+        for proof in &proofs {
+            script.arg(&proof[..]);
         }
-        let mut answers = self.link.run(commands).await.into_iter();
-        let mut next = || {
-            let answer = answers.next().unwrap_or(Ok(Value::Nil));
-            answer.map_err(|e| translate(e, Effect::Write).with_operation("publish").with_context("key", CacheKey::Clock))
-        };
-        match next()? {
-            Value::Int(0) => {}
-            Value::Int(_) => return Ok(false),
-            other => return Err(unexpected(&other).with_operation("publish")),
-        }
-        if replicas > 0 {
-            match next()? {
-                Value::Int(have) if have >= i64::from(replicas) => {}
-                Value::Int(have) => {
-                    let message = format!("only {have} of {replicas} replicas have the publication (the option wait_replicas)");
-                    return Err(Error::new(ErrorKind::Unavailable, message).with_status(Status::Indeterminate));
-                }
-                other => return Err(unexpected(&other).with_operation("publish")),
+        let answer = self.link.one(tag, script, Effect::Publish).await;
+        match answer.map_err(|e| translate(e, Effect::Publish).with_operation("publish").with_context("key", CacheKey::Clock))? {
+            Value::Int(0) => {
+                self.proofs.published(&proofs);
+                Ok(true)
             }
+            Value::Int(-1) => Err(self.proofs.missing()),
+            Value::Int(_) => Ok(false),
+            other => Err(unexpected(&other).with_operation("publish")),
         }
-        Ok(true)
     }
 
     /// Remembers what was written, for the next time round.

@@ -1,16 +1,26 @@
 //! What runs inside the server. Sent whole each time (a few hundred bytes): the server knows it by its hash, and nothing need be loaded
 //! again after a restart or a flush.
 
-/// Writes several documents, all or none. KEYS: the documents. ARGV: per key what must be there (`""` for nothing, else the eight bytes of the
-/// version), and the bytes to write; then, if given, the command that tells readers, and its channel.
-///
-/// Answers 0, or the number of the first key that holds something else.
+/// Writes a document over a version. KEYS: it. ARGV: the eight bytes of the version, and the bytes to write. Answers 0, or 1 if it holds something else.
 pub(crate) const REPLACE: &str = r"
-for i = 1, #KEYS do
+if redis.call('GETRANGE', KEYS[1], '0', '7') ~= ARGV[1] then return 1 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 0";
+
+/// Writes several documents, all or none, and tells readers. KEYS: the documents, and the list of proofs. ARGV: per document what must be there (`""` for
+/// nothing, else a version), and the bytes to write; the command that tells readers, and its channel; then the proofs that must be in the list.
+///
+/// Answers 0; or the number of the first document that holds something else; or -1 if a proof is missing.
+pub(crate) const PUBLISH: &str = r"
+local count = #KEYS - 1
+for i = 1, count do
   if redis.call('GETRANGE', KEYS[i], '0', '7') ~= ARGV[2 * i - 1] then return i end
 end
-for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[2 * i]) end
-if ARGV[2 * #KEYS + 1] then redis.call(ARGV[2 * #KEYS + 1], ARGV[2 * #KEYS + 2], '') end
+for i = 2 * count + 3, #ARGV do
+  if not redis.call('LPOS', KEYS[#KEYS], ARGV[i]) then return -1 end
+end
+for i = 1, count do redis.call('SET', KEYS[i], ARGV[2 * i]) end
+redis.call(ARGV[2 * count + 1], ARGV[2 * count + 2], '')
 return 0";
 
 /// The same for one field of a hash. KEYS: the hash. ARGV: field, version, bytes.

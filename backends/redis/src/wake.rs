@@ -5,18 +5,21 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use redis::cluster::ClusterClient;
 use redis::{ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult};
 use tokio::sync::mpsc;
 
-use crate::link::client;
+use crate::link::{client, cluster_client};
 use crate::options::Target;
 
 /// Longest wait before it connects again.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// How often a silent connection is asked whether it still lives.
+/// How long a connection may be silent before it is asked whether it still lives, at most.
 const SILENCE: Duration = Duration::from_secs(15);
+
+fn silence(target: &Target) -> Duration {
+    SILENCE.min(2 * target.options.timeout())
+}
 
 /// Yields when something was published on `channel`, and when it may have been without our being told.
 pub(crate) fn wakes(target: Arc<Target>, channel: String) -> BoxStream<'static, ()> {
@@ -73,7 +76,7 @@ async fn listen_to_server(target: &Target, channel: &str, told: &mpsc::Sender<()
     let connect = async { client(target)?.get_async_pubsub().await };
     let pubsub = tokio::time::timeout(target.options.connect_timeout(), connect).await.map_err(|_| lost())??;
     let (mut sink, mut messages) = pubsub.split();
-    sink.subscribe(channel).await?;
+    tokio::time::timeout(target.options.timeout(), sink.subscribe(channel)).await.map_err(|_| lost())??;
     *subscribed = true;
     // What was published before is not told here.
     if !tell(told) {
@@ -88,7 +91,7 @@ async fn listen_to_server(target: &Target, channel: &str, told: &mpsc::Sender<()
                 }
             }
             () = told.closed() => return Ok(()),
-            () = tokio::time::sleep(SILENCE) => {
+            () = tokio::time::sleep(silence(target)) => {
                 tokio::time::timeout(target.options.timeout(), sink.ping::<redis::Value>()).await.map_err(|_| lost())??;
             }
         }
@@ -97,15 +100,7 @@ async fn listen_to_server(target: &Target, channel: &str, told: &mpsc::Sender<()
 
 async fn listen_to_cluster(target: &Target, channel: &str, told: &mpsc::Sender<()>, subscribed: &mut bool) -> RedisResult<()> {
     let (pushes, mut pushed) = mpsc::unbounded_channel::<PushInfo>();
-    let builder = ClusterClient::builder(target.nodes.iter().cloned())
-        .connection_timeout(target.options.connect_timeout())
-        .response_timeout(target.options.timeout())
-        .use_protocol(ProtocolVersion::RESP3)
-        .push_sender(pushes);
-    let builder = match &target.certificates {
-        Some(certificates) => builder.certs(certificates.clone()),
-        None => builder,
-    };
+    let builder = cluster_client(target).use_protocol(ProtocolVersion::RESP3).push_sender(pushes);
     let mut connection = builder.build()?.get_async_connection().await?;
     connection.ssubscribe(channel).await?;
     *subscribed = true;
@@ -122,7 +117,7 @@ async fn listen_to_cluster(target: &Target, channel: &str, told: &mpsc::Sender<(
                 }
             }
             () = told.closed() => return Ok(()),
-            () = tokio::time::sleep(SILENCE) => {
+            () = tokio::time::sleep(silence(target)) => {
                 redis::cmd("EXISTS").arg(channel).query_async::<redis::Value>(&mut connection).await?;
             }
         }

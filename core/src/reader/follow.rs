@@ -82,6 +82,10 @@ impl Node {
             self.set_status(Status::Ready);
             return Ok(false);
         }
+        if self.was_written_anew(&known, &clock).await? {
+            self.set_status(Status::Lost("a later writer wrote batches anew that were published before: the store lost what it had acknowledged; open the cache again".to_owned()));
+            return Ok(false);
+        }
         match self.records(&known, &clock).await? {
             Some(records) => self.state.write().advance(&records, clock.clone(), &self.config),
             None => self.resync(clock.clone()).await?,
@@ -89,6 +93,17 @@ impl Node {
         self.set_status(Status::Ready);
         self.cut.send_replace(Cut::of(&clock));
         Ok(true)
+    }
+
+    /// Whether the batch of `known` is another one in the store by now: then the store went back, and a later writer has caught up since. The clock
+    /// alone does not tell. Only a change of writer can have done it.
+    async fn was_written_anew(&self, known: &PublishedClock, clock: &PublishedClock) -> Result<bool> {
+        if known.batch == 0 || known.epoch == clock.epoch {
+            return Ok(false);
+        }
+        let record = self.store.record(known.batch, self.ring).await?;
+        let is_later = |record: &BatchRecord| record.epoch != known.epoch && !known.epoch.supersedes(record.epoch);
+        Ok(record.is_some_and(|record| is_later(&record)))
     }
 
     /// The records after `known` up to `clock`; `None` if the ring no longer holds them all.

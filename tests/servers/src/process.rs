@@ -62,7 +62,7 @@ impl Drop for Process {
 ///
 /// # Panics
 /// If there is none.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap_or_else(|e| panic!("no free port: {e}"));
     listener.local_addr().map_or(0, |address| address.port())
 }
@@ -71,7 +71,7 @@ pub(crate) fn free_port() -> u16 {
 ///
 /// # Panics
 /// If it takes too long.
-pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     let start = Instant::now();
     while !ready() {
         assert!(start.elapsed() < PATIENCE, "{what} within {PATIENCE:?}");

@@ -1,5 +1,6 @@
 //! Redis, alone and as a Cluster.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
@@ -78,6 +79,11 @@ impl RedisServer {
     /// If there is no `redis-cli`.
     pub fn cli(&self, command: &[&str]) -> String {
         redis_cli(self.port, command)
+    }
+
+    /// Where it keeps its files.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Its process.

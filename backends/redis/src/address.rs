@@ -9,7 +9,8 @@ use sluicegate_core::{CacheKey, Channel, Sequence};
 ///
 /// Measured with 400,000 documents of about 125 bytes on Redis 7.0: a key each takes 250 bytes and 3.1 µs of the server a document, hashes of
 /// 128 take 209 bytes and 2.3 µs (160 bytes and 3.0 µs where `hash-max-listpack-value` is raised over their size); hashes of 32 and
-/// of 1,024 differ by less than 3 bytes.
+/// of 1,024 differ by less than 3 bytes. They are written with
+/// one `HSETNX` each: a script a hash made the server spend 6.5 µs a document of a whole writer's run, instead of 5.3.
 pub(crate) const BUCKET: u64 = 128;
 
 /// How many slots pointers are spread over. Fewer than there are slots, so that those of a batch need few pipelines.

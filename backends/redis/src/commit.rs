@@ -108,12 +108,11 @@ impl RedisStore {
         for entries in &buckets {
             let (number, _) = Addresses::bucket(entries[0].sequence());
             let address = self.addresses.in_bucket(number, 0);
-            let mut command = eval(script::INSERT_FIELDS, &[&address.key]);
             for entry in *entries {
                 let (_, field) = Addresses::bucket(entry.sequence());
-                command.arg(field).arg(stored(RedisStore::new_version(), &entry.to_bytes()));
+                let value = stored(RedisStore::new_version(), &entry.to_bytes());
+                commands.add(address.tag, cmd("HSETNX").arg(&address.key).arg(field).arg(value).take());
             }
-            commands.add(address.tag, command);
         }
 
         // Blocks of one slot go together.
@@ -159,9 +158,9 @@ impl RedisStore {
             }
         }
         receipt.emptied.sort_unstable();
-        for (entries, answer) in buckets.into_iter().zip(answers) {
+        for (entry, answer) in entries.iter().zip(answers) {
             if let Err(e) = answer {
-                return Err(failed(e, Effect::Write, "insert", &CacheKey::Sequence(entries[0].sequence())));
+                return Err(failed(e, Effect::Write, "insert", &CacheKey::Sequence(entry.sequence())));
             }
         }
         for (channel, answer) in channels.into_iter().zip(counts) {

@@ -21,6 +21,8 @@ const POINTER_TAGS: u64 = 64;
 pub(crate) enum Shape {
     /// A string: eight bytes of version, then the value.
     Document,
+    /// The same, written in place: its version is a hash of what is there, so that each change changes it.
+    Block,
     /// A field of a hash, with the same contents.
     Field(u64),
     /// A string that is an integer.
@@ -65,9 +67,8 @@ impl Addresses {
                 let (bucket, field) = Addresses::bucket(*sequence);
                 self.in_bucket(bucket, field)
             }
-            CacheKey::Block(channel, _) | CacheKey::Directory(channel) => {
-                self.tagged(self.channel_tag(channel), key, Shape::Document)
-            }
+            CacheKey::Block(channel, _) => self.tagged(self.channel_tag(channel), key, Shape::Block),
+            CacheKey::Directory(channel) => self.tagged(self.channel_tag(channel), key, Shape::Document),
             CacheKey::Counter(channel) => self.tagged(self.channel_tag(channel), key, Shape::Counter),
             CacheKey::Document(id) => {
                 let tag = u64::from(fold(2, id.as_bytes())) % POINTER_TAGS;

@@ -2,81 +2,82 @@
 
 use std::collections::BTreeMap;
 
-use redis::{Value, cmd};
+use redis::{Cmd, Value, cmd};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
-use sluicegate_core::block::InPlace;
+use sluicegate_core::block::{BlockState, InPlace};
 use sluicegate_core::commit::{list_blocks, must_list};
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, ChangeEntry, Error, Result};
 
-use crate::address::Addresses;
+use crate::address::{Address, Addresses};
 use crate::error::{Failure, translate};
-use crate::link::{Commands, Effect};
-use crate::{RedisStore, eval, failed, script, stored, unexpected, version_bytes};
+use crate::link::{Answer, Commands, Effect};
+use crate::{RedisStore, VERSION, eval, failed, script, stored, unexpected};
 
-/// Blocks that one script call merges, at most: the server does nothing else meanwhile.
+/// Blocks that one script call looks through, at most: the server does nothing else meanwhile.
 const BLOCKS_AT_ONCE: usize = 64;
 
-/// Bytes that need not be changed and are OR-ed all the same, rather than beginning another run.
-const LONGEST_GAP: u32 = 12;
+/// Blocks remembered as looked at, at most.
+const KNOWN_BLOCKS: usize = 65_536;
 
-/// Bytes that need not be changed and are read and written all the same, rather than beginning another span.
-const LONGEST_BRIDGE: u32 = 1_024;
-
-/// The changes of a block as [`script::MERGE`] takes them: spans of runs of bits.
-fn spans(delta: &BlockDelta, layout: InPlace) -> Vec<u8> {
-    let mut bits: Vec<(u32, u8)> = delta.changes.iter().map(|(offset, state)| layout.bits(*offset, *state)).collect();
-    bits.sort_unstable();
-    let mut out = Vec::with_capacity(24 + 10 * bits.len());
-    let put = |out: &mut Vec<u8>, number: u32| out.extend_from_slice(&number.to_le_bytes());
-    let length = |some: &[(u32, u8)]| some[some.len() - 1].0 - some[0].0 + 1;
-    for span in bits.chunk_by(|a, b| b.0 - a.0 <= LONGEST_BRIDGE) {
-        let runs = || span.chunk_by(|a, b| b.0 - a.0 <= LONGEST_GAP);
-        let start = span[0].0;
-        put(&mut out, start);
-        put(&mut out, length(span));
-        put(&mut out, runs().count() as u32);
-        for run in runs() {
-            put(&mut out, run[0].0 - start);
-            put(&mut out, length(run));
-            let first = out.len();
-            out.resize(first + length(run) as usize, 0);
-            for (offset, bits) in run {
-                out[first + (offset - run[0].0) as usize] |= bits;
-            }
-        }
-    }
-    out
+/// Commands that raise states in one block, where they lie.
+struct Raise {
+    /// Raises all states at once; answers last with the state of a row that is live unless it was superseded before, if there is one.
+    bits: Cmd,
+    /// Whether there is one.
+    has_witness: bool,
 }
 
-/// The script call that merges `deltas`, whose keys share a slot.
-fn merge(keys: &[&str], deltas: &[&BlockDelta], codec: &dyn BlockCodec, layout: InPlace) -> redis::Cmd {
-    let mut command = eval(script::MERGE, keys);
-    let kind = match layout {
-        InPlace::Bytes => "b",
-        InPlace::Pairs => "p",
+/// The bit at which the state of `offset` begins, counted from the highest bit of the first byte stored.
+fn bit(layout: InPlace, offset: u32) -> u64 {
+    let within = match layout {
+        InPlace::Bytes => 8 * u64::from(offset) + 6,
+        InPlace::Pairs => 2 * u64::from(offset),
     };
-    command.arg(kind).arg(layout.length(codec.capacity())).arg(&version_bytes(RedisStore::new_version())[..]);
-    for delta in deltas {
-        command.arg(spans(delta, layout));
-    }
-    command
+    8 * VERSION as u64 + within
 }
 
-/// Which of the blocks of a merge came out without anything live, by place.
-fn emptied(answer: Value, keys: impl Fn(usize) -> CacheKey) -> Result<Vec<usize>> {
-    let Value::Array(places) = answer else { return Err(unexpected(&answer)) };
-    let mut empty = Vec::new();
-    for place in places {
-        match place {
-            Value::Int(place) if place > 0 => empty.push(place as usize - 1),
-            Value::Int(place) => {
-                let error = Error::corrupt("not a block: another kind of value, or of another length than this codec's");
-                return Err(error.with_context("key", keys(place.unsigned_abs() as usize - 1)));
-            }
-            other => return Err(unexpected(&other)),
+impl Raise {
+    fn new(key: &str, delta: &BlockDelta, layout: InPlace, capacity: u32) -> Self {
+        let mut bits = cmd("BITFIELD");
+        bits.arg(key);
+        if layout == InPlace::Bytes {
+            // Adding nothing to its last bit gives a block its length.
+            bits.arg("INCRBY").arg("u1").arg(bit(layout, capacity - 1) + 1).arg(0);
         }
+        for (offset, state) in &delta.changes {
+            let at = bit(layout, *offset);
+            match state {
+                BlockState::Absent => continue,
+                BlockState::Present => bits.arg("SET").arg("u1").arg(at + 1).arg(1),
+                BlockState::Removal => bits.arg("SET").arg("u1").arg(at).arg(1),
+                BlockState::Superseded => bits.arg("SET").arg("u2").arg(at).arg(3),
+            };
+        }
+        let witness = delta.changes.iter().rev().find(|(_, state)| state.is_live());
+        if let Some((offset, _)) = witness {
+            bits.arg("GET").arg("u2").arg(bit(layout, *offset));
+        }
+        Raise { bits, has_witness: witness.is_some() }
     }
-    Ok(empty)
+}
+
+/// Whether a block of this many stored bytes is one.
+fn check_length(answer: Value, layout: InPlace, capacity: u32) -> Result<()> {
+    let Value::Int(length) = answer else { return Err(unexpected(&answer)) };
+    let longest = VERSION as i64 + i64::from(layout.length(capacity));
+    let valid = match layout {
+        InPlace::Bytes => length == longest,
+        InPlace::Pairs => (VERSION as i64..=longest).contains(&length),
+    };
+    if length == 0 || valid {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("not a block: {length} bytes, where this codec's have {longest} at most")))
+}
+
+/// Whether the witness, the last of the answers, is live.
+fn is_live(answer: &Value) -> bool {
+    matches!(answer, Value::Array(states) if matches!(states.last(), Some(Value::Int(1 | 2))))
 }
 
 fn bucket_of(entry: &ChangeEntry) -> u64 {
@@ -87,13 +88,33 @@ fn block_key(delta: &BlockDelta) -> CacheKey {
     CacheKey::Block(delta.channel.clone(), delta.index)
 }
 
+/// The places of empty blocks, from what searches answered.
+fn found_empty(searched: Vec<Vec<usize>>, answers: Vec<Answer>) -> Result<Vec<usize>> {
+    let mut empty = Vec::new();
+    for (places, answer) in searched.into_iter().zip(answers) {
+        let answer = answer.map_err(|e| translate(e, Effect::Read).with_operation("search blocks"))?;
+        let Value::Array(numbers) = answer else { return Err(unexpected(&answer)) };
+        for number in numbers {
+            match number {
+                Value::Int(number) if number > 0 && number as usize <= places.len() => empty.push(places[number as usize - 1]),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+    Ok(empty)
+}
+
 impl RedisStore {
     /// One block, by itself.
     pub(crate) async fn merge_in_place(&self, delta: &BlockDelta, codec: &dyn BlockCodec, layout: InPlace) -> Result<u32> {
         let key = block_key(delta);
         let address = self.addresses.of(&key);
-        let answer = self.link.one(address.tag, merge(&[&address.key], &[delta], codec, layout), Effect::Write).await;
-        emptied(answer.map_err(|e| failed(e, Effect::Write, "merge", &key))?, |_| key.clone())?;
+        let raise = Raise::new(&address.key, delta, layout, codec.capacity());
+        let mut commands = Commands::default();
+        self.check_blocks(std::slice::from_ref(delta), layout, codec.capacity()).await?;
+        commands.add(address.tag, raise.bits);
+        let answers = self.link.run(commands, Effect::Write).await;
+        answers.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| failed(e, Effect::Write, "merge", &key))?;
         let found = self.get(&key).await?.map(|found| codec.decode(&found.value)).transpose();
         Ok(found.map_err(|e| e.with_context("key", &key))?.map_or(0, |block| block.live_count()))
     }
@@ -115,23 +136,23 @@ impl RedisStore {
             }
         }
 
-        // Blocks of one slot go together.
-        let mut by_slot: BTreeMap<u16, Vec<(usize, String)>> = BTreeMap::new();
+        let capacity = batch.codec.capacity();
+        self.check_blocks(&deltas, layout, capacity).await?;
+        let first_block = commands.len();
+        let mut witnesses = Vec::with_capacity(deltas.len());
+        // Where all that is raised is superseded, only the whole block tells whether something is live.
+        let mut doubtful = Vec::new();
         for (at, delta) in deltas.iter().enumerate() {
             let address = self.addresses.of(&block_key(delta));
-            // Without a Cluster all may go together.
-            let slot = if self.target.cluster { address.tag } else { 0 };
-            by_slot.entry(slot).or_default().push((at, address.key));
-        }
-        let mut merges: Vec<(usize, Vec<usize>)> = Vec::new();
-        for (tag, blocks) in by_slot {
-            for some in blocks.chunks(BLOCKS_AT_ONCE) {
-                let keys: Vec<&str> = some.iter().map(|(_, key)| key.as_str()).collect();
-                let places: Vec<usize> = some.iter().map(|(at, _)| *at).collect();
-                let merged: Vec<&BlockDelta> = places.iter().map(|at| &deltas[*at]).collect();
-                merges.push((commands.add(tag, merge(&keys, &merged, batch.codec.as_ref(), layout)), places));
+            let raise = Raise::new(&address.key, delta, layout, capacity);
+            commands.add(address.tag, raise.bits);
+            witnesses.push(raise.has_witness);
+            if !raise.has_witness {
+                doubtful.push((at, address));
             }
         }
+        let first_search = commands.len();
+        let searched = self.search(&mut commands, doubtful, layout);
         let first_count = commands.len();
         let mut channels: Vec<_> = deltas.iter().map(|delta| &delta.channel).collect();
         channels.dedup();
@@ -147,17 +168,25 @@ impl RedisStore {
         let mut answers = self.link.run(commands, Effect::Write).await;
         let proofs = answers.split_off(first_proof);
         let counts = answers.split_off(first_count);
-        let mut receipt = CommitReceipt::default();
-        for (at, places) in merges.into_iter().rev() {
-            let answer = answers.remove(at);
-            let key = |place: usize| block_key(&deltas[places[place]]);
-            let answer = answer.map_err(|e| failed(e, Effect::Write, "merge", &key(0)))?;
-            for place in emptied(answer, key)? {
-                let delta = &deltas[places[place]];
-                receipt.emptied.push((delta.channel.clone(), delta.index));
+        let searches = answers.split_off(first_search);
+        let mut blocks = answers.split_off(first_block).into_iter();
+        let mut doubtful = Vec::new();
+        for (at, (delta, has_witness)) in deltas.iter().zip(witnesses).enumerate() {
+            let key = block_key(delta);
+            let bits = blocks.next().unwrap_or_else(|| Err(Failure::unanswered()));
+            let bits = bits.map_err(|e| failed(e, Effect::Write, "merge", &key))?;
+            if !is_live(&bits) && has_witness {
+                doubtful.push((at, self.addresses.of(&key)));
             }
         }
-        receipt.emptied.sort_unstable();
+        let mut empty = found_empty(searched, searches)?;
+        if !doubtful.is_empty() {
+            let mut commands = Commands::default();
+            let searched = self.search(&mut commands, doubtful, layout);
+            empty.extend(found_empty(searched, self.link.run(commands, Effect::Read).await)?);
+        }
+        empty.sort_unstable();
+        let emptied = empty.into_iter().map(|at| (deltas[at].channel.clone(), deltas[at].index)).collect();
         for (entry, answer) in entries.iter().zip(answers) {
             if let Err(e) = answer {
                 return Err(failed(e, Effect::Write, "insert", &CacheKey::Sequence(entry.sequence())));
@@ -175,7 +204,54 @@ impl RedisStore {
             list_blocks(self, batch, &deltas).await?;
             self.prove().await?;
         }
-        Ok(receipt)
+        Ok(CommitReceipt { emptied })
+    }
+
+    /// Looks at blocks that this store has not written before, so that nothing is written over what is none.
+    async fn check_blocks(&self, deltas: &[BlockDelta], layout: InPlace, capacity: u32) -> Result<()> {
+        let new: Vec<&BlockDelta> = {
+            let known = self.known_blocks.lock();
+            deltas.iter().filter(|delta| !known.contains(&(delta.channel.clone(), delta.index))).collect()
+        };
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut commands = Commands::default();
+        for delta in &new {
+            let address = self.addresses.of(&block_key(delta));
+            commands.add(address.tag, cmd("STRLEN").arg(address.key).take());
+        }
+        for (delta, answer) in new.iter().zip(self.link.run(commands, Effect::Read).await) {
+            let key = block_key(delta);
+            let length = answer.map_err(|e| failed(e, Effect::Read, "merge", &key))?;
+            check_length(length, layout, capacity).map_err(|e| e.with_context("key", &key))?;
+        }
+        let mut known = self.known_blocks.lock();
+        if known.len() + new.len() > KNOWN_BLOCKS {
+            known.clear();
+        }
+        known.extend(new.into_iter().map(|delta| (delta.channel.clone(), delta.index)));
+        Ok(())
+    }
+
+    /// Adds what finds out in which of the blocks nothing is live; for each command the places it is about.
+    fn search(&self, commands: &mut Commands, blocks: Vec<(usize, Address)>, layout: InPlace) -> Vec<Vec<usize>> {
+        let mut by_slot: BTreeMap<u16, Vec<(usize, String)>> = BTreeMap::new();
+        for (at, address) in blocks {
+            // Without a Cluster all may go together.
+            let slot = if self.target.cluster { address.tag } else { 0 };
+            by_slot.entry(slot).or_default().push((at, address.key));
+        }
+        let mut searched = Vec::new();
+        for (slot, blocks) in by_slot {
+            for some in blocks.chunks(BLOCKS_AT_ONCE) {
+                let keys: Vec<&str> = some.iter().map(|(_, key)| key.as_str()).collect();
+                let kind = if layout == InPlace::Bytes { "b" } else { "p" };
+                commands.add(slot, eval(script::EMPTY, &keys).arg(kind).take());
+                searched.push(some.iter().map(|(at, _)| *at).collect());
+            }
+        }
+        searched
     }
 
     /// Ends a commit whose writes have all been acknowledged.
@@ -196,33 +272,28 @@ impl RedisStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluicegate_core::block::BlockState;
     use sluicegate_core::{BlockIndex, Channel};
 
     fn delta(changes: &[(u32, BlockState)]) -> BlockDelta {
         BlockDelta::new(Channel::new("a").unwrap(), BlockIndex(0), changes.to_vec())
     }
 
-    fn numbers(numbers: &[u32]) -> Vec<u8> {
-        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
-    }
-
     #[test]
-    fn near_changes_share_a_run_farther_ones_a_span() {
-        let changes = [
-            (40, BlockState::Removal),
-            (1, BlockState::Present),
-            (0, BlockState::Superseded),
-            (1, BlockState::Removal),
-            (5_000, BlockState::Present),
-        ];
-        let pairs = spans(&delta(&changes), InPlace::Pairs);
-        let expected =
-            [numbers(&[0, 11, 1, 0, 11]), vec![0xF0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80], numbers(&[1250, 1, 1, 0, 1]), vec![0x40]];
-        assert_eq!(pairs, expected.concat());
-        let bytes = spans(&delta(&changes), InPlace::Bytes);
-        let expected =
-            [numbers(&[0, 41, 2, 0, 2]), vec![3, 3], numbers(&[40, 1]), vec![2], numbers(&[5_000, 1, 1, 0, 1]), vec![1]];
-        assert_eq!(bytes, expected.concat());
+    fn states_are_raised_where_the_codec_has_them() {
+        let changes = [(3, BlockState::Removal), (9, BlockState::Superseded), (0, BlockState::Present)];
+        let words = |layout, capacity| {
+            let raise = Raise::new("k", &delta(&changes), layout, capacity);
+            let words: Vec<String> = raise
+                .bits
+                .args_iter()
+                .map(|arg| match arg {
+                    redis::Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                    _ => String::new(),
+                })
+                .collect();
+            words.join(" ")
+        };
+        assert_eq!(words(InPlace::Pairs, 64), "BITFIELD k SET u1 70 1 SET u2 82 3 SET u1 65 1 GET u2 64");
+        assert_eq!(words(InPlace::Bytes, 64), "BITFIELD k INCRBY u1 575 0 SET u1 94 1 SET u2 142 3 SET u1 71 1 GET u2 70");
     }
 }

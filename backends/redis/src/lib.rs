@@ -19,11 +19,14 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use redis::{Cmd, Value, cmd};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
+use sha1::{Digest as _, Sha1};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
 use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
+use sluicegate_core::{
+    BlockCodec, BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Error, ErrorKind, PublishedClock, Result, Sequence,
+};
 
 use address::{Address, Addresses, Shape};
 use error::{Failure, translate};
@@ -49,6 +52,8 @@ pub struct RedisStore {
     persistent: bool,
     /// Versions of the batch records and checkpoints that this store wrote last.
     written: Arc<Mutex<FxHashMap<CacheKey, Version>>>,
+    /// Blocks that were found to be some.
+    known_blocks: Arc<Mutex<FxHashSet<(Channel, BlockIndex)>>>,
     proofs: Proofs,
 }
 
@@ -71,7 +76,15 @@ impl RedisStore {
         let addresses = Addresses::new(&target.options.namespace);
         let proofs = Proofs::new(&addresses, !target.cluster);
         let target = Arc::new(target);
-        let mut store = RedisStore { link, addresses, target, persistent: false, written: Arc::default(), proofs };
+        let mut store = RedisStore {
+            link,
+            addresses,
+            target,
+            persistent: false,
+            written: Arc::default(),
+            known_blocks: Arc::default(),
+            proofs,
+        };
         let info = store.server_info().await?;
         store.persistent = info.values("aof_enabled").all(|enabled| enabled == "1");
         warn_of_eviction(&info, &store.target);
@@ -125,8 +138,20 @@ fn stored(version: Version, value: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The version of a block: the beginning of its SHA-1, which the server can tell as well. The eight bytes before the value, random when it is written
+/// whole, make it differ from all before; bits that are raised in place change it by themselves.
+fn block_version(stored: &[u8]) -> Version {
+    let [a, b, c, d, e, f, g, h, ..]: [u8; 20] = Sha1::digest(stored).into();
+    Version(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+}
+
 fn version_bytes(version: Version) -> [u8; VERSION] {
     version.0.to_be_bytes()
+}
+
+/// A block's version as the server tells it.
+fn version_text(version: Version) -> String {
+    format!("{:016x}", version.0)
 }
 
 /// A document as it was stored; `None` if there is none.
@@ -144,7 +169,8 @@ fn read(answer: Value, shape: &Shape) -> Result<Option<Versioned<Bytes>>> {
     let Some((version, _)) = stored.split_first_chunk::<VERSION>() else {
         return Err(Error::corrupt("the key holds what no cache wrote; use a namespace of its own"));
     };
-    Ok(Some(Versioned { version: Version(u64::from_be_bytes(*version)), value: stored.slice(VERSION..) }))
+    let version = if *shape == Shape::Block { block_version(&stored) } else { Version(u64::from_be_bytes(*version)) };
+    Ok(Some(Versioned { version, value: stored.slice(VERSION..) }))
 }
 
 fn unexpected(answer: &Value) -> Error {
@@ -190,7 +216,7 @@ impl CacheStore for RedisStore {
         let Address { key: name, tag, shape } = self.addresses.of(key);
         let command = match shape {
             Shape::Field(field) => cmd("HGET").arg(name).arg(field).take(),
-            Shape::Document | Shape::Counter => cmd("GET").arg(name).take(),
+            Shape::Document | Shape::Block | Shape::Counter => cmd("GET").arg(name).take(),
         };
         let answer = self.link.one(tag, command, Effect::Read).await.map_err(|e| failed(e, Effect::Read, "get", key))?;
         read(answer, &shape).map_err(|e| e.with_operation("get").with_context("key", key))
@@ -199,11 +225,14 @@ impl CacheStore for RedisStore {
     async fn insert(&self, key: &CacheKey, value: Bytes, _expiry: Expiry) -> Result<Version> {
         self.checked(&value).map_err(|e| e.with_context("key", key))?;
         let Address { key: name, tag, shape } = self.addresses.of(key);
-        let version = RedisStore::new_version();
+        let mut version = RedisStore::new_version();
         let stored = stored(version, &value);
+        if shape == Shape::Block {
+            version = block_version(&stored);
+        }
         let command = match shape {
             Shape::Field(field) => cmd("HSETNX").arg(name).arg(field).arg(stored).take(),
-            Shape::Document => cmd("SET").arg(name).arg(stored).arg("NX").take(),
+            Shape::Document | Shape::Block => cmd("SET").arg(name).arg(stored).arg("NX").take(),
             Shape::Counter => cmd("SET").arg(name).arg(&value[..]).arg("NX").take(),
         };
         match self.link.one(tag, command, Effect::Write).await {
@@ -219,11 +248,15 @@ impl CacheStore for RedisStore {
     async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, _expiry: Expiry) -> Result<Version> {
         self.checked(&value).map_err(|e| e.with_context("key", key))?;
         let Address { key: name, tag, shape } = self.addresses.of(key);
-        let version = RedisStore::new_version();
-        let (expected, stored) = (version_bytes(expected), stored(version, &value));
+        let mut version = RedisStore::new_version();
+        let (text, expected, stored) = (version_text(expected), version_bytes(expected), stored(version, &value));
+        if shape == Shape::Block {
+            version = block_version(&stored);
+        }
         let script = match shape {
             Shape::Field(field) => eval(script::REPLACE_FIELD, &[&name]).arg(field).arg(&expected[..]).arg(stored).take(),
             Shape::Document => eval(script::REPLACE, &[&name]).arg(&expected[..]).arg(stored).take(),
+            Shape::Block => eval(script::REPLACE_BLOCK, &[&name]).arg(text).arg(stored).take(),
             Shape::Counter => return Err(Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)),
         };
         self.compare_and(tag, script, "replace", key).await.map(|()| version)
@@ -231,10 +264,10 @@ impl CacheStore for RedisStore {
 
     async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
         let Address { key: name, tag, shape } = self.addresses.of(key);
-        let Some(expected) = expected.map(version_bytes) else {
+        let Some((text, expected)) = expected.map(|expected| (version_text(expected), version_bytes(expected))) else {
             let command = match shape {
                 Shape::Field(field) => cmd("HDEL").arg(name).arg(field).take(),
-                Shape::Document | Shape::Counter => cmd("DEL").arg(name).take(),
+                Shape::Document | Shape::Block | Shape::Counter => cmd("DEL").arg(name).take(),
             };
             return self
                 .link
@@ -246,6 +279,7 @@ impl CacheStore for RedisStore {
         let script = match shape {
             Shape::Field(field) => eval(script::REMOVE_FIELD, &[&name]).arg(field).arg(&expected[..]).take(),
             Shape::Document => eval(script::REMOVE, &[&name]).arg(&expected[..]).take(),
+            Shape::Block => eval(script::REMOVE_BLOCK, &[&name]).arg(text).take(),
             Shape::Counter => return Err(Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)),
         };
         self.compare_and(tag, script, "remove", key).await

@@ -6,7 +6,7 @@ use redis::{Value, cmd};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
 use sluicegate_core::block::InPlace;
 use sluicegate_core::commit::{list_blocks, must_list};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, Error, Result};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, Epoch, Error, Result};
 
 use crate::address::{Address, Addresses};
 use crate::error::{Failure, translate};
@@ -161,21 +161,21 @@ impl RedisStore {
         }
         if listed {
             proofs.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| self.unproven(e))?;
-            proof.into_iter().for_each(|proof| self.proofs.keep(proof));
+            proof.into_iter().for_each(|proof| self.proofs.keep(batch.epoch, proof));
         } else {
             list_blocks(self, batch, &deltas).await?;
-            self.prove().await?;
+            self.prove(batch.epoch).await?;
         }
         Ok(receipt)
     }
 
     /// Ends a commit whose writes have all been acknowledged.
-    pub(crate) async fn prove(&self) -> Result<()> {
+    pub(crate) async fn prove(&self, epoch: Epoch) -> Result<()> {
         let mut commands = Commands::default();
         let Some(proof) = self.proofs.give(&mut commands) else { return Ok(()) };
         let answers = self.link.run(commands, Effect::Write).await;
         answers.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| self.unproven(e))?;
-        self.proofs.keep(proof);
+        self.proofs.keep(epoch, proof);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use redis::{Cmd, Value, cmd};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
 use sluicegate_core::block::{BlockState, InPlace};
 use sluicegate_core::commit::{list_blocks, must_list};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, ChangeEntry, Error, Result};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, ChangeEntry, Epoch, Error, Result};
 
 use crate::address::{Address, Addresses};
 use crate::error::{Failure, translate};
@@ -199,10 +199,10 @@ impl RedisStore {
         }
         if listed {
             proofs.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| self.unproven(e))?;
-            proof.into_iter().for_each(|proof| self.proofs.keep(proof));
+            proof.into_iter().for_each(|proof| self.proofs.keep(batch.epoch, proof));
         } else {
             list_blocks(self, batch, &deltas).await?;
-            self.prove().await?;
+            self.prove(batch.epoch).await?;
         }
         Ok(CommitReceipt { emptied })
     }
@@ -255,12 +255,12 @@ impl RedisStore {
     }
 
     /// Ends a commit whose writes have all been acknowledged.
-    pub(crate) async fn prove(&self) -> Result<()> {
+    pub(crate) async fn prove(&self, epoch: Epoch) -> Result<()> {
         let mut commands = Commands::default();
         let Some(proof) = self.proofs.give(&mut commands) else { return Ok(()) };
         let answers = self.link.run(commands, Effect::Write).await;
         answers.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| self.unproven(e))?;
-        self.proofs.keep(proof);
+        self.proofs.keep(epoch, proof);
         Ok(())
     }
 

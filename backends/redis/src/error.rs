@@ -3,6 +3,7 @@
 use redis::{ErrorKind as Kind, RedisError};
 use sluicegate_core::{Error, ErrorKind, Status};
 
+use crate::line::is_answer;
 use crate::link::Effect;
 
 /// How a command failed.
@@ -24,6 +25,15 @@ impl Failure {
         Failure::Unanswered((redis::ErrorKind::Client, "a command was not answered").into())
     }
 
+    /// Whether another connection may do better: a server that has become a replica keeps the old ones, while its name may lead to the new master.
+    pub(crate) fn needs_another_connection(&self) -> bool {
+        match self {
+            Failure::Unanswered(_) => true,
+            Failure::Answered(error) => error.code() == Some("READONLY"),
+            _ => false,
+        }
+    }
+
     /// Whether what the command writes may be there.
     pub(crate) fn may_have_written(&self) -> bool {
         matches!(self, Failure::Unanswered(_) | Failure::NotReplicated { .. })
@@ -34,6 +44,8 @@ impl Failure {
 pub(crate) fn translate(failure: Failure, effect: Effect) -> Error {
     match failure {
         Failure::Unreached(error) => unreached(&error).with_source(error),
+        // A server says only after the handshake that it wants a certificate.
+        Failure::Unanswered(error) if error.to_string().contains("CertificateRequired") => unreached(&error).with_source(error),
         Failure::Unanswered(error) => unanswered(&error, effect).with_source(error),
         Failure::Answered(error) => answered(&error).with_source(error),
         Failure::NotReplicated { have, wanted } => {
@@ -79,16 +91,45 @@ fn answered(error: &RedisError) -> Error {
     }
 }
 
+/// What went wrong with TLS. The client gives it as text only.
+fn tls(error: &RedisError) -> Option<Error> {
+    let text = format!("{error} {error:?}");
+    if text.contains("CertificateRequired") || text.contains("HandshakeFailure") {
+        return Some(Error::config(
+            "the server wants a client's certificate; name the files in the options `client_cert` and `client_key`",
+        ));
+    }
+    if text.contains("certificate") || text.contains("Certificate") || text.contains("UnknownCA") {
+        let message = "a certificate is not accepted: the server's, unless the option `ca` names the file of the authority that signed it for this host, or ours";
+        return Some(Error::config(message));
+    }
+    let is_other = text.contains("corrupt message") || text.contains("InvalidContentType");
+    is_other.then(|| temporary("what answers does not speak TLS; use redis: instead of rediss:, or the port for TLS"))
+}
+
 fn unreached(error: &RedisError) -> Error {
+    if let Some(error) = tls(error) {
+        return error;
+    }
+    // Of a Cluster's nodes only the text says what each answered.
+    let text = error.to_string();
     match error.kind() {
         Kind::AuthenticationFailed => refused_login(),
+        _ if text.contains("AuthenticationFailed") || text.contains("NOAUTH") || text.contains("WRONGPASS") => refused_login(),
+        _ if text.contains("cluster support disabled") => {
+            Error::config("the server is no part of a Cluster; use redis:// or rediss://")
+        }
+        _ if text.contains("refused to switch database") => {
+            Error::config("the server has no such database; see its setting `databases`, or leave the number out")
+        }
         Kind::InvalidClientConfig => Error::config("the connection options are not possible"),
         Kind::ClusterConnectionNotFound => temporary("no node of the cluster that could answer can be reached"),
-        Kind::Io if error.is_timeout() => {
-            temporary("no connection in time (the option connect_timeout_ms); is the server running, and is the address right?")
-        }
+        Kind::Io if error.is_timeout() => temporary(
+            "no connection in time (the option connect_timeout_ms); is the server running, is the address right, and does it speak TLS if and only if the URL begins with rediss?",
+        ),
         Kind::Io => temporary("the server cannot be reached; is it running, and is the address right?"),
-        _ => answered(error),
+        _ if is_answer(error) => answered(error),
+        _ => temporary("the connection was lost while it was made; the server may be starting or stopping"),
     }
 }
 

@@ -374,14 +374,18 @@ impl CacheStore for RedisStore {
             Some(layout) => self.commit_in_place(batch, layout).await,
             None => {
                 let receipt = sluicegate_core::commit::store_batch(self, batch).await?;
-                self.prove().await?;
+                self.prove(batch.epoch).await?;
                 Ok(receipt)
             }
         }
     }
 
     async fn publish(&self, publication: &Publication, last: &Versioned<PublishedClock>) -> Result<Versioned<PublishedClock>> {
-        self.publish_at_once(publication, last).await
+        let published = self.publish_at_once(publication, last).await;
+        if published.as_ref().is_err_and(|e| !e.is_retryable()) {
+            self.proofs.forget();
+        }
+        published
     }
 
     fn wakes(&self) -> Option<BoxStream<'static, ()>> {

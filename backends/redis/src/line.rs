@@ -46,6 +46,11 @@ impl<C: Clone + Send + Sync + 'static> Line<C> {
         }
     }
 
+    /// Gives the connection up; the next command gets a new one.
+    pub(crate) fn renew(&self) {
+        *self.current.lock() = None;
+    }
+
     /// Sends something; once more if the connection turns out to be lost, and it `may_repeat`.
     pub(crate) async fn send<T, F: Future<Output = RedisResult<T>>>(
         &self,
@@ -58,7 +63,7 @@ impl<C: Clone + Send + Sync + 'static> Line<C> {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            if !is_broken(&error) {
+            if is_answer(&error) {
                 return Err(Failure::Answered(error));
             }
             self.forget(&which);
@@ -70,7 +75,7 @@ impl<C: Clone + Send + Sync + 'static> Line<C> {
     }
 }
 
-fn is_broken(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound)
-        || error.is_unrecoverable_error()
+/// Whether the server has said so, rather than that it cannot be understood: a frame that was torn comes as an error of this kind or that.
+pub(crate) fn is_answer(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
 }

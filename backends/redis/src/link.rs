@@ -15,7 +15,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisResul
 use sluicegate_core::Result;
 
 use crate::error::{Failure, translate};
-use crate::line::Line;
+use crate::line::{Line, is_answer};
 use crate::options::Target;
 
 /// What commands do.
@@ -218,9 +218,12 @@ impl Link {
         let pipeline = &pipeline;
         let query = |mut connection: C| async move { pipeline.query_async::<Vec<RedisResult<Value>>>(&mut connection).await };
         let mut answers: Vec<Answer> = match line.send(effect == Effect::Read, query).await {
-            Ok(answers) => answers.into_iter().map(|answer| answer.map_err(Failure::Answered)).collect(),
+            Ok(answers) => answers.into_iter().map(|answer| answer.map_err(answered)).collect(),
             Err(failure) => return vec![Err(failure); count],
         };
+        if answers.iter().any(|answer| matches!(answer, Err(failure) if failure.needs_another_connection())) {
+            line.renew();
+        }
         let lacking = wait.then(|| answers.pop()).flatten().and_then(|answer| match answer {
             Ok(Value::Int(have)) if have >= i64::from(replicas) => None,
             Ok(Value::Int(have)) => Some(Failure::NotReplicated { have, wanted: replicas }),
@@ -234,6 +237,10 @@ impl Link {
         }
         answers
     }
+}
+
+fn answered(error: RedisError) -> Failure {
+    if is_answer(&error) { Failure::Answered(error) } else { Failure::Unanswered(error) }
 }
 
 /// A client of the first node.

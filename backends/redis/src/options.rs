@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use redis::{ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
+use rustls::crypto::CryptoProvider;
 use serde::Deserialize;
 use sluicegate_core::registry::Location;
 use sluicegate_core::{Error, Result};
@@ -116,9 +117,13 @@ impl Target {
         options.validate()?;
         let cluster = scheme.contains("+cluster");
         let tls = scheme.starts_with("rediss");
-        let certificates = options.certificates()?;
-        if certificates.is_some() && !tls {
+        if !tls && (options.ca.is_some() || options.client_cert.is_some()) {
             return Err(Error::config("the options ca, client_cert and client_key need TLS; use rediss:// or rediss+cluster://"));
+        }
+        let certificates = options.certificates()?;
+        if tls && CryptoProvider::get_default().is_none() {
+            // Fails only if the program has just chosen one itself.
+            let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let rest = location
             .rest()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use redis::{Value, cmd};
 use sluicegate_core::commit::writes_lost;
-use sluicegate_core::{CacheKey, Error, Result};
+use sluicegate_core::{CacheKey, Epoch, Error, Result};
 
 use crate::RedisStore;
 use crate::address::Addresses;
@@ -28,8 +28,8 @@ pub(crate) struct Proofs {
     key: Arc<str>,
     tag: u16,
     used: bool,
-    /// Of commits that were acknowledged and not published.
-    open: Arc<Mutex<Vec<Proof>>>,
+    /// Of commits that were acknowledged and not published. A new term begins from what is stored, and asks for no other's.
+    open: Arc<Mutex<Vec<(Epoch, Proof)>>>,
 }
 
 impl Proofs {
@@ -57,28 +57,28 @@ impl Proofs {
     }
 
     /// Its commit was acknowledged.
-    pub(crate) fn keep(&self, proof: Proof) {
+    pub(crate) fn keep(&self, epoch: Epoch, proof: Proof) {
         let mut open = self.open.lock();
         if open.len() >= KEPT / 2 {
             // Of a writer that has long stopped.
             open.remove(0);
         }
-        open.push(proof);
+        open.push((epoch, proof));
     }
 
     /// What a publication must find.
-    pub(crate) fn taken(&self) -> Vec<Proof> {
-        self.open.lock().clone()
+    pub(crate) fn taken(&self, epoch: Epoch) -> Vec<Proof> {
+        self.open.lock().iter().filter(|(of, _)| *of == epoch).map(|(_, proof)| *proof).collect()
     }
 
     /// A publication found them.
     pub(crate) fn published(&self, found: &[Proof]) {
-        self.open.lock().retain(|proof| !found.contains(proof));
+        self.open.lock().retain(|(_, proof)| !found.contains(proof));
     }
 
     /// Looks for them outside of a publication.
-    pub(crate) async fn check(&self, store: &RedisStore) -> Result<()> {
-        let taken = self.taken();
+    pub(crate) async fn check(&self, store: &RedisStore, epoch: Epoch) -> Result<()> {
+        let taken = self.taken(epoch);
         if taken.is_empty() {
             return Ok(());
         }
@@ -90,9 +90,13 @@ impl Proofs {
         if taken.iter().all(is_there) { Ok(()) } else { Err(self.missing()) }
     }
 
-    /// One is not there. The next writer of this store begins from what is.
-    pub(crate) fn missing(&self) -> Error {
+    /// The term is over.
+    pub(crate) fn forget(&self) {
         self.open.lock().clear();
+    }
+
+    /// One is not there.
+    pub(crate) fn missing(&self) -> Error {
         writes_lost("a commit is not there that has not been published yet")
             .with_operation("publish")
             .with_context("key", &self.key)

@@ -38,18 +38,18 @@ impl RedisStore {
         if !publication.pointers.is_empty() {
             // What cannot be published must not move pointers.
             commit::still_there(self, publication.clock.epoch, last).await?;
-            self.proofs.check(self).await?;
+            self.proofs.check(self, publication.clock.epoch).await?;
             store_pointers(self, publication).await?;
         }
         if publication.clock.lost_since(&last.value).is_none() {
             for read in [false, true] {
                 let writes = self.writes(publication, last, read).await?;
-                if self.write_all(&writes).await? {
+                if self.write_all(&writes, publication.clock.epoch).await? {
                     return Ok(self.keep(publication, &writes));
                 }
             }
         }
-        self.proofs.check(self).await?;
+        self.proofs.check(self, publication.clock.epoch).await?;
         let published = commit::publish(self, publication, last).await?;
         self.replicate(published.version).await?;
         Ok(published)
@@ -115,10 +115,10 @@ impl RedisStore {
     }
 
     /// Writes all, or none and says no, if one of them is not what was expected.
-    async fn write_all(&self, writes: &[Write]) -> Result<bool> {
+    async fn write_all(&self, writes: &[Write], epoch: Epoch) -> Result<bool> {
         let tag = self.addresses.tag();
         let keys: Vec<String> = writes.iter().map(|write| self.addresses.of(&write.key).key).collect();
-        let proofs = self.proofs.taken();
+        let proofs = self.proofs.taken(epoch);
         let keys: Vec<&str> = keys.iter().map(String::as_str).chain([self.proofs.key()]).collect();
         let mut script = eval(script::PUBLISH, &keys);
         for write in writes {

@@ -63,6 +63,9 @@ pub(super) async fn follow(node: Weak<Node>, wakes: Option<BoxStream<'static, ()
     }
 }
 
+/// What to do about a store that went back.
+const OPEN_AGAIN: &str = "the store lost what it had acknowledged; open the cache again";
+
 impl Node {
     /// Reads the clock and what was published since; whether there was anything. One at a time: of two that read different clocks, the one with
     /// the older would take the node back.
@@ -70,12 +73,12 @@ impl Node {
         let _following = self.following.lock().await;
         let known = self.state.read().clock.clone();
         let Some(found) = read_clock(self.store.as_ref()).await? else {
-            self.set_status(Status::Lost("the published clock is gone".to_owned()));
+            self.set_status(Status::Lost(format!("the published clock is gone: {OPEN_AGAIN}")));
             return Ok(false);
         };
         let clock = found.value;
         if let Some(why) = clock.lost_since(&known) {
-            self.set_status(Status::Lost(format!("{why}: the store lost what it had acknowledged; open the cache again")));
+            self.set_status(Status::Lost(format!("{why}: {OPEN_AGAIN}")));
             return Ok(false);
         }
         if clock == known {
@@ -83,7 +86,7 @@ impl Node {
             return Ok(false);
         }
         if self.was_written_anew(&known, &clock).await? {
-            self.set_status(Status::Lost("a later writer wrote batches anew that were published before: the store lost what it had acknowledged; open the cache again".to_owned()));
+            self.set_status(Status::Lost(format!("a later writer has written published batches anew: {OPEN_AGAIN}")));
             return Ok(false);
         }
         match self.records(&known, &clock).await? {

@@ -268,8 +268,17 @@ pub async fn a_clock_written_meanwhile_in_the_same_term_is_gone_over(store: Stor
 pub async fn a_lost_clock_is_an_error(store: Store) {
     let last = begin(&*store, 1).await.clock;
     store.remove(&CacheKey::Clock, None).await.must("lose the clock");
-    refused(store.publish(&next(&last.value, 0), &last).await, ErrorKind::Corrupt, "a publication over a lost clock");
+    let before = beside_the_clock(&*store).await;
+    refused(store.publish(&next(&last.value, 1), &last).await, ErrorKind::Corrupt, "a publication over a lost clock");
     assert_eq!(store.get(&CacheKey::Clock).await.must("read"), None);
+    assert_eq!(beside_the_clock(&*store).await, before, "what was written although the clock is lost");
+}
+
+/// What a publication writes before the clock. A checkpoint over an older state would pass what was lost, and no later writer would look for it.
+async fn beside_the_clock(store: &dyn CacheStore) -> Vec<Option<Versioned<Bytes>>> {
+    let records = (0..RING).map(CacheKey::Batch);
+    let keys: Vec<CacheKey> = records.chain([CacheKey::Late(0), CacheKey::Checkpoint(FEED.to_owned())]).collect();
+    store.get_many(&keys).await.must("read")
 }
 
 /// It is not written over, nor is one that went back behind what was acknowledged.
@@ -282,9 +291,11 @@ pub async fn a_clock_of_another_cache_is_an_error(store: Store) {
     ];
     for other in others {
         overwrite(&*store, &CacheKey::Clock, other.to_bytes()).await;
-        let result = store.publish(&next(&last.value, 0), &last).await;
+        let before = beside_the_clock(&*store).await;
+        let result = store.publish(&next(&last.value, 1), &last).await;
         refused(result, ErrorKind::Corrupt, "a publication over another clock");
         assert_eq!(clock(&*store).await.value, other);
+        assert_eq!(beside_the_clock(&*store).await, before, "what was written over another cache");
     }
 }
 

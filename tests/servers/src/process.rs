@@ -3,16 +3,17 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Longest wait for a server to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running program. It is killed when this is dropped, and also when the test's process dies: a shell holds a pipe to us, and kills
-/// the program when the pipe closes.
+/// the program when the pipe closes. The shell ends with the program.
 #[derive(Debug)]
 pub struct Process {
-    shell: Child,
+    shell: Mutex<Child>,
     pid: String,
 }
 
@@ -22,17 +23,22 @@ impl Process {
     /// # Panics
     /// If it cannot be started.
     pub fn start(program: &str, arguments: &[String]) -> Process {
-        let script = r#""$@" >/dev/null 2>&1 & echo $!; read -r _; kill -9 $! 2>/dev/null"#;
+        let script = r#"exec 3<&0
+            "$@" >/dev/null 2>&1 3<&- & program=$!
+            echo $program
+            (read -r _ <&3; kill -9 $program) >/dev/null 2>&1 & watcher=$!
+            wait $program
+            kill $watcher 2>/dev/null"#;
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", program]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut shell = command.spawn().unwrap_or_else(|e| panic!("cannot run sh: {e}"));
+        let mut shell = command.stderr(Stdio::null()).spawn().unwrap_or_else(|e| panic!("cannot run sh: {e}"));
         let mut pid = String::new();
         if let Some(stdout) = shell.stdout.take() {
             let _ = BufReader::new(stdout).read_line(&mut pid);
         }
         let pid = pid.trim().to_owned();
         assert!(!pid.is_empty(), "{program} did not start");
-        Process { shell, pid }
+        Process { shell: Mutex::new(shell), pid }
     }
 
     /// Sends it a signal, such as `KILL`, `STOP` or `CONT`.
@@ -46,15 +52,16 @@ impl Process {
 
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
-        let status = Command::new("kill").args(["-0", &self.pid]).stderr(Stdio::null()).status();
-        status.is_ok_and(|status| status.success())
+        self.shell.lock().is_ok_and(|mut shell| matches!(shell.try_wait(), Ok(None)))
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        drop(self.shell.stdin.take());
-        let _ = self.shell.wait();
+        if let Ok(mut shell) = self.shell.lock() {
+            drop(shell.stdin.take());
+            let _ = shell.wait();
+        }
     }
 }
 

@@ -141,6 +141,9 @@ impl RedisCluster {
             "1000",
             "--cluster-config-file",
             "nodes.conf",
+            // A replica that asks for everything gets it at once.
+            "--repl-diskless-sync-delay",
+            "0",
         ];
         // The cluster bus takes the port 10,000 above, which must exist.
         let nodes: Vec<RedisServer> = std::iter::repeat_with(|| RedisServer::below(&arguments, 55_000)).take(6).collect();
@@ -170,6 +173,31 @@ impl RedisCluster {
     /// Its nodes; the first three began as masters.
     pub fn nodes(&mut self) -> &mut [RedisServer] {
         &mut self.nodes
+    }
+
+    /// Waits until every node runs, every slot is served, and every master has a replica that is up to date.
+    pub fn wait_until_whole(&self) {
+        wait_until("the cluster is whole", || {
+            self.nodes.iter().all(|node| {
+                let replication = node.cli(&["INFO", "replication"]);
+                let is_linked = replication.contains("state=online") || replication.contains("master_link_status:up");
+                is_linked && node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+            })
+        });
+    }
+
+    /// Waits until another node serves the slots of the one that was at `port`.
+    pub fn wait_until_replaced(&self, port: u16) {
+        wait_until(&format!("the node at {port} is replaced"), || {
+            let others = || self.nodes.iter().filter(|node| node.port != port && node.process.is_some());
+            others().all(|node| {
+                let nodes = node.cli(&["CLUSTER", "NODES"]);
+                // A master that has slots has a ninth field.
+                let has_slots = |line: &str| line.split_whitespace().count() > 8;
+                let old = nodes.lines().find(|line| line.contains(&format!(":{port}@")));
+                old.is_some_and(|line| !has_slots(line)) && node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+            })
+        });
     }
 
     /// Waits until the nodes that run say that every slot is served.

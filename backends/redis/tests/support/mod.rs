@@ -1,6 +1,14 @@
 //! Servers that the tests of one program share, and a namespace for each.
 
 #![allow(dead_code, reason = "each test program uses some of it")]
+#![allow(unused_imports, reason = "the same")]
+
+mod disturb;
+pub(crate) mod load;
+pub(crate) mod proxy;
+pub(crate) mod watch;
+
+pub(crate) use disturb::{disturbed, some_moment};
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -29,4 +37,23 @@ pub(crate) fn namespace() -> String {
 pub(crate) async fn fresh(url: String) -> Arc<dyn CacheStore> {
     let store = RedisStore::connect(&format!("{url}?namespace={}", namespace())).await;
     Arc::new(store.unwrap_or_else(|e| panic!("cannot open {url}: {e:?}")))
+}
+
+/// The store at `url`, which may have options.
+pub(crate) async fn open(url: &str) -> Arc<RedisStore> {
+    Arc::new(RedisStore::connect(url).await.unwrap_or_else(|e| panic!("cannot open {url}: {e:?}")))
+}
+
+/// Runs what blocks.
+pub(crate) fn block<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}
+
+/// Waits until `done` says so.
+pub(crate) async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !done().await {
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "not within a minute: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
 }

@@ -1,0 +1,147 @@
+//! A load, writers that write it, and what must come out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sluicegate_core::block::codec_named;
+use sluicegate_core::changes::{Answer, AnswerRow, ChangesOptions, Delivery};
+use sluicegate_core::pointer::Supersession;
+use sluicegate_core::verify::{VerifyOptions, verify};
+use sluicegate_core::{
+    CacheKey, CacheStore, Channel, Feed, GatewayDecoder, ReaderConfig, ReaderNode, Result, Writer, WriterConfig,
+};
+use sluicegate_replay::MemoryFeed;
+use sluicegate_replay::synthetic::{ExpectedRow, Generated, Synthetic, SyntheticConfig};
+use sluicegate_testkit::PlainStore;
+
+/// The name of the feed.
+pub(crate) const FEED: &str = "load";
+
+/// What a writer writes, and what a cache that nothing happened to holds then.
+pub(crate) struct Load {
+    pub(crate) feed: MemoryFeed,
+    pub(crate) seed: u64,
+    pub(crate) expected: Content,
+    blocks: Vec<CacheKey>,
+    entries: Vec<CacheKey>,
+    generated: Generated,
+}
+
+impl Load {
+    /// `events` from a seed, and the undisturbed run.
+    pub(crate) async fn new(seed: u64, events: usize) -> Load {
+        let mut config = SyntheticConfig::rough();
+        (config.documents, config.channels, config.body, config.principals) = (40, 6, 8, 2);
+        (config.out_of_order, config.late, config.late_by, config.gaps) = (10, 0.03, 30, 0.01);
+        (config.unused, config.unused_max, config.restart_every, config.restart_repeats) = (0.02, 40, 60, 10);
+        let generated = Synthetic::new(config, seed).unwrap().generate(events);
+        let feed = MemoryFeed::new(FEED, generated.mutations.clone()).with_batch(8).unwrap();
+        let plain = Arc::new(PlainStore::new());
+        let expected = Content::default();
+        let mut load = Load { feed, seed, expected, blocks: Vec::new(), entries: Vec::new(), generated };
+        load.run(plain.clone(), 2_000).await.unwrap();
+        (load.blocks, load.entries) = (plain.keys().into_iter())
+            .filter(|key| matches!(key, CacheKey::Block(..) | CacheKey::Sequence(_)))
+            .partition(|key| matches!(key, CacheKey::Block(..)));
+        load.expected = load.content(plain).await;
+        assert_eq!(load.expected.answers, load.truth(), "what the generator says, and what comes out undisturbed");
+        load
+    }
+
+    fn truth(&self) -> BTreeMap<String, Rows> {
+        let row = |r: &ExpectedRow| (r.sequence.0, r.document.clone(), r.revision.clone(), r.deleted, r.removed);
+        self.generated.truth.iter().map(|(channel, rows)| (channel.clone(), rows.iter().map(row).collect())).collect()
+    }
+
+    /// Small batches, small blocks, an early skipped list: so that few events reach every step often.
+    pub(crate) fn config(&self, give_up_after_ms: u64) -> WriterConfig {
+        let text = format!(
+            r#"{{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": 8,
+                "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": {give_up_after_ms}}}"#
+        );
+        let config: WriterConfig = serde_json::from_str(&text).unwrap();
+        config.with_supersession(if self.seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
+    }
+
+    /// The writer of the next term.
+    pub(crate) async fn writer(&self, store: Arc<dyn CacheStore>, give_up_after_ms: u64) -> Result<Writer> {
+        Writer::alone(store, Arc::new(GatewayDecoder::default()), FEED, self.config(give_up_after_ms)).await
+    }
+
+    /// One term, to the end of the feed or an error.
+    pub(crate) async fn run(&self, store: Arc<dyn CacheStore>, give_up_after_ms: u64) -> Result<()> {
+        self.writer(store, give_up_after_ms).await?.run(&self.feed, std::future::pending()).await.map(drop)
+    }
+
+    /// Batches of the feed.
+    pub(crate) fn batches(&self) -> u64 {
+        self.feed.mutations().len() as u64 / 8
+    }
+
+    /// As many terms as it takes over `feed`; how many. Each must end with an error after which one may try again.
+    pub(crate) async fn finish(&self, feed: &dyn Feed, store: &Arc<dyn CacheStore>, give_up_after_ms: u64) -> usize {
+        let mut terms = 1;
+        let run = async || self.writer(store.clone(), give_up_after_ms).await?.run(feed, std::future::pending()).await;
+        while let Err(error) = run().await {
+            assert!(error.is_retryable(), "seed {}: {error:?}", self.seed);
+            assert!(terms < 1_000, "seed {}: never got through: {error:?}", self.seed);
+            terms += 1;
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        terms
+    }
+
+    /// What `store` holds, as far as it must not depend on what happened on the way.
+    pub(crate) async fn content(&self, store: Arc<dyn CacheStore>) -> Content {
+        let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
+        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+        let mut content = Content { findings: format!("{:?}", report.findings), ..Content::default() };
+        for name in self.generated.truth.keys() {
+            let options = ChangesOptions::new().delivery(Delivery::Eager);
+            let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
+            content.answers.insert(name.clone(), rows(&answer));
+        }
+        let codec = codec_named("two-bit", 64).unwrap();
+        for (key, found) in self.blocks.iter().zip(store.get_many(&self.blocks).await.unwrap()) {
+            let block = found.map(|found| codec.decode(&found.value).unwrap());
+            let states = block.map(|block| block.iter().map(|(at, state)| (at, state as u8)).collect());
+            content.blocks.insert(key.to_string(), states.unwrap_or_default());
+        }
+        let sequences: Vec<_> =
+            self.entries.iter().filter_map(|key| if let CacheKey::Sequence(s) = key { Some(*s) } else { None }).collect();
+        for (sequence, entry) in sequences.iter().zip(store.entries(&sequences).await.unwrap()) {
+            content.entries.insert(sequence.0, entry.map(|entry| (entry.document().to_owned(), entry.revision().to_owned())));
+        }
+        let clock = reader.clock();
+        (content.stable, content.high, content.gaps) = (clock.stable.0, clock.high.0, clock.gaps);
+        content
+    }
+
+    /// Nothing was lost, nothing is there twice.
+    pub(crate) async fn check(&self, store: Arc<dyn CacheStore>, what: &str) -> Content {
+        let content = self.content(store).await;
+        assert_eq!(content, self.expected, "{what}, seed {}", self.seed);
+        content
+    }
+}
+
+pub(crate) type Rows = Vec<(u64, String, String, bool, bool)>;
+
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Content {
+    stable: u64,
+    high: u64,
+    gaps: u64,
+    findings: String,
+    pub(crate) answers: BTreeMap<String, Rows>,
+    blocks: BTreeMap<String, Vec<(u32, u8)>>,
+    entries: BTreeMap<u64, Option<(String, String)>>,
+}
+
+pub(crate) fn rows(answer: &Answer) -> Rows {
+    let row = |row: &AnswerRow| {
+        let entry = &row.entry;
+        (row.id.sequence.0, entry.document().to_owned(), entry.revision().to_owned(), row.deleted, !row.removed.is_empty())
+    };
+    answer.rows.iter().map(row).collect()
+}

@@ -6,11 +6,15 @@ use std::sync::Arc;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::changes::{Answer, ChangesOptions, Delivery, LateCursor};
+use sluicegate_core::commit::read_clock;
 use sluicegate_core::decode::MutationDecoder as _;
-use sluicegate_core::{CacheStore, Channel, FeedEvent, GatewayDecoder, ReaderConfig, ReaderNode, Writer, WriterConfig};
+use sluicegate_core::store::Expiry;
+use sluicegate_core::{
+    CacheStore, Channel, ErrorKind, FeedEvent, GatewayDecoder, Mutation, ReaderConfig, ReaderNode, Writer, WriterConfig,
+};
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
-use sluicegate_testkit::{FaultStore, Faults, Model};
+use sluicegate_testkit::{FaultStore, Faults, Model, PlainStore};
 
 const CHANNELS: u32 = 6;
 
@@ -263,4 +267,46 @@ async fn of_two_who_catch_up_at_once_the_slower_does_not_take_the_node_back() {
     first.await.unwrap();
     assert_eq!(second.await.unwrap().batch, last);
     assert_eq!(reader.clock().batch, last);
+}
+
+/// The store goes back, and another writer has caught up before the reader looks again: the clock has not gone back, and all the same batches that
+/// the reader takes for known are others.
+#[tokio::test]
+async fn a_reader_that_slept_while_the_store_went_back_finds_out() {
+    for seed in 0..10 {
+        let generated = load(300 + seed, 0.01);
+        let plain = Arc::new(PlainStore::new());
+        let store: Arc<dyn CacheStore> = plain.clone();
+        let publish = async |some: &[Mutation], each: usize| {
+            let mut writer = writer(&store).await;
+            for chunk in some.chunks(each) {
+                writer.process(chunk.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+                writer.flush().await.unwrap();
+            }
+        };
+        publish(&generated.mutations[..100], 10).await;
+        let keys = plain.keys();
+        let kept: Vec<_> = keys.iter().cloned().zip(plain.get_many(&keys).await.unwrap()).collect();
+        publish(&generated.mutations[100..200], 10).await;
+
+        let asleep = serde_json::from_str(r#"{"poll_min_ms": 3600000, "poll_max_ms": 3600000}"#).unwrap();
+        let reader = ReaderNode::open(store.clone(), asleep).await.unwrap();
+        reader.changes(&[Channel::star()], &ChangesOptions::new()).await.unwrap();
+        for key in plain.keys() {
+            plain.remove(&key, None).await.unwrap();
+        }
+        for (key, document) in kept {
+            plain.insert(&key, document.unwrap().value, Expiry::Never).await.unwrap();
+        }
+        // Another term, for the second writer's epoch is gone.
+        publish(&[], 1).await;
+        publish(&generated.mutations[100..], 7).await;
+
+        let clock = read_clock(store.as_ref()).await.unwrap().unwrap().value;
+        assert_eq!(clock.lost_since(&reader.clock()), None, "the clock does not tell");
+        reader.refresh().await.unwrap();
+        let error = reader.changes(&[Channel::star()], &ChangesOptions::new()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+        assert!(error.to_string().contains("lost what it had acknowledged"), "{error}");
+    }
 }

@@ -56,6 +56,8 @@ pub(crate) fn translate(failure: Failure, effect: Effect) -> Error {
     }
 }
 
+const NO_NODE: &str = "no node of the cluster that could answer can be reached; are they running, and is each slot served?";
+
 fn refused_login() -> Error {
     Error::config("the server wants a user name or password, or refused the one given; check them in the store's URL")
 }
@@ -123,7 +125,7 @@ fn unreached(error: &RedisError) -> Error {
             Error::config("the server has no such database; see its setting `databases`, or leave the number out")
         }
         Kind::InvalidClientConfig => Error::config("the connection options are not possible"),
-        Kind::ClusterConnectionNotFound => temporary("no node of the cluster that could answer can be reached"),
+        Kind::ClusterConnectionNotFound => temporary(NO_NODE),
         Kind::Io if error.is_timeout() => temporary(
             "no connection in time (the option connect_timeout_ms); is the server running, is the address right, and does it speak TLS if and only if the URL begins with rediss?",
         ),
@@ -137,6 +139,8 @@ fn unanswered(error: &RedisError, effect: Effect) -> Error {
     let status = if effect == Effect::Read { Status::Temporary } else { Status::Indeterminate };
     let made = if error.is_timeout() {
         Error::new(ErrorKind::Timeout, "no answer in time (the option timeout_ms)")
+    } else if error.kind() == Kind::ClusterConnectionNotFound {
+        temporary(NO_NODE)
     } else {
         Error::new(ErrorKind::Unavailable, "the connection was lost before the answer came")
     };

@@ -4,12 +4,13 @@ mod support;
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use sluicegate_core::verify::{VerifyOptions, verify};
 use sluicegate_core::{CacheStore, ReaderConfig, ReaderNode};
 use sluicegate_test_servers::{RedisCluster, RedisServer};
 use sluicegate_testkit::PausingFeed;
 use support::load::{FEED, Load};
-use support::{block, disturbed, open, some_moment, until};
+use support::{block, disturbed, open, rights, some_moment, until};
 
 /// The place of the node that is asked and answers so.
 fn position(cluster: &mut RedisCluster, is_it: impl Fn(&RedisServer) -> bool) -> usize {
@@ -246,4 +247,23 @@ async fn readers_are_told_after_a_failover() {
     let last = progress.borrow().clock.batch;
     assert!(last > batch);
     until("the reader is told of the end", async || reader.cut().batch >= last).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rights_that_the_readme_names_are_enough() {
+    let load = Load::new(260, 200).await;
+    let mut cluster = block(RedisCluster::start);
+    block(|| {
+        cluster.wait_until_whole();
+        for node in cluster.nodes() {
+            for rules in rights() {
+                assert_eq!(node.cli(&[&["ACL", "SETUSER", "cache"], &rules[..]].concat()).trim(), "OK", "{rules:?}");
+            }
+        }
+    });
+    let url = cluster.url().replace("://", "://cache:sesame@");
+    let store: Arc<dyn CacheStore> = open(&format!("{url}?{}", options("&wait_replicas=1"))).await;
+    load.run(store.clone(), 5_000).await.unwrap();
+    load.check(store.clone(), "with few rights").await;
+    assert!(store.wakes().unwrap().next().await.is_some());
 }

@@ -9,7 +9,7 @@ use sluicegate_test_servers::{RedisServer, free_port};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::load::Load;
-use crate::support::{block, open};
+use crate::support::{block, open, rights};
 
 const SECRET: &str = "sesame-0815";
 
@@ -115,16 +115,9 @@ async fn a_password_does_not_show_while_all_goes_well_or_badly() {
 /// The rights that the README names, and no others.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rights_that_the_readme_names_are_enough() {
-    let readme = include_str!("../../README.md");
-    let line = readme.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER cache ")).expect("the README has the line");
     let server = block(RedisServer::start);
-    let rule: Vec<&str> = line
-        .split_whitespace()
-        .map(|word| word.trim_matches('"'))
-        .map(|word| if word == ">password" { ">sesame" } else { word })
-        .collect();
-    let made = block(|| server.cli(&[&["ACL", "SETUSER", "cache"], &rule[..]].concat()));
-    assert_eq!(made.trim(), "OK", "{rule:?}");
+    let rules = [&["ACL", "SETUSER", "cache"], &rights()[0][..]].concat();
+    assert_eq!(block(|| server.cli(&rules)).trim(), "OK", "{rules:?}");
     let url = format!("redis://cache:sesame@127.0.0.1:{}", server.port());
     for seed in 92..94 {
         let store = open(&format!("{url}?namespace=_cache")).await;

@@ -15,7 +15,7 @@ use sluicegate_core::{
     Sequence,
 };
 use sluicegate_test_servers::RedisServer;
-use sluicegate_testkit::{FaultStore, Faults, PausingFeed};
+use sluicegate_testkit::PausingFeed;
 use tokio::sync::{Semaphore, watch};
 
 use crate::DURABLE;
@@ -109,11 +109,6 @@ async fn a_server_that_comes_back_older_stops_writer_and_readers() {
         assert!(second.reached().await);
         until("more is published", async || clock(store.as_ref()).await.batch > before.batch).await;
         let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
-        // One that does not look while the server is what it was.
-        let asleep = serde_json::from_str(r#"{"poll_min_ms": 3600000, "poll_max_ms": 3600000}"#).unwrap();
-        let deaf = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
-        let sleeper = ReaderNode::open(deaf, asleep).await.unwrap();
-        sleeper.refresh().await.unwrap();
         block(|| server.kill());
         restore(&server, backup.path());
         block(|| server.restart());
@@ -125,11 +120,6 @@ async fn a_server_that_comes_back_older_stops_writer_and_readers() {
         let next: Arc<dyn CacheStore> = store.clone();
         assert_eq!(load.finish(&load.feed, &next, 60_000).await, 1);
         load.check(store.clone(), "the older state, gone on from").await;
-        assert!(clock(store.as_ref()).await.lost_since(&sleeper.clock()).is_none(), "the clock alone does not tell");
-        // Unless the ring has moved on: then it has nothing left that could be wrong.
-        if clock(store.as_ref()).await.batch < sleeper.clock().batch + 8 {
-            assert_reader_lost(&sleeper).await;
-        }
     }
 }
 

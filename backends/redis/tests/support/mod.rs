@@ -57,3 +57,12 @@ pub(crate) async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
 }
+
+/// The rules that the README gives, with `>sesame` for the password: those of one server, and those that a Cluster needs besides.
+pub(crate) fn rights() -> Vec<Vec<&'static str>> {
+    let lines = include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("ACL SETUSER cache "));
+    let rights: Vec<Vec<&str>> =
+        lines.map(|line| line.split(' ').map(|word| if word == ">password" { ">sesame" } else { word }).collect()).collect();
+    assert_eq!(rights.len(), 2, "the README gives both");
+    rights
+}

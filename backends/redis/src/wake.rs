@@ -118,7 +118,11 @@ async fn listen_to_cluster(target: &Target, channel: &str, told: &mpsc::Sender<(
             }
             () = told.closed() => return Ok(()),
             () = tokio::time::sleep(silence(target)) => {
-                redis::cmd("EXISTS").arg(channel).query_async::<redis::Value>(&mut connection).await?;
+                // The slot may have moved while nobody was told: whoever has it now is asked, and what came meanwhile may have been missed.
+                connection.ssubscribe(channel).await?;
+                if !tell(told) {
+                    return Ok(());
+                }
             }
         }
     }

@@ -13,18 +13,14 @@ use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::block::codec_named;
-use sluicegate_core::changes::{ChangesOptions, Delivery};
 use sluicegate_core::decode::{Decoded, MutationDecoder};
 use sluicegate_core::feed::{Feed, Mutation};
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned};
-use sluicegate_core::{
-    CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, PublishedClock, ReaderConfig, ReaderNode, Result, Writer,
-    WriterConfig,
-};
+use sluicegate_core::{CacheKey, CacheStore, ErrorKind, GatewayDecoder, PublishedClock, Result, Writer, WriterConfig};
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
-use sluicegate_testkit::{CrashPoint, FaultStore, Faults, PausingFeed, PlainStore, Step, When};
+use sluicegate_testkit::{Content, CrashPoint, FaultStore, Faults, Follower, PausingFeed, PlainStore, Rows, Step, When};
 use support::Kind;
 
 /// A store that refuses to let the clock go back, and knows what was written to it.
@@ -128,94 +124,10 @@ async fn run(store: Arc<dyn CacheStore>, feed: &dyn Feed, seed: u64) -> Result<(
     writer(store, seed).await?.run(feed, std::future::pending()).await.map(drop)
 }
 
-type Rows = Vec<(u64, String, String, bool, bool)>;
-
-/// What a cache holds, as far as it must not depend on what happened on the way.
-#[derive(Debug, PartialEq)]
-struct Content {
-    stable: u64,
-    high: u64,
-    gaps: u64,
-    answers: BTreeMap<String, Rows>,
-    blocks: BTreeMap<String, Vec<(u32, u8)>>,
-    entries: BTreeMap<u64, (String, String)>,
-}
-
-fn rows(answer: &sluicegate_core::changes::Answer) -> Rows {
-    let row = |row: &sluicegate_core::changes::AnswerRow| {
-        let entry = &row.entry;
-        (row.id.sequence.0, entry.document().to_owned(), entry.revision().to_owned(), row.deleted, !row.removed.is_empty())
-    };
-    answer.rows.iter().map(row).collect()
-}
-
 async fn content(store: &Arc<WatchedStore>, channels: impl Iterator<Item = &String>) -> Content {
-    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
-    let mut answers = BTreeMap::new();
-    for name in channels {
-        let options = ChangesOptions::new().delivery(Delivery::Eager);
-        let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
-        answers.insert(name.clone(), rows(&answer));
-    }
-    let codec = codec_named("two-bit", 64).unwrap();
-    let (mut blocks, mut entries) = (BTreeMap::new(), BTreeMap::new());
     let keys: Vec<CacheKey> = store.keys.lock().iter().cloned().collect();
-    for key in keys {
-        match &key {
-            CacheKey::Block(..) => {
-                let block = codec.decode(&store.get(&key).await.unwrap().unwrap().value).unwrap();
-                blocks.insert(key.to_string(), block.iter().map(|(at, state)| (at, state as u8)).collect());
-            }
-            CacheKey::Sequence(sequence) => {
-                let entry = store.entries(&[*sequence]).await.unwrap().remove(0).unwrap();
-                entries.insert(sequence.0, (entry.document().to_owned(), entry.revision().to_owned()));
-            }
-            _ => {}
-        }
-    }
-    let clock = reader.clock();
-    Content { stable: clock.stable.0, high: clock.high.0, gaps: clock.gaps, answers, blocks, entries }
-}
-
-/// A client that follows all channels from the first writer to the last, with the late cursor, and keeps what it is told.
-#[derive(Default)]
-struct Client {
-    reader: Option<ReaderNode>,
-    options: ChangesOptions,
-    rows: BTreeMap<String, (u64, String, bool)>,
-    seen: std::collections::BTreeSet<u64>,
-    repeats: usize,
-}
-
-impl Client {
-    async fn look(&mut self, store: &Arc<WatchedStore>) {
-        if self.reader.is_none() {
-            self.reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.ok();
-            self.options = ChangesOptions::new().delivery(Delivery::Eager).late(Default::default());
-        }
-        let Some(reader) = &self.reader else { return };
-        reader.refresh().await.unwrap();
-        let answer = reader.changes(&[Channel::star()], &self.options).await.unwrap().answer();
-        self.options.since = answer.last.sequence.into();
-        self.options.late = Some(answer.late);
-        for (sequence, document, revision, deleted, _) in rows(&answer) {
-            self.repeats += usize::from(!self.seen.insert(sequence));
-            let newest = self.rows.entry(document).or_default();
-            if newest.0 < sequence {
-                *newest = (sequence, revision, deleted);
-            }
-        }
-    }
-
-    /// What it knows must be what the star channel shows.
-    fn check(&self, star: &Rows, what: &str) {
-        let shown: BTreeMap<String, (u64, String, bool)> = star
-            .iter()
-            .map(|(sequence, document, revision, deleted, _)| (document.clone(), (*sequence, revision.clone(), *deleted)))
-            .collect();
-        assert_eq!(self.rows, shown, "{what}: what a following client was told, and what is there");
-        assert_eq!(self.repeats, 0, "{what}: rows that it was told twice");
-    }
+    let store: Arc<dyn CacheStore> = store.clone();
+    Content::read(&store, channels, &keys, codec_named("two-bit", 64).unwrap().as_ref()).await
 }
 
 fn expected(generated: &Generated) -> BTreeMap<String, Rows> {
@@ -280,7 +192,8 @@ async fn crash_everywhere(kind: Kind, runs: u64) {
         delays.delay = if seed % 8 < 4 { 0.0 } else { 0.1 };
         let faulty = Arc::new(FaultStore::new(store.clone(), seed, delays));
         faulty.crash_at(point);
-        let mut client = Client::default();
+        let watched: Arc<dyn CacheStore> = store.clone();
+        let mut client = Follower::default();
         let crashing = tokio::spawn({
             let (faulty, feed) = (faulty.clone(), feed.clone());
             async move { run(faulty, &feed, seed).await }
@@ -288,7 +201,7 @@ async fn crash_everywhere(kind: Kind, runs: u64) {
         while !crashing.is_finished() {
             tokio::task::yield_now().await;
             if random.random_bool(0.05) {
-                client.look(&store).await;
+                client.look(&watched).await.unwrap();
             }
         }
         let ended = crashing.await.unwrap();
@@ -299,11 +212,11 @@ async fn crash_everywhere(kind: Kind, runs: u64) {
         } else {
             ended.unwrap();
         }
-        client.look(&store).await;
+        client.look(&watched).await.unwrap();
         run(store.clone(), &feed, seed).await.unwrap();
         let after = content(&store, generated.truth.keys()).await;
         assert_eq!(after, reference, "seed {seed}, {point}");
-        client.look(&store).await;
+        client.look(&watched).await.unwrap();
         client.check(&after.answers["*"], &format!("seed {seed}, {point}"));
     }
     println!("{runs} runs; crashed at: {reached:#?}");

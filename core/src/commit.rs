@@ -90,14 +90,27 @@ async fn in_parallel<F: Future<Output = Result<T>> + Send, T: Send>(futures: Vec
     futures::stream::iter(futures).buffered(PARALLEL).try_collect().await
 }
 
-/// Writes the pointers of what is about to be published. For stores that publish natively: before the record and the checkpoint.
+/// Writes the pointers of what is about to be published over the clock `last`, if it can be. For stores that publish natively: before the record and
+/// the checkpoint.
 ///
 /// Not in `commit`: several batches commit at once, and a pointer must not pass an entry that is not stored. An entry that is stored names
 /// what it supersedes, while a pointer that has moved on no longer does (ARCHITECTURE.md, "Superseded rows").
 ///
 /// # Errors
-/// `Corrupt`, naming the key, for a pointer that cannot be read; what the store says.
-pub async fn store_pointers<S: CacheStore + ?Sized>(store: &S, publication: &Publication) -> Result<()> {
+/// `Corrupt`, naming the key, for a pointer that cannot be read; as [`still_there`], before any is written; what the store says.
+pub async fn store_pointers<S: CacheStore + ?Sized>(
+    store: &S,
+    publication: &Publication,
+    last: &Versioned<PublishedClock>,
+) -> Result<()> {
+    if publication.pointers.is_empty() {
+        return Ok(());
+    }
+    still_there(store, publication.clock.epoch, last).await?;
+    write_pointers(store, publication).await
+}
+
+async fn write_pointers<S: CacheStore + ?Sized>(store: &S, publication: &Publication) -> Result<()> {
     let writes = publication.pointers.iter().map(|pointer| store_pointer(store, pointer)).collect();
     in_parallel::<_, ()>(writes).await.map(drop)
 }
@@ -212,7 +225,7 @@ pub async fn publish<S: CacheStore + ?Sized>(
 ) -> Result<Versioned<PublishedClock>> {
     let epoch = publication.clock.epoch;
     still_there(store, epoch, last).await?;
-    store_pointers(store, publication).await?;
+    write_pointers(store, publication).await?;
     append_late(store, epoch, &publication.record).await?;
 
     let record = publication.record.to_bytes();
@@ -238,7 +251,7 @@ pub async fn publish<S: CacheStore + ?Sized>(
 }
 
 /// The stored clock, if nothing that the writer of `last` knows to be stored was lost. Before anything of a publication is written: a checkpoint or a
-/// pointer over an older state would pass what was lost, and no later writer would look for it. For stores that publish natively.
+/// pointer over an older state would pass what was lost, and no later writer would look for it.
 ///
 /// # Errors
 /// `Corrupt` if something was lost; `Fenced` if a later epoch has taken over.

@@ -6,6 +6,7 @@ mod expect;
 pub mod fault;
 pub mod feed;
 pub mod model;
+pub mod observe;
 pub mod pause;
 pub mod plain;
 pub mod sample;
@@ -16,6 +17,7 @@ pub use fault::{CrashPoint, FaultStore, Faults, Step, When};
 
 pub use feed::ListFeed;
 pub use model::Model;
+pub use observe::{Content, Follower, Rows};
 pub use pause::{Pause, PausingFeed};
 pub use plain::PlainStore;
 

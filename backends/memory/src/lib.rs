@@ -176,7 +176,7 @@ impl CacheStore for MemoryStore {
     }
 
     async fn publish(&self, publication: &Publication, last: &Versioned<PublishedClock>) -> Result<Versioned<PublishedClock>> {
-        store_pointers(self, publication).await?;
+        store_pointers(self, publication, last).await?;
         let published = self.0.documents.write().publish(publication, last, self.0.next_version());
         if published.is_ok() {
             self.0.wake.send_replace(());

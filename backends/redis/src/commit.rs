@@ -27,14 +27,8 @@ struct Raise {
     has_witness: bool,
 }
 
-/// The bit at which the state of `offset` begins, counted from the highest bit of the first byte stored.
-fn bit(layout: InPlace, offset: u32) -> u64 {
-    let within = match layout {
-        InPlace::Bytes => 8 * u64::from(offset) + 6,
-        InPlace::Pairs => 2 * u64::from(offset),
-    };
-    8 * VERSION as u64 + within
-}
+/// Bits of version before the block.
+const BEFORE: u64 = 8 * VERSION as u64;
 
 impl Raise {
     fn new(key: &str, delta: &BlockDelta, layout: InPlace, capacity: u32) -> Self {
@@ -42,10 +36,10 @@ impl Raise {
         bits.arg(key);
         if layout == InPlace::Bytes {
             // Adding nothing to its last bit gives a block its length.
-            bits.arg("INCRBY").arg("u1").arg(bit(layout, capacity - 1) + 1).arg(0);
+            bits.arg("INCRBY").arg("u1").arg(BEFORE + layout.bit(capacity - 1) + 1).arg(0);
         }
         for (offset, state) in &delta.changes {
-            let at = bit(layout, *offset);
+            let at = BEFORE + layout.bit(*offset);
             match state {
                 BlockState::Absent => continue,
                 BlockState::Present => bits.arg("SET").arg("u1").arg(at + 1).arg(1),
@@ -55,7 +49,7 @@ impl Raise {
         }
         let witness = delta.changes.iter().rev().find(|(_, state)| state.is_live());
         if let Some((offset, _)) = witness {
-            bits.arg("GET").arg("u2").arg(bit(layout, *offset));
+            bits.arg("GET").arg("u2").arg(BEFORE + layout.bit(*offset));
         }
         Raise { bits, has_witness: witness.is_some() }
     }
@@ -109,12 +103,10 @@ impl RedisStore {
     pub(crate) async fn merge_in_place(&self, delta: &BlockDelta, codec: &dyn BlockCodec, layout: InPlace) -> Result<u32> {
         let key = block_key(delta);
         let address = self.addresses.of(&key);
-        let raise = Raise::new(&address.key, delta, layout, codec.capacity());
-        let mut commands = Commands::default();
         self.check_blocks(std::slice::from_ref(delta), layout, codec.capacity()).await?;
-        commands.add(address.tag, raise.bits);
-        let answers = self.link.run(commands, Effect::Write).await;
-        answers.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| failed(e, Effect::Write, "merge", &key))?;
+        let raise = Raise::new(&address.key, delta, layout, codec.capacity());
+        let raised = self.link.one(address.tag, raise.bits, Effect::Write).await;
+        raised.map_err(|e| failed(e, Effect::Write, "merge", &key))?;
         let found = self.get(&key).await?.map(|found| codec.decode(&found.value)).transpose();
         Ok(found.map_err(|e| e.with_context("key", &key))?.map_or(0, |block| block.live_count()))
     }
@@ -122,22 +114,20 @@ impl RedisStore {
     /// Sequence documents, blocks and counters in one go, each slot's in this order; then directories, few of which change.
     pub(crate) async fn commit_in_place(&self, batch: &WriteBatch, layout: InPlace) -> Result<CommitReceipt> {
         let deltas = batch.block_deltas();
+        let capacity = batch.codec.capacity();
+        self.check_blocks(&deltas, layout, capacity).await?;
         let mut commands = Commands::default();
         let mut entries: Vec<&ChangeEntry> = batch.entries.iter().map(AsRef::as_ref).collect();
         entries.sort_unstable_by_key(|entry| entry.sequence());
-        let buckets: Vec<&[&ChangeEntry]> = entries.chunk_by(|a, b| bucket_of(a) == bucket_of(b)).collect();
-        for entries in &buckets {
-            let (number, _) = Addresses::bucket(entries[0].sequence());
-            let address = self.addresses.in_bucket(number, 0);
-            for entry in *entries {
+        for entries in entries.chunk_by(|a, b| bucket_of(a) == bucket_of(b)) {
+            let address = self.addresses.in_bucket(bucket_of(entries[0]), 0);
+            for entry in entries {
                 let (_, field) = Addresses::bucket(entry.sequence());
                 let value = stored(RedisStore::new_version(), &entry.to_bytes());
                 commands.add(address.tag, cmd("HSETNX").arg(&address.key).arg(field).arg(value).take());
             }
         }
 
-        let capacity = batch.codec.capacity();
-        self.check_blocks(&deltas, layout, capacity).await?;
         let first_block = commands.len();
         let mut witnesses = Vec::with_capacity(deltas.len());
         // Where all that is raised is superseded, only the whole block tells whether something is live.

@@ -24,9 +24,7 @@ use sha1::{Digest as _, Sha1};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
 use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
-use sluicegate_core::{
-    BlockCodec, BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Error, ErrorKind, PublishedClock, Result, Sequence,
-};
+use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, Channel, Error, ErrorKind, PublishedClock, Result};
 
 use address::{Address, Addresses, Shape};
 use error::{Failure, translate};
@@ -109,14 +107,6 @@ impl RedisStore {
         Version(rand::random())
     }
 
-    fn checked(&self, value: &Bytes) -> Result<()> {
-        if value.len() > MAX_VALUE {
-            let message = format!("a value of {} bytes is over the limit of {MAX_VALUE}", value.len());
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-        Ok(())
-    }
-
     /// Runs a script that answers 0, or something else where it found another version.
     async fn compare_and(&self, tag: u16, script: Cmd, operation: &'static str, key: &CacheKey) -> Result<()> {
         match self.link.one(tag, script, Effect::Write).await {
@@ -128,6 +118,15 @@ impl RedisStore {
             Err(e) => Err(failed(e, Effect::Write, operation, key)),
         }
     }
+}
+
+/// Refuses a value over the limit.
+fn check_size(key: &CacheKey, value: &Bytes) -> Result<()> {
+    if value.len() > MAX_VALUE {
+        let message = format!("a value of {} bytes is over the limit of {MAX_VALUE}", value.len());
+        return Err(Error::new(ErrorKind::TooLarge, message).with_context("key", key));
+    }
+    Ok(())
 }
 
 /// A value as it is stored.
@@ -223,7 +222,7 @@ impl CacheStore for RedisStore {
     }
 
     async fn insert(&self, key: &CacheKey, value: Bytes, _expiry: Expiry) -> Result<Version> {
-        self.checked(&value).map_err(|e| e.with_context("key", key))?;
+        check_size(key, &value)?;
         let Address { key: name, tag, shape } = self.addresses.of(key);
         let mut version = RedisStore::new_version();
         let stored = stored(version, &value);
@@ -246,7 +245,7 @@ impl CacheStore for RedisStore {
     }
 
     async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, _expiry: Expiry) -> Result<Version> {
-        self.checked(&value).map_err(|e| e.with_context("key", key))?;
+        check_size(key, &value)?;
         let Address { key: name, tag, shape } = self.addresses.of(key);
         let mut version = RedisStore::new_version();
         let (text, expected, stored) = (version_text(expected), version_bytes(expected), stored(version, &value));
@@ -267,6 +266,8 @@ impl CacheStore for RedisStore {
         let Some((text, expected)) = expected.map(|expected| (version_text(expected), version_bytes(expected))) else {
             let command = match shape {
                 Shape::Field(field) => cmd("HDEL").arg(name).arg(field).take(),
+                // Without a clock there is no cache, and nothing to be proven.
+                Shape::Document if *key == CacheKey::Clock => cmd("DEL").arg(name).arg(self.proofs.key()).take(),
                 Shape::Document | Shape::Block | Shape::Counter => cmd("DEL").arg(name).take(),
             };
             return self
@@ -397,16 +398,6 @@ impl CacheStore for RedisStore {
         // Replicas hold what their masters hold, and answer as well; a server that does not say has no `used_memory`.
         let bytes = info.values("used_memory").filter_map(|bytes| bytes.parse::<u64>().ok());
         Ok(bytes.reduce(|a, b| a + b))
-    }
-
-    async fn entries(&self, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
-        let keys: Vec<CacheKey> = sequences.iter().map(|s| CacheKey::Sequence(*s)).collect();
-        let found = self.get_many(&keys).await?;
-        let read = |(key, document): (&CacheKey, Option<Versioned<Bytes>>)| {
-            let entry = document.map(|d| ChangeEntry::from_bytes(&d.value)).transpose();
-            entry.map(|e| e.map(Arc::new)).map_err(|e| e.with_context("key", key))
-        };
-        keys.iter().zip(found).map(read).collect()
     }
 }
 

@@ -37,9 +37,8 @@ impl RedisStore {
         self.link.settle().await.map_err(|e| translate(e, Effect::Write).with_operation("publish"))?;
         if !publication.pointers.is_empty() {
             // What cannot be published must not move pointers.
-            commit::still_there(self, publication.clock.epoch, last).await?;
             self.proofs.check(self, publication.clock.epoch).await?;
-            store_pointers(self, publication).await?;
+            store_pointers(self, publication, last).await?;
         }
         if publication.clock.lost_since(&last.value).is_none() {
             for read in [false, true] {

@@ -7,6 +7,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use redis::{ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult};
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::link::{client, cluster_client};
 use crate::options::Target;
@@ -27,21 +28,13 @@ pub(crate) fn wakes(target: Arc<Target>, channel: String) -> BoxStream<'static, 
     let stream = futures::stream::unfold((tells, None, Some((target, channel, told))), |(mut tells, task, start)| async move {
         // The task begins with the first poll, where there is a runtime.
         let task = match start {
-            Some((target, channel, told)) => Some(AbortOnDrop(tokio::spawn(listen(target, channel, told)))),
+            Some((target, channel, told)) => Some(AbortOnDropHandle::new(tokio::spawn(listen(target, channel, told)))),
             None => task,
         };
         tells.recv().await?;
         Some(((), (tells, task, None)))
     });
     stream.boxed()
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// Tells of whatever comes, until nobody listens.

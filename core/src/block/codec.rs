@@ -14,7 +14,7 @@ pub use adaptive::Adaptive;
 pub use byte_array::ByteArray;
 pub use two_bit::TwoBit;
 
-use super::{Block, BlockState};
+use super::Block;
 use crate::error::{Error, Result};
 
 /// The capacities that a codec may have.
@@ -54,12 +54,11 @@ pub enum InPlace {
 }
 
 impl InPlace {
-    /// The byte in which the state of `offset` lies, and `state` as bits of it.
-    #[inline]
-    pub fn bits(self, offset: u32, state: BlockState) -> (u32, u8) {
+    /// The first of the two bits of the state of `offset`, the one of value 2. Bits are counted from the highest of the first byte.
+    pub fn bit(self, offset: u32) -> u64 {
         match self {
-            InPlace::Bytes => (offset, state as u8),
-            InPlace::Pairs => (offset / 4, (state as u8) << (6 - 2 * (offset % 4))),
+            InPlace::Bytes => 8 * u64::from(offset) + 6,
+            InPlace::Pairs => 2 * u64::from(offset),
         }
     }
 

@@ -56,6 +56,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
+    fn a_block_whose_bits_were_set_in_place_decodes((capacity, raises) in raises()) {
+        for codec in codecs(capacity) {
+            let Some(layout) = codec.in_place() else { continue };
+            let mut bytes = vec![0u8; layout.length(capacity) as usize];
+            for (offset, bits) in &raises {
+                for (at, bit) in [(layout.bit(*offset), bits >> 1), (layout.bit(*offset) + 1, bits & 1)] {
+                    bytes[(at / 8) as usize] |= bit << (7 - at % 8);
+                }
+            }
+            prop_assert_eq!(codec.decode(&bytes).unwrap(), block(capacity, &raises), "{}", codec.name());
+        }
+    }
+
+    #[test]
     fn a_block_holds_what_a_plain_map_would((capacity, raises) in raises(), from in 0u32..41_000, to in 0u32..41_000) {
         let mut block = Block::new(capacity);
         let mut model: BTreeMap<u32, u8> = BTreeMap::new();

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sluicegate_core::block::codec_named;
-use sluicegate_core::changes::{Answer, AnswerRow, ChangesOptions, Delivery};
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::verify::{VerifyOptions, verify};
-use sluicegate_core::{
-    CacheKey, CacheStore, Channel, Feed, GatewayDecoder, ReaderConfig, ReaderNode, Result, Writer, WriterConfig,
-};
+use sluicegate_core::{CacheKey, CacheStore, Feed, GatewayDecoder, Result, Writer, WriterConfig};
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::synthetic::{ExpectedRow, Generated, Synthetic, SyntheticConfig};
-use sluicegate_testkit::PlainStore;
+use sluicegate_testkit::{Content, PlainStore, Rows};
 
 /// The name of the feed.
 pub(crate) const FEED: &str = "load";
@@ -21,9 +18,10 @@ pub(crate) const FEED: &str = "load";
 pub(crate) struct Load {
     pub(crate) feed: MemoryFeed,
     pub(crate) seed: u64,
-    pub(crate) expected: Content,
-    blocks: Vec<CacheKey>,
-    entries: Vec<CacheKey>,
+    /// And what verification finds in it.
+    expected: (Content, String),
+    /// Of its blocks and sequence documents.
+    keys: Vec<CacheKey>,
     generated: Generated,
 }
 
@@ -37,14 +35,11 @@ impl Load {
         let generated = Synthetic::new(config, seed).unwrap().generate(events);
         let feed = MemoryFeed::new(FEED, generated.mutations.clone()).with_batch(8).unwrap();
         let plain = Arc::new(PlainStore::new());
-        let expected = Content::default();
-        let mut load = Load { feed, seed, expected, blocks: Vec::new(), entries: Vec::new(), generated };
+        let mut load = Load { feed, seed, expected: Default::default(), keys: Vec::new(), generated };
         load.run(plain.clone(), 2_000).await.unwrap();
-        (load.blocks, load.entries) = (plain.keys().into_iter())
-            .filter(|key| matches!(key, CacheKey::Block(..) | CacheKey::Sequence(_)))
-            .partition(|key| matches!(key, CacheKey::Block(..)));
+        load.keys = plain.keys();
         load.expected = load.content(plain).await;
-        assert_eq!(load.expected.answers, load.truth(), "what the generator says, and what comes out undisturbed");
+        assert_eq!(load.expected.0.answers, load.truth(), "what the generator says, and what comes out undisturbed");
         load
     }
 
@@ -91,57 +86,18 @@ impl Load {
         terms
     }
 
-    /// What `store` holds, as far as it must not depend on what happened on the way.
-    pub(crate) async fn content(&self, store: Arc<dyn CacheStore>) -> Content {
+    /// What `store` holds, as far as it must not depend on what happened on the way; it must be sound.
+    pub(crate) async fn content(&self, store: Arc<dyn CacheStore>) -> (Content, String) {
         let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
-        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
-        let mut content = Content { findings: format!("{:?}", report.findings), ..Content::default() };
-        for name in self.generated.truth.keys() {
-            let options = ChangesOptions::new().delivery(Delivery::Eager);
-            let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
-            content.answers.insert(name.clone(), rows(&answer));
-        }
         let codec = codec_named("two-bit", 64).unwrap();
-        for (key, found) in self.blocks.iter().zip(store.get_many(&self.blocks).await.unwrap()) {
-            let block = found.map(|found| codec.decode(&found.value).unwrap());
-            let states = block.map(|block| block.iter().map(|(at, state)| (at, state as u8)).collect());
-            content.blocks.insert(key.to_string(), states.unwrap_or_default());
-        }
-        let sequences: Vec<_> =
-            self.entries.iter().filter_map(|key| if let CacheKey::Sequence(s) = key { Some(*s) } else { None }).collect();
-        for (sequence, entry) in sequences.iter().zip(store.entries(&sequences).await.unwrap()) {
-            content.entries.insert(sequence.0, entry.map(|entry| (entry.document().to_owned(), entry.revision().to_owned())));
-        }
-        let clock = reader.clock();
-        (content.stable, content.high, content.gaps) = (clock.stable.0, clock.high.0, clock.gaps);
-        content
+        let content = Content::read(&store, self.generated.truth.keys(), &self.keys, codec.as_ref()).await;
+        (content, format!("{:?}", report.findings))
     }
 
     /// Nothing was lost, nothing is there twice.
     pub(crate) async fn check(&self, store: Arc<dyn CacheStore>, what: &str) -> Content {
         let content = self.content(store).await;
         assert_eq!(content, self.expected, "{what}, seed {}", self.seed);
-        content
+        content.0
     }
-}
-
-pub(crate) type Rows = Vec<(u64, String, String, bool, bool)>;
-
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Content {
-    stable: u64,
-    high: u64,
-    gaps: u64,
-    findings: String,
-    pub(crate) answers: BTreeMap<String, Rows>,
-    blocks: BTreeMap<String, Vec<(u32, u8)>>,
-    entries: BTreeMap<u64, Option<(String, String)>>,
-}
-
-pub(crate) fn rows(answer: &Answer) -> Rows {
-    let row = |row: &AnswerRow| {
-        let entry = &row.entry;
-        (row.id.sequence.0, entry.document().to_owned(), entry.revision().to_owned(), row.deleted, !row.removed.is_empty())
-    };
-    answer.rows.iter().map(row).collect()
 }

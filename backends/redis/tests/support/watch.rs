@@ -1,16 +1,13 @@
 //! Those who look on while a writer writes: one keeps the clock, one follows all channels.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate_core::changes::{ChangesOptions, Delivery};
 use sluicegate_core::commit::read_clock;
-use sluicegate_core::{CacheStore, Channel, PublishedClock, ReaderConfig, ReaderNode};
+use sluicegate_core::{CacheStore, PublishedClock};
+use sluicegate_testkit::{Follower, Rows};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-
-use super::load::{Rows, rows};
 
 /// Reads the clock all the time, with whatever errors, and follows all channels. Never may the clock go back, and nothing may be told twice.
 pub(crate) struct Watcher {
@@ -67,55 +64,22 @@ impl Watcher {
     }
 }
 
-/// A client that follows all channels, with the late cursor, and keeps what it is told.
+/// A client that follows over a store that may fail.
 #[derive(Default)]
-pub(crate) struct Client {
-    reader: Option<ReaderNode>,
-    options: ChangesOptions,
-    rows: BTreeMap<String, (u64, String, bool)>,
-    seen: BTreeSet<u64>,
-    repeats: usize,
-}
+pub(crate) struct Client(Follower);
 
 impl Client {
     /// Looks, if the store lets it.
     pub(crate) async fn look(&mut self, store: &Arc<dyn CacheStore>) -> bool {
-        if self.reader.is_none() {
-            self.reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.ok();
-            self.options = ChangesOptions::new().delivery(Delivery::Eager).late(Default::default());
-        }
-        let Some(reader) = &self.reader else { return false };
-        if let Err(error) = reader.refresh().await {
+        self.0.look(store).await.unwrap_or_else(|error| {
             assert!(error.is_retryable(), "{error:?}");
-            return false;
-        }
-        let answer = match reader.changes(&[Channel::star()], &self.options).await {
-            Ok(changes) => changes.answer(),
-            Err(error) => {
-                assert!(error.is_retryable(), "{error:?}");
-                return false;
-            }
-        };
-        self.options.since = answer.last.sequence.into();
-        self.options.late = Some(answer.late);
-        for (sequence, document, revision, deleted, _) in rows(&answer) {
-            self.repeats += usize::from(!self.seen.insert(sequence));
-            let newest = self.rows.entry(document).or_default();
-            if newest.0 < sequence {
-                *newest = (sequence, revision, deleted);
-            }
-        }
-        true
+            false
+        })
     }
 
-    /// What it knows must be what the star channel shows, after a last look.
+    /// What it was told must be what the star channel shows, after a last look.
     pub(crate) async fn check(mut self, store: &Arc<dyn CacheStore>, star: &Rows, what: &str) {
         super::until("a client looks", async || self.look(store).await).await;
-        let shown: BTreeMap<String, (u64, String, bool)> = star
-            .iter()
-            .map(|(sequence, document, revision, deleted, _)| (document.clone(), (*sequence, revision.clone(), *deleted)))
-            .collect();
-        assert_eq!(self.rows, shown, "{what}: what a following client was told, and what is there");
-        assert_eq!(self.repeats, 0, "{what}: rows that it was told twice");
+        self.0.check(star, what);
     }
 }

@@ -60,9 +60,9 @@ fn main() -> Result<()> {
     println!("{} documents of {size} bytes, {} channels, {} rounds\n", settings.documents, settings.channels, settings.rounds);
     let mut ratios: Vec<(&str, Vec<f64>)> = CODECS.iter().map(|codec| (*codec, Vec::new())).collect();
     for round in 1..=settings.rounds {
-        let began = server_cpu(&server);
+        let began = server.cpu_seconds();
         let sets = redis_benchmark(&server, settings.documents, size);
-        let busy = 1e6 * (server_cpu(&server) - began) / settings.documents as f64;
+        let busy = 1e6 * (server.cpu_seconds() - began) / settings.documents as f64;
         println!("round {round}: redis-benchmark -P 32 SET   {sets:>9.0} /s; CPU of the server {busy:.2} us a document");
         for (codec, ratios) in &mut ratios {
             server.cli(&["FLUSHALL"]);
@@ -133,13 +133,6 @@ struct Written {
     client: f64,
 }
 
-/// CPU seconds of the server since it began.
-fn server_cpu(server: &RedisServer) -> f64 {
-    let info = server.cli(&["INFO", "cpu"]);
-    let of = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-    of("used_cpu_sys:").zip(of("used_cpu_user:")).map(|(system, user)| system + user).expect("the server tells its CPU time")
-}
-
 /// The whole writer: raw mutations out of order → decode → sequence → commit → publish.
 async fn write(server: &RedisServer, settings: &Settings, codec: &str) -> Result<Written> {
     let mutations = peer::dcp(settings.load()).flat_map(|batch| batch.events).filter_map(|event| match event {
@@ -149,19 +142,13 @@ async fn write(server: &RedisServer, settings: &Settings, codec: &str) -> Result
     let feed = MemoryFeed::new("bench", mutations.collect::<Vec<_>>()).with_batch(512)?;
     let store = Arc::new(open(server).await?);
     let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), "bench", config(codec)).await?;
-    let (start, client, busy) = (Instant::now(), ProcessTime::now(), server_cpu(server));
+    let (start, client, busy) = (Instant::now(), ProcessTime::now(), server.cpu_seconds());
     writer.run(&feed, std::future::pending()).await?;
-    let (took, client, busy) = (start.elapsed(), client.elapsed(), server_cpu(server) - busy);
+    let (took, client, busy) = (start.elapsed(), client.elapsed(), server.cpu_seconds() - busy);
     assert_eq!(writer.stats().cached, settings.documents as u64);
     let documents = settings.documents as f64;
     let micros = |seconds: f64| 1e6 * seconds / documents;
     Ok(Written { rate: documents / took.as_secs_f64(), server: micros(busy), client: micros(client.as_secs_f64()) })
-}
-
-fn used_memory(server: &RedisServer) -> f64 {
-    let info = server.cli(&["INFO", "memory"]);
-    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
-    used.expect("the server tells its memory")
 }
 
 /// What a batch costs, once each codec.
@@ -169,7 +156,7 @@ async fn details(server: &RedisServer, settings: &Settings) -> Result<()> {
     println!("\n{:<10} {:>14} {:>14} {:>14} {:>14}", "codec", "batches", "commands/entry", "trips/batch", "bytes/entry");
     for codec in CODECS {
         server.cli(&["FLUSHALL"]);
-        let before = used_memory(server);
+        let before = server.used_memory();
         let store = Arc::new(open(server).await?);
         let mut writer = Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), "bench", config(codec)).await?;
         let began = store.traffic();
@@ -183,7 +170,7 @@ async fn details(server: &RedisServer, settings: &Settings) -> Result<()> {
             "{codec:<10} {batches:>14} {:>14.2} {:>14.2} {:>14.0}",
             (commands - began.commands) as f64 / entries,
             (round_trips - began.round_trips) as f64 / batches,
-            (used_memory(server) - before) / entries,
+            (server.used_memory() - before) / entries,
         );
     }
     Ok(())

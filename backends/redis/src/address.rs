@@ -7,10 +7,10 @@ use sluicegate_core::{CacheKey, Channel, Sequence};
 
 /// How many consecutive sequence documents share one Redis hash.
 ///
-/// Measured with 400,000 documents of about 125 bytes on Redis 7.0: a key each takes 250 bytes and 3.1 µs of the server a document, hashes of
-/// 128 take 209 bytes and 2.3 µs (160 bytes and 3.0 µs where `hash-max-listpack-value` is raised over their size); hashes of 32 and
-/// of 1,024 differ by less than 3 bytes. They are written with
-/// one `HSETNX` each: a script a hash made the server spend 6.5 µs a document of a whole writer's run, instead of 5.3.
+/// `cargo bench -p sluicegate-redis --bench layout` (400,000 documents of 132 bytes, Redis 7.0, two runs): a key each takes 251 bytes and 2.7 to
+/// 3.3 µs of the server a document, hashes of 128 take 209 bytes and 2.1 µs; hashes of 32 and of 1,024 differ by less than 5 bytes. In the
+/// compact form (`hash-max-listpack-value` raised over their size) it is 161 bytes and 3.0 to 3.4 µs. A script a hash instead of an `HSETNX` a
+/// document makes no difference beyond the noise.
 pub(crate) const BUCKET: u64 = 128;
 
 /// How many slots pointers are spread over. Fewer than there are slots, so that those of a batch need few pipelines.

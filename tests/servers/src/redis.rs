@@ -86,6 +86,32 @@ impl RedisServer {
         self.directory.path()
     }
 
+    /// A number that `INFO` tells.
+    ///
+    /// # Panics
+    /// If it does not tell it.
+    fn info(&self, section: &str, name: &str) -> f64 {
+        let info = self.cli(&["INFO", section]);
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("the server does not tell {name}"))
+    }
+
+    /// Bytes of memory that it uses.
+    ///
+    /// # Panics
+    /// If it does not tell.
+    pub fn used_memory(&self) -> f64 {
+        self.info("memory", "used_memory")
+    }
+
+    /// CPU seconds that it has used.
+    ///
+    /// # Panics
+    /// If it does not tell.
+    pub fn cpu_seconds(&self) -> f64 {
+        self.info("cpu", "used_cpu_sys") + self.info("cpu", "used_cpu_user")
+    }
+
     /// Its process.
     ///
     /// # Panics

@@ -264,8 +264,8 @@ impl fmt::Debug for ChangeEntry {
     }
 }
 
-/// The stored shape of an entry.
-#[derive(Serialize, Deserialize)]
+/// The stored shape of an entry, as it is read.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored<'a> {
     seq: Sequence,
@@ -273,37 +273,48 @@ struct Stored<'a> {
     doc: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     rev: std::borrow::Cow<'a, str>,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     flags: u8,
-    #[serde(default, skip_serializing_if = "SmallVec::is_empty")]
+    #[serde(default)]
     ch: SmallVec<[StoredChannel; 4]>,
-    #[serde(default, rename = "sup", skip_serializing_if = "SmallVec::is_empty")]
+    #[serde(default, rename = "sup")]
     supersedes: SequenceList,
     vb: u16,
     sq: u64,
 }
 
 /// `[name, membership, since]`
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct StoredChannel(Channel, u8, Sequence);
 
-fn is_zero(n: &u8) -> bool {
-    *n == 0
+struct ChannelsToStore<'a>(&'a [ChannelChange]);
+
+impl Serialize for ChannelsToStore<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|c| (&c.channel, c.membership as u8, c.since)))
+    }
 }
 
 impl Serialize for ChangeEntry {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Stored {
-            seq: self.sequence,
-            doc: self.document().into(),
-            rev: self.revision().into(),
-            flags: self.flags.0,
-            ch: self.channels.iter().map(|c| StoredChannel(c.channel.clone(), c.membership as u8, c.since)).collect(),
-            supersedes: self.supersedes.clone(),
-            vb: self.origin.partition.0,
-            sq: self.origin.seqno.0,
+        use serde::ser::SerializeStruct as _;
+        let lists = usize::from(!self.channels.is_empty()) + usize::from(!self.supersedes.is_empty());
+        let mut out = serializer.serialize_struct("Entry", 5 + usize::from(self.flags.0 != 0) + lists)?;
+        out.serialize_field("seq", &self.sequence)?;
+        out.serialize_field("doc", self.document())?;
+        out.serialize_field("rev", self.revision())?;
+        if self.flags.0 != 0 {
+            out.serialize_field("flags", &self.flags)?;
         }
-        .serialize(serializer)
+        if !self.channels.is_empty() {
+            out.serialize_field("ch", &ChannelsToStore(&self.channels))?;
+        }
+        if !self.supersedes.is_empty() {
+            out.serialize_field("sup", &self.supersedes[..])?;
+        }
+        out.serialize_field("vb", &self.origin.partition)?;
+        out.serialize_field("sq", &self.origin.seqno)?;
+        out.end()
     }
 }
 

@@ -11,21 +11,38 @@ const BATCH: usize = 500;
 /// A way to store documents.
 struct Layout {
     name: &'static str,
-    /// Documents a hash; 0 for a key each.
-    bucket: u64,
+    kind: Kind,
+    /// Documents a key.
+    together: u64,
     /// Values up to so many bytes are kept in the compact form of a hash; Redis's own default is 64.
     compact: u32,
-    /// Whether those of a hash are written by one script, instead of a command each.
-    script: bool,
 }
 
-const LAYOUTS: [Layout; 6] = [
-    Layout { name: "a key each", bucket: 0, compact: 64, script: false },
-    Layout { name: "hashes of 32", bucket: 32, compact: 64, script: false },
-    Layout { name: "hashes of 128", bucket: 128, compact: 64, script: false },
-    Layout { name: "hashes of 1024", bucket: 1024, compact: 64, script: false },
-    Layout { name: "hashes of 128, compact to 512 bytes", bucket: 128, compact: 512, script: false },
-    Layout { name: "hashes of 128, by a script", bucket: 128, compact: 64, script: true },
+enum Kind {
+    /// A string each.
+    Strings,
+    /// Fields of a hash, by a command each.
+    Fields,
+    /// Fields of a hash, by one script.
+    Script,
+    /// One after the other in one string, by one `APPEND`.
+    Appended,
+}
+
+const fn layout(name: &'static str, kind: Kind, together: u64) -> Layout {
+    Layout { name, kind, together, compact: 64 }
+}
+
+const LAYOUTS: [Layout; 9] = [
+    layout("a key each", Kind::Strings, 1),
+    layout("hashes of 32", Kind::Fields, 32),
+    layout("hashes of 128", Kind::Fields, 128),
+    Layout { compact: 512, ..layout("hashes of 128, compact to 512 bytes", Kind::Fields, 128) },
+    layout("hashes of 128, by a script", Kind::Script, 128),
+    layout("strings of 4, appended to", Kind::Appended, 4),
+    layout("strings of 8, appended to", Kind::Appended, 8),
+    layout("strings of 16, appended to", Kind::Appended, 16),
+    layout("strings of 32, appended to", Kind::Appended, 32),
 ];
 
 /// Writes fields that are not there.
@@ -43,24 +60,29 @@ fn document(n: u64) -> String {
 impl Layout {
     fn commands(&self, numbers: std::ops::Range<u64>) -> Vec<Cmd> {
         let value = |n| [&[1; 8], document(n).as_bytes()].concat();
-        if self.bucket == 0 {
-            return numbers
-                .map(|n| cmd("SET").arg(format!("{{1f3a}}_cache:_seq:[{n}]")).arg(value(n)).arg("NX").take())
-                .collect();
-        }
-        let key = |n: u64| format!("{{1f3a}}_cache:_seq:[{}]", n / self.bucket);
-        if !self.script {
-            return numbers.map(|n| cmd("HSETNX").arg(key(n)).arg(n % self.bucket).arg(value(n)).take()).collect();
-        }
+        let key = |n: u64| format!("{{1f3a}}_cache:_seq:[{}]", n / self.together);
         let numbers: Vec<u64> = numbers.collect();
-        let script = |some: &[u64]| {
-            let mut command = cmd("EVAL").arg(SCRIPT).arg(1).arg(key(some[0])).take();
-            for n in some {
-                command.arg(n % self.bucket).arg(value(*n));
-            }
-            command
-        };
-        numbers.chunk_by(|a, b| a / self.bucket == b / self.bucket).map(script).collect()
+        let together = numbers.chunk_by(|a, b| a / self.together == b / self.together);
+        let each = numbers.iter();
+        match self.kind {
+            Kind::Strings => each.map(|n| cmd("SET").arg(key(*n)).arg(value(*n)).arg("NX").take()).collect(),
+            Kind::Fields => each.map(|n| cmd("HSETNX").arg(key(*n)).arg(n % self.together).arg(value(*n)).take()).collect(),
+            Kind::Script => together
+                .map(|some| {
+                    let mut command = cmd("EVAL").arg(SCRIPT).arg(1).arg(key(some[0])).take();
+                    for n in some {
+                        command.arg(n % self.together).arg(value(*n));
+                    }
+                    command
+                })
+                .collect(),
+            Kind::Appended => together
+                .map(|some| {
+                    let record = |n: &u64| [&[0; 5][..], &value(*n)].concat();
+                    cmd("APPEND").arg(key(some[0])).arg(some.iter().flat_map(record).collect::<Vec<u8>>()).take()
+                })
+                .collect(),
+        }
     }
 }
 

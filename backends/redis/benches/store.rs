@@ -1,6 +1,7 @@
 //! The store on a Redis server of its own, beside `redis-benchmark` on the same server: rates, round trips, bytes, reads and wakes.
 //!
-//! `cargo bench -p sluicegate-redis`; `-- --documents N --channels N --rounds N` change it. It needs `redis-server`,
+//! `cargo bench -p sluicegate-redis --bench store`; `-- --documents N --channels N --rounds N` change it, and `-- --codec NAME` leaves out
+//! the other codecs and all but the rates. It needs `redis-server`,
 //! `redis-cli` and `redis-benchmark`, and a machine that does nothing else.
 
 use std::process::Command;
@@ -22,21 +23,24 @@ struct Settings {
     documents: usize,
     channels: usize,
     rounds: usize,
+    codec: Option<String>,
 }
 
 impl Settings {
     /// From the arguments; what `cargo bench` adds is left alone.
     fn new() -> Self {
-        let mut settings = Settings { documents: 300_000, channels: 1_000, rounds: 3 };
+        let mut settings = Settings { documents: 300_000, channels: 1_000, rounds: 3, codec: None };
         let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(name) = arguments.next() {
-            let value = arguments.next().and_then(|value| value.parse().ok());
-            let value = value.unwrap_or_else(|| panic!("{name} needs a number"));
+            let value = arguments.next().unwrap_or_default();
+            let number = || value.parse().unwrap_or_else(|_| panic!("{name} needs a number"));
             match name.as_str() {
-                "--documents" => settings.documents = value,
-                "--channels" => settings.channels = value,
-                "--rounds" => settings.rounds = value,
-                _ => panic!("there is no option {name}; use --documents, --channels or --rounds"),
+                "--documents" => settings.documents = number(),
+                "--channels" => settings.channels = number(),
+                "--rounds" => settings.rounds = number(),
+                "--codec" if CODECS.contains(&value.as_str()) => settings.codec = Some(value),
+                "--codec" => panic!("--codec needs one of {CODECS:?}"),
+                _ => panic!("there is no option {name}; use --documents, --channels, --rounds or --codec"),
             }
         }
         settings
@@ -59,6 +63,7 @@ fn main() -> Result<()> {
     let size = document_size(&settings);
     println!("{} documents of {size} bytes, {} channels, {} rounds\n", settings.documents, settings.channels, settings.rounds);
     let mut ratios: Vec<(&str, Vec<f64>)> = CODECS.iter().map(|codec| (*codec, Vec::new())).collect();
+    ratios.retain(|(codec, _)| settings.codec.as_ref().is_none_or(|only| only == codec));
     for round in 1..=settings.rounds {
         let began = server.cpu_seconds();
         let sets = redis_benchmark(&server, settings.documents, size);
@@ -78,6 +83,9 @@ fn main() -> Result<()> {
     for (codec, mut ratios) in ratios {
         ratios.sort_by(f64::total_cmp);
         println!("median ratio of codec {codec}: {:.2}", ratios[ratios.len() / 2]);
+    }
+    if settings.codec.is_some() {
+        return Ok(());
     }
     runtime.block_on(details(&server, &settings))?;
     runtime.block_on(reads(&server, &settings))?;

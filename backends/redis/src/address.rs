@@ -1,17 +1,14 @@
 //! Where documents lie in Redis.
 //!
 //! Key names are the canonical ones behind a hash tag: `{1f3a}_cache:[ABC]:block[0]`. In a Cluster the tag decides the slot, so what must
-//! change together shares one: all documents that a publication writes; all of one channel; 128 consecutive sequence documents.
+//! change together shares one: all documents that a publication writes; all of one channel.
 
 use sluicegate_core::{CacheKey, Channel, Sequence};
 
-/// How many consecutive sequence documents share one Redis hash.
-///
-/// `cargo bench -p sluicegate-redis --bench layout` (400,000 documents of 132 bytes, Redis 7.0, two runs): a key each takes 251 bytes and 2.7 to
-/// 3.3 µs of the server a document, hashes of 128 take 209 bytes and 2.1 µs; hashes of 32 and of 1,024 differ by less than 5 bytes. In the
-/// compact form (`hash-max-listpack-value` raised over their size) it is 161 bytes and 3.0 to 3.4 µs. A script a hash instead of an `HSETNX` a
-/// document makes no difference beyond the noise.
-pub(crate) const BUCKET: u64 = 128;
+use crate::page;
+
+/// How many pages of sequence documents share a slot, so that those of a batch need few pipelines.
+const PAGES: u64 = 16;
 
 /// How many slots pointers are spread over. Fewer than there are slots, so that those of a batch need few pipelines.
 const POINTER_TAGS: u64 = 64;
@@ -23,8 +20,8 @@ pub(crate) enum Shape {
     Document,
     /// The same, written in place: its version is a hash of what is there, so that each change changes it.
     Block,
-    /// A field of a hash, with the same contents.
-    Field(u64),
+    /// A record of a page, at this place.
+    Record(u8),
     /// A string that is an integer.
     Counter,
 }
@@ -64,8 +61,8 @@ impl Addresses {
     pub(crate) fn of(&self, key: &CacheKey) -> Address {
         match key {
             CacheKey::Sequence(sequence) => {
-                let (bucket, field) = Addresses::bucket(*sequence);
-                self.in_bucket(bucket, field)
+                let (page, place) = page::place(*sequence);
+                Address { shape: Shape::Record(place), ..self.page(page) }
             }
             CacheKey::Block(channel, _) => self.tagged(self.channel_tag(channel), key, Shape::Block),
             CacheKey::Directory(channel) => self.tagged(self.channel_tag(channel), key, Shape::Document),
@@ -78,15 +75,10 @@ impl Addresses {
         }
     }
 
-    /// The hash that holds `sequence`, and its field there.
-    pub(crate) fn bucket(sequence: Sequence) -> (u64, u64) {
-        (sequence.0 / BUCKET, sequence.0 % BUCKET)
-    }
-
-    /// A field of hash number `bucket`.
-    pub(crate) fn in_bucket(&self, bucket: u64, field: u64) -> Address {
-        let tag = fold(1, &bucket.to_le_bytes());
-        self.tagged(tag, &CacheKey::Sequence(Sequence(bucket)), Shape::Field(field))
+    /// The string that is page number `page`.
+    pub(crate) fn page(&self, page: u64) -> Address {
+        let tag = fold(1, &(page / PAGES).to_le_bytes());
+        self.tagged(tag, &CacheKey::Sequence(Sequence(page)), Shape::Record(0))
     }
 
     /// Where readers are told of publications. Shares the slot of the clock.
@@ -141,7 +133,7 @@ mod tests {
         let tag = format!("{:04x}", addresses.tag());
         assert_eq!(addresses.of(&CacheKey::Clock).key, format!("{{{tag}}}app_stableSeq"));
         let entry = addresses.of(&CacheKey::Sequence(Sequence(300)));
-        assert!(entry.key.ends_with("}app:_seq:[2]"), "{}", entry.key);
-        assert_eq!(entry.shape, Shape::Field(44));
+        assert!(entry.key.ends_with("}app:_seq:[37]"), "{}", entry.key);
+        assert_eq!(entry.shape, Shape::Record(4));
     }
 }

@@ -1,11 +1,13 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod blocks;
 mod commit;
 mod error;
 mod line;
 mod link;
 mod options;
+mod page;
 mod proof;
 mod publish;
 mod script;
@@ -32,6 +34,7 @@ pub use link::Traffic;
 use link::{Commands, Effect, Link};
 pub use options::RedisOptions;
 use options::Target;
+use page::KnownLengths;
 use proof::Proofs;
 
 /// Largest value.
@@ -52,6 +55,7 @@ pub struct RedisStore {
     written: Arc<Mutex<FxHashMap<CacheKey, Version>>>,
     /// Blocks that were found to be some.
     known_blocks: Arc<Mutex<FxHashSet<(Channel, BlockIndex)>>>,
+    known_pages: Arc<Mutex<KnownLengths>>,
     proofs: Proofs,
 }
 
@@ -81,6 +85,7 @@ impl RedisStore {
             persistent: false,
             written: Arc::default(),
             known_blocks: Arc::default(),
+            known_pages: Arc::default(),
             proofs,
         };
         let info = store.server_info().await?;
@@ -111,13 +116,55 @@ impl RedisStore {
     async fn compare_and(&self, tag: u16, script: Cmd, operation: &'static str, key: &CacheKey) -> Result<()> {
         match self.link.one(tag, script, Effect::Write).await {
             Ok(Value::Int(0)) => Ok(()),
-            Ok(Value::Int(_)) => Err(Error::new(ErrorKind::Conflict, "the document has changed or is gone")
-                .with_operation(operation)
-                .with_context("key", key)),
+            Ok(Value::Int(_)) => Err(conflict(operation, key)),
             Ok(other) => Err(unexpected(&other).with_operation(operation).with_context("key", key)),
             Err(e) => Err(failed(e, Effect::Write, operation, key)),
         }
     }
+
+    /// Changes the document at `place` of a page, if what is there is what is `expected`, as the script has it; whether it was.
+    async fn alter_page(
+        &self,
+        Address { key: name, tag, shape }: Address,
+        expected: &[u8],
+        record: Option<(Version, &Bytes)>,
+        operation: &'static str,
+        key: &CacheKey,
+    ) -> Result<bool> {
+        let Shape::Record(place) = shape else { return Err(Error::new(ErrorKind::Unexpected, "not in a page")) };
+        let mut script = eval(script::PAGE, &[&name]);
+        script.arg(place).arg(expected);
+        if let Some((version, value)) = record {
+            let mut record = Vec::new();
+            page::append(&mut record, place, version, value);
+            script.arg(record);
+        }
+        let answer = self.link.one(tag, script, Effect::Write).await.map_err(|e| failed(e, Effect::Write, operation, key))?;
+        let altered = page_length(&answer).map(|length| length.is_some());
+        altered.map_err(|e| e.with_operation(operation).with_context("key", key))
+    }
+}
+
+/// What the script of a page answered: its new length, or that there was another version.
+fn page_length(answer: &Value) -> Result<Option<u64>> {
+    match answer {
+        Value::Int(-1) => Ok(None),
+        Value::Int(-2) => Err(Error::corrupt("the page of documents is none")),
+        Value::Int(length) if *length >= 0 => Ok(Some(*length as u64)),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn conflict(operation: &'static str, key: &CacheKey) -> Error {
+    Error::new(ErrorKind::Conflict, "the document has changed or is gone").with_operation(operation).with_context("key", key)
+}
+
+fn only_grows(key: &CacheKey) -> Error {
+    Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)
+}
+
+fn already_exists(key: &CacheKey) -> Error {
+    Error::new(ErrorKind::AlreadyExists, "there is a document already").with_operation("insert").with_context("key", key)
 }
 
 /// Refuses a value over the limit.
@@ -153,17 +200,25 @@ fn version_text(version: Version) -> String {
     format!("{:016x}", version.0)
 }
 
-/// A document as it was stored; `None` if there is none.
-fn read(answer: Value, shape: &Shape) -> Result<Option<Versioned<Bytes>>> {
-    let stored = match answer {
-        Value::Nil => return Ok(None),
-        Value::BulkString(stored) => Bytes::from(stored),
-        other => return Err(unexpected(&other)),
-    };
+/// What `GET` answered.
+fn string(answer: Value) -> Result<Option<Bytes>> {
+    match answer {
+        Value::Nil => Ok(None),
+        Value::BulkString(stored) => Ok(Some(stored.into())),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A document in what is stored; `None` if there is none.
+fn read(stored: Option<Bytes>, shape: &Shape) -> Result<Option<Versioned<Bytes>>> {
+    let Some(stored) = stored else { return Ok(None) };
     if *shape == Shape::Counter {
         let number = std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok());
         let number: u64 = number.ok_or_else(|| Error::corrupt("a counter is no number"))?;
         return Ok(Some(Versioned { value: stored, version: Version(number) }));
+    }
+    if let Shape::Record(place) = shape {
+        return page::find(stored, *place);
     }
     let Some((version, _)) = stored.split_first_chunk::<VERSION>() else {
         return Err(Error::corrupt("the key holds what no cache wrote; use a namespace of its own"));
@@ -203,7 +258,7 @@ impl CacheStore for RedisStore {
             capabilities: Capabilities {
                 native_commit: true,
                 notify: true,
-                // Fields of a hash do not expire, and keys that can would be let go by a server that evicts volatile ones.
+                // Records of a page do not expire, and keys that can would be let go by a server that evicts volatile ones.
                 expiry: false,
                 persistent: self.persistent,
                 max_value: MAX_VALUE,
@@ -213,32 +268,35 @@ impl CacheStore for RedisStore {
 
     async fn get(&self, key: &CacheKey) -> Result<Option<Versioned<Bytes>>> {
         let Address { key: name, tag, shape } = self.addresses.of(key);
-        let command = match shape {
-            Shape::Field(field) => cmd("HGET").arg(name).arg(field).take(),
-            Shape::Document | Shape::Block | Shape::Counter => cmd("GET").arg(name).take(),
-        };
-        let answer = self.link.one(tag, command, Effect::Read).await.map_err(|e| failed(e, Effect::Read, "get", key))?;
-        read(answer, &shape).map_err(|e| e.with_operation("get").with_context("key", key))
+        let answer = self
+            .link
+            .one(tag, cmd("GET").arg(name).take(), Effect::Read)
+            .await
+            .map_err(|e| failed(e, Effect::Read, "get", key))?;
+        let found = string(answer).and_then(|stored| read(stored, &shape));
+        found.map_err(|e| e.with_operation("get").with_context("key", key))
     }
 
     async fn insert(&self, key: &CacheKey, value: Bytes, _expiry: Expiry) -> Result<Version> {
         check_size(key, &value)?;
-        let Address { key: name, tag, shape } = self.addresses.of(key);
+        let address = self.addresses.of(key);
         let mut version = RedisStore::new_version();
-        let stored = stored(version, &value);
-        if shape == Shape::Block {
-            version = block_version(&stored);
-        }
-        let command = match shape {
-            Shape::Field(field) => cmd("HSETNX").arg(name).arg(field).arg(stored).take(),
-            Shape::Document | Shape::Block => cmd("SET").arg(name).arg(stored).arg("NX").take(),
-            Shape::Counter => cmd("SET").arg(name).arg(&value[..]).arg("NX").take(),
+        let bytes = match address.shape {
+            Shape::Record(_) => {
+                let inserted = self.alter_page(address, b"", Some((version, &value)), "insert", key).await?;
+                return if inserted { Ok(version) } else { Err(already_exists(key)) };
+            }
+            Shape::Counter => value.to_vec(),
+            Shape::Document => stored(version, &value),
+            Shape::Block => {
+                let bytes = stored(version, &value);
+                version = block_version(&bytes);
+                bytes
+            }
         };
-        match self.link.one(tag, command, Effect::Write).await {
-            Ok(Value::Okay | Value::Int(1)) => Ok(version),
-            Ok(Value::Nil | Value::Int(0)) => Err(Error::new(ErrorKind::AlreadyExists, "there is a document already")
-                .with_operation("insert")
-                .with_context("key", key)),
+        match self.link.one(address.tag, cmd("SET").arg(address.key).arg(bytes).arg("NX").take(), Effect::Write).await {
+            Ok(Value::Okay) => Ok(version),
+            Ok(Value::Nil) => Err(already_exists(key)),
             Ok(other) => Err(unexpected(&other).with_operation("insert").with_context("key", key)),
             Err(e) => Err(failed(e, Effect::Write, "insert", key)),
         }
@@ -246,44 +304,51 @@ impl CacheStore for RedisStore {
 
     async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, _expiry: Expiry) -> Result<Version> {
         check_size(key, &value)?;
-        let Address { key: name, tag, shape } = self.addresses.of(key);
+        let address = self.addresses.of(key);
+        let name = &address.key;
         let mut version = RedisStore::new_version();
-        let (text, expected, stored) = (version_text(expected), version_bytes(expected), stored(version, &value));
-        if shape == Shape::Block {
-            version = block_version(&stored);
-        }
-        let script = match shape {
-            Shape::Field(field) => eval(script::REPLACE_FIELD, &[&name]).arg(field).arg(&expected[..]).arg(stored).take(),
-            Shape::Document => eval(script::REPLACE, &[&name]).arg(&expected[..]).arg(stored).take(),
-            Shape::Block => eval(script::REPLACE_BLOCK, &[&name]).arg(text).arg(stored).take(),
-            Shape::Counter => return Err(Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)),
+        let script = match address.shape {
+            Shape::Record(_) => {
+                let expected = version_bytes(expected);
+                let replaced = self.alter_page(address, &expected, Some((version, &value)), "replace", key).await?;
+                return if replaced { Ok(version) } else { Err(conflict("replace", key)) };
+            }
+            Shape::Document => {
+                eval(script::REPLACE, &[name]).arg(&version_bytes(expected)[..]).arg(stored(version, &value)).take()
+            }
+            Shape::Block => {
+                let bytes = stored(version, &value);
+                version = block_version(&bytes);
+                eval(script::REPLACE_BLOCK, &[name]).arg(version_text(expected)).arg(bytes).take()
+            }
+            Shape::Counter => return Err(only_grows(key)),
         };
-        self.compare_and(tag, script, "replace", key).await.map(|()| version)
+        self.compare_and(address.tag, script, "replace", key).await.map(|()| version)
     }
 
     async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
-        let Address { key: name, tag, shape } = self.addresses.of(key);
-        let Some((text, expected)) = expected.map(|expected| (version_text(expected), version_bytes(expected))) else {
-            let command = match shape {
-                Shape::Field(field) => cmd("HDEL").arg(name).arg(field).take(),
-                // Without a clock there is no cache, and nothing to be proven.
-                Shape::Document if *key == CacheKey::Clock => cmd("DEL").arg(name).arg(self.proofs.key()).take(),
-                Shape::Document | Shape::Block | Shape::Counter => cmd("DEL").arg(name).take(),
-            };
-            return self
-                .link
-                .one(tag, command, Effect::Write)
-                .await
-                .map(drop)
-                .map_err(|e| failed(e, Effect::Write, "remove", key));
+        let address = self.addresses.of(key);
+        let name = &address.key;
+        let script = match (&address.shape, expected) {
+            (Shape::Record(_), None) => return self.alter_page(address, b"*", None, "remove", key).await.map(drop),
+            (Shape::Record(_), Some(expected)) => {
+                let removed = self.alter_page(address, &version_bytes(expected), None, "remove", key).await?;
+                return if removed { Ok(()) } else { Err(conflict("remove", key)) };
+            }
+            (_, None) => {
+                let mut command = cmd("DEL").arg(name).take();
+                if *key == CacheKey::Clock {
+                    // Without a clock there is no cache, and nothing to be proven.
+                    command.arg(self.proofs.key());
+                }
+                let removed = self.link.one(address.tag, command, Effect::Write).await;
+                return removed.map(drop).map_err(|e| failed(e, Effect::Write, "remove", key));
+            }
+            (Shape::Document, Some(expected)) => eval(script::REMOVE, &[name]).arg(&version_bytes(expected)[..]).take(),
+            (Shape::Block, Some(expected)) => eval(script::REMOVE_BLOCK, &[name]).arg(version_text(expected)).take(),
+            (Shape::Counter, Some(_)) => return Err(only_grows(key)),
         };
-        let script = match shape {
-            Shape::Field(field) => eval(script::REMOVE_FIELD, &[&name]).arg(field).arg(&expected[..]).take(),
-            Shape::Document => eval(script::REMOVE, &[&name]).arg(&expected[..]).take(),
-            Shape::Block => eval(script::REMOVE_BLOCK, &[&name]).arg(text).take(),
-            Shape::Counter => return Err(Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)),
-        };
-        self.compare_and(tag, script, "remove", key).await
+        self.compare_and(address.tag, script, "remove", key).await
     }
 
     async fn increment(&self, key: &CacheKey, by: u64) -> Result<u64> {
@@ -316,50 +381,33 @@ impl CacheStore for RedisStore {
 
     async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Versioned<Bytes>>>> {
         let mut commands = Commands::default();
-        // For each key the command that reads it, and its place in the answer if that is a list.
+        // For each command the first key that needs it; for each key its command, and what it reads.
+        let mut first = Vec::with_capacity(keys.len());
         let mut places = Vec::with_capacity(keys.len());
-        let mut buckets: FxHashMap<u64, (usize, u16, Cmd, usize)> = FxHashMap::default();
-        let mut shapes = Vec::with_capacity(keys.len());
+        let mut pages: FxHashMap<u64, usize> = FxHashMap::default();
         for key in keys {
-            if let CacheKey::Sequence(sequence) = key {
-                let (bucket, field) = Addresses::bucket(*sequence);
-                let next = buckets.len();
-                let (at, _, command, count) = buckets.entry(bucket).or_insert_with(|| {
-                    let address = self.addresses.in_bucket(bucket, field);
-                    (next, address.tag, cmd("HMGET").arg(address.key).take(), 0)
-                });
-                command.arg(field);
-                places.push((*at, Some(*count)));
-                *count += 1;
-                shapes.push(Shape::Field(field));
+            let mut read_at = |Address { key: name, tag, .. }| {
+                first.push(key);
+                commands.add(tag, cmd("GET").arg(name).take())
+            };
+            places.push(if let CacheKey::Sequence(sequence) = key {
+                let (page, place) = page::place(*sequence);
+                (*pages.entry(page).or_insert_with(|| read_at(self.addresses.page(page))), Shape::Record(place))
             } else {
                 let address = self.addresses.of(key);
-                places.push((commands.add(address.tag, cmd("GET").arg(address.key).take()), None));
-                shapes.push(address.shape);
-            }
+                let shape = address.shape.clone();
+                (read_at(address), shape)
+            });
         }
-        let first_bucket = commands.len();
-        let mut buckets: Vec<_> = buckets.into_values().collect();
-        buckets.sort_unstable_by_key(|(at, ..)| *at);
-        for (_, tag, command, _) in buckets {
-            commands.add(tag, command);
+        let mut stored = Vec::with_capacity(first.len());
+        for (key, answer) in first.into_iter().zip(self.link.run(commands, Effect::Read).await) {
+            let answer = answer.map_err(|e| failed(e, Effect::Read, "get", key))?;
+            stored.push(string(answer).map_err(|e| e.with_operation("get").with_context("key", key))?);
         }
-        let mut answers = self.link.run(commands, Effect::Read).await;
-        let mut found = Vec::with_capacity(keys.len());
-        for ((key, (at, within)), shape) in keys.iter().zip(places).zip(shapes) {
-            let error = |e: Error| e.with_operation("get").with_context("key", key);
-            let value = match within {
-                None => std::mem::replace(&mut answers[at], Ok(Value::Nil)),
-                Some(within) => match &mut answers[first_bucket + at] {
-                    Ok(Value::Array(fields)) if within < fields.len() => Ok(std::mem::replace(&mut fields[within], Value::Nil)),
-                    Ok(other) => return Err(error(unexpected(other))),
-                    Err(e) => Err(e.clone()),
-                },
-            };
-            let value = value.map_err(|e| failed(e, Effect::Read, "get", key))?;
-            found.push(read(value, &shape).map_err(error)?);
-        }
-        Ok(found)
+        let read = |(key, (at, shape)): (&CacheKey, (usize, Shape))| {
+            read(stored[at].clone(), &shape).map_err(|e| e.with_operation("get").with_context("key", key))
+        };
+        keys.iter().zip(places).map(read).collect()
     }
 
     async fn merge_block(&self, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<u32> {
@@ -371,14 +419,7 @@ impl CacheStore for RedisStore {
 
     async fn commit(&self, batch: &WriteBatch) -> Result<CommitReceipt> {
         self.link.settle().await.map_err(|e| translate(e, Effect::Write).with_operation("commit"))?;
-        match batch.codec.in_place() {
-            Some(layout) => self.commit_in_place(batch, layout).await,
-            None => {
-                let receipt = sluicegate_core::commit::store_batch(self, batch).await?;
-                self.prove(batch.epoch).await?;
-                Ok(receipt)
-            }
-        }
+        self.commit_natively(batch).await
     }
 
     async fn publish(&self, publication: &Publication, last: &Versioned<PublishedClock>) -> Result<Versioned<PublishedClock>> {

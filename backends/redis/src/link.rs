@@ -40,6 +40,11 @@ impl Commands {
         self.0.len() - 1
     }
 
+    /// Adds all of `others`.
+    pub(crate) fn append(&mut self, mut others: Commands) {
+        self.0.append(&mut others.0);
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -9,7 +9,7 @@ use sluicegate_core::{CacheKey, CacheStore as _, Epoch, Error, ErrorKind, Publis
 use crate::address::Address;
 use crate::error::translate;
 use crate::link::Effect;
-use crate::{RedisStore, eval, read, script, stored, unexpected, version_bytes};
+use crate::{RedisStore, eval, read, script, stored, string, unexpected, version_bytes};
 
 /// A document to write, and the version that must be there.
 struct Write {
@@ -62,7 +62,7 @@ impl RedisStore {
         let failed = |e| translate(e, Effect::Publish).with_operation("publish").with_context("key", CacheKey::Clock);
         let Address { key, tag, shape } = self.addresses.of(&CacheKey::Clock);
         let answer = self.link.one(tag, cmd("GET").arg(key).take(), Effect::Publish).await.map_err(failed)?;
-        match read(answer, &shape)? {
+        match string(answer).and_then(|stored| read(stored, &shape))? {
             Some(found) if found.version == version => Ok(()),
             _ => Err(Error::new(ErrorKind::Unavailable, "the clock changed while replicas were waited for")
                 .with_status(Status::Indeterminate)),

@@ -23,24 +23,10 @@ for i = 1, count do redis.call('SET', KEYS[i], ARGV[2 * i]) end
 redis.call(ARGV[2 * count + 1], ARGV[2 * count + 2], '')
 return 0";
 
-/// The same for one field of a hash. KEYS: the hash. ARGV: field, version, bytes.
-pub(crate) const REPLACE_FIELD: &str = r"
-local old = redis.call('HGET', KEYS[1], ARGV[1])
-if not old or old:sub(1, 8) ~= ARGV[2] then return 1 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-return 0";
-
 /// Removes a document of a version. KEYS: it. ARGV: the version.
 pub(crate) const REMOVE: &str = r"
 if redis.call('GETRANGE', KEYS[1], '0', '7') ~= ARGV[1] then return 1 end
 redis.call('DEL', KEYS[1])
-return 0";
-
-/// The same for one field of a hash. KEYS: the hash. ARGV: field, version.
-pub(crate) const REMOVE_FIELD: &str = r"
-local old = redis.call('HGET', KEYS[1], ARGV[1])
-if not old or old:sub(1, 8) ~= ARGV[2] then return 1 end
-redis.call('HDEL', KEYS[1], ARGV[1])
 return 0";
 
 /// Writes a block over a version. KEYS: it. ARGV: the version, and the bytes to write. Answers as [`REPLACE`].
@@ -66,3 +52,40 @@ for i, key in ipairs(KEYS) do
   if not block or not block:find(live, 9) then empty[#empty + 1] = i end
 end
 return empty";
+
+/// Writes a page anew, of records that count. KEYS: the page. ARGV: a place, or none to change nothing else; the version that must be there, `""` for
+/// no document there, or `*` for whatever is there; its new record, or `""` for none.
+///
+/// Answers the new length; or -1 if there is another version; or -2 if some of the page cannot be read, which only a removal of whatever is there
+/// removes.
+pub(crate) const PAGE: &str = r"
+local page = redis.call('GET', KEYS[1]) or ''
+local place, expected, record = tonumber(ARGV[1]), ARGV[2], ARGV[3] or ''
+local kept, seen, version, at = {}, {}, '', 1
+while at + 12 <= #page do
+  local where, length = struct.unpack('>BI4', page, at)
+  local last = at + 4 + length
+  if where > 7 or length < 8 or last > #page then break end
+  if not seen[where] then
+    seen[where] = true
+    if where == place then version = page:sub(at + 5, at + 12) else kept[#kept + 1] = page:sub(at, last) end
+  end
+  at = last + 1
+end
+if at <= #page and expected ~= '*' then return -2 end
+if place and expected ~= '*' and version ~= expected then return -1 end
+kept[#kept + 1] = record
+local new = table.concat(kept)
+if new == '' then redis.call('DEL', KEYS[1]) elseif new ~= page then redis.call('SET', KEYS[1], new) end
+return #new";
+
+/// ORs bytes into a block. KEYS: the block, and one that is not there. ARGV: the length that the block is to have, at least; where the bytes go, and
+/// they; then what to ask the block's bits afterwards. Answers as `BITFIELD`.
+pub(crate) const OR: &str = r"
+local block, mask = KEYS[1], KEYS[2]
+redis.call('SETRANGE', mask, ARGV[1] - 1, '\0')
+redis.call('SETRANGE', mask, ARGV[2], ARGV[3])
+local done = redis.pcall('BITOP', 'OR', block, block, mask)
+redis.call('DEL', mask)
+if type(done) == 'table' and done.err then return done end
+return redis.call('BITFIELD', block, unpack(ARGV, 4))";

@@ -46,7 +46,7 @@ pub struct WriterConfig {
 impl Default for WriterConfig {
     fn default() -> Self {
         WriterConfig {
-            max_batch: 500,
+            max_batch: 4_000,
             max_in_flight: 4,
             max_queue_bytes: 64 << 20,
             max_wait_ms: 5_000,

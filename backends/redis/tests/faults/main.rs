@@ -7,6 +7,7 @@ mod kill;
 mod login;
 mod lost;
 mod network;
+mod pages;
 mod refusing;
 mod replica;
 mod tls;

@@ -177,10 +177,25 @@ impl Frame {
         self.header.opcode.into()
     }
 
-    /// Bytes of header and body, as flow control counts them (protocol, section 6).
+    /// Bytes of header and body.
     #[inline]
     pub fn wire_len(&self) -> usize {
         HEADER_LEN + self.body.len()
+    }
+
+    /// Bytes to acknowledge when a client has consumed the frame: 0 for what flow control does not count (protocol, section 6).
+    #[inline]
+    pub fn flow_control_len(&self) -> usize {
+        use Opcode::*;
+        match self.opcode() {
+            _ if self.header.magic.is_response() => 0,
+            // Servers count two bytes more than they send.
+            DcpPrepare => self.wire_len() + 2,
+            DcpStreamEnd | DcpSnapshotMarker | DcpMutation | DcpDeletion | DcpExpiration | DcpFlush | DcpSetVbucketState
+            | DcpSystemEvent | DcpCommit | DcpAbort | DcpSeqnoAdvanced | DcpOsoSnapshot | DcpCacheTransfer
+            | DcpCacheTransferEnd => self.wire_len(),
+            _ => 0,
+        }
     }
 
     /// The framing extras, undecoded.

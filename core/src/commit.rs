@@ -4,6 +4,8 @@
 //! in parallel → directories and counters, in parallel → pointers, if there are any → late pages → batch record → checkpoint → clock.
 //! Everything before the clock may be repeated, or cut short anywhere, without a reader noticing.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -17,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
 use crate::pointer::Pointer;
-use crate::store::{CacheStore, Expiry, PARALLEL, Version, Versioned};
+use crate::store::{CacheStore, Expiry, PARALLEL, Versioned, Write};
 
 /// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most meet on a document, so a
 /// loop that long is no contention but a store whose versions are broken.
@@ -31,36 +33,66 @@ pub async fn update<S: CacheStore + ?Sized>(
     store: &S,
     key: &CacheKey,
     mut change: impl FnMut(Option<&[u8]>) -> Result<Option<Bytes>> + Send,
-) -> Result<Option<Version>> {
+) -> Result<()> {
+    update_many(store, std::slice::from_ref(key), |_, stored| change(stored)).await
+}
+
+/// [`update`] of several documents, of different keys; `change` is told which.
+pub async fn update_many<S: CacheStore + ?Sized>(
+    store: &S,
+    keys: &[CacheKey],
+    mut change: impl FnMut(usize, Option<&[u8]>) -> Result<Option<Bytes>> + Send,
+) -> Result<()> {
+    let mut open: Vec<usize> = (0..keys.len()).collect();
     for _ in 0..CAS_ROUNDS {
-        let found = store.get(key).await?;
-        let changed = change(found.as_ref().map(|f| f.value.as_ref())).map_err(|e| e.with_context("key", key))?;
-        let Some(value) = changed else { return Ok(found.map(|f| f.version)) };
-        let written = match &found {
-            Some(found) => store.replace(key, value, found.version, Expiry::Never).await,
-            None => store.insert(key, value, Expiry::Never).await,
-        };
-        match written {
-            Ok(version) => return Ok(Some(version)),
-            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
-            Err(e) => return Err(e.with_context("key", key)),
+        let wanted: Vec<CacheKey> = open.iter().map(|at| keys[*at].clone()).collect();
+        let (mut places, mut writes) = (Vec::new(), Vec::new());
+        for ((at, found), key) in open.drain(..).zip(store.get_many(&wanted).await?).zip(wanted) {
+            let changed = change(at, found.as_ref().map(|f| f.value.as_ref())).map_err(|e| e.with_context("key", &key))?;
+            if let Some(value) = changed {
+                places.push(at);
+                writes.push(Write { key, expected: found.map(|f| f.version), value });
+            }
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        for (at, written) in places.into_iter().zip(store.write_many(writes).await) {
+            match written {
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => open.push(at),
+                Err(e) => return Err(e.with_context("key", &keys[at])),
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
         }
     }
-    Err(Error::new(ErrorKind::Conflict, format!("{CAS_ROUNDS} compare-and-swaps in a row were refused")).with_context("key", key))
+    let stuck = open.first().map_or_else(String::new, |at| keys[*at].to_string());
+    Err(Error::new(ErrorKind::Conflict, format!("{CAS_ROUNDS} compare-and-swaps in a row were refused"))
+        .with_context("key", stuck))
 }
 
 /// The provided [`CacheStore::merge_block`].
 pub async fn merge_block<S: CacheStore + ?Sized>(store: &S, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<u32> {
-    let key = CacheKey::Block(delta.channel.clone(), delta.index);
-    let mut live = 0;
+    merge_blocks(store, std::slice::from_ref(delta), codec).await.map(|live| live.into_iter().sum())
+}
+
+/// Raises the states of several blocks, by reading and writing them; how many of the sequences of each are live afterwards.
+///
+/// # Errors
+/// As [`CacheStore::merge_block`].
+pub async fn merge_blocks<S: CacheStore + ?Sized>(store: &S, deltas: &[BlockDelta], codec: &dyn BlockCodec) -> Result<Vec<u32>> {
+    let keys: Vec<CacheKey> = deltas.iter().map(|delta| CacheKey::Block(delta.channel.clone(), delta.index)).collect();
+    let mut live = vec![0; deltas.len()];
     let live_out = &mut live;
-    update(store, &key, |stored| {
+    update_many(store, &keys, |at, stored| {
         let mut block = match stored {
             Some(bytes) => codec.decode(bytes)?,
             None => Block::new(codec.capacity()),
         };
-        let changed = delta.apply(&mut block);
-        *live_out = block.live_count();
+        let changed = deltas[at].apply(&mut block);
+        live_out[at] = block.live_count();
         Ok((changed || stored.is_none()).then(|| codec.encode(&block)))
     })
     .await?;
@@ -71,9 +103,8 @@ pub async fn merge_block<S: CacheStore + ?Sized>(store: &S, delta: &BlockDelta, 
 pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) -> Result<CommitReceipt> {
     let deltas = batch.block_deltas();
 
-    let documents = batch.entries.iter().map(|entry| insert_entry(store, entry)).collect();
     let merges = deltas.iter().map(|delta| store.merge_block(delta, batch.codec.as_ref())).collect();
-    let (_, live) = futures::future::try_join(in_parallel::<_, ()>(documents), in_parallel(merges)).await?;
+    let ((), live) = futures::future::try_join(insert_entries(store, &batch.entries), in_parallel(merges)).await?;
 
     let listings = list_blocks(store, batch, &deltas);
     let mut channels: Vec<&Channel> = deltas.iter().map(|d| &d.channel).collect();
@@ -111,27 +142,40 @@ pub async fn store_pointers<S: CacheStore + ?Sized>(
 }
 
 async fn write_pointers<S: CacheStore + ?Sized>(store: &S, publication: &Publication) -> Result<()> {
-    let writes = publication.pointers.iter().map(|pointer| store_pointer(store, pointer)).collect();
-    in_parallel::<_, ()>(writes).await.map(drop)
+    let mut pointers: Vec<&Pointer> = publication.pointers.iter().collect();
+    pointers.sort_by_key(|pointer| pointer.document());
+    let of_documents: Vec<&[&Pointer]> = pointers.chunk_by(|a, b| a.document() == b.document()).collect();
+    let keys: Vec<CacheKey> = of_documents.iter().map(|of| CacheKey::Document(of[0].document().into())).collect();
+    update_many(store, &keys, |at, stored| {
+        let (first, more) = (of_documents[at][0], &of_documents[at][1..]);
+        let (mut merged, mut changed) = match stored {
+            Some(stored) => {
+                let mut stored = Pointer::from_bytes(stored, first.document())?;
+                let changed = stored.merge(first);
+                (stored, changed)
+            }
+            None => (first.clone(), true),
+        };
+        for pointer in more {
+            changed |= merged.merge(pointer);
+        }
+        Ok(changed.then(|| merged.to_bytes()))
+    })
+    .await
 }
 
-async fn store_pointer<S: CacheStore + ?Sized>(store: &S, pointer: &Pointer) -> Result<()> {
-    let key = CacheKey::Document(pointer.document().into());
-    let merged = update(store, &key, |stored| {
-        let Some(stored) = stored else { return Ok(Some(pointer.to_bytes())) };
-        let mut stored = Pointer::from_bytes(stored, pointer.document())?;
-        Ok(stored.merge(pointer).then(|| stored.to_bytes()))
-    });
-    merged.await.map(drop)
-}
-
-async fn insert_entry<S: CacheStore + ?Sized>(store: &S, entry: &ChangeEntry) -> Result<()> {
-    let key = CacheKey::Sequence(entry.sequence());
-    match store.insert(&key, entry.to_bytes(), Expiry::Never).await {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(e.with_context("key", &key)),
+async fn insert_entries<S: CacheStore + ?Sized>(store: &S, entries: &[Arc<ChangeEntry>]) -> Result<()> {
+    let write =
+        |entry: &Arc<ChangeEntry>| Write { key: CacheKey::Sequence(entry.sequence()), expected: None, value: entry.to_bytes() };
+    for (entry, written) in entries.iter().zip(store.write_many(entries.iter().map(write).collect()).await) {
+        match written {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+                return Err(e.with_context("key", CacheKey::Sequence(entry.sequence())));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 async fn count<S: CacheStore + ?Sized>(store: &S, channel: &Channel) -> Result<()> {
@@ -144,8 +188,27 @@ async fn count<S: CacheStore + ?Sized>(store: &S, channel: &Channel) -> Result<(
 /// # Errors
 /// `Corrupt`, naming the key, for a directory that cannot be read; what the store says.
 pub async fn list_blocks<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch, deltas: &[BlockDelta]) -> Result<()> {
-    let listings = deltas.iter().filter(|d| must_list(batch, d)).map(|delta| list_block(store, batch, delta)).collect();
-    in_parallel::<_, ()>(listings).await.map(drop)
+    let listed: Vec<&BlockDelta> = deltas.iter().filter(|delta| must_list(batch, delta)).collect();
+    let of_channels: Vec<&[&BlockDelta]> = listed.chunk_by(|a, b| a.channel == b.channel).collect();
+    let keys: Vec<CacheKey> = of_channels.iter().map(|of| CacheKey::Directory(of[0].channel.clone())).collect();
+    update_many(store, &keys, |at, stored| {
+        let deltas = of_channels[at];
+        let mut directory = match stored {
+            Some(bytes) => Directory::from_bytes(bytes, &deltas[0].channel)?,
+            None => Directory::new(deltas[0].channel.clone()),
+        };
+        let mut changed = false;
+        for delta in deltas {
+            changed |= directory.list(delta.index) || is_droppable(batch, delta);
+        }
+        directory.generation += 1;
+        Ok(changed.then(|| directory.to_bytes()))
+    })
+    .await?;
+    for delta in listed {
+        batch.listed.insert(&delta.channel, delta.index);
+    }
+    Ok(())
 }
 
 /// Whether a block may be dropped meanwhile: then the directory is rewritten even if it lists the block, so that a drop decided before our merge
@@ -157,23 +220,6 @@ fn is_droppable(batch: &WriteBatch, delta: &BlockDelta) -> bool {
 /// Whether [`list_blocks`] has something to do for a block.
 pub fn must_list(batch: &WriteBatch, delta: &BlockDelta) -> bool {
     delta.adds_rows && (is_droppable(batch, delta) || !batch.listed.contains(&delta.channel, delta.index))
-}
-
-/// Puts a block that got rows into its channel's directory.
-async fn list_block<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch, delta: &BlockDelta) -> Result<()> {
-    let droppable = is_droppable(batch, delta);
-    update(store, &CacheKey::Directory(delta.channel.clone()), |stored| {
-        let mut directory = match stored {
-            Some(bytes) => Directory::from_bytes(bytes, &delta.channel)?,
-            None => Directory::new(delta.channel.clone()),
-        };
-        let new = directory.list(delta.index);
-        directory.generation += 1;
-        Ok((new || droppable).then(|| directory.to_bytes()))
-    })
-    .await?;
-    batch.listed.insert(&delta.channel, delta.index);
-    Ok(())
 }
 
 /// Drops a block in which nothing is live from its directory, if that still holds when it is looked at; whether it was dropped.

@@ -34,6 +34,17 @@ pub struct Versioned<T> {
     pub version: Version,
 }
 
+/// A document to be written, and what must be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Its key.
+    pub key: CacheKey,
+    /// The version to be written over; `None` for a new document.
+    pub expected: Option<Version>,
+    /// The value.
+    pub value: Bytes,
+}
+
 /// How long a document is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
@@ -118,6 +129,18 @@ pub trait CacheStore: Send + Sync + fmt::Debug + 'static {
     async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Versioned<Bytes>>>> {
         let gets = keys.iter().map(|key| self.get(key)).collect::<Vec<_>>();
         futures::stream::iter(gets).buffered(PARALLEL).collect::<Vec<_>>().await.into_iter().collect()
+    }
+
+    /// Writes several documents, of different keys and for ever, each as [`insert`](Self::insert) or [`replace`](Self::replace) would; what became
+    /// of each, in their order. They are written in any order, and one that fails keeps no other from being written.
+    async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
+        let write = |Write { key, expected, value }| async move {
+            match expected {
+                None => self.insert(&key, value, Expiry::Never).await,
+                Some(expected) => self.replace(&key, value, expected, Expiry::Never).await,
+            }
+        };
+        futures::stream::iter(writes.into_iter().map(write).collect::<Vec<_>>()).buffered(PARALLEL).collect().await
     }
 
     /// The change entries of several sequences, in their order.

@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use sluicegate::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate::commit::store_batch;
-use sluicegate::store::{Expiry, StoreInfo, Version, Versioned};
+use sluicegate::store::{Expiry, StoreInfo, Version, Versioned, Write};
 use sluicegate::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
 
 /// The longest that can be told from longer ones, in nanoseconds: an hour.
@@ -92,13 +92,16 @@ impl TimedStore {
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         self.calls.count.fetch_add(1, Ordering::Relaxed);
         let result = call.await;
-        // Finding another version, or a document where there was none, is an answer.
-        let failed = |e: &Error| !matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists);
-        if result.as_ref().is_err_and(failed) {
+        if result.as_ref().is_err_and(is_failure) {
             self.calls.failed.fetch_add(1, Ordering::Relaxed);
         }
         result
     }
+}
+
+/// Finding another version, or a document where there was none, is an answer.
+fn is_failure(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists)
 }
 
 async fn time<T>(latency: &Latency, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -143,6 +146,15 @@ impl CacheStore for TimedStore {
 
     async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Versioned<Bytes>>>> {
         self.call(self.inner.get_many(keys)).await
+    }
+
+    async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
+        self.calls.count.fetch_add(1, Ordering::Relaxed);
+        let written = self.inner.write_many(writes).await;
+        if written.iter().any(|written| written.as_ref().is_err_and(is_failure)) {
+            self.calls.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        written
     }
 
     async fn entries(&self, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch};
-use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned};
+use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned, Write};
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, PublishedClock, Result, Sequence};
 use sluicegate_memory::MemoryStore;
 
@@ -68,6 +68,10 @@ impl CacheStore for ObservedStore {
 
     async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Versioned<Bytes>>>> {
         self.count(keys.len()).get_many(keys).await
+    }
+
+    async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
+        self.count(writes.len()).write_many(writes).await
     }
 
     async fn entries(&self, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {

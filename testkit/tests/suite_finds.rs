@@ -11,8 +11,8 @@ use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::commit::{merge_block, publish, store_batch};
-use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, ErrorKind, PublishedClock, Result, Sequence};
+use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned, Write};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
 use sluicegate_testkit::store::{self as cases, Store};
 use sluicegate_testkit::{PlainStore, run_case};
 
@@ -30,6 +30,8 @@ enum Flaw {
     ValuesAreText,
     NoLimit,
     ManyLosesRepetitions,
+    ManyWritesIgnoreTheVersion,
+    ManyWritesStopAtTheFirst,
     EntriesLeaveOutTheMissing,
     RecordIgnoresTheNumber,
     MergeWritesOverTheCorrupt,
@@ -165,6 +167,24 @@ impl CacheStore for Flawed {
         Ok(found)
     }
 
+    async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
+        let mut written = Vec::new();
+        for Write { key, expected, value } in writes {
+            let has_failed = written.iter().any(Result::is_err);
+            written.push(match expected {
+                _ if has_failed && self.has(Flaw::ManyWritesStopAtTheFirst) => {
+                    Err(Error::new(ErrorKind::Conflict, "an earlier one failed"))
+                }
+                Some(_) if self.has(Flaw::ManyWritesIgnoreTheVersion) => {
+                    self.inner.insert(&self.key(&key), value, Expiry::Never).await
+                }
+                Some(expected) => self.replace(&key, value, expected, Expiry::Never).await,
+                None => self.insert(&key, value, Expiry::Never).await,
+            });
+        }
+        written
+    }
+
     async fn entries(&self, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
         let mut found = self.inner.entries(sequences).await?;
         if self.has(Flaw::EntriesLeaveOutTheMissing) {
@@ -284,6 +304,8 @@ flaws! {
     ValuesAreText is found by values_are_any_bytes;
     NoLimit is found by a_value_over_the_limit_is_refused;
     ManyLosesRepetitions is found by many_documents_come_in_the_order_asked;
+    ManyWritesIgnoreTheVersion is found by many_writes_are_as_single_ones;
+    ManyWritesStopAtTheFirst is found by many_writes_are_as_single_ones;
     EntriesLeaveOutTheMissing is found by entries_come_in_the_order_asked;
     RecordIgnoresTheNumber is found by a_record_is_read_only_by_its_own_number;
     MergeWritesOverTheCorrupt is found by

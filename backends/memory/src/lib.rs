@@ -20,7 +20,7 @@ use serde::Deserialize;
 use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch, entry_marks, entry_states};
 use sluicegate_core::commit::store_pointers;
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
-use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
+use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned, Write};
 use sluicegate_core::{
     BlockCodec, CacheKey, CacheStore, ChangeEntry, Channel, Error, ErrorKind, PublishedClock, Result, Sequence,
 };
@@ -148,6 +148,17 @@ impl CacheStore for MemoryStore {
 
     async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Versioned<Bytes>>>> {
         Ok(keys.iter().map(|key| self.0.get(key)).collect())
+    }
+
+    async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
+        let mut written = Vec::with_capacity(writes.len());
+        for Write { key, expected, value } in writes {
+            written.push(match expected {
+                None => self.insert(&key, value, Expiry::Never).await,
+                Some(expected) => self.replace(&key, value, expected, Expiry::Never).await,
+            });
+        }
+        written
     }
 
     async fn entries(&self, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {

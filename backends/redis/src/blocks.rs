@@ -1,16 +1,16 @@
-//! The blocks of a batch: raised where they lie, or written anew where the codec asks for that.
+//! Blocks that are raised where they lie.
 
 use std::collections::BTreeMap;
 
 use redis::{Cmd, Value, cmd};
 use sluicegate_core::batch::BlockDelta;
-use sluicegate_core::block::{Block, BlockState, InPlace};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, Error, Result, commit};
+use sluicegate_core::block::{BlockState, InPlace};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, Error, Result};
 
 use crate::address::Address;
 use crate::error::translate;
 use crate::link::{Answer, Commands, Effect};
-use crate::{RedisStore, VERSION, eval, failed, script, stored, unexpected, version_text};
+use crate::{RedisStore, VERSION, eval, failed, script, unexpected};
 
 /// Blocks that one script call looks through, at most: the server does nothing else meanwhile.
 const BLOCKS_AT_ONCE: usize = 64;
@@ -18,32 +18,13 @@ const BLOCKS_AT_ONCE: usize = 64;
 /// Blocks remembered as looked at, at most.
 const KNOWN_BLOCKS: usize = 65_536;
 
-/// What was sent for the blocks of a batch.
-pub(crate) enum Sent {
-    /// They are raised, a command each; then those are searched of which it is known already that they may be empty.
-    Raised {
-        /// How states lie.
-        layout: InPlace,
-        /// Whether the block's answer has a witness.
-        witnesses: Vec<bool>,
-        /// The blocks that each search is about.
-        searched: Vec<Vec<usize>>,
-    },
-    /// Those that change are written anew.
-    Rewritten {
-        /// How many sequences are live then, in each block.
-        live: Vec<u32>,
-        /// The blocks that are written.
-        written: Vec<usize>,
-    },
-}
-
-/// What became of the blocks of a batch.
-pub(crate) struct Written {
-    /// Those in which nothing is live.
-    pub(crate) empty: Vec<usize>,
-    /// Whether some were written after what was sent with the rest of the batch.
-    pub(crate) later: bool,
+/// What was sent to raise the blocks of a batch: a command each, then searches of those of which it is known already that they may be empty.
+pub(crate) struct Sent {
+    layout: InPlace,
+    /// Whether the block's answer has a witness.
+    witnesses: Vec<bool>,
+    /// The blocks that each search is about.
+    searched: Vec<Vec<usize>>,
 }
 
 /// So many states are raised bit by bit; more at once, where they lie close together.
@@ -168,20 +149,14 @@ impl RedisStore {
         Ok(found.map_err(|e| e.with_context("key", &key))?.map_or(0, |block| block.live_count()))
     }
 
-    /// Adds what writes the blocks of a batch.
+    /// Adds what raises the blocks of a batch.
     pub(crate) async fn send_blocks(
         &self,
         commands: &mut Commands,
         deltas: &[BlockDelta],
-        codec: &dyn BlockCodec,
+        layout: InPlace,
+        capacity: u32,
     ) -> Result<Sent> {
-        match codec.in_place() {
-            Some(layout) => self.send_raised(commands, deltas, codec.capacity(), layout).await,
-            None => self.send_rewritten(commands, deltas, codec).await,
-        }
-    }
-
-    async fn send_raised(&self, commands: &mut Commands, deltas: &[BlockDelta], capacity: u32, layout: InPlace) -> Result<Sent> {
         self.check_blocks(deltas, layout, capacity).await?;
         let mut witnesses = Vec::with_capacity(deltas.len());
         // Where all that is raised is superseded, only the whole block tells whether something is live.
@@ -196,75 +171,27 @@ impl RedisStore {
             }
         }
         let searched = self.search(commands, doubtful, layout);
-        Ok(Sent::Raised { layout, witnesses, searched })
+        Ok(Sent { layout, witnesses, searched })
     }
 
-    async fn send_rewritten(&self, commands: &mut Commands, deltas: &[BlockDelta], codec: &dyn BlockCodec) -> Result<Sent> {
-        let keys: Vec<CacheKey> = deltas.iter().map(block_key).collect();
-        let (mut live, mut written) = (Vec::with_capacity(deltas.len()), Vec::new());
-        for (at, (delta, found)) in deltas.iter().zip(self.get_many(&keys).await?).enumerate() {
-            let block = found.as_ref().map(|found| codec.decode(&found.value)).transpose();
-            let mut block = block.map_err(|e| e.with_context("key", &keys[at]))?.unwrap_or_else(|| Block::new(codec.capacity()));
-            if delta.apply(&mut block) || found.is_none() {
-                let Address { key: name, tag, .. } = self.addresses.of(&keys[at]);
-                let bytes = stored(RedisStore::new_version(), &codec.encode(&block));
-                let command = match &found {
-                    None => cmd("SET").arg(name).arg(bytes).arg("NX").take(),
-                    Some(found) => eval(script::REPLACE_BLOCK, &[&name]).arg(version_text(found.version)).arg(bytes).take(),
-                };
-                commands.add(tag, command);
-                written.push(at);
-            }
-            live.push(block.live_count());
-        }
-        Ok(Sent::Rewritten { live, written })
-    }
-
-    /// Looks what was answered to [`send_blocks`](Self::send_blocks), and does what is left.
-    pub(crate) async fn finish_blocks(
-        &self,
-        sent: Sent,
-        mut answers: Vec<Answer>,
-        deltas: &[BlockDelta],
-        codec: &dyn BlockCodec,
-    ) -> Result<Written> {
-        match sent {
-            Sent::Raised { layout, witnesses, searched } => {
-                let searches = answers.split_off(deltas.len().min(answers.len()));
-                let mut doubtful = Vec::new();
-                for (at, ((delta, has_witness), bits)) in deltas.iter().zip(witnesses).zip(answers).enumerate() {
-                    let bits = bits.map_err(|e| failed(e, Effect::Write, "merge", &block_key(delta)))?;
-                    if has_witness && !is_live(&bits) {
-                        doubtful.push((at, self.addresses.of(&block_key(delta))));
-                    }
-                }
-                let mut empty = found_empty(searched, searches)?;
-                if !doubtful.is_empty() {
-                    let mut commands = Commands::default();
-                    let searched = self.search(&mut commands, doubtful, layout);
-                    empty.extend(found_empty(searched, self.link.run(commands, Effect::Read).await)?);
-                }
-                empty.sort_unstable();
-                Ok(Written { empty, later: false })
-            }
-            Sent::Rewritten { mut live, written } => {
-                let mut later = false;
-                for (at, answer) in written.into_iter().zip(answers) {
-                    match answer.map_err(|e| failed(e, Effect::Write, "merge", &block_key(&deltas[at])))? {
-                        Value::Okay | Value::Int(0) => {}
-                        Value::Nil | Value::Int(_) => {
-                            live[at] = commit::merge_block(self, &deltas[at], codec).await?;
-                            later = true;
-                        }
-                        other => {
-                            return Err(unexpected(&other).with_operation("merge").with_context("key", block_key(&deltas[at])));
-                        }
-                    }
-                }
-                let empty = live.into_iter().enumerate().filter(|(_, live)| *live == 0).map(|(at, _)| at).collect();
-                Ok(Written { empty, later })
+    /// Looks what was answered to [`send_blocks`](Self::send_blocks); the places of the blocks in which nothing is live.
+    pub(crate) async fn empty_blocks(&self, sent: Sent, mut answers: Vec<Answer>, deltas: &[BlockDelta]) -> Result<Vec<usize>> {
+        let searches = answers.split_off(deltas.len().min(answers.len()));
+        let mut doubtful = Vec::new();
+        for (at, ((delta, has_witness), bits)) in deltas.iter().zip(sent.witnesses).zip(answers).enumerate() {
+            let bits = bits.map_err(|e| failed(e, Effect::Write, "merge", &block_key(delta)))?;
+            if has_witness && !is_live(&bits) {
+                doubtful.push((at, self.addresses.of(&block_key(delta))));
             }
         }
+        let mut empty = found_empty(sent.searched, searches)?;
+        if !doubtful.is_empty() {
+            let mut commands = Commands::default();
+            let searched = self.search(&mut commands, doubtful, sent.layout);
+            empty.extend(found_empty(searched, self.link.run(commands, Effect::Read).await)?);
+        }
+        empty.sort_unstable();
+        Ok(empty)
     }
 
     /// A key that only scripts use, and leave empty.
@@ -324,7 +251,7 @@ impl RedisStore {
 mod tests {
     use super::*;
     use crate::address::Shape;
-    use sluicegate_core::block::{ByteArray, TwoBit};
+    use sluicegate_core::block::{Block, ByteArray, TwoBit};
     use sluicegate_core::{BlockIndex, Channel};
     use std::sync::Arc;
 

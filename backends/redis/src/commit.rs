@@ -1,8 +1,10 @@
 //! Committing in one round trip a slot.
 
+use futures::TryFutureExt as _;
+use futures::future::try_join;
 use redis::{Value, cmd};
-use sluicegate_core::batch::{CommitReceipt, WriteBatch};
-use sluicegate_core::commit::{list_blocks, must_list};
+use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
+use sluicegate_core::commit::{list_blocks, merge_blocks, must_list};
 use sluicegate_core::{CacheKey, ChangeEntry, Epoch, Error, Result, Sequence};
 
 use crate::error::{Failure, translate};
@@ -13,14 +15,38 @@ fn page_of(entry: &ChangeEntry) -> u64 {
     page::place(entry.sequence()).0
 }
 
+fn receipt(deltas: &[BlockDelta], empty: Vec<usize>) -> CommitReceipt {
+    CommitReceipt { emptied: empty.into_iter().map(|at| (deltas[at].channel.clone(), deltas[at].index)).collect() }
+}
+
 impl RedisStore {
-    /// Sequence documents, blocks and counters in one go, each slot's in this order; then directories, few of which change.
+    /// Sequence documents, blocks and counters in one go, each slot's in this order; then directories, few of which change. Blocks that cannot be
+    /// raised where they lie are read, and written beside the rest.
     pub(crate) async fn commit_natively(&self, batch: &WriteBatch) -> Result<CommitReceipt> {
         let deltas = batch.block_deltas();
         let codec = batch.codec.as_ref();
+        let Some(layout) = codec.in_place() else {
+            let merged = merge_blocks(self, &deltas, codec);
+            let (live, ()) = try_join(merged, self.commit_rest(batch, &deltas, Commands::default(), false).map_ok(drop)).await?;
+            list_blocks(self, batch, &deltas).await?;
+            self.prove(batch.epoch).await?;
+            let empty = live.into_iter().enumerate().filter(|(_, live)| *live == 0).map(|(at, _)| at).collect();
+            return Ok(receipt(&deltas, empty));
+        };
         let mut blocks = Commands::default();
-        let sent = self.send_blocks(&mut blocks, &deltas, codec).await?;
+        let sent = self.send_blocks(&mut blocks, &deltas, layout, codec.capacity()).await?;
+        let listed = !deltas.iter().any(|delta| must_list(batch, delta));
+        let answers = self.commit_rest(batch, &deltas, blocks, listed).await?;
+        let empty = self.empty_blocks(sent, answers, &deltas).await?;
+        if !listed {
+            list_blocks(self, batch, &deltas).await?;
+            self.prove(batch.epoch).await?;
+        }
+        Ok(receipt(&deltas, empty))
+    }
 
+    /// Commits sequence documents, what is to be done to blocks, and counters, and ends there if this is the `end`; the answers about blocks.
+    async fn commit_rest(&self, batch: &WriteBatch, deltas: &[BlockDelta], blocks: Commands, end: bool) -> Result<Vec<Answer>> {
         let mut commands = Commands::default();
         let pages = self.append_entries(&mut commands, batch);
         let first_block = commands.len();
@@ -32,30 +58,22 @@ impl RedisStore {
             let address = self.addresses.of(&CacheKey::Counter((*channel).clone()));
             commands.add(address.tag, cmd("INCR").arg(address.key).take());
         }
-        let listed = !deltas.iter().any(|delta| must_list(batch, delta));
         let first_proof = commands.len();
-        let proof = if listed { self.proofs.give(&mut commands) } else { None };
+        let proof = if end { self.proofs.give(&mut commands) } else { None };
 
         let mut answers = self.link.run(commands, Effect::Write).await;
         let proofs = answers.split_off(first_proof);
         let counts = answers.split_off(first_count);
         let blocks = answers.split_off(first_block);
         self.tidy_pages(&pages, answers).await?;
-        let written = self.finish_blocks(sent, blocks, &deltas, codec).await?;
         for (channel, answer) in channels.into_iter().zip(counts) {
             if let Err(e) = answer {
                 return Err(failed(e, Effect::Write, "increment", &CacheKey::Counter(channel.clone())));
             }
         }
         proofs.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| self.unproven(e))?;
-        if listed && !written.later {
-            proof.into_iter().for_each(|proof| self.proofs.keep(batch.epoch, proof));
-        } else {
-            list_blocks(self, batch, &deltas).await?;
-            self.prove(batch.epoch).await?;
-        }
-        let emptied = written.empty.into_iter().map(|at| (deltas[at].channel.clone(), deltas[at].index)).collect();
-        Ok(CommitReceipt { emptied })
+        proof.into_iter().for_each(|proof| self.proofs.keep(batch.epoch, proof));
+        Ok(blocks)
     }
 
     /// Adds what appends the batch's entries to their pages; for each page one of the sequences.

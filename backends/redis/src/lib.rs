@@ -12,6 +12,7 @@ mod proof;
 mod publish;
 mod script;
 mod wake;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use sha1::{Digest as _, Sha1};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
-use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
+use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned, Write};
 use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, Channel, Error, ErrorKind, PublishedClock, Result};
 
 use address::{Address, Addresses, Shape};
@@ -112,36 +113,35 @@ impl RedisStore {
         Version(rand::random())
     }
 
-    /// Runs a script that answers 0, or something else where it found another version.
-    async fn compare_and(&self, tag: u16, script: Cmd, operation: &'static str, key: &CacheKey) -> Result<()> {
-        match self.link.one(tag, script, Effect::Write).await {
-            Ok(Value::Int(0)) => Ok(()),
-            Ok(Value::Int(_)) => Err(conflict(operation, key)),
-            Ok(other) => Err(unexpected(&other).with_operation(operation).with_context("key", key)),
-            Err(e) => Err(failed(e, Effect::Write, operation, key)),
+    /// Removes a document if it has a version.
+    async fn remove_version(&self, key: &CacheKey, expected: Version) -> Result<()> {
+        let address = self.addresses.of(key);
+        let name = &[address.key.as_str()];
+        let script = match address.shape {
+            Shape::Record(place) => eval(script::PAGE, name).arg(place).arg(&version_bytes(expected)[..]).take(),
+            Shape::Document => eval(script::REMOVE, name).arg(&version_bytes(expected)[..]).take(),
+            Shape::Block => eval(script::REMOVE_BLOCK, name).arg(version_text(expected)).take(),
+            Shape::Counter => return Err(only_grows(key)),
+        };
+        let answer =
+            self.link.one(address.tag, script, Effect::Write).await.map_err(|e| failed(e, Effect::Write, "remove", key))?;
+        let is_removed = match address.shape {
+            Shape::Record(_) => page_length(&answer).map(|length| length.is_some()),
+            _ => is_done(&answer),
+        };
+        match is_removed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(conflict("remove", key)),
+            Err(e) => Err(e.with_operation("remove").with_context("key", key)),
         }
     }
+}
 
-    /// Changes the document at `place` of a page, if what is there is what is `expected`, as the script has it; whether it was.
-    async fn alter_page(
-        &self,
-        Address { key: name, tag, shape }: Address,
-        expected: &[u8],
-        record: Option<(Version, &Bytes)>,
-        operation: &'static str,
-        key: &CacheKey,
-    ) -> Result<bool> {
-        let Shape::Record(place) = shape else { return Err(Error::new(ErrorKind::Unexpected, "not in a page")) };
-        let mut script = eval(script::PAGE, &[&name]);
-        script.arg(place).arg(expected);
-        if let Some((version, value)) = record {
-            let mut record = Vec::new();
-            page::append(&mut record, place, version, value);
-            script.arg(record);
-        }
-        let answer = self.link.one(tag, script, Effect::Write).await.map_err(|e| failed(e, Effect::Write, operation, key))?;
-        let altered = page_length(&answer).map(|length| length.is_some());
-        altered.map_err(|e| e.with_operation(operation).with_context("key", key))
+/// What a script answered that does something to a version, or not.
+fn is_done(answer: &Value) -> Result<bool> {
+    match answer {
+        Value::Int(done) => Ok(*done == 0),
+        other => Err(unexpected(other)),
     }
 }
 
@@ -161,19 +161,6 @@ fn conflict(operation: &'static str, key: &CacheKey) -> Error {
 
 fn only_grows(key: &CacheKey) -> Error {
     Error::new(ErrorKind::Unsupported, "a counter only grows").with_context("key", key)
-}
-
-fn already_exists(key: &CacheKey) -> Error {
-    Error::new(ErrorKind::AlreadyExists, "there is a document already").with_operation("insert").with_context("key", key)
-}
-
-/// Refuses a value over the limit.
-fn check_size(key: &CacheKey, value: &Bytes) -> Result<()> {
-    if value.len() > MAX_VALUE {
-        let message = format!("a value of {} bytes is over the limit of {MAX_VALUE}", value.len());
-        return Err(Error::new(ErrorKind::TooLarge, message).with_context("key", key));
-    }
-    Ok(())
 }
 
 /// A value as it is stored.
@@ -278,77 +265,25 @@ impl CacheStore for RedisStore {
     }
 
     async fn insert(&self, key: &CacheKey, value: Bytes, _expiry: Expiry) -> Result<Version> {
-        check_size(key, &value)?;
-        let address = self.addresses.of(key);
-        let mut version = RedisStore::new_version();
-        let bytes = match address.shape {
-            Shape::Record(_) => {
-                let inserted = self.alter_page(address, b"", Some((version, &value)), "insert", key).await?;
-                return if inserted { Ok(version) } else { Err(already_exists(key)) };
-            }
-            Shape::Counter => value.to_vec(),
-            Shape::Document => stored(version, &value),
-            Shape::Block => {
-                let bytes = stored(version, &value);
-                version = block_version(&bytes);
-                bytes
-            }
-        };
-        match self.link.one(address.tag, cmd("SET").arg(address.key).arg(bytes).arg("NX").take(), Effect::Write).await {
-            Ok(Value::Okay) => Ok(version),
-            Ok(Value::Nil) => Err(already_exists(key)),
-            Ok(other) => Err(unexpected(&other).with_operation("insert").with_context("key", key)),
-            Err(e) => Err(failed(e, Effect::Write, "insert", key)),
-        }
+        self.write(Write { key: key.clone(), expected: None, value }).await
     }
 
     async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, _expiry: Expiry) -> Result<Version> {
-        check_size(key, &value)?;
-        let address = self.addresses.of(key);
-        let name = &address.key;
-        let mut version = RedisStore::new_version();
-        let script = match address.shape {
-            Shape::Record(_) => {
-                let expected = version_bytes(expected);
-                let replaced = self.alter_page(address, &expected, Some((version, &value)), "replace", key).await?;
-                return if replaced { Ok(version) } else { Err(conflict("replace", key)) };
-            }
-            Shape::Document => {
-                eval(script::REPLACE, &[name]).arg(&version_bytes(expected)[..]).arg(stored(version, &value)).take()
-            }
-            Shape::Block => {
-                let bytes = stored(version, &value);
-                version = block_version(&bytes);
-                eval(script::REPLACE_BLOCK, &[name]).arg(version_text(expected)).arg(bytes).take()
-            }
-            Shape::Counter => return Err(only_grows(key)),
-        };
-        self.compare_and(address.tag, script, "replace", key).await.map(|()| version)
+        self.write(Write { key: key.clone(), expected: Some(expected), value }).await
     }
 
     async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
-        let address = self.addresses.of(key);
-        let name = &address.key;
-        let script = match (&address.shape, expected) {
-            (Shape::Record(_), None) => return self.alter_page(address, b"*", None, "remove", key).await.map(drop),
-            (Shape::Record(_), Some(expected)) => {
-                let removed = self.alter_page(address, &version_bytes(expected), None, "remove", key).await?;
-                return if removed { Ok(()) } else { Err(conflict("remove", key)) };
-            }
-            (_, None) => {
-                let mut command = cmd("DEL").arg(name).take();
-                if *key == CacheKey::Clock {
-                    // Without a clock there is no cache, and nothing to be proven.
-                    command.arg(self.proofs.key());
-                }
-                let removed = self.link.one(address.tag, command, Effect::Write).await;
-                return removed.map(drop).map_err(|e| failed(e, Effect::Write, "remove", key));
-            }
-            (Shape::Document, Some(expected)) => eval(script::REMOVE, &[name]).arg(&version_bytes(expected)[..]).take(),
-            (Shape::Block, Some(expected)) => eval(script::REMOVE_BLOCK, &[name]).arg(version_text(expected)).take(),
-            (Shape::Counter, Some(_)) => return Err(only_grows(key)),
+        if let Some(expected) = expected {
+            return self.remove_version(key, expected).await;
+        }
+        let Address { key: name, tag, shape } = self.addresses.of(key);
+        let command = match shape {
+            Shape::Record(place) => eval(script::PAGE, &[&name]).arg(place).arg("*").take(),
+            // Without a clock there is no cache, and nothing to be proven.
+            Shape::Document if *key == CacheKey::Clock => cmd("DEL").arg(name).arg(self.proofs.key()).take(),
+            Shape::Document | Shape::Block | Shape::Counter => cmd("DEL").arg(name).take(),
         };
-        self.compare_and(address.tag, script, "remove", key).await
+        self.link.one(tag, command, Effect::Write).await.map(drop).map_err(|e| failed(e, Effect::Write, "remove", key))
     }
 
     async fn increment(&self, key: &CacheKey, by: u64) -> Result<u64> {
@@ -408,6 +343,10 @@ impl CacheStore for RedisStore {
             read(stored[at].clone(), &shape).map_err(|e| e.with_operation("get").with_context("key", key))
         };
         keys.iter().zip(places).map(read).collect()
+    }
+
+    async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
+        self.write_all(&writes).await
     }
 
     async fn merge_block(&self, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<u32> {

@@ -43,7 +43,7 @@ impl RedisStore {
         if publication.clock.lost_since(&last.value).is_none() {
             for read in [false, true] {
                 let writes = self.writes(publication, last, read).await?;
-                if self.write_all(&writes, publication.clock.epoch).await? {
+                if self.write_at_once(&writes, publication.clock.epoch).await? {
                     return Ok(self.keep(publication, &writes));
                 }
             }
@@ -114,7 +114,7 @@ impl RedisStore {
     }
 
     /// Writes all, or none and says no, if one of them is not what was expected.
-    async fn write_all(&self, writes: &[Write], epoch: Epoch) -> Result<bool> {
+    async fn write_at_once(&self, writes: &[Write], epoch: Epoch) -> Result<bool> {
         let tag = self.addresses.tag();
         let keys: Vec<String> = writes.iter().map(|write| self.addresses.of(&write.key).key).collect();
         let proofs = self.proofs.taken(epoch);

@@ -69,6 +69,7 @@ macro_rules! store_conformance {
             the_description_is_filled_in
 
             many_documents_come_in_the_order_asked
+            many_writes_are_as_single_ones
             nothing_asked_is_nothing_read
             thousands_of_documents_in_one_read
             entries_come_in_the_order_asked

@@ -1,14 +1,14 @@
-//! Reading many documents, entries and records.
+//! Reading and writing many documents, entries and records.
 
 use std::sync::Arc;
 
 use futures::future::join_all;
 use sluicegate_core::batch::BatchRecord;
-use sluicegate_core::store::Expiry;
+use sluicegate_core::store::{Expiry, Version, Versioned, Write};
 use sluicegate_core::{CacheKey, ChangeEntry, Epoch, ErrorKind, Sequence};
 
 use super::{Store, small, some_keys};
-use crate::expect::{Expect as _, refused_naming};
+use crate::expect::{Expect as _, refused, refused_naming};
 use crate::sample::{batch, channel, entry};
 
 /// With repetitions, with keys that hold nothing, and with the versions that `get` tells.
@@ -25,6 +25,42 @@ pub async fn many_documents_come_in_the_order_asked(store: Store) {
     for (key, found) in asked.iter().zip(read) {
         assert_eq!(found, store.get(key).await.must("read"), "{key}");
     }
+}
+
+/// New documents and old ones, with the right version and with another: what becomes of one does not matter to the next.
+pub async fn many_writes_are_as_single_ones(store: Store) {
+    let keys: Vec<CacheKey> = (10..2010).map(|n| CacheKey::Sequence(Sequence(n))).chain(some_keys()).collect();
+    let mut writes = Vec::new();
+    for (n, key) in keys.iter().enumerate() {
+        let stored = match n % 5 {
+            0 | 4 => None,
+            _ => Some(store.insert(key, format!("{key}").into(), Expiry::Never).await.must("insert")),
+        };
+        let expected = match n % 5 {
+            0 | 1 => None,
+            2 => stored,
+            3 => stored.map(|Version(version)| Version(version.wrapping_add(1))),
+            _ => Some(Version(7)),
+        };
+        writes.push(Write { key: key.clone(), expected, value: format!("{key} again").into() });
+    }
+    let written = store.write_many(writes).await;
+    assert_eq!(written.len(), keys.len());
+    for (n, (key, written)) in keys.iter().zip(written).enumerate() {
+        let found = store.get(key).await.must("read");
+        match n % 5 {
+            0 | 2 => {
+                let version = written.must("write");
+                assert_eq!(found, Some(Versioned { value: format!("{key} again").into(), version }), "{key}");
+            }
+            rest => {
+                let kind = if rest == 1 { ErrorKind::AlreadyExists } else { ErrorKind::Conflict };
+                refused(written, kind, &key.to_string());
+                assert_eq!(found.map(|found| found.value), (rest != 4).then(|| format!("{key}").into()), "{key}");
+            }
+        }
+    }
+    assert!(store.write_many(Vec::new()).await.is_empty());
 }
 
 /// An empty question has an empty answer.

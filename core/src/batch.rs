@@ -13,6 +13,7 @@ use crate::channel::{Channel, ChannelMap};
 use crate::clock::{Epoch, PublishedClock, from_json, to_json};
 use crate::decode::PrincipalKind;
 use crate::engine::SequencerState;
+pub use crate::entries::Entries;
 use crate::entry::ChangeEntry;
 use crate::error::Result;
 use crate::feed::FeedPosition;
@@ -28,7 +29,7 @@ pub struct WriteBatch {
     /// How blocks are written.
     pub codec: Arc<dyn BlockCodec>,
     /// Entries that arrived.
-    pub entries: Vec<Arc<ChangeEntry>>,
+    pub entries: Entries,
     /// Entries that stable has passed, whose predecessors are to be marked superseded.
     pub marks: Vec<Arc<ChangeEntry>>,
     /// A bound of the stable sequence that can be published while the batch is in flight: that of its own clock. Blocks wholly at or
@@ -260,14 +261,14 @@ pub struct Gap {
 }
 
 /// What one batch changed, for readers that follow the writer; kept in a short ring.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct BatchRecord {
     /// The batch.
     pub number: u64,
     /// The writer's term.
     pub epoch: Epoch,
     /// Entries it stored, in any order; some may be above the high sequence still.
-    pub entries: Vec<Arc<ChangeEntry>>,
+    pub entries: Entries,
     /// Late entries it announced.
     pub late: Vec<LateEntry>,
     /// Principals it saw.
@@ -275,8 +276,20 @@ pub struct BatchRecord {
     /// The whole skipped list after it.
     pub gaps: Vec<Gap>,
     /// All that has been given up by then, and has not come since.
-    #[serde(default, skip_serializing_if = "RangeSet::is_empty")]
+    #[serde(default)]
     pub abandoned: RangeSet,
+}
+
+/// A record as it is written, but for its entries.
+#[derive(Serialize)]
+struct RestOfRecord<'a> {
+    number: u64,
+    epoch: Epoch,
+    late: &'a [LateEntry],
+    principals: &'a [PrincipalChange],
+    gaps: &'a [Gap],
+    #[serde(skip_serializing_if = "RangeSet::is_empty")]
+    abandoned: &'a RangeSet,
 }
 
 impl BatchRecord {
@@ -291,7 +304,7 @@ impl BatchRecord {
         BatchRecord {
             number,
             epoch,
-            entries: Vec::new(),
+            entries: Entries::default(),
             late: Vec::new(),
             principals: Vec::new(),
             gaps: Vec::new(),
@@ -301,7 +314,15 @@ impl BatchRecord {
 
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
-        to_json(self)
+        let BatchRecord { number, epoch, entries, late, principals, gaps, abandoned } = self;
+        let rest = to_json(&RestOfRecord { number: *number, epoch: *epoch, late, principals, gaps, abandoned });
+        let entries = entries.joined();
+        let mut out = Vec::with_capacity(entries.len() + rest.len() + 16);
+        out.extend_from_slice(br#"{"entries":["#);
+        out.extend_from_slice(entries);
+        out.extend_from_slice(b"],");
+        out.extend_from_slice(&rest[1..]);
+        out.into()
     }
 
     /// Reads a stored record.

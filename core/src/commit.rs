@@ -4,17 +4,14 @@
 //! in parallel → directories and counters, in parallel → pointers, if there are any → late pages → batch record → checkpoint → clock.
 //! Everything before the clock may be repeated, or cut short anywhere, without a reader noticing.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, LATE_PAGE, LatePage, Publication, WriteBatch};
+use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, Entries, LATE_PAGE, LatePage, Publication, WriteBatch};
 use crate::block::{Block, BlockCodec};
 use crate::channel::Channel;
 use crate::clock::{CacheId, Epoch, PublishedClock};
 use crate::directory::Directory;
-use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
@@ -164,10 +161,10 @@ async fn write_pointers<S: CacheStore + ?Sized>(store: &S, publication: &Publica
     .await
 }
 
-async fn insert_entries<S: CacheStore + ?Sized>(store: &S, entries: &[Arc<ChangeEntry>]) -> Result<()> {
-    let write =
-        |entry: &Arc<ChangeEntry>| Write { key: CacheKey::Sequence(entry.sequence()), expected: None, value: entry.to_bytes() };
-    for (entry, written) in entries.iter().zip(store.write_many(entries.iter().map(write).collect()).await) {
+async fn insert_entries<S: CacheStore + ?Sized>(store: &S, entries: &Entries) -> Result<()> {
+    let keys = entries.iter().map(|entry| CacheKey::Sequence(entry.sequence()));
+    let writes = keys.zip(entries.documents()).map(|(key, value)| Write { key, expected: None, value });
+    for (entry, written) in entries.iter().zip(store.write_many(writes.collect()).await) {
         match written {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => {
                 return Err(e.with_context("key", CacheKey::Sequence(entry.sequence())));

@@ -232,10 +232,20 @@ impl ChangeEntry {
 
     /// The sequence document: JSON, as the cache format has it.
     pub fn to_bytes(&self) -> Bytes {
-        let mut out = Vec::with_capacity(self.text.len() + 64 + 32 * self.channels.len());
-        // Writing JSON into memory cannot fail: every field serializes.
-        let _ = serde_json::to_writer(&mut out, self);
+        let mut out = Vec::with_capacity(self.size_hint());
+        self.write(&mut out);
         Bytes::from(out)
+    }
+
+    /// How long its document is, about.
+    pub(crate) fn size_hint(&self) -> usize {
+        self.text.len() + 64 + 32 * self.channels.len()
+    }
+
+    /// Writes its document at the end of `out`.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        // Writing JSON into memory cannot fail: every field serializes.
+        let _ = serde_json::to_writer(out, self);
     }
 
     /// Reads a sequence document.

@@ -11,6 +11,7 @@ pub mod coordinate;
 pub mod decode;
 pub mod directory;
 pub mod engine;
+mod entries;
 pub mod entry;
 pub mod error;
 pub mod feed;

@@ -106,6 +106,6 @@ impl Sampler {
         let marks = self.unmarked.drain(..marked).collect();
         self.unmarked.extend(entries.iter().cloned());
         let epoch = Epoch { counter: 1, writer: 1 };
-        WriteBatch { epoch, codec: codec.clone(), entries, marks, stable, listed: self.listed.clone() }
+        WriteBatch { epoch, codec: codec.clone(), entries: entries.into(), marks, stable, listed: self.listed.clone() }
     }
 }

@@ -62,7 +62,14 @@ impl Batches {
         let stable = Sequence(self.next - 1);
         self.next += BATCH;
         let marks = if self.supersede { entries.clone() } else { Vec::new() };
-        WriteBatch { epoch: Epoch::default(), codec: self.codec.clone(), entries, marks, stable, listed: Arc::default() }
+        WriteBatch {
+            epoch: Epoch::default(),
+            codec: self.codec.clone(),
+            entries: entries.into(),
+            marks,
+            stable,
+            listed: Arc::default(),
+        }
     }
 
     fn entry(&self, n: u64) -> Arc<ChangeEntry> {

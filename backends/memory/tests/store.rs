@@ -63,7 +63,7 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
     let record = BatchRecord {
         number: 1,
         epoch: mine,
-        entries: Vec::new(),
+        entries: Default::default(),
         late: vec![(1, 5.into()).into()],
         principals: Vec::new(),
         gaps: Vec::new(),

@@ -17,7 +17,7 @@ use sluicegate_core::{
 use sluicegate_redis::{RedisStore, Traffic};
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::peer::{self, PeerLoad};
-use sluicegate_test_servers::RedisServer;
+use sluicegate_test_servers::{RedisServer, engine_program};
 
 struct Settings {
     documents: usize,
@@ -122,7 +122,7 @@ fn redis_benchmark(server: &RedisServer, count: usize, size: usize) -> f64 {
     server.cli(&["FLUSHALL"]);
     let (port, count, size) = (server.port().to_string(), count.to_string(), size.to_string());
     let arguments = ["-p", &port, "-t", "set", "-P", "32", "-n", &count, "-r", &count, "-d", &size, "--csv"];
-    let output = Command::new("redis-benchmark").args(arguments).output().expect("redis-benchmark is installed");
+    let output = Command::new(engine_program("benchmark")).args(arguments).output().expect("redis-benchmark is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find(|line| line.starts_with("\"SET\"")).unwrap_or_else(|| panic!("redis-benchmark said {text}"));
     line.split(',').nth(1).and_then(|rate| rate.trim_matches('"').parse().ok()).expect("a rate")

@@ -1,19 +1,16 @@
 //! Committing in one round trip a slot.
 
+use bytes::Bytes;
 use futures::TryFutureExt as _;
 use futures::future::try_join;
 use redis::{Value, cmd};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
 use sluicegate_core::commit::{list_blocks, merge_blocks, must_list};
-use sluicegate_core::{CacheKey, ChangeEntry, Epoch, Error, Result, Sequence};
+use sluicegate_core::{CacheKey, Epoch, Error, Result, Sequence};
 
 use crate::error::{Failure, translate};
 use crate::link::{Answer, Commands, Effect};
 use crate::{RedisStore, eval, failed, page, page_length, script, unexpected};
-
-fn page_of(entry: &ChangeEntry) -> u64 {
-    page::place(entry.sequence()).0
-}
 
 fn receipt(deltas: &[BlockDelta], empty: Vec<usize>) -> CommitReceipt {
     CommitReceipt { emptied: empty.into_iter().map(|at| (deltas[at].channel.clone(), deltas[at].index)).collect() }
@@ -78,22 +75,23 @@ impl RedisStore {
 
     /// Adds what appends the batch's entries to their pages; for each page one of the sequences.
     fn append_entries(&self, commands: &mut Commands, batch: &WriteBatch) -> Vec<Sequence> {
-        let mut entries: Vec<&ChangeEntry> = batch.entries.iter().map(AsRef::as_ref).collect();
-        entries.sort_unstable_by_key(|entry| entry.sequence());
+        let mut entries: Vec<(Sequence, Bytes)> =
+            batch.entries.iter().map(|entry| entry.sequence()).zip(batch.entries.documents()).collect();
+        entries.sort_unstable_by_key(|(sequence, _)| *sequence);
         let mut known = self.known_pages.lock();
         let mut pages = Vec::new();
         let mut records = Vec::new();
-        for entries in entries.chunk_by(|a, b| page_of(a) == page_of(b)) {
+        for entries in entries.chunk_by(|(a, _), (b, _)| page::place(*a).0 == page::place(*b).0) {
             records.clear();
-            for entry in entries {
-                let (_, place) = page::place(entry.sequence());
-                page::append(&mut records, place, RedisStore::new_version(), &entry.to_bytes());
+            for (sequence, document) in entries {
+                page::append(&mut records, page::place(*sequence).1, RedisStore::new_version(), document);
             }
-            let page = page_of(entries[0]);
+            let first = entries[0].0;
+            let page = page::place(first).0;
             let address = self.addresses.page(page);
             commands.add(address.tag, cmd("APPEND").arg(address.key).arg(&records).take());
             known.grow(page, records.len() as u64);
-            pages.push(entries[0].sequence());
+            pages.push(first);
         }
         pages
     }

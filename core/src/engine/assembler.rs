@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sequencer::{Arrival, Noted, Sequencer};
-use crate::batch::{BatchRecord, Checkpoint, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
+use crate::batch::{BatchRecord, Checkpoint, Entries, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
 use crate::block::BlockCodec;
 use crate::clock::PublishedClock;
 use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
@@ -304,7 +304,7 @@ impl Assembler {
             let (epoch, late) = (self.clock.epoch, self.clock.late);
             (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer })
         });
-        let entries = std::mem::take(&mut self.entries);
+        let entries = Entries::from(std::mem::take(&mut self.entries));
         let record = BatchRecord {
             number,
             epoch: self.clock.epoch,

@@ -231,12 +231,17 @@ mod tests {
         state.fill(&Channel::star(), Vec::new());
 
         let gap = Gap { range: SequenceRange::one(Sequence(2)), age_ms: 0 };
-        let skipped = BatchRecord { entries: vec![entry(3), entry(4)], gaps: vec![gap], ..BatchRecord::new(2, Epoch::default()) };
+        let skipped = BatchRecord {
+            entries: [entry(3), entry(4)].into_iter().collect(),
+            gaps: vec![gap],
+            ..BatchRecord::new(2, Epoch::default())
+        };
         state.advance(&[Arc::new(skipped)], clock(1, 4, 2), &config);
         assert_eq!(seen(&state), [3, 4]);
 
         let late = LateEntry { number: 1, sequence: Sequence(2) };
-        let came = BatchRecord { entries: vec![entry(2)], late: vec![late], ..BatchRecord::new(3, Epoch::default()) };
+        let came =
+            BatchRecord { entries: [entry(2)].into_iter().collect(), late: vec![late], ..BatchRecord::new(3, Epoch::default()) };
         state.advance(&[Arc::new(came)], PublishedClock { late: 1, ..clock(4, 4, 3) }, &config);
         assert_eq!(seen(&state), [2, 3, 4]);
     }

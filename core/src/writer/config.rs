@@ -15,7 +15,7 @@ use crate::sequence::Sequence;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WriterConfig {
-    /// Entries a batch, at most.
+    /// Entries a batch, at most. The ring of batch records holds up to `ring` times as many.
     pub max_batch: usize,
     /// Batches being committed at the same time, at most.
     pub max_in_flight: usize,

@@ -58,7 +58,7 @@ fn next(last: &PublishedClock, late: u64) -> Publication {
         position: FeedPosition::default(),
         sequencer: SequencerState { next: clock.high.next(), ..SequencerState::default() },
     };
-    let entries = vec![Arc::new(entry(number, "doc", &["a"]))];
+    let entries = [Arc::new(entry(number, "doc", &["a"]))].into_iter().collect();
     let record = BatchRecord { entries, late, ..BatchRecord::new(number, clock.epoch) };
     Publication {
         pointers: Vec::new(),

@@ -114,7 +114,7 @@ pub async fn a_corrupt_sequence_document_is_named(store: Store) {
 }
 
 fn record(number: u64) -> BatchRecord {
-    let entries = vec![Arc::new(entry(number, "doc", &["a"]))];
+    let entries = [Arc::new(entry(number, "doc", &["a"]))].into_iter().collect();
     let epoch = Epoch { counter: 1, writer: 7 };
     BatchRecord { entries, ..BatchRecord::new(number, epoch) }
 }

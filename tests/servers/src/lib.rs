@@ -4,4 +4,4 @@ mod process;
 mod redis;
 
 pub use process::{Process, free_port, wait_until};
-pub use redis::{RedisCluster, RedisServer};
+pub use redis::{RedisCluster, RedisServer, engine_program};

@@ -7,6 +7,12 @@ use tempfile::TempDir;
 
 use crate::process::{Process, free_port, wait_until};
 
+/// A program of the engine under test: `redis-server`, or `valkey-server` where `SLUICEGATE_TEST_ENGINE` is `valkey`.
+pub fn engine_program(name: &str) -> String {
+    let engine = std::env::var("SLUICEGATE_TEST_ENGINE").unwrap_or_else(|_| "redis".to_owned());
+    format!("{engine}-{name}")
+}
+
 /// One `redis-server`.
 #[derive(Debug)]
 pub struct RedisServer {
@@ -47,7 +53,7 @@ impl RedisServer {
         arguments.push(self.port.to_string());
         arguments.extend(["--dir".to_owned(), self.directory.path().display().to_string()]);
         arguments.extend(self.arguments.iter().cloned());
-        let process = Process::start("redis-server", &arguments);
+        let process = Process::start(&engine_program("server"), &arguments);
         let mut runs = true;
         wait_until("redis-server answers", || {
             runs = process.is_running();
@@ -139,7 +145,7 @@ impl RedisServer {
 }
 
 fn redis_cli(port: u16, command: &[&str]) -> String {
-    let output = Command::new("redis-cli").args(["-p", &port.to_string()]).args(command).stderr(Stdio::null()).output();
+    let output = Command::new(engine_program("cli")).args(["-p", &port.to_string()]).args(command).stderr(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("cannot run redis-cli (Debian: apt-get install redis-tools): {e}"));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

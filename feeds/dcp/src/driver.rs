@@ -1,0 +1,487 @@
+//! The whole feed: which node streams which vbucket, and what becomes of it when nodes come and go (protocol, section 9).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use sluicegate_core::{Error, ErrorKind, FeedEvent, PartitionId, PartitionSeqno};
+use sluicegate_mcbp::client::ClientError;
+use sluicegate_mcbp::config::{Address, ClusterMap};
+use sluicegate_mcbp::topology::{Offer, Topology};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::bootstrap::{bootstrap, core_error};
+use crate::node::{self, Filter, Node, Order, Report};
+use crate::options::Target;
+use crate::parcel::{Outlet, Parcel};
+use crate::status::{Board, VbucketState};
+use crate::vbucket::{Begin, Next, Vbucket};
+
+/// How often in a row something that no pause helps may fail before the feed ends with it.
+const MAX_PERMANENT: u32 = 5;
+/// How often the map is asked for where nodes announce it: a notice may be lost.
+const RARE_POLL: Duration = Duration::from_secs(20);
+/// Least pause between two questions for the map.
+const MAP_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a feed is to deliver.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) target: Arc<Target>,
+    pub(crate) filter: Filter,
+    /// Name of the connections.
+    pub(crate) name: String,
+    pub(crate) is_finite: bool,
+}
+
+/// Where a vbucket is.
+#[derive(Debug)]
+enum Place {
+    /// Here, until then.
+    Waiting(Box<Vbucket>, Instant),
+    /// With the connection of this number.
+    Given(u64),
+    /// All that was wanted of it has come.
+    Done,
+}
+
+#[derive(Debug)]
+struct Slot {
+    place: Place,
+    backoff: Backoff,
+    refusals: u32,
+}
+
+/// A connection to a node, or the pause before the next one.
+#[derive(Debug)]
+struct Peer {
+    id: u64,
+    orders: Option<mpsc::UnboundedSender<Order>>,
+    is_up: bool,
+    announces_maps: bool,
+    backoff: Backoff,
+    until: Instant,
+    failures: u32,
+}
+
+/// Drives a feed. Owns what no node has.
+pub(crate) struct Driver {
+    plan: Plan,
+    topology: Topology,
+    slots: Vec<Slot>,
+    peers: BTreeMap<Address, Peer>,
+    tasks: JoinSet<()>,
+    outlet: Outlet,
+    board: Arc<Board>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    reporter: mpsc::UnboundedSender<Report>,
+    next_id: u64,
+    caught_up: usize,
+    is_caught_up: bool,
+    unresolved: BTreeSet<u16>,
+    resolved: Option<oneshot::Sender<()>>,
+    asked_for_map: Instant,
+    wants_map: bool,
+    bootstrap: Backoff,
+    is_bootstrapping: bool,
+    bootstrap_failures: u32,
+    bootstrap_due: Option<Instant>,
+}
+
+impl Driver {
+    /// For a bucket whose map is known. `resolved` is told when all vbuckets know where they begin.
+    pub(crate) fn new(
+        plan: Plan,
+        topology: Topology,
+        outlet: Outlet,
+        board: Arc<Board>,
+        begin: impl Fn(u16) -> Begin,
+        resolved: oneshot::Sender<()>,
+    ) -> Self {
+        let now = Instant::now();
+        let ids = 0..topology.num_vbuckets() as u16;
+        let vbuckets: Vec<Vbucket> = ids.map(|id| Vbucket::new(id, begin(id), plan.is_finite)).collect();
+        let unresolved = vbuckets.iter().filter(|vbucket| vbucket.wants_now()).map(Vbucket::id).collect();
+        let (reporter, reports) = mpsc::unbounded_channel();
+        let mut driver = Driver {
+            plan,
+            topology,
+            slots: vbuckets.into_iter().map(|vbucket| Slot::new(vbucket, now)).collect(),
+            peers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            outlet,
+            board,
+            reports,
+            reporter,
+            next_id: 0,
+            caught_up: 0,
+            is_caught_up: false,
+            unresolved,
+            resolved: Some(resolved),
+            asked_for_map: now,
+            wants_map: false,
+            bootstrap: Backoff::of_nodes(),
+            is_bootstrapping: false,
+            bootstrap_failures: 0,
+            bootstrap_due: None,
+        };
+        driver.tell_resolved();
+        driver
+    }
+
+    /// Runs until all that was wanted is delivered, nobody takes any more, or nothing helps. Dropping the future closes all connections.
+    pub(crate) async fn run(mut self) {
+        let outlet = self.outlet.clone();
+        tokio::select! {
+            ended = self.drive() => {
+                if let Err(error) = ended {
+                    outlet.fail(error);
+                }
+            }
+            () = outlet.closed() => {}
+        }
+    }
+
+    async fn drive(&mut self) -> Result<(), Error> {
+        loop {
+            let due = self.assign();
+            self.tell_caught_up();
+            if self.slots.iter().all(|slot| matches!(slot.place, Place::Done)) {
+                return Ok(());
+            }
+            tokio::select! {
+                report = self.reports.recv() => {
+                    if let Some(report) = report {
+                        self.on_report(report).await?;
+                    }
+                }
+                () = tokio::time::sleep_until(due) => {}
+                Some(ended) = self.tasks.join_next() => {
+                    ended.map_err(|e| Error::new(ErrorKind::Unexpected, "a task of the feed has failed; this is a bug").with_source(e))?;
+                }
+            }
+            if self.bootstrap_due.is_some_and(|due| due <= Instant::now()) {
+                self.begin_again();
+            }
+            self.ask_for_map();
+        }
+    }
+
+    async fn on_report(&mut self, report: Report) -> Result<(), Error> {
+        match report {
+            Report::Up { id, announces_maps } => {
+                if let Some((_, peer)) = self.peer(id) {
+                    (peer.is_up, peer.announces_maps, peer.failures) = (true, announces_maps, 0);
+                    peer.backoff.reset();
+                    self.bootstrap_due = None;
+                    self.bootstrap.reset();
+                }
+            }
+            Report::Map { map, from } => self.on_map(map, &from).await?,
+            Report::Released { vbucket, next, why } => {
+                self.on_released(vbucket, next, why)?;
+                if self.peers.len() > self.topology.map().map_or(0, |map| map.servers().len()) {
+                    self.drop_vanished();
+                }
+            }
+            Report::Progress { resolved, caught_up } => {
+                self.caught_up += caught_up;
+                for id in resolved {
+                    self.unresolved.remove(&id);
+                }
+                self.tell_resolved();
+            }
+            Report::Down { id, error, vbuckets } => self.on_down(id, error, vbuckets)?,
+            Report::Bootstrapped(found) => self.on_bootstrapped(found).await?,
+        }
+        Ok(())
+    }
+
+    fn peer(&mut self, id: u64) -> Option<(&Address, &mut Peer)> {
+        self.peers.iter_mut().find(|(_, peer)| peer.id == id)
+    }
+
+    fn on_released(&mut self, vbucket: Box<Vbucket>, next: Next, why: String) -> Result<(), Error> {
+        let id = vbucket.id();
+        let slot = &mut self.slots[usize::from(id)];
+        slot.place = match next {
+            Next::Done => {
+                // What ends is caught up, even where the server had less to tell than it counts.
+                self.caught_up += usize::from(!vbucket.is_caught_up());
+                Place::Done
+            }
+            Next::Ask => Place::Waiting(vbucket, Instant::now()),
+            Next::Again { needs_map, is_permanent } => {
+                slot.refusals = if is_permanent { slot.refusals + 1 } else { 0 };
+                if slot.refusals > MAX_PERMANENT {
+                    return Err(Error::new(ErrorKind::Unsupported, format!("vbucket {id} cannot be streamed: {why}"))
+                        .with_next_step("check the user's roles, and the options scope and collections"));
+                }
+                tracing::debug!(vbucket = id, why, "a stream will be asked for again");
+                self.wants_map |= needs_map;
+                self.board.reopened(id, why);
+                slot.backoff.progressed(vbucket.seqno());
+                Place::Waiting(vbucket, Instant::now() + slot.backoff.next())
+            }
+        };
+        Ok(())
+    }
+
+    fn on_down(&mut self, id: u64, error: ClientError, vbuckets: Vec<Box<Vbucket>>) -> Result<(), Error> {
+        let now = Instant::now();
+        let found = self.peers.iter().find(|(_, peer)| peer.id == id).map(|(node, _)| node.clone());
+        for vbucket in vbuckets {
+            let slot = &mut self.slots[usize::from(vbucket.id())];
+            self.board.reopened(vbucket.id(), error.to_string());
+            self.board.set_state(vbucket.id(), VbucketState::Waiting);
+            slot.backoff.progressed(vbucket.seqno());
+            slot.place = Place::Waiting(vbucket, now + slot.backoff.next());
+        }
+        self.wants_map = true;
+        if let Some(node) = found
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            tracing::warn!(node = %node, ?error, "the connection to a node is gone; it will be tried again");
+            (peer.orders, peer.is_up) = (None, false);
+            peer.until = now + peer.backoff.next();
+            peer.failures = if error.is_permanent() { peer.failures + 1 } else { 0 };
+            if peer.failures > MAX_PERMANENT {
+                return Err(core_error(error));
+            }
+        }
+        self.drop_vanished();
+        self.want_bootstrap();
+        Ok(())
+    }
+
+    async fn on_map(&mut self, map: ClusterMap, from: &Address) -> Result<(), Error> {
+        let offer = self.topology.offer(map, from);
+        if offer == Offer::Ignored {
+            return Ok(());
+        }
+        self.board.maps.fetch_add(1, Relaxed);
+        if self.topology.num_vbuckets() != self.slots.len() {
+            let message = format!("the bucket has {} vbuckets now, and had {}", self.topology.num_vbuckets(), self.slots.len());
+            return Err(
+                Error::new(ErrorKind::RolledBack, message).with_next_step("open the feed again by its URL, from the beginning")
+            );
+        }
+        if offer == Offer::Recreated {
+            self.start_over().await;
+        }
+        let owners: Vec<Option<Address>> = (0..self.slots.len() as u16).map(|id| self.topology.owner(id)).collect();
+        for (node, peer) in &self.peers {
+            let moved = || owners.iter().zip(0..).filter(|(owner, _)| owner.as_ref() != Some(node)).map(|(_, id)| id).collect();
+            if let Some(orders) = &peer.orders {
+                let _ = orders.send(Order::Moved(moved()));
+            }
+        }
+        self.drop_vanished();
+        let now = Instant::now();
+        for slot in &mut self.slots {
+            if let Place::Waiting(_, due) = &mut slot.place {
+                // A new map is worth a try at once.
+                *due = now;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of nodes that the map does not name any more, once they have given back what they had.
+    fn drop_vanished(&mut self) {
+        let nodes = self.topology.nodes();
+        let slots = &self.slots;
+        let has_some = |id: u64| slots.iter().any(|slot| matches!(slot.place, Place::Given(given) if given == id));
+        self.peers.retain(|node, peer| nodes.contains(node) || has_some(peer.id));
+    }
+
+    /// The bucket is another one of the same name: nothing that was delivered holds.
+    async fn start_over(&mut self) {
+        tracing::warn!(bucket = self.plan.target.connect.bucket, "the bucket was created again; all of it is taken back");
+        // What is under way must not be delivered after this.
+        self.peers.clear();
+        self.tasks.shutdown().await;
+        self.is_bootstrapping = false;
+        while self.reports.try_recv().is_ok() {}
+        let now = Instant::now();
+        let ids = 0..self.slots.len() as u16;
+        let to = PartitionSeqno(0);
+        let events = ids.clone().map(|id| FeedEvent::Rollback { partition: PartitionId(id), to }).collect();
+        self.outlet.send(Parcel::own(events));
+        self.slots = ids.map(|id| Slot::new(Vbucket::new(id, Begin::Zero, self.plan.is_finite), now)).collect();
+        (0..self.slots.len() as u16).for_each(|id| {
+            self.board.rolled_back(id);
+            self.board.set_seqno(id, 0);
+            self.board.set_state(id, VbucketState::Waiting);
+        });
+        self.caught_up = 0;
+        self.unresolved.clear();
+        self.tell_resolved();
+    }
+
+    /// Gives vbuckets to nodes. Says when there is something to do next.
+    fn assign(&mut self) -> Instant {
+        let now = Instant::now();
+        let mut next = now + self.poll_interval().min(Duration::from_secs(5));
+        next = self.bootstrap_due.map_or(next, |due| next.min(due));
+        if self.wants_map {
+            next = next.min((self.asked_for_map + MAP_PAUSE).max(now + Duration::from_millis(1)));
+        }
+        for id in 0..self.slots.len() as u16 {
+            let due = match &self.slots[usize::from(id)].place {
+                Place::Waiting(_, due) => *due,
+                _ => continue,
+            };
+            if due > now {
+                next = next.min(due);
+                continue;
+            }
+            let again = match self.topology.owner(id) {
+                None => {
+                    self.wants_map = true;
+                    Some(now + self.slots[usize::from(id)].backoff.next())
+                }
+                Some(node) => self.give(id, &node, now),
+            };
+            if let Some(again) = again {
+                next = next.min(again);
+                if let Place::Waiting(_, due) = &mut self.slots[usize::from(id)].place {
+                    *due = again;
+                }
+            }
+        }
+        next
+    }
+
+    /// Gives a waiting vbucket to a node; if that cannot be now, says when.
+    fn give(&mut self, id: u16, node: &Address, now: Instant) -> Option<Instant> {
+        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
+        if peer.orders.is_none() {
+            if peer.until > now {
+                return Some(peer.until);
+            }
+            self.next_id += 1;
+            let (sender, receiver) = mpsc::unbounded_channel();
+            (peer.id, peer.orders, peer.is_up) = (self.next_id, Some(sender), false);
+            let node = Node {
+                id: peer.id,
+                address: node.clone(),
+                target: self.plan.target.clone(),
+                name: self.plan.name.clone(),
+                filter: self.plan.filter.clone(),
+                board: self.board.clone(),
+                outlet: self.outlet.clone(),
+                reports: self.reporter.clone(),
+            };
+            let next_id = peer.id;
+            tracing::debug!(node = %node.address, id = next_id, "connecting");
+            self.tasks.spawn(node::run(node, receiver));
+        }
+        let slot = &mut self.slots[usize::from(id)];
+        if let (Some(orders), Place::Waiting(..)) = (&peer.orders, &slot.place) {
+            let Place::Waiting(vbucket, _) = std::mem::replace(&mut slot.place, Place::Given(peer.id)) else { return None };
+            if let Err(mpsc::error::SendError(Order::Open(vbucket))) = orders.send(Order::Open(vbucket)) {
+                // The connection is just going down; its report is on the way.
+                let again = now + slot.backoff.next();
+                slot.place = Place::Waiting(vbucket, again);
+                return Some(again);
+            }
+        }
+        None
+    }
+
+    fn poll_interval(&self) -> Duration {
+        let is_announced = self.peers.values().any(|peer| peer.is_up && peer.announces_maps);
+        let often = Duration::from_millis(self.plan.target.options.config_poll_ms);
+        if is_announced { often.max(RARE_POLL) } else { often }
+    }
+
+    /// Asks a node for the map if that is wanted, or due: another one each time.
+    fn ask_for_map(&mut self) {
+        let since = self.asked_for_map.elapsed();
+        if !(self.wants_map && since >= MAP_PAUSE) && since < self.poll_interval() {
+            return;
+        }
+        let up: Vec<&Peer> = self.peers.values().filter(|peer| peer.is_up).collect();
+        if up.is_empty() {
+            return;
+        }
+        let peer = up[rand::random_range(0..up.len())];
+        if let Some(orders) = &peer.orders {
+            let _ = orders.send(Order::AskForMap);
+        }
+        (self.asked_for_map, self.wants_map) = (Instant::now(), false);
+    }
+
+    /// All nodes are lost: asks those that were known, and those that were named first, for a map.
+    fn begin_again(&mut self) {
+        (self.bootstrap_due, self.is_bootstrapping) = (None, true);
+        let (target, candidates, reporter) = (self.plan.target.clone(), self.topology.candidates(), self.reporter.clone());
+        self.tasks.spawn(async move {
+            let found = bootstrap(&target, &candidates).await;
+            let _ = reporter.send(Report::Bootstrapped(found.map(|(session, map)| (map, session.address().clone()))));
+        });
+    }
+
+    async fn on_bootstrapped(&mut self, found: Result<(ClusterMap, Address), ClientError>) -> Result<(), Error> {
+        match found {
+            Ok((map, from)) => {
+                (self.bootstrap_failures, self.is_bootstrapping) = (0, false);
+                if self.peers.values().any(|peer| peer.is_up) {
+                    return Ok(());
+                }
+                self.topology.expect_anything();
+                self.on_map(map, &from).await
+            }
+            Err(error) => {
+                self.is_bootstrapping = false;
+                self.bootstrap_failures = if error.is_permanent() { self.bootstrap_failures + 1 } else { 0 };
+                if self.bootstrap_failures > MAX_PERMANENT {
+                    return Err(core_error(error));
+                }
+                tracing::warn!(?error, "no node can be reached; trying again");
+                self.want_bootstrap();
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks for a map from the beginning, after a pause, if no connection is up.
+    fn want_bootstrap(&mut self) {
+        if self.bootstrap_due.is_none() && !self.is_bootstrapping && !self.peers.values().any(|peer| peer.is_up) {
+            self.bootstrap_due = Some(Instant::now() + self.bootstrap.next());
+        }
+    }
+
+    fn tell_resolved(&mut self) {
+        if self.unresolved.is_empty()
+            && let Some(resolved) = self.resolved.take()
+        {
+            let _ = resolved.send(());
+        }
+    }
+
+    fn tell_caught_up(&mut self) {
+        if !self.is_caught_up && self.caught_up >= self.slots.len() {
+            self.is_caught_up = true;
+            self.outlet.send(Parcel::own(vec![FeedEvent::CaughtUp]));
+        }
+    }
+}
+
+impl Slot {
+    fn new(vbucket: Vbucket, now: Instant) -> Self {
+        Slot { place: Place::Waiting(Box::new(vbucket), now), backoff: Backoff::of_streams(), refusals: 0 }
+    }
+}
+
+impl Peer {
+    fn new(now: Instant) -> Self {
+        let backoff = Backoff::of_nodes();
+        Peer { id: 0, orders: None, is_up: false, announces_maps: false, backoff, until: now, failures: 0 }
+    }
+}

@@ -10,12 +10,14 @@ use sluicegate_mcbp::client::ClientError;
 use sluicegate_mcbp::config::{Address, ClusterMap};
 use sluicegate_mcbp::topology::{Offer, Topology};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::bootstrap::{bootstrap, core_error};
+use crate::horizon::Horizon;
 use crate::node::{self, Filter, Node, Order, Report};
+use crate::observer;
 use crate::options::Target;
 use crate::parcel::{Outlet, Parcel};
 use crate::status::{Board, VbucketState};
@@ -75,6 +77,9 @@ pub(crate) struct Driver {
     slots: Vec<Slot>,
     peers: BTreeMap<Address, Peer>,
     tasks: JoinSet<()>,
+    /// How far vbuckets are on disk, if events wait for that, and who asks.
+    horizon: Option<Arc<Horizon>>,
+    observers: BTreeMap<Address, AbortHandle>,
     outlet: Outlet,
     board: Arc<Board>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -107,7 +112,10 @@ impl Driver {
         let vbuckets: Vec<Vbucket> = ids.map(|id| Vbucket::new(id, begin(id), plan.is_finite)).collect();
         let unresolved = vbuckets.iter().filter(|vbucket| vbucket.wants_now()).map(Vbucket::id).collect();
         let (reporter, reports) = mpsc::unbounded_channel();
+        let horizon = plan.target.options.mitigate_rollbacks.then(|| Arc::new(Horizon::new(topology.num_vbuckets())));
         let mut driver = Driver {
+            horizon,
+            observers: BTreeMap::new(),
             plan,
             topology,
             slots: vbuckets.into_iter().map(|vbucket| Slot::new(vbucket, now)).collect(),
@@ -130,6 +138,7 @@ impl Driver {
             bootstrap_due: None,
         };
         driver.tell_resolved();
+        driver.observe();
         driver
     }
 
@@ -161,7 +170,12 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(due) => {}
                 Some(ended) = self.tasks.join_next() => {
-                    ended.map_err(|e| Error::new(ErrorKind::Unexpected, "a task of the feed has failed; this is a bug").with_source(e))?;
+                    match ended {
+                        Err(e) if !e.is_cancelled() => {
+                            return Err(Error::new(ErrorKind::Unexpected, "a task of the feed has failed; this is a bug").with_source(e));
+                        }
+                        _ => {}
+                    }
                 }
             }
             if self.bootstrap_due.is_some_and(|due| due <= Instant::now()) {
@@ -281,6 +295,7 @@ impl Driver {
             }
         }
         self.drop_vanished();
+        self.observe();
         let now = Instant::now();
         for slot in &mut self.slots {
             if let Place::Waiting(_, due) = &mut slot.place {
@@ -289,6 +304,27 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Has all nodes of the map asked how far they are on disk, and no others, if events wait for that.
+    fn observe(&mut self) {
+        let Some(horizon) = &self.horizon else { return };
+        for id in 0..self.slots.len() as u16 {
+            horizon.set_copies(id, self.topology.copies(id).into_iter().flatten().collect());
+        }
+        let nodes = self.topology.nodes();
+        self.observers.retain(|node, observer| {
+            let stays = nodes.contains(node);
+            if !stays {
+                observer.abort();
+            }
+            stays
+        });
+        for node in nodes {
+            let (target, horizon) = (self.plan.target.clone(), horizon.clone());
+            let spawn = || self.tasks.spawn(observer::run(node.clone(), target, horizon));
+            self.observers.entry(node.clone()).or_insert_with(spawn);
+        }
     }
 
     /// Lets go of nodes that the map does not name any more, once they have given back what they had.
@@ -304,6 +340,7 @@ impl Driver {
         tracing::warn!(bucket = self.plan.target.connect.bucket, "the bucket was created again; all of it is taken back");
         // What is under way must not be delivered after this.
         self.peers.clear();
+        self.observers.clear();
         self.tasks.shutdown().await;
         self.is_bootstrapping = false;
         while self.reports.try_recv().is_ok() {}
@@ -373,6 +410,7 @@ impl Driver {
                 target: self.plan.target.clone(),
                 name: self.plan.name.clone(),
                 filter: self.plan.filter.clone(),
+                horizon: self.horizon.clone(),
                 board: self.board.clone(),
                 outlet: self.outlet.clone(),
                 reports: self.reporter.clone(),

@@ -73,6 +73,7 @@ impl Credit {
     }
 
     /// Received, and not taken by the consumer.
+    #[cfg(test)]
     pub(crate) fn outstanding(&self) -> u64 {
         self.outstanding.load(Ordering::Relaxed)
     }

@@ -13,13 +13,14 @@ use sluicegate_mcbp::dcp::{BufferAck, GetAllVbSeqnos, StreamFlags, StreamRequest
 use sluicegate_mcbp::errormap::ErrorMap;
 use sluicegate_mcbp::hello::{Feature, GetClusterConfig};
 use sluicegate_mcbp::{Command, Empty, Request};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::flow::Credit;
 use crate::handshake;
+use crate::horizon::Horizon;
 use crate::options::Target;
-use crate::parcel::{Outlet, Parcel};
+use crate::parcel::{BATCH, Outlet, Parcel};
 use crate::status::{Board, VbucketState};
 use crate::vbucket::{Ask, Next, Vbucket};
 
@@ -70,6 +71,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     /// What the streams are limited to, encoded; empty for everything.
     pub(crate) filter: Filter,
+    /// How far vbuckets are on disk, if events wait for that.
+    pub(crate) horizon: Option<Arc<Horizon>>,
     pub(crate) board: Arc<Board>,
     pub(crate) outlet: Outlet,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
@@ -96,9 +99,10 @@ pub(super) struct Held {
     pub(super) vbucket: Box<Vbucket>,
     /// That of its stream, or of the request for it; 0 for none. Messages with another one are stale.
     pub(super) opaque: u32,
-    pub(super) is_open: bool,
     /// When the stream is given up, because the vbucket is another node's.
     pub(super) moved: Option<Instant>,
+    /// All of it has come, and it is let go once what waits was let through.
+    ending: Option<String>,
 }
 
 /// What an answer is to.
@@ -173,6 +177,16 @@ pub(crate) async fn run(node: Node, mut orders: mpsc::UnboundedReceiver<Order>) 
     let _ = reports.send(Report::Down { id, error, vbuckets });
 }
 
+/// Waits for a change; for ever if there is nothing to change.
+async fn changed(watch: &mut Option<watch::Receiver<u64>>) {
+    if let Some(watch) = watch
+        && watch.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
 impl Connection {
     fn new(node: Node, link: Link) -> (Connection, FrameReader) {
         let now = Instant::now();
@@ -214,6 +228,7 @@ impl Connection {
         let credit = self.credit.clone();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut on_disk = self.node.horizon.as_ref().map(|horizon| horizon.watch());
         loop {
             self.ask_more()?;
             self.give_credit(false)?;
@@ -225,6 +240,7 @@ impl Connection {
                     self.receive(frames?)?;
                 }
                 () = credit.changed() => {}
+                () = changed(&mut on_disk) => self.free_all(),
                 _ = tick.tick() => {
                     if is_full {
                         // It is we who do not read.
@@ -249,7 +265,7 @@ impl Connection {
                 if self.held.len() <= usize::from(id) {
                     self.held.resize_with(usize::from(id) + 1, || None);
                 }
-                self.held[usize::from(id)] = Some(Held { vbucket, opaque: 0, is_open: false, moved: None });
+                self.held[usize::from(id)] = Some(Held { vbucket, opaque: 0, moved: None, ending: None });
                 self.asking.push_back(id);
                 Ok(())
             }
@@ -386,10 +402,60 @@ impl Connection {
     /// Lets go of a vbucket. What came of it is delivered first.
     pub(super) fn release(&mut self, id: u16, next: Next, why: String) {
         self.deliver();
-        if let Some(held) = self.held.get_mut(usize::from(id)).and_then(Option::take) {
+        let Some(place) = self.held.get_mut(usize::from(id)) else { return };
+        if let Some(held) = place
+            && next == Next::Done
+            && !held.vbucket.held_back.is_empty()
+        {
+            (held.opaque, held.ending) = (0, Some(why));
+            return;
+        }
+        if let Some(mut held) = place.take() {
+            // What still waits takes nothing of this connection's window any more.
+            self.credit.consume(held.vbucket.held_back.forget_bytes());
             self.node.board.set_state(id, if next == Next::Done { VbucketState::Done } else { VbucketState::Waiting });
             let _ = self.node.reports.send(Report::Released { vbucket: held.vbucket, next, why });
         }
+    }
+
+    /// Keeps what has come of a vbucket until it is on all disks, if that is wanted.
+    #[inline]
+    pub(super) fn hold_back(&mut self, id: u16) {
+        if self.node.horizon.is_none() {
+            return;
+        }
+        if let Some(Some(held)) = self.held.get_mut(usize::from(id)) {
+            let is_caught_up = std::mem::take(&mut self.caught_up) > 0;
+            held.vbucket.held_back.push(self.out.drain(..), std::mem::take(&mut self.unclaimed), is_caught_up);
+            self.free(id);
+            self.deliver();
+        }
+    }
+
+    /// Lets through what is on all disks of a vbucket.
+    fn free(&mut self, id: u16) {
+        let (Some(horizon), Some(Some(held))) = (&self.node.horizon, self.held.get_mut(usize::from(id))) else { return };
+        let freed = held.vbucket.held_back.free(horizon.limit(id), &mut self.out);
+        self.unclaimed += freed.bytes;
+        self.caught_up += usize::from(freed.is_caught_up);
+        horizon.set_wanted(id, !held.vbucket.held_back.is_empty());
+        if held.vbucket.held_back.is_empty()
+            && let Some(why) = held.ending.take()
+        {
+            self.release(id, Next::Done, why);
+        }
+    }
+
+    fn free_all(&mut self) {
+        let waits = |held: &&Held| !held.vbucket.held_back.is_empty();
+        let waiting: Vec<u16> = self.held.iter().flatten().filter(waits).map(|held| held.vbucket.id()).collect();
+        for id in waiting {
+            self.free(id);
+            if self.out.len() >= BATCH {
+                self.deliver();
+            }
+        }
+        self.deliver();
     }
 
     /// Hands on what has come.
@@ -414,7 +480,10 @@ impl Connection {
     fn give_back(&mut self) -> Vec<Box<Vbucket>> {
         self.deliver();
         let mut vbuckets: Vec<Box<Vbucket>> = self.held.drain(..).flatten().map(|held| held.vbucket).collect();
-        vbuckets.iter_mut().for_each(|vbucket| vbucket.on_lost());
+        for vbucket in &mut vbuckets {
+            vbucket.on_lost();
+            vbucket.held_back.forget_bytes();
+        }
         vbuckets
     }
 }

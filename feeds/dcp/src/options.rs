@@ -47,6 +47,11 @@ pub struct DcpOptions {
     pub xattrs: bool,
     /// Whether the server may send compressed values (`on`, default), must (`force`), or must not (`off`). They are delivered uncompressed.
     pub compression: Compression,
+    /// Whether an event is delivered only once it is on the disks of all nodes that have a copy, so that no failover takes it back.
+    /// Default false. Not for buckets without disks: nothing of them would ever be delivered.
+    pub mitigate_rollbacks: bool,
+    /// How often nodes are asked how far they are on disk, with `mitigate_rollbacks`, in milliseconds. Default 100.
+    pub persistence_poll_ms: u64,
     /// Bytes that the server may send ahead of the consumer, of each node. Default 20 MiB; at least 64 KiB.
     pub buffer: u32,
     /// Seconds of silence after which the server asks whether we are there; twice that and the connection counts as dead. Default 20.
@@ -98,6 +103,8 @@ impl Default for DcpOptions {
             collections: None,
             xattrs: true,
             compression: Compression::On,
+            mitigate_rollbacks: false,
+            persistence_poll_ms: 100,
             buffer: 20 << 20,
             noop_interval: 20,
             connect_timeout_ms: 7_000,

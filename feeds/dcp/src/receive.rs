@@ -60,28 +60,35 @@ impl Connection {
         self.unclaimed += bytes;
         let Request { vbucket, opaque, cas, datatype, command, .. } = Request::decode(frame)?;
         let envelope = Envelope { vbucket, opaque, cas, datatype };
+        self.on_command(&envelope, command)?;
+        self.hold_back(vbucket);
+        Ok(())
+    }
+
+    #[inline]
+    fn on_command(&mut self, envelope: &Envelope, command: Command) -> ClientResult<()> {
         match command {
-            Command::DcpMutation(event) => self.on_mutation(&envelope, event),
-            Command::DcpDeletion(event) => self.on_removal(&envelope, event, MutationKind::Deletion),
-            Command::DcpExpiration(event) => self.on_removal(&envelope, event, MutationKind::Expiration),
+            Command::DcpMutation(event) => self.on_mutation(envelope, event),
+            Command::DcpDeletion(event) => self.on_removal(envelope, event, MutationKind::Deletion),
+            Command::DcpExpiration(event) => self.on_removal(envelope, event, MutationKind::Expiration),
             Command::DcpSnapshotMarker(marker) => {
-                if let Some(vbucket) = self.stream(&envelope) {
+                if let Some(vbucket) = self.stream(envelope) {
                     vbucket.on_marker(marker.start, marker.end);
                     if marker.flags.contains(MarkerFlags::ACK) {
-                        self.answer(Opcode::DcpSnapshotMarker, opaque)?;
+                        self.answer(Opcode::DcpSnapshotMarker, envelope.opaque)?;
                     }
                 }
                 Ok(())
             }
             // Of no interest here, except that the position moves: transactions of durable writes, changes of collections.
-            Command::DcpSeqnoAdvanced(event) => self.on_advanced(&envelope, event.by_seqno),
-            Command::DcpSystemEvent(event) => self.on_advanced(&envelope, event.by_seqno),
-            Command::DcpPrepare(event) => self.on_advanced(&envelope, event.by_seqno),
-            Command::DcpCommit(event) => self.on_advanced(&envelope, event.commit_seqno),
-            Command::DcpAbort(event) => self.on_advanced(&envelope, event.abort_seqno),
+            Command::DcpSeqnoAdvanced(event) => self.on_advanced(envelope, event.by_seqno),
+            Command::DcpSystemEvent(event) => self.on_advanced(envelope, event.by_seqno),
+            Command::DcpPrepare(event) => self.on_advanced(envelope, event.by_seqno),
+            Command::DcpCommit(event) => self.on_advanced(envelope, event.commit_seqno),
+            Command::DcpAbort(event) => self.on_advanced(envelope, event.abort_seqno),
             Command::DcpOsoSnapshot(event) => {
                 // Not asked for, since positions inside are none.
-                let Some(Held { vbucket, .. }) = held(&mut self.held, &envelope) else { return self.count_stale() };
+                let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
                 match event.boundary {
                     OsoBoundary::Start => vbucket.on_unordered_begin(),
                     _ => self.caught_up += usize::from(vbucket.on_unordered_end(&mut self.out)),
@@ -89,16 +96,16 @@ impl Connection {
                 Ok(())
             }
             Command::DcpStreamEnd(end) => {
-                let Some(Held { vbucket, .. }) = held(&mut self.held, &envelope) else { return self.count_stale() };
+                let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
                 let next = vbucket.on_end(end.reason);
                 tracing::debug!(vbucket = envelope.vbucket, reason = ?end.reason, node = %self.node.address, "a stream has ended");
                 self.release(envelope.vbucket, next, format!("the stream has ended: {:?}", end.reason));
                 Ok(())
             }
-            Command::DcpNoop(_) => self.answer(Opcode::DcpNoop, opaque),
+            Command::DcpNoop(_) => self.answer(Opcode::DcpNoop, envelope.opaque),
             Command::DcpFlush(_) => {
                 // Only servers before 4.0. The stream is asked for again, and the server says what to go back to.
-                if held(&mut self.held, &envelope).is_none() {
+                if held(&mut self.held, envelope).is_none() {
                     return self.count_stale();
                 }
                 self.close_stream(envelope.vbucket)?;
@@ -267,6 +274,7 @@ impl Connection {
                         }
                         self.node.board.set_seqno(id, held.vbucket.seqno());
                         self.asking.push_back(id);
+                        self.hold_back(id);
                         self.deliver();
                     }
                     _ => self.on_refusal(id, response),
@@ -304,12 +312,15 @@ impl Connection {
         }
         match response.reply {
             Reply::FailoverLog(histories) => {
-                held.is_open = true;
                 let was_caught_up = held.vbucket.is_caught_up();
                 held.vbucket.on_accepted(log_of(&histories.log), &mut self.out);
                 self.caught_up += usize::from(!was_caught_up && held.vbucket.is_caught_up());
+                if let Some(horizon) = &self.node.horizon {
+                    horizon.set_history(id, held.vbucket.uuid());
+                }
                 self.node.board.set_state(id, VbucketState::Streaming);
                 self.node.board.set_seqno(id, held.vbucket.seqno());
+                self.hold_back(id);
                 Ok(())
             }
             Reply::Rollback(to) => {
@@ -317,7 +328,10 @@ impl Connection {
                 tracing::info!(vbucket = id, to, seqno = held.vbucket.seqno(), node = %self.node.address, "the node asks to go back");
                 self.node.board.rolled_back(id);
                 match held.vbucket.on_rollback(to, &mut self.out) {
-                    Next::Ask => self.asking.push_back(id),
+                    Next::Ask => {
+                        self.asking.push_back(id);
+                        self.hold_back(id);
+                    }
                     next => self.release(id, next, format!("the node asks to go back to {to}")),
                 }
                 Ok(())
@@ -346,7 +360,10 @@ impl Connection {
         let Some(Some(held)) = self.held.get_mut(usize::from(id)) else { return };
         held.opaque = 0;
         match held.vbucket.on_refused(response.status, &mut self.out) {
-            Next::Ask => self.asking.push_back(id),
+            Next::Ask => {
+                self.asking.push_back(id);
+                self.hold_back(id);
+            }
             Next::Again { needs_map, is_permanent } => {
                 let needs_map = needs_map || fetches_map;
                 held.vbucket.on_lost();

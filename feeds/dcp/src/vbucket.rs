@@ -6,6 +6,7 @@ use sluicegate_core::{FeedEvent, PartitionId, PartitionSeqno};
 use sluicegate_mcbp::Status;
 use sluicegate_mcbp::dcp::EndReason;
 
+use crate::held_back::HeldBack;
 use crate::resume::{Boundaries, Histories, Position, common_point};
 
 /// Rollbacks in a row after which the vbucket is begun anew.
@@ -95,6 +96,8 @@ pub(crate) struct Vbucket {
     /// The consumer knows the histories.
     is_told: bool,
     rollbacks: u32,
+    /// What was received and waits until it is on all disks; nothing unless that is wanted.
+    pub(crate) held_back: HeldBack,
 }
 
 impl Vbucket {
@@ -122,6 +125,7 @@ impl Vbucket {
             has_narrowed: false,
             is_told: false,
             rollbacks: 0,
+            held_back: HeldBack::after(at.seqno),
         }
     }
 
@@ -131,6 +135,11 @@ impl Vbucket {
 
     pub(crate) fn seqno(&self) -> u64 {
         self.at.seqno
+    }
+
+    /// Identity of its history.
+    pub(crate) fn uuid(&self) -> u64 {
+        self.at.uuid
     }
 
     /// Whether it still has to find out where it begins.

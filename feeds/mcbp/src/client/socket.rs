@@ -52,6 +52,10 @@ pub(super) async fn connect(address: &Address, tls: Option<&Tls>, timeout: Durat
         let unreachable =
             |error: io::Error| ClientError::new(Fault::Unreachable, format!("cannot connect: {error}")).with_source(error);
         let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(unreachable)?;
+        if tcp.local_addr().ok() == tcp.peer_addr().ok() {
+            // A port that nobody listens on may be the one that was chosen for this end.
+            return Err(ClientError::new(Fault::Unreachable, "cannot connect: nobody listens there"));
+        }
         tcp.set_nodelay(true).map_err(unreachable)?;
         let stream: Box<dyn Stream> = match tls {
             None => Box::new(tcp),

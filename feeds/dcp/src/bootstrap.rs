@@ -9,8 +9,8 @@ use sluicegate_mcbp::{Command, Reply, Request, kv};
 use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
-use crate::node::Filter;
 use crate::options::Target;
+use crate::orders::Filter;
 
 /// Connects to the first of `candidates` that answers with a map that has vbuckets.
 ///

@@ -11,6 +11,7 @@ mod horizon;
 mod node;
 mod observer;
 mod options;
+mod orders;
 mod parcel;
 mod receive;
 mod resume;

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use bytes::Bytes;
 use sluicegate_core::FeedEvent;
 use sluicegate_mcbp::client::{ClientError, ClientResult, Fault, FrameReader, FrameWriter, Link};
-use sluicegate_mcbp::config::{Address, ClusterMap};
 use sluicegate_mcbp::dcp::{BufferAck, GetAllVbSeqnos, StreamFlags, StreamRequest, VbucketState as Active};
 use sluicegate_mcbp::errormap::ErrorMap;
 use sluicegate_mcbp::hello::{Feature, GetClusterConfig};
@@ -18,10 +16,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::flow::Credit;
 use crate::handshake;
-use crate::horizon::Horizon;
-use crate::options::Target;
-use crate::parcel::{BATCH, Outlet, Parcel};
-use crate::status::{Board, VbucketState};
+use crate::orders::{Node, Order, Report};
+use crate::parcel::{BATCH, Parcel};
+use crate::status::VbucketState;
 use crate::vbucket::{Ask, Next, Vbucket};
 
 /// Questions about single vbuckets that are under way at once: a node that starts 1,024 backfills at once serves none of them well.
@@ -32,66 +29,6 @@ const TICK: Duration = Duration::from_millis(200);
 const CREDIT_DELAY: Duration = Duration::from_secs(1);
 /// How long a stream may go on after the cluster map has given its vbucket to another node.
 const MOVE_GRACE: Duration = Duration::from_secs(5);
-
-/// What a node is told.
-#[derive(Debug)]
-pub(crate) enum Order {
-    /// Stream this vbucket.
-    Open(Box<Vbucket>),
-    /// Ask for the cluster map.
-    AskForMap,
-    /// These vbuckets are not this node's any more, says the newest map. All others are.
-    Moved(Vec<u16>),
-}
-
-/// What a node says. `id` is that of the connection.
-#[derive(Debug)]
-pub(crate) enum Report {
-    /// The connection streams.
-    Up { id: u64, announces_maps: bool },
-    /// Some node has said that this is the map.
-    Map { map: ClusterMap, from: Address },
-    /// A vbucket has no stream here any more.
-    Released { vbucket: Box<Vbucket>, next: Next, why: String },
-    /// Some vbuckets have found out where they begin; so many are caught up.
-    Progress { resolved: Vec<u16>, caught_up: usize },
-    /// A map was asked for from the beginning, since all nodes were lost.
-    Bootstrapped(ClientResult<(ClusterMap, Address)>),
-    /// The connection is gone, or was none. These vbuckets had been given to it.
-    Down { id: u64, error: ClientError, vbuckets: Vec<Box<Vbucket>> },
-}
-
-/// What a node needs to know.
-#[derive(Clone, Debug)]
-pub(crate) struct Node {
-    pub(crate) id: u64,
-    pub(crate) address: Address,
-    pub(crate) target: Arc<Target>,
-    /// Name of the connection.
-    pub(crate) name: String,
-    /// What the streams are limited to, encoded; empty for everything.
-    pub(crate) filter: Filter,
-    /// How far vbuckets are on disk, if events wait for that.
-    pub(crate) horizon: Option<Arc<Horizon>>,
-    pub(crate) board: Arc<Board>,
-    pub(crate) outlet: Outlet,
-    pub(crate) reports: mpsc::UnboundedSender<Report>,
-}
-
-/// What streams are limited to.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Filter {
-    /// The value of stream requests.
-    pub(crate) encoded: Bytes,
-    /// The collections, if it is collections.
-    pub(crate) collections: Vec<u32>,
-}
-
-impl Filter {
-    fn is_everything(&self) -> bool {
-        self.encoded.is_empty()
-    }
-}
 
 /// A vbucket that was given to this node.
 #[derive(Debug)]
@@ -171,7 +108,7 @@ pub(crate) async fn run(node: Node, mut orders: mpsc::UnboundedReceiver<Order>) 
     orders.close();
     while let Ok(order) = orders.try_recv() {
         if let Order::Open(vbucket) = order {
-            vbuckets.push(vbucket);
+            vbuckets.push(*vbucket);
         }
     }
     let _ = reports.send(Report::Down { id, error, vbuckets });
@@ -477,9 +414,9 @@ impl Connection {
     }
 
     /// All vbuckets, when the connection is gone.
-    fn give_back(&mut self) -> Vec<Box<Vbucket>> {
+    fn give_back(&mut self) -> Vec<Vbucket> {
         self.deliver();
-        let mut vbuckets: Vec<Box<Vbucket>> = self.held.drain(..).flatten().map(|held| held.vbucket).collect();
+        let mut vbuckets: Vec<Vbucket> = self.held.drain(..).flatten().map(|held| *held.vbucket).collect();
         for vbucket in &mut vbuckets {
             vbucket.on_lost();
             vbucket.held_back.forget_bytes();

@@ -15,7 +15,8 @@ use sluicegate_mcbp::{
     Status,
 };
 
-use crate::node::{Connection, Held, Question, Report};
+use crate::node::{Connection, Held, Question};
+use crate::orders::Report;
 use crate::parcel::BATCH;
 use crate::resume::Histories;
 use crate::status::VbucketState;

@@ -127,12 +127,21 @@ pub enum FeedEvent {
         /// The last seqno that still holds.
         to: PartitionSeqno,
     },
+    /// The position moves without an event about a key: what lies up to `seqno` concerns no one here.
+    SeqnoAdvanced {
+        /// The partition.
+        partition: PartitionId,
+        /// Where it is now.
+        seqno: PartitionSeqno,
+    },
     /// A partition's history is now this one (DCP: vbucket uuid).
     PartitionState {
         /// The partition.
         partition: PartitionId,
         /// Identity of its history.
         uuid: u64,
+        /// Its histories: identity, and the seqno at which each begins; newest first (DCP: failover log). Empty where a feed has none.
+        failover_log: Vec<(u64, u64)>,
     },
     /// Everything that existed when the feed was opened has been delivered.
     CaughtUp,
@@ -152,6 +161,7 @@ impl FeedBatch {
             .iter()
             .map(|event| match event {
                 FeedEvent::Mutation(m) => m.memory_bytes(),
+                FeedEvent::PartitionState { failover_log, .. } => size_of::<FeedEvent>() + size_of_val(&failover_log[..]),
                 _ => size_of::<FeedEvent>(),
             })
             .sum()
@@ -165,7 +175,7 @@ impl From<Vec<FeedEvent>> for FeedBatch {
 }
 
 /// Position of one partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartitionPosition {
     /// Identity of the partition's history (DCP: vbucket uuid).
@@ -176,6 +186,21 @@ pub struct PartitionPosition {
     pub snapshot_start: u64,
     /// End of the snapshot it lies in.
     pub snapshot_end: u64,
+    /// The partition's histories as the feed last told them: identity, and the seqno at which each begins; newest first. With them a
+    /// producer that has lost the newest history can be joined at the last place both know (protocol, section 5.4).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failover_log: Vec<(u64, u64)>,
+}
+
+impl PartitionPosition {
+    /// Takes everything after `to` back: histories that begin later are gone with it.
+    fn roll_back(&mut self, to: u64) {
+        if !self.failover_log.is_empty() {
+            self.failover_log.retain(|(_, begin)| *begin <= to);
+            self.uuid = self.failover_log.first().map_or(0, |(uuid, _)| *uuid);
+        }
+        (self.seqno, self.snapshot_start, self.snapshot_end) = (to, to, to);
+    }
 }
 
 /// Where a feed can be opened again: everything at or before it need not come again.
@@ -197,7 +222,7 @@ impl PositionTracker {
     pub fn new(position: &FeedPosition) -> Self {
         let mut tracker = PositionTracker::default();
         for (id, at) in &position.partitions {
-            *tracker.entry(*id) = *at;
+            tracker.entry(*id).clone_from(at);
         }
         tracker
     }
@@ -205,7 +230,7 @@ impl PositionTracker {
     fn entry(&mut self, id: PartitionId) -> &mut PartitionPosition {
         let index = usize::from(id.0);
         if self.partitions.len() <= index {
-            self.partitions.resize(index + 1, None);
+            self.partitions.resize_with(index + 1, || None);
         }
         self.partitions[index].get_or_insert_default()
     }
@@ -227,10 +252,14 @@ impl PositionTracker {
                 (at.snapshot_start, at.snapshot_end) = (start.0, end.0);
             }
             FeedEvent::Rollback { partition, to } => {
-                let at = self.entry(*partition);
-                *at = PartitionPosition { uuid: at.uuid, seqno: to.0, snapshot_start: to.0, snapshot_end: to.0 };
+                self.entry(*partition).roll_back(to.0);
             }
-            FeedEvent::PartitionState { partition, uuid } => self.entry(*partition).uuid = *uuid,
+            FeedEvent::SeqnoAdvanced { partition, seqno } => self.advance(*partition, *seqno),
+            FeedEvent::PartitionState { partition, uuid, failover_log } => {
+                let at = self.entry(*partition);
+                at.uuid = *uuid;
+                at.failover_log.clone_from(failover_log);
+            }
             FeedEvent::CaughtUp => {}
         }
     }
@@ -238,7 +267,7 @@ impl PositionTracker {
     /// The position after all events observed.
     pub fn position(&self) -> FeedPosition {
         let partitions = self.partitions.iter().enumerate();
-        FeedPosition { partitions: partitions.filter_map(|(id, at)| Some((PartitionId(id as u16), (*at)?))).collect() }
+        FeedPosition { partitions: partitions.filter_map(|(id, at)| Some((PartitionId(id as u16), at.clone()?))).collect() }
     }
 }
 
@@ -316,7 +345,8 @@ mod tests {
     #[test]
     fn a_position_survives_json_and_names_only_partitions_that_were_seen() {
         let mut tracker = PositionTracker::default();
-        tracker.observe(&FeedEvent::PartitionState { partition: PartitionId(3), uuid: 99 });
+        let failover_log = vec![(99, 5), (98, 0)];
+        tracker.observe(&FeedEvent::PartitionState { partition: PartitionId(3), uuid: 99, failover_log: failover_log.clone() });
         tracker.observe(&FeedEvent::SnapshotStart {
             partition: PartitionId(3),
             start: PartitionSeqno(5),
@@ -326,7 +356,7 @@ mod tests {
         (mutation.partition, mutation.seqno) = (PartitionId(3), PartitionSeqno(7));
         tracker.observe(&FeedEvent::Mutation(mutation));
         let position = tracker.position();
-        let expected = PartitionPosition { uuid: 99, seqno: 7, snapshot_start: 5, snapshot_end: 9 };
+        let expected = PartitionPosition { uuid: 99, seqno: 7, snapshot_start: 5, snapshot_end: 9, failover_log };
         assert_eq!(position.partitions.iter().collect::<Vec<_>>(), [(&PartitionId(3), &expected)]);
         let json = serde_json::to_string(&position).unwrap();
         assert_eq!(serde_json::from_str::<FeedPosition>(&json).unwrap(), position);
@@ -341,5 +371,25 @@ mod tests {
         tracker.observe(&FeedEvent::Mutation(mutation));
         tracker.observe(&FeedEvent::Rollback { partition: PartitionId(0), to: PartitionSeqno(50) });
         assert_eq!(tracker.position().partitions[&PartitionId(0)].seqno, 50);
+    }
+
+    #[test]
+    fn a_rollback_takes_back_the_histories_that_begin_after_it() {
+        let partition = PartitionId(0);
+        let mut tracker = PositionTracker::default();
+        let failover_log = vec![(3, 60), (2, 40), (1, 0)];
+        tracker.observe(&FeedEvent::PartitionState { partition, uuid: 3, failover_log });
+        tracker.observe(&FeedEvent::SeqnoAdvanced { partition, seqno: PartitionSeqno(70) });
+        tracker.observe(&FeedEvent::Rollback { partition, to: PartitionSeqno(50) });
+        let at = &tracker.position().partitions[&partition];
+        assert_eq!((at.uuid, at.seqno, &at.failover_log[..]), (2, 50, &[(2, 40), (1, 0)][..]));
+    }
+
+    #[test]
+    fn a_position_without_a_failover_log_is_read_and_written_as_before() {
+        let json = r#"{"3":{"uuid":99,"seqno":7,"snapshot_start":5,"snapshot_end":9}}"#;
+        let position: FeedPosition = serde_json::from_str(json).unwrap();
+        assert_eq!(position.partitions[&PartitionId(3)].failover_log, []);
+        assert_eq!(serde_json::to_string(&position).unwrap(), json);
     }
 }

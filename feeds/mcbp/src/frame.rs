@@ -316,6 +316,18 @@ impl FrameDecoder {
     }
 }
 
+impl Frames {
+    /// Whether there are none left.
+    pub fn is_empty(&self) -> bool {
+        self.chunk.is_empty()
+    }
+
+    /// Bytes of the frames that are left, headers included.
+    pub fn remaining_bytes(&self) -> usize {
+        self.chunk.len()
+    }
+}
+
 impl Iterator for Frames {
     type Item = Result<Frame>;
 

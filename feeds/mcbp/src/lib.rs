@@ -4,6 +4,8 @@
 mod codes;
 #[macro_use]
 mod body;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod collections;
 pub mod config;
 pub mod dcp;
@@ -18,6 +20,7 @@ mod opcode;
 pub mod sasl;
 pub mod status;
 pub mod tap;
+pub mod topology;
 pub mod value;
 
 pub use body::{Body, Empty, Parts, Secret, Writer};

@@ -1,0 +1,99 @@
+//! The first map, and the names of collections: asked of whichever node answers.
+
+use sluicegate_core::{Error, ErrorKind, Status as Retry};
+use sluicegate_mcbp::client::{ClientError, ClientResult, Fault, Session};
+use sluicegate_mcbp::config::{Address, ClusterMap};
+use sluicegate_mcbp::dcp::StreamFilter;
+use sluicegate_mcbp::hello::Feature;
+use sluicegate_mcbp::{Command, Reply, Request, kv};
+use tokio::time::{Instant, sleep};
+
+use crate::backoff::Backoff;
+use crate::options::Target;
+use crate::orders::Filter;
+
+/// Connects to the first of `candidates` that answers with a map that has vbuckets.
+///
+/// A bucket that was just created has none for a while: then it is asked again, as long as one may wait for an answer.
+///
+/// # Errors
+/// That of the node that says most: a wrong password counts for more than a node that is down.
+pub(crate) async fn bootstrap(target: &Target, candidates: &[Address]) -> ClientResult<(Session, ClusterMap)> {
+    let mut worst: Option<ClientError> = None;
+    for address in candidates {
+        match first_map(address, target).await {
+            Ok(found) => return Ok(found),
+            Err(error) => {
+                tracing::debug!(%error, "a node does not answer with a map");
+                if worst.as_ref().is_none_or(|worst| error.is_permanent() && !worst.is_permanent()) {
+                    worst = Some(error);
+                }
+            }
+        }
+    }
+    Err(worst.unwrap_or_else(|| ClientError::new(Fault::Invalid, "there is no address to begin with")))
+}
+
+async fn first_map(address: &Address, target: &Target) -> ClientResult<(Session, ClusterMap)> {
+    let mut session = Session::open(address, &target.connect).await?;
+    let deadline = Instant::now() + target.connect.answer_timeout;
+    let mut backoff = Backoff::of_streams();
+    loop {
+        if let Some(map) = session.cluster_map().await?
+            && map.num_vbuckets() > 0
+        {
+            return Ok((session, map));
+        }
+        if Instant::now() > deadline {
+            let message = "the bucket has no vbuckets yet; try again when it is ready";
+            return Err(ClientError::new(Fault::Timeout, message).at(address));
+        }
+        sleep(backoff.next()).await;
+    }
+}
+
+/// What the streams are limited to, by the names in the options.
+///
+/// # Errors
+/// `Unsupported` where the server has no collections; `Refused` for a name it does not know.
+pub(crate) async fn filter(session: &mut Session, target: &Target) -> ClientResult<Filter> {
+    let options = &target.options;
+    if options.scope.is_none() && options.collections.is_none() {
+        return Ok(Filter::default());
+    }
+    if !session.granted().contains(Feature::Collections) {
+        let message = "the server has no collections; leave out the options scope and collections";
+        return Err(ClientError::new(Fault::Unsupported, message).at(session.address()));
+    }
+    let mut filter = StreamFilter::default();
+    if let Some(scope) = &options.scope {
+        filter.scope = Some(id_of(session, Command::GetScopeId, scope).await?);
+    }
+    for collection in options.collections.iter().flat_map(|names| names.split(',')) {
+        filter.collections.push(id_of(session, Command::GetCollectionId, collection).await?);
+    }
+    Ok(Filter { encoded: filter.encode()?, collections: filter.collections })
+}
+
+async fn id_of(session: &mut Session, command: fn(kv::Path) -> Command, name: &str) -> ClientResult<u32> {
+    let response = session.ask(Request::new(command(kv::Path { path: name.to_owned().into() }))).await?;
+    match response.reply {
+        Reply::Id(id) => Ok(id.id),
+        _ => Err(ClientError::refused(&format!("the name `{name}` of a scope or collection"), &response).at(session.address())),
+    }
+}
+
+/// The error as those who use the feed see it.
+pub(crate) fn core_error(error: ClientError) -> Error {
+    let kind = match error.fault() {
+        Fault::Unreachable | Fault::Closed => ErrorKind::Unavailable,
+        Fault::Timeout => ErrorKind::Timeout,
+        Fault::Authentication | Fault::AccessDenied | Fault::Invalid => ErrorKind::ConfigInvalid,
+        Fault::NoBucket => ErrorKind::NotFound,
+        Fault::Unsupported => ErrorKind::Unsupported,
+        Fault::Refused(_) if !error.is_permanent() => ErrorKind::Unavailable,
+        _ => ErrorKind::Unexpected,
+    };
+    let retry = if error.is_permanent() { Retry::Permanent } else { Retry::Temporary };
+    Error::new(kind, error.to_string()).with_status(retry).with_operation("follow the bucket").with_source(error)
+}

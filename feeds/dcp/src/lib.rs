@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+mod backoff;
+mod bootstrap;
+mod driver;
+mod feed;
+mod flow;
+mod handshake;
+mod held_back;
+mod horizon;
+mod node;
+mod observer;
+mod options;
+mod orders;
+mod parcel;
+mod receive;
+mod resume;
+mod status;
+mod vbucket;
+
+pub use feed::DcpFeed;
+pub use options::{Compression, DcpOptions, Until};
+pub use status::{Counters, DcpStatus, VbucketState, VbucketStatus};

@@ -1,0 +1,425 @@
+//! What a node says: events of streams, answers, notices.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use sluicegate_core::feed::{Datatype, MutationKind};
+use sluicegate_core::{FeedEvent, Mutation, PartitionId, PartitionSeqno};
+use sluicegate_mcbp::client::{ClientError, ClientResult, Fault, read_cluster_map};
+use sluicegate_mcbp::collections::split_key;
+use sluicegate_mcbp::dcp::{self, MarkerFlags, OsoBoundary};
+use sluicegate_mcbp::errormap::Attribute;
+use sluicegate_mcbp::value::decompress;
+use sluicegate_mcbp::{
+    Command, Datatype as WireDatatype, Frame, Frames, Magic, Message, Notice, Opcode, Reply, Request, Response, ServerRequest,
+    Status,
+};
+
+use crate::node::{Connection, Held, Question};
+use crate::orders::Report;
+use crate::parcel::BATCH;
+use crate::resume::Histories;
+use crate::status::VbucketState;
+use crate::vbucket::{Disorder, Next, Vbucket};
+
+/// The longest value after decompression: a document of 20 MiB and its system attributes, with a margin.
+const MAX_VALUE: usize = 24 << 20;
+
+/// What an event of a stream came with.
+struct Envelope {
+    vbucket: u16,
+    opaque: u32,
+    cas: u64,
+    datatype: WireDatatype,
+}
+
+impl Connection {
+    /// Takes in what has arrived, and hands it on.
+    pub(crate) fn receive(&mut self, frames: Frames) -> ClientResult<()> {
+        for frame in frames {
+            let frame = frame?;
+            match frame.header().magic {
+                Magic::Request | Magic::FlexRequest => self.on_request(frame)?,
+                _ => match Message::decode(frame)? {
+                    Message::Response(response) => self.on_response(response)?,
+                    Message::ServerRequest(notice) => self.on_notice(notice),
+                    _ => self.count_unknown("a reply to something that a client does not ask"),
+                },
+            }
+            if self.out.len() >= BATCH {
+                self.deliver();
+            }
+        }
+        self.deliver();
+        Ok(())
+    }
+
+    #[inline]
+    fn on_request(&mut self, frame: Frame) -> ClientResult<()> {
+        let bytes = frame.flow_control_len() as u64;
+        self.credit.receive(bytes);
+        self.unclaimed += bytes;
+        let Request { vbucket, opaque, cas, datatype, command, .. } = Request::decode(frame)?;
+        let envelope = Envelope { vbucket, opaque, cas, datatype };
+        self.on_command(&envelope, command)?;
+        self.hold_back(vbucket);
+        Ok(())
+    }
+
+    #[inline]
+    fn on_command(&mut self, envelope: &Envelope, command: Command) -> ClientResult<()> {
+        match command {
+            Command::DcpMutation(event) => self.on_mutation(envelope, event),
+            Command::DcpDeletion(event) => self.on_removal(envelope, event, MutationKind::Deletion),
+            Command::DcpExpiration(event) => self.on_removal(envelope, event, MutationKind::Expiration),
+            Command::DcpSnapshotMarker(marker) => {
+                if let Some(vbucket) = self.stream(envelope) {
+                    vbucket.on_marker(marker.start, marker.end);
+                    if marker.flags.contains(MarkerFlags::ACK) {
+                        self.answer(Opcode::DcpSnapshotMarker, envelope.opaque)?;
+                    }
+                }
+                Ok(())
+            }
+            // Of no interest here, except that the position moves: transactions of durable writes, changes of collections.
+            Command::DcpSeqnoAdvanced(event) => self.on_advanced(envelope, event.by_seqno),
+            Command::DcpSystemEvent(event) => self.on_advanced(envelope, event.by_seqno),
+            Command::DcpPrepare(event) => self.on_advanced(envelope, event.by_seqno),
+            Command::DcpCommit(event) => self.on_advanced(envelope, event.commit_seqno),
+            Command::DcpAbort(event) => self.on_advanced(envelope, event.abort_seqno),
+            Command::DcpOsoSnapshot(event) => {
+                // Not asked for, since positions inside are none.
+                let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
+                match event.boundary {
+                    OsoBoundary::Start => vbucket.on_unordered_begin(),
+                    _ => self.caught_up += usize::from(vbucket.on_unordered_end(&mut self.out)),
+                }
+                Ok(())
+            }
+            Command::DcpStreamEnd(end) => {
+                let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
+                let next = vbucket.on_end(end.reason);
+                tracing::debug!(vbucket = envelope.vbucket, reason = ?end.reason, node = %self.node.address, "a stream has ended");
+                self.release(envelope.vbucket, next, format!("the stream has ended: {:?}", end.reason));
+                Ok(())
+            }
+            Command::DcpNoop(_) => self.answer(Opcode::DcpNoop, envelope.opaque),
+            Command::DcpFlush(_) => {
+                // Only servers before 4.0. The stream is asked for again, and the server says what to go back to.
+                if held(&mut self.held, envelope).is_none() {
+                    return self.count_stale();
+                }
+                self.close_stream(envelope.vbucket)?;
+                self.again(envelope.vbucket, "the bucket was emptied");
+                Ok(())
+            }
+            other => {
+                self.count_unknown(format_args!("{:?}", other.opcode()));
+                Ok(())
+            }
+        }
+    }
+
+    #[inline]
+    fn on_mutation(&mut self, envelope: &Envelope, event: dcp::Mutation) -> ClientResult<()> {
+        let has_collections = self.has_collections;
+        if !self.on_item(envelope, event.by_seqno)? {
+            return Ok(());
+        }
+        let (collection, key) = if has_collections { split_key(event.key)? } else { (0, event.key) };
+        let (value, datatype) = plain(event.value, envelope.datatype)?;
+        self.out.push(FeedEvent::Mutation(Mutation {
+            kind: MutationKind::Mutation,
+            partition: PartitionId(envelope.vbucket),
+            seqno: PartitionSeqno(event.by_seqno),
+            key,
+            value,
+            cas: envelope.cas,
+            datatype,
+            rev_no: event.rev_seqno,
+            flags: event.flags,
+            expiry: event.expiry,
+            collection,
+        }));
+        Ok(())
+    }
+
+    fn on_removal(&mut self, envelope: &Envelope, event: dcp::Removal, kind: MutationKind) -> ClientResult<()> {
+        if !self.on_item(envelope, event.by_seqno)? {
+            return Ok(());
+        }
+        let (collection, key) = if self.has_collections { split_key(event.key)? } else { (0, event.key) };
+        let (value, datatype) = plain(event.value, envelope.datatype)?;
+        self.out.push(FeedEvent::Mutation(Mutation {
+            kind,
+            partition: PartitionId(envelope.vbucket),
+            seqno: PartitionSeqno(event.by_seqno),
+            key,
+            value,
+            cas: envelope.cas,
+            datatype,
+            rev_no: event.rev_seqno,
+            flags: 0,
+            expiry: 0,
+            collection,
+        }));
+        Ok(())
+    }
+
+    /// Whether an item of a stream is to be delivered.
+    #[inline]
+    fn on_item(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<bool> {
+        let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale().map(|()| false) };
+        match vbucket.on_item(seqno, &mut self.out) {
+            Ok(is_caught_up) => {
+                self.caught_up += usize::from(is_caught_up);
+                self.node.board.set_seqno(envelope.vbucket, seqno);
+                Ok(true)
+            }
+            Err(disorder) => self.on_disorder(envelope, disorder).map(|()| false),
+        }
+    }
+
+    fn on_advanced(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<()> {
+        let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
+        match vbucket.on_advanced(seqno, &mut self.out) {
+            Ok(is_caught_up) => {
+                self.caught_up += usize::from(is_caught_up);
+                self.node.board.set_seqno(envelope.vbucket, seqno);
+                Ok(())
+            }
+            Err(disorder) => self.on_disorder(envelope, disorder),
+        }
+    }
+
+    /// Begins the stream again from what is certain.
+    #[cold]
+    fn on_disorder(&mut self, envelope: &Envelope, Disorder { seqno, after }: Disorder) -> ClientResult<()> {
+        tracing::warn!(vbucket = envelope.vbucket, seqno, after, node = %self.node.address, "a seqno does not grow; opening the stream again");
+        self.close_stream(envelope.vbucket)?;
+        self.again(envelope.vbucket, format!("seqno {seqno} came after {after}"));
+        Ok(())
+    }
+
+    fn stream(&mut self, envelope: &Envelope) -> Option<&mut Vbucket> {
+        match held(&mut self.held, envelope) {
+            Some(held) => Some(&mut held.vbucket),
+            None => {
+                self.node.board.stale.fetch_add(1, Relaxed);
+                None
+            }
+        }
+    }
+
+    /// Of a stream that was given up: nothing but its bytes counts.
+    fn count_stale(&mut self) -> ClientResult<()> {
+        self.node.board.stale.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    #[cold]
+    fn count_unknown(&mut self, what: impl std::fmt::Display) {
+        if self.node.board.unknown.fetch_add(1, Relaxed) == 0 {
+            tracing::warn!(node = %self.node.address, %what, "the node sends messages that are not known here; they are left out and counted");
+        }
+    }
+
+    fn answer(&mut self, opcode: Opcode, opaque: u32) -> ClientResult<()> {
+        let reply = Reply::Plain(sluicegate_mcbp::Parts::from_value(opcode, Bytes::new()));
+        let (datatype, framing) = (WireDatatype::default(), Bytes::new());
+        self.writer.answer(&Response { opcode, status: Status::Success, opaque, cas: 0, datatype, framing, reply })
+    }
+
+    /// A notice of the server outside DCP.
+    pub(crate) fn on_notice(&mut self, notice: ServerRequest) {
+        let Notice::ClusterMapChanged(changed) = notice.notice else {
+            self.count_unknown("a notice");
+            return;
+        };
+        if changed.bucket != self.node.target.connect.bucket {
+            return;
+        }
+        let is_told = !changed.config.is_empty() && self.on_map(changed.config, notice.datatype);
+        if !is_told && let Err(error) = self.ask_for_map() {
+            tracing::warn!(node = %self.node.address, %error, "the cluster map cannot be asked for");
+        }
+    }
+
+    /// A cluster map, if it is one.
+    fn on_map(&mut self, value: Bytes, datatype: WireDatatype) -> bool {
+        match read_cluster_map(value, datatype, &self.node.address.host) {
+            Ok(Some(map)) => {
+                let _ = self.node.reports.send(Report::Map { map, from: self.node.address.clone() });
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(node = %self.node.address, %error, "the node has sent a cluster map that is none");
+                false
+            }
+        }
+    }
+
+    fn on_response(&mut self, response: Response) -> ClientResult<()> {
+        let question = self.answered(response.opaque);
+        match question {
+            Some(Question::Stream(id)) => self.on_stream_answer(id, response),
+            Some(Question::Log(id)) => {
+                let Some(Some(held)) = self.held.get_mut(usize::from(id)) else { return Ok(()) };
+                match response.reply {
+                    Reply::FailoverLog(histories) => {
+                        let was_resolved = !held.vbucket.wants_now();
+                        held.vbucket.on_log(log_of(&histories.log), &mut self.out);
+                        if !was_resolved {
+                            self.resolved.push(id);
+                        }
+                        self.node.board.set_seqno(id, held.vbucket.seqno());
+                        self.asking.push_back(id);
+                        self.hold_back(id);
+                        self.deliver();
+                    }
+                    _ => self.on_refusal(id, response),
+                }
+                Ok(())
+            }
+            Some(Question::Highs(left)) => self.on_highs(left, response),
+            Some(Question::Map) => {
+                if let Reply::Plain(parts) = response.reply {
+                    self.on_map(parts.value(), response.datatype);
+                }
+                Ok(())
+            }
+            Some(Question::Close | Question::Alive) => Ok(()),
+            // Some servers accept a stream of a dead vbucket, and refuse it with a second answer.
+            None if response.opcode == Opcode::DcpStreamRequest && response.status != Status::Success => {
+                let of_it = |held: &&Held| held.opaque == response.opaque;
+                match self.held.iter().flatten().find(of_it).map(|held| held.vbucket.id()) {
+                    Some(id) => self.on_refusal(id, response),
+                    None => self.count_unknown("an answer to nothing"),
+                }
+                Ok(())
+            }
+            None => {
+                self.count_unknown("an answer to nothing");
+                Ok(())
+            }
+        }
+    }
+
+    fn on_stream_answer(&mut self, id: u16, response: Response) -> ClientResult<()> {
+        let Some(Some(held)) = self.held.get_mut(usize::from(id)) else { return Ok(()) };
+        if held.opaque != response.opaque {
+            return Ok(());
+        }
+        match response.reply {
+            Reply::FailoverLog(histories) => {
+                let was_caught_up = held.vbucket.is_caught_up();
+                held.vbucket.on_accepted(log_of(&histories.log), &mut self.out);
+                self.caught_up += usize::from(!was_caught_up && held.vbucket.is_caught_up());
+                if let Some(horizon) = &self.node.horizon {
+                    horizon.set_history(id, held.vbucket.uuid());
+                }
+                self.node.board.set_state(id, VbucketState::Streaming);
+                self.node.board.set_seqno(id, held.vbucket.seqno());
+                self.hold_back(id);
+                Ok(())
+            }
+            Reply::Rollback(to) => {
+                held.opaque = 0;
+                tracing::info!(vbucket = id, to, seqno = held.vbucket.seqno(), node = %self.node.address, "the node asks to go back");
+                self.node.board.rolled_back(id);
+                match held.vbucket.on_rollback(to, &mut self.out) {
+                    Next::Ask => {
+                        self.asking.push_back(id);
+                        self.hold_back(id);
+                    }
+                    next => self.release(id, next, format!("the node asks to go back to {to}")),
+                }
+                Ok(())
+            }
+            _ if response.status == Status::KeyExists => {
+                // A stream that we know nothing of: it goes, and ours comes.
+                self.close_stream(id)?;
+                self.again(id, "the connection has a stream of it already");
+                Ok(())
+            }
+            _ => {
+                self.on_refusal(id, response);
+                Ok(())
+            }
+        }
+    }
+
+    /// A question about a vbucket was refused.
+    fn on_refusal(&mut self, id: u16, response: Response) {
+        let why = ClientError::refused("the stream", &response).to_string();
+        if let (Status::NotMyVbucket, Reply::Failed(parts)) = (response.status, &response.reply) {
+            self.on_map(parts.value(), response.datatype);
+        }
+        let code = response.status.code();
+        let fetches_map = self.error_map.has(code, &Attribute::FetchConfig);
+        let Some(Some(held)) = self.held.get_mut(usize::from(id)) else { return };
+        held.opaque = 0;
+        match held.vbucket.on_refused(response.status, &mut self.out) {
+            Next::Ask => {
+                self.asking.push_back(id);
+                self.hold_back(id);
+            }
+            Next::Again { needs_map, is_permanent } => {
+                let needs_map = needs_map || fetches_map;
+                held.vbucket.on_lost();
+                self.release(id, Next::Again { needs_map, is_permanent }, why);
+            }
+            Next::Done => self.release(id, Next::Done, why),
+        }
+    }
+
+    fn on_highs(&mut self, left: usize, response: Response) -> ClientResult<()> {
+        let Reply::VbSeqnos(list) = response.reply else {
+            return Err(ClientError::refused("the question for seqnos", &response));
+        };
+        for (id, high) in list.seqnos.0 {
+            let highest = self.highs.entry(id).or_default();
+            *highest = high.max(*highest);
+        }
+        if left > 0 {
+            return Ok(());
+        }
+        for id in std::mem::take(&mut self.asked_for_highs) {
+            let Some(Some(held)) = self.held.get_mut(usize::from(id)) else { continue };
+            match self.highs.get(&id) {
+                Some(high) => {
+                    let was_caught_up = held.vbucket.is_caught_up();
+                    held.vbucket.on_high(*high);
+                    self.caught_up += usize::from(!was_caught_up && held.vbucket.is_caught_up());
+                    self.asking.push_back(id);
+                }
+                None => self.again(id, "the node does not have its active copy"),
+            }
+        }
+        self.deliver();
+        Ok(())
+    }
+}
+
+/// The vbucket whose stream an event is of; none if that stream was given up.
+#[inline]
+fn held<'a>(held: &'a mut [Option<Held>], envelope: &Envelope) -> Option<&'a mut Held> {
+    held.get_mut(usize::from(envelope.vbucket))?.as_mut().filter(|held| held.opaque == envelope.opaque && held.opaque != 0)
+}
+
+fn log_of(log: &dcp::FailoverLog) -> Histories {
+    log.0.iter().map(|entry| (entry.vbucket_uuid, entry.seqno)).collect()
+}
+
+/// The value as the consumer gets it: never compressed.
+#[inline]
+fn plain(value: Bytes, datatype: WireDatatype) -> ClientResult<(Bytes, Datatype)> {
+    if !datatype.contains(WireDatatype::SNAPPY) {
+        return Ok((value, Datatype(datatype.0)));
+    }
+    let (value, datatype) = decompress(value, datatype, MAX_VALUE).map_err(|error| {
+        ClientError::new(Fault::Protocol, format!("a value cannot be decompressed: {error}")).with_source(error)
+    })?;
+    Ok((value, Datatype(datatype.0)))
+}

@@ -1,0 +1,130 @@
+//! Where a vbucket can be taken up again (protocol, sections 5.1 and 5.4). Pure.
+
+use std::collections::VecDeque;
+
+use sluicegate_core::feed::PartitionPosition;
+
+/// The histories of a vbucket, newest first: identity, and the seqno at which each begins.
+pub(crate) type Histories = Vec<(u64, u64)>;
+
+/// Boundaries of snapshots that are remembered, of each vbucket.
+const MAX_BOUNDARIES: usize = 32;
+
+/// What has been received of a vbucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) uuid: u64,
+    pub(crate) seqno: u64,
+    pub(crate) snapshot_start: u64,
+    pub(crate) snapshot_end: u64,
+}
+
+impl Position {
+    /// A place at which a snapshot ends.
+    pub(crate) fn at(uuid: u64, seqno: u64) -> Self {
+        Position { uuid, seqno, snapshot_start: seqno, snapshot_end: seqno }
+    }
+
+    pub(crate) fn of(position: &PartitionPosition) -> Self {
+        let PartitionPosition { uuid, seqno, snapshot_start, snapshot_end, .. } = *position;
+        Position { uuid, seqno, snapshot_start, snapshot_end }
+    }
+
+    /// Whether the snapshot it lies in is complete.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.seqno == self.snapshot_end
+    }
+
+    /// What to ask for: the snapshot always encloses the seqno. It is narrowed to the seqno only where that hides nothing: at its
+    /// end, or outside it, which is at the end of the one before (protocol, section 5.2, rules 5 to 7).
+    pub(crate) fn resume(&self) -> Position {
+        let is_inside = self.snapshot_start <= self.seqno && self.seqno < self.snapshot_end;
+        match (self.seqno, is_inside) {
+            (0, _) => Position::default(),
+            (_, true) => *self,
+            (seqno, false) => Position::at(self.uuid, seqno),
+        }
+    }
+}
+
+/// The last seqno up to `seqno` that both logs have in common: `ours` says what was received, `theirs` what the server has now.
+/// 0 if they share no history.
+pub(crate) fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
+    // Each history ends where the next newer one begins.
+    let mut our_end = seqno;
+    for &(uuid, begin) in ours {
+        if begin <= our_end
+            && let Some(place) = theirs.iter().position(|(their_uuid, _)| *their_uuid == uuid)
+        {
+            let their_end = place.checked_sub(1).map_or(u64::MAX, |newer| theirs[newer].1);
+            return our_end.min(their_end);
+        }
+        our_end = our_end.min(begin);
+    }
+    0
+}
+
+/// Places at which snapshots that were received ended, the last ones. Only there all keys are as they were on the server; elsewhere
+/// the server may have left out versions that it has replaced within the snapshot.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Boundaries(VecDeque<u64>);
+
+impl Boundaries {
+    pub(crate) fn push(&mut self, seqno: u64) {
+        if self.0.back() == Some(&seqno) {
+            return;
+        }
+        if self.0.len() == MAX_BOUNDARIES {
+            self.0.pop_front();
+        }
+        self.0.push_back(seqno);
+    }
+
+    /// The newest place up to `seqno`; `seqno` itself if none is remembered so far back.
+    pub(crate) fn up_to(&self, seqno: u64) -> u64 {
+        self.0.iter().rev().find(|boundary| **boundary <= seqno).copied().unwrap_or(seqno)
+    }
+
+    pub(crate) fn forget_after(&mut self, seqno: u64) {
+        self.0.retain(|boundary| *boundary <= seqno);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_always_encloses_the_seqno_in_its_snapshot() {
+        let at = |seqno, start, end| Position { uuid: 7, seqno, snapshot_start: start, snapshot_end: end }.resume();
+        assert_eq!(at(5, 1, 9), Position { uuid: 7, seqno: 5, snapshot_start: 1, snapshot_end: 9 });
+        assert_eq!(at(9, 1, 9), Position::at(7, 9), "the snapshot is complete");
+        assert_eq!(at(5, 6, 9), Position::at(7, 5), "the next one has only been announced");
+        assert_eq!(at(5, 1, 4), Position::at(7, 5));
+        assert_eq!(at(0, 0, 9), Position::default(), "nothing was received, so no history matters");
+    }
+
+    #[test]
+    fn the_common_point_is_where_both_histories_part() {
+        let ours = [(0xc, 50), (0xb, 20), (0xa, 0)];
+        assert_eq!(common_point(&ours, &[(0xd, 30), (0xb, 20), (0xa, 0)], 60), 30);
+        assert_eq!(common_point(&ours, &[(0xd, 70), (0xb, 20), (0xa, 0)], 60), 50);
+        assert_eq!(common_point(&ours, &[(0xd, 10), (0xa, 0)], 60), 10);
+        assert_eq!(common_point(&ours, &[(0xd, 90), (0xc, 50), (0xb, 20)], 60), 60);
+        assert_eq!(common_point(&ours, &[(0xc, 50)], 60), 60);
+        assert_eq!(common_point(&ours, &[(0xd, 30), (0xb, 20)], 25), 25);
+        assert_eq!(common_point(&ours, &[(0xe, 0)], 60), 0);
+        assert_eq!(common_point(&[], &[(0xe, 0)], 60), 0);
+    }
+
+    #[test]
+    fn only_the_last_boundaries_are_remembered() {
+        let mut boundaries = Boundaries::default();
+        assert_eq!(boundaries.up_to(12), 12);
+        (1..=100).for_each(|n| boundaries.push(n * 10));
+        assert_eq!((boundaries.up_to(995), boundaries.up_to(690), boundaries.up_to(5)), (990, 690, 5));
+        assert_eq!(boundaries.0.len(), MAX_BOUNDARIES);
+        boundaries.forget_after(900);
+        assert_eq!(boundaries.up_to(995), 900);
+    }
+}

@@ -1,0 +1,190 @@
+//! What a feed is doing, vbucket by vbucket, for those who look after it.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use sluicegate_mcbp::config::Address;
+
+/// What an open feed is doing. Serializable; holds no secret, key or value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DcpStatus {
+    /// The vbuckets, by number.
+    pub vbuckets: Vec<VbucketStatus>,
+    /// Counters of the feed since it was opened.
+    pub counters: Counters,
+}
+
+/// What is known of one vbucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct VbucketStatus {
+    /// What it is doing.
+    pub state: VbucketState,
+    /// The node that it is asked of, or streams from.
+    pub node: Option<String>,
+    /// The last seqno that came.
+    pub seqno: u64,
+    /// How often its stream was asked for again.
+    pub reopens: u32,
+    /// How often something was taken back.
+    pub rollbacks: u32,
+    /// Why its stream last ended or was refused.
+    pub last_error: Option<String>,
+}
+
+/// What a vbucket is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum VbucketState {
+    /// It waits: for a node that has it, or for a pause to be over.
+    #[default]
+    Waiting,
+    /// Its node is asked for its stream.
+    Opening,
+    /// Its stream is open.
+    Streaming,
+    /// All that was wanted of it has come.
+    Done,
+}
+
+/// Counters of a feed since it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Events of keys delivered.
+    pub events: u64,
+    /// Connections made to nodes.
+    pub connections: u64,
+    /// Connections that failed or broke.
+    pub connection_errors: u64,
+    /// Messages of streams that were given up; dropped, and given back to flow control.
+    pub stale_messages: u64,
+    /// Messages that are not known here; dropped.
+    pub unknown_messages: u64,
+    /// Cluster maps taken over.
+    pub cluster_maps: u64,
+    /// Bytes given back to flow control.
+    pub acknowledged_bytes: u64,
+}
+
+/// What the tasks of a feed write its status to.
+#[derive(Debug)]
+pub(crate) struct Board {
+    cells: Vec<Cell>,
+    pub(crate) events: AtomicU64,
+    pub(crate) connections: AtomicU64,
+    pub(crate) connection_errors: AtomicU64,
+    pub(crate) stale: AtomicU64,
+    pub(crate) unknown: AtomicU64,
+    pub(crate) maps: AtomicU64,
+    pub(crate) acknowledged: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Cell {
+    state: AtomicU8,
+    seqno: AtomicU64,
+    reopens: AtomicU32,
+    rollbacks: AtomicU32,
+    told: Mutex<(Option<Address>, Option<String>)>,
+}
+
+const STATES: [VbucketState; 4] = [VbucketState::Waiting, VbucketState::Opening, VbucketState::Streaming, VbucketState::Done];
+
+impl Board {
+    pub(crate) fn new(vbuckets: usize) -> Self {
+        Board {
+            cells: std::iter::repeat_with(Cell::default).take(vbuckets).collect(),
+            events: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            connection_errors: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
+            maps: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn set_state(&self, vbucket: u16, state: VbucketState) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.state.store(state as u8, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn set_seqno(&self, vbucket: u16, seqno: u64) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.seqno.store(seqno, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn set_node(&self, vbucket: u16, node: Option<Address>) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.told.lock().0 = node;
+        }
+    }
+
+    pub(crate) fn reopened(&self, vbucket: u16, why: String) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.reopens.fetch_add(1, Ordering::Relaxed);
+            cell.told.lock().1 = Some(why);
+        }
+    }
+
+    pub(crate) fn rolled_back(&self, vbucket: u16) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.rollbacks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> DcpStatus {
+        let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let vbucket = |cell: &Cell| {
+            let (node, last_error) = cell.told.lock().clone();
+            VbucketStatus {
+                state: STATES[usize::from(cell.state.load(Ordering::Relaxed)) % STATES.len()],
+                node: node.map(|node| node.to_string()),
+                seqno: load(&cell.seqno),
+                reopens: cell.reopens.load(Ordering::Relaxed),
+                rollbacks: cell.rollbacks.load(Ordering::Relaxed),
+                last_error,
+            }
+        };
+        DcpStatus {
+            vbuckets: self.cells.iter().map(vbucket).collect(),
+            counters: Counters {
+                events: load(&self.events),
+                connections: load(&self.connections),
+                connection_errors: load(&self.connection_errors),
+                stale_messages: load(&self.stale),
+                unknown_messages: load(&self.unknown),
+                cluster_maps: load(&self.maps),
+                acknowledged_bytes: load(&self.acknowledged),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_says_what_was_written_and_serializes() {
+        let board = Board::new(2);
+        board.set_state(1, VbucketState::Streaming);
+        board.set_seqno(1, 77);
+        board.set_node(1, Some(Address { host: "::1".to_owned(), port: 11210 }));
+        board.reopened(1, "it moved".to_owned());
+        board.set_seqno(9, 1);
+        let json = serde_json::to_value(board.snapshot()).unwrap();
+        let expected = serde_json::json!({
+            "state": "streaming", "node": "[::1]:11210", "seqno": 77, "reopens": 1, "rollbacks": 0, "last_error": "it moved",
+        });
+        assert_eq!(json["vbuckets"][1], expected);
+        assert_eq!(json["vbuckets"][0]["state"], "waiting");
+    }
+}

@@ -1,0 +1,115 @@
+//! Positions, rollbacks, new buckets.
+
+use sluicegate_core::FeedStart;
+
+use crate::{Follower, cluster, keys, load, write};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_gives_exactly_what_is_missing() {
+    let cluster = cluster(64, 2_000).await;
+    let mut first = Follower::open(&cluster, "").await;
+    // In the middle of snapshots.
+    first.until(|follower| follower.events >= 700).await;
+    let position = first.position();
+    let (seen, json) = (first.events, serde_json::to_string(&position).unwrap());
+    drop(first);
+    write(&cluster, "new-", 300);
+    let position = serde_json::from_str(&json).unwrap();
+    let mut second = Follower::open_at(&cluster, "", FeedStart::At(position)).await;
+    second.catch_up().await;
+    assert_eq!(second.events, 2_300 - seen);
+    assert_eq!((second.rollbacks.len(), second.repeated), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn until_now_ends_with_what_there_was() {
+    let cluster = cluster(64, 2_000).await;
+    let mut follower = Follower::open(&cluster, "until=now").await;
+    while let Some(batch) = follower.next().await {
+        batch.unwrap();
+    }
+    assert!(follower.is_caught_up);
+    follower.has_exactly(keys("document-", 2_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_now_on_nothing_old_arrives_and_everything_new() {
+    let cluster = cluster(64, 2_000).await;
+    let mut follower = Follower::open_at(&cluster, "", FeedStart::Now).await;
+    write(&cluster, "new-", 200);
+    follower.has(keys("new-", 200)).await;
+    follower.has_exactly(keys("new-", 200));
+    let rest = Follower::open_at(&cluster, "", FeedStart::At(follower.position()));
+    let mut rest = rest.await;
+    rest.catch_up().await;
+    assert_eq!((rest.events, rest.rollbacks.len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_takes_back_while_we_follow_is_taken_back() {
+    let cluster = cluster(16, 0).await;
+    write(&cluster, "old-", 400);
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    write(&cluster, "lost-", 400);
+    follower.has(keys("lost-", 400)).await;
+    let vbucket = cluster.vbucket_of(b"lost-0000007");
+    let lost: Vec<String> = keys("lost-", 400).filter(|key| cluster.vbucket_of(key.as_bytes()) == vbucket).collect();
+    let keep = cluster.high_seqno(vbucket) - lost.len() as u64;
+    cluster.fail_over_vbucket(vbucket, keep);
+    follower.until(|follower| !follower.rollbacks.is_empty()).await;
+    let (partition, to) = follower.rollbacks[0];
+    assert_eq!(partition.0, vbucket);
+    assert!(to <= keep, "{to} {keep}");
+    write(&cluster, "new-", 400);
+    follower.has(keys("new-", 400).chain(keys("old-", 400))).await;
+    let kept = keys("lost-", 400).filter(|key| !lost.contains(key));
+    follower.has_exactly(keys("new-", 400).chain(keys("old-", 400)).chain(kept));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_took_back_while_we_were_away_is_taken_back() {
+    let cluster = cluster(16, 0).await;
+    write(&cluster, "old-", 400);
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    follower.has_exactly(keys("old-", 400));
+    let high = cluster.high_seqno(3);
+    cluster.fail_over_vbucket(3, high - 2);
+    let mut follower = Follower::open_at(&cluster, "", FeedStart::At(follower.position())).await;
+    follower.catch_up().await;
+    assert_eq!(follower.rollbacks.len(), 1);
+    assert!(follower.rollbacks[0].1 <= high - 2, "{:?}", follower.rollbacks);
+    // It is told again what it may not have any more.
+    assert_eq!(follower.events, high - 2 - follower.rollbacks[0].1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_bucket_is_taken_back_whole() {
+    let cluster = cluster(16, 500).await;
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    cluster.flush_bucket();
+    write(&cluster, "new-", 200);
+    follower.has(keys("new-", 200)).await;
+    follower.has_exactly(keys("new-", 200));
+    // A node may ask for it before the map tells of the new bucket.
+    let partitions: std::collections::BTreeSet<u16> = follower.rollbacks.iter().map(|(partition, _)| partition.0).collect();
+    assert!(partitions.into_iter().eq(0..16) && follower.rollbacks.iter().all(|(_, to)| *to == 0), "{:?}", follower.rollbacks);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_of_a_bucket_that_was_created_again_is_rolled_back_to_zero() {
+    let cluster = cluster(16, 500).await;
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    let position = follower.position();
+    drop(follower);
+    cluster.recreate_bucket();
+    load(&cluster, "new-", 300);
+    let mut follower = Follower::open_at(&cluster, "", FeedStart::At(position)).await;
+    follower.catch_up().await;
+    follower.has_exactly(keys("new-", 300));
+    assert_eq!(follower.rollbacks.len(), 16);
+    assert!(follower.rollbacks.iter().all(|(_, to)| *to == 0));
+}

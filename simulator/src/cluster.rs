@@ -1,0 +1,377 @@
+//! The running cluster, and what a test does to it.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sluicegate_mcbp::dcp::{EndReason, FailoverLog};
+use sluicegate_mcbp::{Datatype, Status};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::bucket::{Content, DocumentKey, Stored, Write};
+use crate::config::{ClusterConfig, Load};
+use crate::connection::serve;
+use crate::faults::Faults;
+use crate::state::State;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) state: Mutex<State>,
+    /// Counts changes, for whoever waits for one.
+    pub(crate) changes: watch::Sender<u64>,
+}
+
+impl Shared {
+    /// Wakes the connections.
+    pub(crate) fn notify(&self) {
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+}
+
+/// A running cluster. It is gone when this is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+    nodes: Mutex<Vec<Option<JoinHandle<()>>>>,
+}
+
+impl Cluster {
+    /// Starts a cluster on the loopback interface, within the current Tokio runtime.
+    ///
+    /// # Errors
+    /// If a port cannot be had, the configuration has no node or no vbucket, or the password is not allowed in SCRAM.
+    pub async fn start(config: ClusterConfig) -> io::Result<Cluster> {
+        if config.nodes == 0 || config.vbuckets == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a cluster has at least one node and one vbucket"));
+        }
+        let mut listeners = Vec::with_capacity(config.nodes);
+        for node in 0..config.nodes {
+            let port = if config.port == 0 { 0 } else { config.port.saturating_add(node as u16) };
+            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?);
+        }
+        let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<io::Result<Vec<u16>>>()?;
+        let state = State::new(config, &ports).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let shared = Arc::new(Shared { state: Mutex::new(state), changes: watch::Sender::new(0) });
+        let nodes = listeners.into_iter().enumerate().map(|(node, listener)| Some(spawn(listener, node, &shared))).collect();
+        Ok(Cluster { shared, nodes: Mutex::new(nodes) })
+    }
+
+    /// Where clients begin: `couchbase://` with the addresses of all nodes that belong to the cluster.
+    pub fn connection_string(&self) -> String {
+        let state = self.shared.state.lock();
+        let members = state.nodes.iter().filter(|node| node.is_member);
+        let addresses: Vec<String> = members.map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        format!("couchbase://{}", addresses.join(","))
+    }
+
+    /// The address of each node.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let state = self.shared.state.lock();
+        state.nodes.iter().map(|node| (Ipv4Addr::LOCALHOST, node.port).into()).collect()
+    }
+}
+
+/// Documents.
+impl Cluster {
+    /// Writes a document of the default collection.
+    ///
+    /// # Errors
+    /// As [`Bucket::store`](crate::bucket::Bucket::store).
+    pub fn set(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Stored, Status> {
+        let value = value.into();
+        let datatype = if crate::session::is_json(&value) { Datatype::JSON } else { Datatype::default() };
+        self.write(0, key, Content { value, datatype, ..Content::default() })
+    }
+
+    /// Writes a document of any collection, with whatever it is to have.
+    ///
+    /// # Errors
+    /// As [`Bucket::store`](crate::bucket::Bucket::store).
+    pub fn write(&self, collection: u32, key: impl Into<Bytes>, content: Content) -> Result<Stored, Status> {
+        let key = key.into();
+        self.change(|state| {
+            let vbucket = state.bucket.vbucket_of(&key);
+            state.bucket.store(vbucket, DocumentKey { collection, key }, Write::Set, content, 0)
+        })
+    }
+
+    /// Deletes a document of the default collection.
+    ///
+    /// # Errors
+    /// As [`Bucket::delete`](crate::bucket::Bucket::delete).
+    pub fn delete(&self, key: impl Into<Bytes>) -> Result<Stored, Status> {
+        self.delete_from(0, key)
+    }
+
+    /// Deletes a document of any collection.
+    ///
+    /// # Errors
+    /// As [`Bucket::delete`](crate::bucket::Bucket::delete).
+    pub fn delete_from(&self, collection: u32, key: impl Into<Bytes>) -> Result<Stored, Status> {
+        let key = key.into();
+        self.change(|state| {
+            let vbucket = state.bucket.vbucket_of(&key);
+            state.bucket.delete(vbucket, DocumentKey { collection, key }, 0)
+        })
+    }
+
+    /// Writes many documents, and lets them leave the memory.
+    ///
+    /// # Errors
+    /// `UnknownCollection`.
+    pub fn load(&self, load: &Load) -> Result<(), Status> {
+        let filler: String = ('a'..='z').cycle().take(load.value_len).collect();
+        self.change(|state| {
+            for number in 0..load.documents {
+                let key = Bytes::from(format!("{}{number:07}", load.prefix));
+                let head = format!(r#"{{"number":{number},"group":{},"text":""#, number % 100);
+                let text = &filler[..load.value_len.saturating_sub(head.len() + 2)];
+                let value = Bytes::from(format!(r#"{head}{text}"}}"#));
+                let content = Content { value, datatype: Datatype::JSON, ..Content::default() };
+                let vbucket = state.bucket.vbucket_of(&key);
+                state.bucket.store(vbucket, DocumentKey { collection: load.collection, key }, Write::Set, content, 0)?;
+            }
+            for vbucket in 0..state.bucket.num_vbuckets() {
+                state.bucket.vbucket_mut(vbucket).into_iter().for_each(|vbucket| vbucket.evict());
+            }
+            Ok(())
+        })
+    }
+
+    /// Advances the cluster's clock, and removes what expires by that; how many documents.
+    pub fn advance_clock(&self, seconds: u64) -> usize {
+        self.change(|state| {
+            state.bucket.identity().advance(seconds);
+            state.bucket.expire()
+        })
+    }
+
+    /// The vbucket of a key.
+    pub fn vbucket_of(&self, key: &[u8]) -> u16 {
+        self.shared.state.lock().bucket.vbucket_of(key)
+    }
+
+    /// The last position of a vbucket; 0 if there is no such vbucket.
+    pub fn high_seqno(&self, vbucket: u16) -> u64 {
+        self.shared.state.lock().bucket.vbucket(vbucket).map_or(0, |vbucket| vbucket.high_seqno())
+    }
+
+    /// The histories of a vbucket, newest first.
+    pub fn failover_log(&self, vbucket: u16) -> FailoverLog {
+        let state = self.shared.state.lock();
+        state.bucket.vbucket(vbucket).map_or_else(FailoverLog::default, |vbucket| vbucket.failover_log().clone())
+    }
+
+    /// Creates a scope, and gives its number; none if there is one of this name.
+    pub fn create_scope(&self, name: &str) -> Option<u32> {
+        self.change(|state| state.bucket.create_scope(name))
+    }
+
+    /// Creates a collection, and gives its number; none if there is no such scope, or one of this name in it.
+    pub fn create_collection(&self, scope: &str, name: &str, max_ttl: Option<u32>) -> Option<u32> {
+        self.change(|state| state.bucket.create_collection(scope, name, max_ttl))
+    }
+
+    /// Drops a collection with its documents; whether there was one.
+    pub fn drop_collection(&self, collection: u32) -> bool {
+        self.change(|state| state.bucket.drop_collection(collection))
+    }
+
+    /// Drops a scope with its collections; whether there was one.
+    pub fn drop_scope(&self, scope: u32) -> bool {
+        self.change(|state| state.bucket.drop_scope(scope))
+    }
+}
+
+/// Disks and replicas.
+impl Cluster {
+    /// Lets everything that is on disk leave the memory: streams from before it get it from disk, de-duplicated.
+    pub fn evict(&self) {
+        self.each_vbucket(|vbucket| vbucket.evict());
+    }
+
+    /// Removes the deletions up to a position of a vbucket: whoever was away since before it must begin anew.
+    pub fn purge(&self, vbucket: u16, seqno: u64) {
+        self.change(|state| state.bucket.vbucket_mut(vbucket).into_iter().for_each(|vbucket| vbucket.purge(seqno)));
+    }
+
+    /// Holds back what a node writes to disk of a vbucket, or lets it go on.
+    pub fn hold_persistence(&self, vbucket: u16, node: usize, is_held: bool) {
+        self.change(|state| {
+            state.bucket.vbucket_mut(vbucket).into_iter().for_each(|vbucket| vbucket.hold_persistence(node, is_held));
+        });
+    }
+
+    /// Holds back what a node's replica of a vbucket receives, or lets it go on.
+    pub fn hold_replication(&self, vbucket: u16, node: usize, is_held: bool) {
+        self.change(|state| {
+            state.bucket.vbucket_mut(vbucket).into_iter().for_each(|vbucket| vbucket.hold_replication(node, is_held));
+        });
+    }
+
+    fn each_vbucket(&self, mut each: impl FnMut(&mut crate::bucket::Vbucket)) {
+        self.change(|state| {
+            for vbucket in 0..state.bucket.num_vbuckets() {
+                state.bucket.vbucket_mut(vbucket).into_iter().for_each(&mut each);
+            }
+        });
+    }
+}
+
+/// Topology.
+impl Cluster {
+    /// The node that has the active copy of a vbucket.
+    pub fn owner(&self, vbucket: u16) -> Option<usize> {
+        *self.shared.state.lock().bucket.vbucket(vbucket)?.chain().first()?
+    }
+
+    /// Kills a node: nobody listens on its port, and its connections are gone. Its vbuckets are, too, until it is revived or failed
+    /// over.
+    pub fn kill_node(&self, node: usize) {
+        if let Some(listener) = self.nodes.lock().get_mut(node).and_then(Option::take) {
+            listener.abort();
+        }
+        self.change(|state| state.nodes.get_mut(node).into_iter().for_each(|node| node.is_up = false));
+    }
+
+    /// Starts a killed node again on its port. It has lost what it did not have on disk, and its active vbuckets begin new histories.
+    ///
+    /// # Errors
+    /// If somebody else has its port, or there is no such node.
+    pub async fn revive_node(&self, node: usize) -> io::Result<()> {
+        let address = self.addresses().get(node).copied().ok_or(io::ErrorKind::NotFound)?;
+        if self.shared.state.lock().nodes[node].is_up {
+            return Ok(());
+        }
+        let listener = TcpListener::bind(address).await?;
+        self.change(|state| {
+            state.recover(node);
+            (state.nodes[node].is_up, state.nodes[node].life) = (true, state.nodes[node].life + 1);
+        });
+        self.nodes.lock()[node] = Some(spawn(listener, node, &self.shared));
+        Ok(())
+    }
+
+    /// Takes a node out of the cluster. Of each of its active vbuckets the first replica takes over with what it has, less the last
+    /// `lose` positions, and begins a new history; where there is none the vbucket has no node any more.
+    pub fn fail_over(&self, node: usize, lose: u64) {
+        self.change(|state| {
+            if node < state.nodes.len() {
+                state.fail_over(node, lose);
+            }
+        });
+    }
+
+    /// A vbucket loses what is above position `keep`, as by a failover of the same node, and begins a new history.
+    pub fn fail_over_vbucket(&self, vbucket: u16, keep: u64) {
+        self.change(|state| state.bucket.fail_over(vbucket, keep));
+    }
+
+    /// Moves vbuckets to other nodes: their streams end with `StateChanged`, and the new map is pushed. A node that was failed over
+    /// belongs to the cluster again if something moves there.
+    pub fn rebalance(&self, moves: &[(u16, usize)]) {
+        self.change(|state| {
+            for &(vbucket, node) in moves {
+                if let Some(there) = state.nodes.get_mut(node) {
+                    there.is_member = true;
+                    state.move_vbucket(vbucket, node);
+                }
+            }
+            state.revision += 1;
+        });
+    }
+
+    /// Empties the bucket: all histories begin anew, the bucket has another identity, and connections to it are closed.
+    pub fn flush_bucket(&self) {
+        self.change(|state| {
+            state.bucket.flush();
+            state.revision += 1;
+        });
+    }
+
+    /// Drops the bucket and creates it again, which is for clients as if it was flushed.
+    pub fn recreate_bucket(&self) {
+        self.flush_bucket();
+    }
+
+    /// Pushes the cluster map as if something had changed.
+    pub fn announce_map(&self) {
+        self.change(|state| state.revision += 1);
+    }
+}
+
+/// Faults.
+impl Cluster {
+    /// Changes what is to go wrong.
+    pub fn set_faults(&self, change: impl FnOnce(&mut Faults)) {
+        self.change(|state| change(&mut state.faults));
+    }
+
+    /// Closes all connections.
+    pub fn drop_connections(&self) {
+        self.change(|state| state.oldest_connection = state.next_connection);
+    }
+
+    /// Lets nothing be read or sent until [`resume`](Cluster::resume). Connections stay open.
+    pub fn pause(&self) {
+        self.change(|state| state.is_paused = true);
+    }
+
+    /// Ends a [`pause`](Cluster::pause).
+    pub fn resume(&self) {
+        self.change(|state| state.is_paused = false);
+    }
+
+    /// Answers the next stream request of a vbucket, or of any, with `status` instead of serving it.
+    pub fn refuse_stream(&self, vbucket: Option<u16>, status: Status) {
+        self.change(|state| state.faults.stream_answers.push_back((vbucket, status)));
+    }
+
+    /// Ends the streams that are open of a vbucket.
+    pub fn end_streams(&self, vbucket: u16, reason: EndReason) {
+        self.change(|state| {
+            let until = state.next_stream;
+            state.endings.insert(vbucket, (reason, until));
+        });
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.shared.state.lock());
+        self.shared.notify();
+        result
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for listener in self.nodes.get_mut().iter().flatten() {
+            listener.abort();
+        }
+        self.shared.state.lock().oldest_connection = u64::MAX;
+        self.shared.notify();
+    }
+}
+
+fn spawn(listener: TcpListener, node: usize, shared: &Arc<Shared>) -> JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((socket, _)) => welcome(socket, node, &shared),
+                Err(error) => {
+                    // Too many open files, most likely: others may close theirs.
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            }
+        }
+    })
+}
+
+fn welcome(socket: TcpStream, node: usize, shared: &Arc<Shared>) {
+    tokio::spawn(serve(socket, node, Arc::clone(shared)));
+}

@@ -6,6 +6,8 @@ mod form;
 mod kv;
 mod query;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use bytes::{Bytes, BytesMut};
 use serde_json::json;

@@ -285,7 +285,8 @@ impl Cluster {
         });
     }
 
-    /// Empties the bucket: all histories begin anew, the bucket has another identity, and connections to it are closed.
+    /// Empties the bucket: all histories begin anew, the bucket has another identity, and connections to it are closed. Its collections
+    /// stay.
     pub fn flush_bucket(&self) {
         self.change(|state| {
             state.bucket.flush();
@@ -293,9 +294,12 @@ impl Cluster {
         });
     }
 
-    /// Drops the bucket and creates it again, which is for clients as if it was flushed.
+    /// Drops the bucket and creates it again: as [`flush_bucket`](Cluster::flush_bucket), and the collections are gone, too.
     pub fn recreate_bucket(&self) {
-        self.flush_bucket();
+        self.change(|state| {
+            state.bucket.recreate();
+            state.revision += 1;
+        });
     }
 
     /// Pushes the cluster map as if something had changed.

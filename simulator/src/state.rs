@@ -103,7 +103,9 @@ impl State {
     pub(crate) fn map(&self, node: usize, of_bucket: bool) -> Value {
         let host = &self.node_of_host;
         let nodes_ext = |(i, member): (usize, &Node)| {
-            let mut value = json!({ "services": { "kv": member.port }, "nodeUUID": member.uuid });
+            // Clients want to know where a node is managed, and tell nodes apart by it; who speaks HTTP there is disconnected.
+            let services = json!({ "kv": member.port, "mgmt": member.port });
+            let mut value = json!({ "services": services, "nodeUUID": member.uuid });
             if i == node {
                 value["thisNode"] = true.into();
             }
@@ -126,7 +128,7 @@ impl State {
         };
         let vbucket_map: Vec<Vec<i64>> = self.bucket.vbuckets().iter().map(|vbucket| chain(vbucket.chain())).collect();
         let servers: Vec<String> = self.members().map(|(_, member)| format!("{host}:{}", member.port)).collect();
-        let node = |(_, member): (usize, &Node)| json!({ "hostname": format!("{host}:0"), "ports": { "direct": member.port } });
+        let node = |(_, member): (usize, &Node)| json!({ "hostname": format!("{host}:{}", member.port), "ports": { "direct": member.port } });
         map["name"] = self.bucket.name().into();
         map["uuid"] = self.bucket.uuid().into();
         map["nodeLocator"] = "vbucket".into();

@@ -9,6 +9,7 @@ pub mod vbucket;
 
 use bytes::Bytes;
 use sluicegate_mcbp::Datatype;
+use sluicegate_mcbp::collections::DEFAULT_COLLECTION;
 use sluicegate_mcbp::dcp::{self, SystemEventKind};
 
 pub use identity::Identity;
@@ -102,8 +103,25 @@ impl Bucket {
         ((crc32fast::hash(key) >> 16) & 0x7fff) as u16 % self.num_vbuckets()
     }
 
-    /// Empties the bucket: all histories begin anew, and it has another identity.
+    /// Empties the bucket: all histories begin anew, and it has another identity. The collections stay, and are announced again.
     pub fn flush(&mut self) {
+        let manifest = self.manifest.clone();
+        self.recreate();
+        for scope in manifest.scopes.iter().skip(1) {
+            let change = dcp::Change::ScopeCreated { manifest_uid: manifest.uid, scope: scope.id };
+            self.announce(SystemEventKind::CreateScope, &scope.name, scope.id, 0, &change);
+        }
+        let collections = manifest.scopes.iter().flat_map(|scope| scope.collections.iter().map(|there| (scope.id, there)));
+        for (scope, there) in collections.filter(|(_, there)| there.id != DEFAULT_COLLECTION) {
+            let (collection, max_ttl) = (there.id, there.max_ttl);
+            let change = dcp::Change::CollectionCreated { manifest_uid: manifest.uid, scope, collection, max_ttl };
+            self.announce(SystemEventKind::BeginCollection, &there.name, scope, collection, &change);
+        }
+        self.manifest = manifest;
+    }
+
+    /// Makes the bucket a new one of the same name: all histories begin anew, and it has another identity and no collections.
+    pub fn recreate(&mut self) {
         self.uuid = self.identity.uuid();
         self.manifest = Manifest::default();
         for vbucket in &mut self.vbuckets {

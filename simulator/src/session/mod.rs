@@ -6,6 +6,8 @@ mod form;
 mod kv;
 mod query;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use bytes::{Bytes, BytesMut};
 use serde_json::json;
@@ -101,6 +103,9 @@ impl Session {
             return;
         }
         let opcode = Opcode::from(header.opcode);
+        if state.faults.unanswered.contains(&opcode) {
+            return;
+        }
         let (status, reply, cas, datatype) = match Request::decode(frame) {
             Ok(request) => {
                 let Some((status, reply)) = self.answer(&request, state, now) else { return };
@@ -112,7 +117,7 @@ impl Session {
                 (status, self.explain(opcode, status, &error.to_string()), 0, Datatype::default())
             }
         };
-        if state.faults.unanswered.contains(&opcode) || self.is_closing {
+        if self.is_closing {
             return;
         }
         let datatype = match &reply {

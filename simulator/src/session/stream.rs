@@ -104,6 +104,8 @@ pub(crate) struct Stream {
     /// The last position that was sent or passed over.
     pub(crate) position: u64,
     pub(crate) is_initial: bool,
+    /// Whether it gets only what is on disk.
+    pub(crate) is_disk_only: bool,
     pub(crate) incarnation: u64,
     pub(crate) branch: u64,
     /// State of the vbucket at which nothing was left to send.
@@ -204,10 +206,11 @@ impl Stream {
         config: &crate::ClusterConfig,
         sink: &mut Sink<'_>,
     ) -> bool {
-        let from_disk = self.position + 1 < vbucket.memory_from() && copy.persisted_seqno > self.position;
+        let has_left_memory = self.is_disk_only || self.position + 1 < vbucket.memory_from();
+        let from_disk = has_left_memory && copy.persisted_seqno > self.position;
         let end = match from_disk {
             true => copy.persisted_seqno,
-            false => copy.high_seqno.min(self.position.saturating_add(config.snapshot_items)),
+            false => copy.high_seqno.min(self.position.saturating_add(config.snapshot_items.max(1))),
         };
         if end <= self.position {
             return false;

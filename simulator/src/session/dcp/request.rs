@@ -118,6 +118,7 @@ impl Session {
                 end,
                 position: asked.start,
                 is_initial: asked.start == 0,
+                is_disk_only: flags.contains(StreamFlags::DISK_ONLY),
                 incarnation: copy.incarnation,
                 branch: vbucket.branch(),
                 idle_at: None,

@@ -127,10 +127,11 @@ impl Cluster {
         let filler: String = ('a'..='z').cycle().take(load.value_len).collect();
         self.change(|state| {
             for number in 0..load.documents {
-                let key = Bytes::from(format!("{}{number:07}", load.prefix));
+                let key = Bytes::from(format!("{}{number:07}", load.prefix).into_bytes().into_boxed_slice());
                 let head = format!(r#"{{"number":{number},"group":{},"text":""#, number % 100);
                 let text = &filler[..load.value_len.saturating_sub(head.len() + 2)];
-                let value = Bytes::from(format!(r#"{head}{text}"}}"#));
+                // Without the spare room that text being put together has.
+                let value = Bytes::from(format!(r#"{head}{text}"}}"#).into_bytes().into_boxed_slice());
                 let content = Content { value, datatype: Datatype::JSON, ..Content::default() };
                 let vbucket = state.bucket.vbucket_of(&key);
                 state.bucket.store(vbucket, DocumentKey { collection: load.collection, key }, Write::Set, content, 0)?;

@@ -230,10 +230,10 @@ impl Cluster {
         *self.shared.state.lock().bucket.vbucket(vbucket)?.chain().first()?
     }
 
-    /// Kills a node: nobody listens on its port, and its connections are gone. Its vbuckets are, too, until it is revived or failed
+    /// Kills a node: soon nobody listens on its port, and its connections are gone. Its vbuckets are, too, until it is revived or failed
     /// over.
     pub fn kill_node(&self, node: usize) {
-        if let Some(listener) = self.nodes.lock().get_mut(node).and_then(Option::take) {
+        if let Some(Some(listener)) = self.nodes.lock().get(node) {
             listener.abort();
         }
         self.change(|state| state.nodes.get_mut(node).into_iter().for_each(|node| node.is_up = false));
@@ -247,6 +247,12 @@ impl Cluster {
         let address = self.addresses().get(node).copied().ok_or(io::ErrorKind::NotFound)?;
         if self.shared.state.lock().nodes[node].is_up {
             return Ok(());
+        }
+        let before = self.nodes.lock()[node].take();
+        if let Some(before) = before {
+            // Its end frees the port.
+            before.abort();
+            drop(before.await);
         }
         let listener = TcpListener::bind(address).await?;
         self.change(|state| {

@@ -127,10 +127,11 @@ impl Cluster {
         let filler: String = ('a'..='z').cycle().take(load.value_len).collect();
         self.change(|state| {
             for number in 0..load.documents {
-                let key = Bytes::from(format!("{}{number:07}", load.prefix));
+                let key = Bytes::from(format!("{}{number:07}", load.prefix).into_bytes().into_boxed_slice());
                 let head = format!(r#"{{"number":{number},"group":{},"text":""#, number % 100);
                 let text = &filler[..load.value_len.saturating_sub(head.len() + 2)];
-                let value = Bytes::from(format!(r#"{head}{text}"}}"#));
+                // Without the spare room that text being put together has.
+                let value = Bytes::from(format!(r#"{head}{text}"}}"#).into_bytes().into_boxed_slice());
                 let content = Content { value, datatype: Datatype::JSON, ..Content::default() };
                 let vbucket = state.bucket.vbucket_of(&key);
                 state.bucket.store(vbucket, DocumentKey { collection: load.collection, key }, Write::Set, content, 0)?;
@@ -229,10 +230,10 @@ impl Cluster {
         *self.shared.state.lock().bucket.vbucket(vbucket)?.chain().first()?
     }
 
-    /// Kills a node: nobody listens on its port, and its connections are gone. Its vbuckets are, too, until it is revived or failed
+    /// Kills a node: soon nobody listens on its port, and its connections are gone. Its vbuckets are, too, until it is revived or failed
     /// over.
     pub fn kill_node(&self, node: usize) {
-        if let Some(listener) = self.nodes.lock().get_mut(node).and_then(Option::take) {
+        if let Some(Some(listener)) = self.nodes.lock().get(node) {
             listener.abort();
         }
         self.change(|state| state.nodes.get_mut(node).into_iter().for_each(|node| node.is_up = false));
@@ -246,6 +247,12 @@ impl Cluster {
         let address = self.addresses().get(node).copied().ok_or(io::ErrorKind::NotFound)?;
         if self.shared.state.lock().nodes[node].is_up {
             return Ok(());
+        }
+        let before = self.nodes.lock()[node].take();
+        if let Some(before) = before {
+            // Its end frees the port.
+            before.abort();
+            drop(before.await);
         }
         let listener = TcpListener::bind(address).await?;
         self.change(|state| {

@@ -291,3 +291,27 @@ async fn a_stream_from_disk_only_ends_at_what_is_there() {
     assert_eq!(briefs(&client.until_end().await), ["end BackfillFailed"]);
     client.ask(Command::Noop(Empty {})).await;
 }
+
+#[tokio::test]
+async fn whoever_was_away_since_before_a_purge_begins_anew() {
+    let cluster = small(|config| config.vbuckets = 1).await;
+    for key in ["a", "b", "c"] {
+        cluster.set(key, "1").unwrap();
+    }
+    cluster.delete("a").unwrap();
+    cluster.set("d", "1").unwrap();
+    cluster.purge(0, 4);
+    let uuid = cluster.failover_log(0).newest().unwrap().vbucket_uuid;
+    let mut client = Client::dcp(&cluster, 0, &Options::with_collections()).await;
+    let rolled_back = (Status::Rollback, Reply::Rollback(0));
+    assert_eq!(client.stream_request(0, from(2, uuid, 5)).await.unwrap_err(), rolled_back);
+    let knows = StreamFilter { purge_seqno: Some(4), ..StreamFilter::default() };
+    let request = StreamRequest { filter: knows.encode().unwrap(), ..from(2, uuid, 5) };
+    client.stream_request(0, request).await.unwrap();
+    assert_eq!(briefs(&client.until_end().await), ["[2..5 6]", "\0c=1@3", "\0d=1@5", "end Ok"]);
+    let ignores = StreamRequest { flags: StreamFlags::IGNORE_PURGED_TOMBSTONES, ..from(2, uuid, 5) };
+    client.stream_request(0, ignores).await.unwrap();
+    assert_eq!(client.until_end().await.len(), 4);
+    client.stream_request(0, from(0, 0, 5)).await.unwrap();
+    assert_eq!(briefs(&client.until_end().await), ["[0..5 6]", "\0b=1@2", "\0c=1@3", "\0d=1@5", "end Ok"]);
+}

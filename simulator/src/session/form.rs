@@ -1,9 +1,9 @@
 //! How a stream's items look on the wire, as the connection has agreed.
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use sluicegate_mcbp::dcp::{Mutation, Removal, SystemEvent};
 use sluicegate_mcbp::value::{compress, decompress, join_attributes, split_attributes};
-use sluicegate_mcbp::{Command, Datatype, collections};
+use sluicegate_mcbp::{Command, Datatype, HEADER_LEN, Header, Magic, Opcode, collections};
 
 use crate::bucket::{Item, Kind};
 
@@ -33,6 +33,15 @@ pub(crate) struct Form {
 
 /// The longest value that is decompressed, in bytes.
 const MAX_VALUE: usize = 21 << 20;
+
+/// Bytes of a mutation's extras.
+const MUTATION_EXTRAS: usize = 31;
+
+/// Bytes of a collection's number before a key.
+fn id_len(collection: u32) -> usize {
+    let bits = u32::BITS - collection.leading_zeros();
+    bits.div_ceil(7).max(1) as usize
+}
 
 impl Form {
     /// The message of an item, and its datatype. `from_disk`: deletions in memory do not say when.
@@ -64,6 +73,54 @@ impl Form {
         let removal = Removal { by_seqno, rev_seqno, delete_time, key, value, ext_meta: Bytes::new() };
         let command = if is_expiration { Command::DcpExpiration(removal) } else { Command::DcpDeletion(removal) };
         (command, datatype)
+    }
+
+    /// Appends the message of a written document, if its value is sent as it is stored: most are, and there are many. False if nothing
+    /// was appended.
+    pub(crate) fn put_as_stored(&self, item: &Item, vbucket: u16, opaque: u32, out: &mut BytesMut) -> bool {
+        let datatype = item.datatype;
+        let is_as_stored = item.kind == Kind::Mutation
+            && self.values == Values::Whole
+            && !self.forces_snappy
+            && (self.has_xattrs || !datatype.contains(Datatype::XATTR))
+            && (self.has_snappy || !datatype.contains(Datatype::SNAPPY));
+        if !is_as_stored {
+            return false;
+        }
+        let id_len = if self.has_collections { id_len(item.collection) } else { 0 };
+        let key_len = id_len + item.key.len();
+        let body_len = MUTATION_EXTRAS + key_len + item.value.len();
+        let header = Header {
+            magic: Magic::Request,
+            opcode: Opcode::DcpMutation.code(),
+            framing_len: 0,
+            key_len: key_len as u16,
+            extras_len: MUTATION_EXTRAS as u8,
+            datatype,
+            vbucket_or_status: vbucket,
+            body_len: body_len as u32,
+            opaque,
+            cas: item.cas,
+        };
+        out.reserve(HEADER_LEN + body_len);
+        out.put_slice(&header.encode());
+        out.put_u64(item.seqno);
+        out.put_u64(item.rev);
+        out.put_u32(item.flags);
+        out.put_u32(item.time);
+        // Neither locked nor with metadata; how recently it was used is not known.
+        out.put_bytes(0, 7);
+        if self.has_collections {
+            let (mut id, mut rest) = ([0; 5], item.collection);
+            for byte in &mut id[..id_len] {
+                (*byte, rest) = (rest as u8 & 0x7f | 0x80, rest >> 7);
+            }
+            id[id_len - 1] &= 0x7f;
+            out.put_slice(&id[..id_len]);
+        }
+        out.put_slice(&item.key);
+        out.put_slice(&item.value);
+        true
     }
 
     fn value(&self, item: &Item) -> (Bytes, Datatype) {
@@ -111,6 +168,42 @@ impl Form {
         match compress(&value) {
             Ok(compressed) if compressed.len() < value.len() => (compressed, datatype | Datatype::SNAPPY),
             _ => (value, datatype),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluicegate_mcbp::Request;
+
+    use super::*;
+
+    #[test]
+    fn a_document_sent_as_stored_has_the_bytes_of_its_message() {
+        let item = |collection| Item {
+            seqno: 7,
+            superseded_by: u64::MAX,
+            rev: 3,
+            cas: 99,
+            collection,
+            key: "key".into(),
+            value: "value".into(),
+            datatype: Datatype::JSON,
+            flags: 5,
+            time: 1_800_000_000,
+            kind: Kind::Mutation,
+        };
+        for has_collections in [false, true] {
+            let form = Form { has_collections, ..Form::default() };
+            for collection in [0, 1, 0x7f, 0x80, 0x3fff, 0x4000, 0xcafe_f00d, u32::MAX] {
+                let item = item(collection);
+                let (command, datatype) = form.command(&item, true);
+                let request = Request::new(command).with_vbucket(9).with_opaque(77).with_cas(item.cas).with_datatype(datatype);
+                let (mut expected, mut found) = (BytesMut::new(), BytesMut::new());
+                request.encode(&mut expected).unwrap();
+                assert!(form.put_as_stored(&item, 9, 77, &mut found));
+                assert_eq!(found, expected, "collection {collection:#x}");
+            }
         }
     }
 }

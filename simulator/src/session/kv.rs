@@ -36,7 +36,7 @@ impl Session {
         if !state.is_active(request.vbucket, self.node) {
             return Some(self.not_my_vbucket(opcode, state));
         }
-        let key = DocumentKey { collection, key };
+        let key = DocumentKey { collection, key: bytes::Bytes::copy_from_slice(&key) };
         Some(match self.operate(request, key, state) {
             Ok(reply) => (Status::Success, reply),
             Err(Status::UnknownCollection) => self.unknown(opcode, Status::UnknownCollection, state),
@@ -119,7 +119,8 @@ impl Session {
         if !datatype.contains(Datatype::XATTR) && !datatype.contains(Datatype::JSON) && is_json(&plain) {
             datatype = datatype | Datatype::JSON;
         }
-        let (value, flags, expiry) = (store.value.clone(), store.flags, store.expiry);
+        // A copy: the request lies in a chunk with others, which would stay with it.
+        let (value, flags, expiry) = (bytes::Bytes::copy_from_slice(&store.value), store.flags, store.expiry);
         Ok(Content { value, datatype, flags, expiry })
     }
 

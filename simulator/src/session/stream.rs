@@ -304,6 +304,11 @@ impl Stream {
     }
 
     fn send_item(&self, item: &Item, style: &Style, from_disk: bool, sink: &mut Sink<'_>) {
+        let before = sink.out.len();
+        if self.id.is_none() && style.form.put_as_stored(item, self.vbucket, self.opaque, sink.out) {
+            *sink.outstanding += (sink.out.len() - before) as u64;
+            return;
+        }
         let (command, datatype) = style.form.command(item, from_disk);
         self.send(command, item.cas, datatype, sink);
     }

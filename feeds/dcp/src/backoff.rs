@@ -44,11 +44,13 @@ impl Backoff {
         self.pauses = self.policy.build();
     }
 
-    /// Begins anew if something has come since the last time.
-    pub(crate) fn progressed(&mut self, seqno: u64) {
-        if std::mem::replace(&mut self.seen, seqno) != seqno {
+    /// Begins anew if something has come since the last time; whether it has.
+    pub(crate) fn progressed(&mut self, seqno: u64) -> bool {
+        let has_progressed = std::mem::replace(&mut self.seen, seqno) != seqno;
+        if has_progressed {
             self.reset();
         }
+        has_progressed
     }
 }
 

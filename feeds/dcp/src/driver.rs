@@ -24,8 +24,13 @@ use crate::parcel::{Outlet, Parcel};
 use crate::status::{Board, VbucketState};
 use crate::vbucket::{Begin, Next, Vbucket};
 
-/// How often in a row something that no pause helps may fail before the feed ends with it.
-const MAX_PERMANENT: u32 = 5;
+/// How often in a row a connection may fail with what no pause helps, before the feed ends with it: over some 15 seconds, since a node
+/// that is starting may not know users and buckets yet.
+const MAX_PERMANENT: u32 = 8;
+/// How often in a row a stream may be refused so.
+const MAX_REFUSALS: u32 = 5;
+/// A connection that has lived so long was a good one.
+const GOOD_LIFE: Duration = Duration::from_secs(10);
 /// Least pause between two questions for the map.
 const MAP_PAUSE: Duration = Duration::from_millis(100);
 
@@ -65,7 +70,9 @@ struct Peer {
     is_up: bool,
     announces_maps: bool,
     backoff: Backoff,
+    /// No connection is tried before.
     until: Instant,
+    since: Instant,
     failures: u32,
 }
 
@@ -188,8 +195,7 @@ impl Driver {
         match report {
             Report::Up { id, announces_maps } => {
                 if let Some((_, peer)) = self.peer(id) {
-                    (peer.is_up, peer.announces_maps, peer.failures) = (true, announces_maps, 0);
-                    peer.backoff.reset();
+                    (peer.is_up, peer.announces_maps, peer.since) = (true, announces_maps, Instant::now());
                     self.bootstrap_due = None;
                     self.bootstrap.reset();
                 }
@@ -230,7 +236,7 @@ impl Driver {
             Next::Ask => Place::Waiting(vbucket, Instant::now()),
             Next::Again { needs_map, is_permanent } => {
                 slot.refusals = if is_permanent { slot.refusals + 1 } else { 0 };
-                if slot.refusals > MAX_PERMANENT {
+                if slot.refusals > MAX_REFUSALS {
                     return Err(Error::new(ErrorKind::Unsupported, format!("vbucket {id} cannot be streamed: {why}"))
                         .with_next_step("check the user's roles, and the options scope and collections"));
                 }
@@ -247,11 +253,12 @@ impl Driver {
     fn on_down(&mut self, id: u64, error: ClientError, vbuckets: Vec<Vbucket>) -> Result<(), Error> {
         let now = Instant::now();
         let found = self.peers.iter().find(|(_, peer)| peer.id == id).map(|(node, _)| node.clone());
+        let mut has_progressed = false;
         for vbucket in vbuckets {
             let slot = &mut self.slots[usize::from(vbucket.id())];
             self.board.reopened(vbucket.id(), error.to_string());
             self.board.set_state(vbucket.id(), VbucketState::Waiting);
-            slot.backoff.progressed(vbucket.seqno());
+            has_progressed |= slot.backoff.progressed(vbucket.seqno());
             slot.place = Place::Waiting(Box::new(vbucket), now + slot.backoff.next());
         }
         self.wants_map = true;
@@ -259,9 +266,13 @@ impl Driver {
             && let Some(peer) = self.peers.get_mut(&node)
         {
             tracing::warn!(node = %node, ?error, "the connection to a node is gone; it will be tried again");
+            let was_good = peer.is_up && (has_progressed || peer.since.elapsed() >= GOOD_LIFE);
+            if was_good {
+                peer.backoff.reset();
+            }
             (peer.orders, peer.is_up) = (None, false);
             peer.until = now + peer.backoff.next();
-            peer.failures = if error.is_permanent() { peer.failures + 1 } else { 0 };
+            peer.failures = if error.is_permanent() && !was_good { peer.failures + 1 } else { 0 };
             if peer.failures > MAX_PERMANENT {
                 return Err(core_error(error));
             }
@@ -276,7 +287,7 @@ impl Driver {
         let now = Instant::now();
         let mut next = now + self.poll_interval().min(Duration::from_secs(5));
         next = self.bootstrap_due.map_or(next, |due| next.min(due));
-        if self.wants_map {
+        if self.wants_map && self.peers.values().any(|peer| peer.is_up) {
             next = next.min((self.asked_for_map + MAP_PAUSE).max(now + Duration::from_millis(1)));
         }
         for id in 0..self.slots.len() as u16 {
@@ -368,6 +379,6 @@ impl Slot {
 impl Peer {
     fn new(now: Instant) -> Self {
         let backoff = Backoff::of_nodes();
-        Peer { id: 0, orders: None, is_up: false, announces_maps: false, backoff, until: now, failures: 0 }
+        Peer { id: 0, orders: None, is_up: false, announces_maps: false, backoff, until: now, since: now, failures: 0 }
     }
 }

@@ -223,7 +223,8 @@ impl Connection {
         while self.in_flight < MAX_IN_FLIGHT
             && let Some(id) = self.asking.pop_front()
         {
-            let Some(held) = &mut self.held[usize::from(id)] else { continue };
+            // What is asked already needs no second question.
+            let Some(held) = self.held[usize::from(id)].as_mut().filter(|held| held.opaque == 0) else { continue };
             match held.vbucket.ask() {
                 Ask::High => self.waiting_for_highs.push(id),
                 Ask::Log => {

@@ -56,7 +56,11 @@ impl Connection {
 
     #[inline]
     fn on_request(&mut self, frame: Frame) -> ClientResult<()> {
-        let bytes = frame.flow_control_len() as u64;
+        let bytes = match frame.opcode() {
+            // A server that sends what is not known here most likely counts it, and too little given back would stall it for ever.
+            Opcode::Other(_) => frame.wire_len() as u64,
+            _ => frame.flow_control_len() as u64,
+        };
         self.credit.receive(bytes);
         self.unclaimed += bytes;
         let Request { vbucket, opaque, cas, datatype, command, .. } = Request::decode(frame)?;

@@ -54,7 +54,7 @@ pub enum VbucketState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Events of keys delivered.
+    /// Events delivered, those that tell of snapshots and histories among them.
     pub events: u64,
     /// Connections made to nodes.
     pub connections: u64,

@@ -6,6 +6,7 @@ mod faults;
 mod follower;
 mod on_disk;
 mod resume;
+mod tls;
 
 use std::sync::Arc;
 

@@ -17,6 +17,9 @@ use crate::faults::Faults;
 /// Rounds of the password's hash; servers take more, tests would only wait.
 const ITERATIONS: u32 = 1000;
 
+/// What cluster maps call every node.
+const HOST: &str = "127.0.0.1";
+
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) config: ClusterConfig,
@@ -36,7 +39,6 @@ pub(crate) struct State {
     pub(crate) endings: HashMap<u16, (EndReason, u64)>,
     pub(crate) next_stream: u64,
     credentials: Vec<(Mechanism, Credentials)>,
-    node_of_host: String,
 }
 
 /// A node.
@@ -76,7 +78,6 @@ impl State {
             endings: HashMap::new(),
             next_stream: 0,
             credentials,
-            node_of_host: "$HOST".to_owned(),
             config,
         })
     }
@@ -101,11 +102,10 @@ impl State {
 
     /// The cluster map as `node` sends it; the whole cluster's has no vbuckets (protocol, section 2.4).
     pub(crate) fn map(&self, node: usize, of_bucket: bool) -> Value {
-        let host = &self.node_of_host;
         let nodes_ext = |(i, member): (usize, &Node)| {
             // Clients want to know where a node is managed, and tell nodes apart by it; who speaks HTTP there is disconnected.
             let services = json!({ "kv": member.port, "mgmt": member.port });
-            let mut value = json!({ "services": services, "nodeUUID": member.uuid });
+            let mut value = json!({ "hostname": HOST, "services": services, "nodeUUID": member.uuid });
             if i == node {
                 value["thisNode"] = true.into();
             }
@@ -127,8 +127,8 @@ impl State {
             all.take(slots).map(place).collect::<Vec<i64>>()
         };
         let vbucket_map: Vec<Vec<i64>> = self.bucket.vbuckets().iter().map(|vbucket| chain(vbucket.chain())).collect();
-        let servers: Vec<String> = self.members().map(|(_, member)| format!("{host}:{}", member.port)).collect();
-        let node = |(_, member): (usize, &Node)| json!({ "hostname": format!("{host}:{}", member.port), "ports": { "direct": member.port } });
+        let servers: Vec<String> = self.members().map(|(_, member)| format!("{HOST}:{}", member.port)).collect();
+        let node = |(_, member): (usize, &Node)| json!({ "hostname": format!("{HOST}:{}", member.port), "ports": { "direct": member.port } });
         map["name"] = self.bucket.name().into();
         map["uuid"] = self.bucket.uuid().into();
         map["nodeLocator"] = "vbucket".into();

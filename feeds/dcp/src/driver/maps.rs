@@ -123,6 +123,7 @@ impl Driver {
         }
         let up: Vec<&Peer> = self.peers.values().filter(|peer| peer.is_up).collect();
         if up.is_empty() {
+            self.want_bootstrap();
             return;
         }
         let peer = up[rand::random_range(0..up.len())];

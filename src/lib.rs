@@ -37,6 +37,7 @@
 //! |---|---|---|
 //! | `memory` | the store `memory:`, in the memory of the process | yes |
 //! | `redis` | the stores `redis:`, `rediss:`, `redis+cluster:` and `rediss+cluster:`, on Redis or Valkey | yes |
+//! | `dcp` | the feeds `dcp:` and `dcps:`, from a Couchbase bucket | yes |
 //! | `replay` | the feeds `replay:` (a recording) and `synthetic:` (a load from a seed) | yes |
 //! | `bench` | the loads and measurements behind `sluicegate bench` | yes |
 //! | `cli` | the `sluicegate` command; a program that uses the library needs none of it | yes |
@@ -58,6 +59,8 @@ pub use sluicegate_core::*;
 pub use instance::{Builder, Sluicegate};
 
 // A crate that is only named in Cargo.toml is not linked, and its registry entries with it.
+#[cfg(feature = "dcp")]
+use sluicegate_dcp as _;
 #[cfg(feature = "memory")]
 use sluicegate_memory as _;
 #[cfg(feature = "redis")]

@@ -107,7 +107,7 @@ fn a_flag_comes_before_the_environment_and_that_before_the_file() {
 
 #[test]
 fn an_unknown_scheme_lists_what_there_is() {
-    assert_fails(run(&["run", "--feed", "dance:"]), 2, &["`dance:`", "available: replay"]);
+    assert_fails(run(&["run", "--feed", "dance:"]), 2, &["`dance:`", "available: dcp, dcps, replay"]);
     assert_fails(run(&["changes", "--store", "dance:"]), 2, &["`dance:`", "available: memory"]);
     assert_fails(run(&["run"]), 2, &["--feed"]);
 }

@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rand::{Rng as _, SeedableRng as _};
@@ -11,10 +10,10 @@ use sluicegate::compare::{Ids, Report, Truth, compare, compare_marker};
 use sluicegate_core::decode::{Decoded, GatewayDecoder, MutationDecoder as _};
 use sluicegate_core::feed::{Datatype, FeedEvent};
 use sluicegate_core::pointer::Supersession;
-use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{CacheStore, Mutation, Sequence};
 use sluicegate_core::{ReaderConfig, ReaderNode, Writer, WriterConfig};
-use sluicegate_replay::{MemoryFeed, MutationsExt as _, Recording};
+use sluicegate_replay::{MemoryFeed, MutationsExt as _};
+use support::recorded::{SETS, Set, assert_agrees, load, truly_lost};
 use support::{Kind, on_every_store};
 
 on_every_store! {
@@ -28,28 +27,8 @@ on_every_store! {
     a_writer_that_is_killed_anywhere_loses_nothing
 }
 
-/// One recorded gateway.
-struct Set {
-    name: &'static str,
-    mutations: &'static str,
-    truth: &'static str,
-}
-
-const SETS: [Set; 3] = [
-    Set { name: "attributes", mutations: "mutations.ndjson.gz", truth: "changes-truth.ndjson.gz" },
-    Set { name: "inline", mutations: "mutations-inline.ndjson.gz", truth: "changes-truth-inline.ndjson.gz" },
-    Set { name: "attributes, older gateway", mutations: "mutations-xattr33.ndjson.gz", truth: "changes-truth-xattr33.ndjson.gz" },
-];
-
 const HAZARDS: Set =
     Set { name: "hazards", mutations: "hazards/mutations-skips.ndjson.gz", truth: "hazards/changes-truth-skips.ndjson.gz" };
-
-/// Answers a cache can give, in each recording.
-const MODELLED: usize = 526;
-
-fn path(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/gateway").join(file)
-}
 
 async fn writer(store: &Arc<dyn CacheStore>, feed: &str, config: WriterConfig) -> Writer {
     Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), feed, config).await.unwrap()
@@ -57,18 +36,6 @@ async fn writer(store: &Arc<dyn CacheStore>, feed: &str, config: WriterConfig) -
 
 async fn answers(kind: Kind, parts: Vec<(u32, Vec<Mutation>)>, truth: &Truth, ids: Ids) -> Report {
     compare(kind.fresh().await, parts, truth, ids, WriterConfig::default()).await.unwrap()
-}
-
-fn load(set: &Set) -> (Recording, Truth) {
-    (Recording::read(path(set.mutations)).unwrap(), Truth::read(path(set.truth)).unwrap())
-}
-
-#[track_caller]
-fn assert_agrees(what: &str, report: &Report) {
-    println!("{what}: {report}");
-    assert!(report.differences.is_empty(), "{what}: {report}");
-    assert_eq!(report.answers, MODELLED, "{what}: {report}");
-    assert_eq!(report.refused, 4, "{what}");
 }
 
 async fn every_recorded_answer_is_reproduced_at_every_marker(kind: Kind) {
@@ -165,31 +132,6 @@ async fn with_pointers_nothing_stays_behind_however_much_the_server_left_out(kin
             assert_agrees(&format!("{}, pointers, windows of {window}", set.name), &report);
         }
     }
-}
-
-/// Numbers that something in `all` accounts for, and nothing in `kept`.
-fn truly_lost(all: &[Mutation], kept: &[Mutation]) -> usize {
-    let decoder = GatewayDecoder::default();
-    let numbers = |mutations: &[Mutation]| {
-        let mut numbers = RangeSet::new();
-        let mut add = |s: &Sequence| {
-            numbers.insert(s.0, s.0);
-        };
-        for mutation in mutations {
-            match decoder.decode(mutation) {
-                Decoded::Principal(principal) => add(&principal.sequence),
-                Decoded::Document(document) => {
-                    document.unused.iter().chain(document.entry.supersedes()).for_each(&mut add);
-                    document.departures.iter().for_each(|departure| add(&departure.sequence));
-                    add(&document.entry.sequence());
-                }
-                _ => {}
-            }
-        }
-        numbers
-    };
-    let (all, kept) = (numbers(all), numbers(kept));
-    all.iter().flat_map(|(a, b)| a..=b).filter(|n| !kept.contains(*n)).count()
 }
 
 /// The gateway that made this recording lost sequences of its own: documents cancelled half-way (never on the feed) and users' numbers that

@@ -26,7 +26,10 @@ fn the_stores_discovered_are_those_of_the_features() {
 fn the_feeds_discovered_are_those_of_the_features() {
     let registry = sluicegate::registry().unwrap();
     let found: Vec<_> = registry.feeds().map(|feed| feed.scheme).collect();
-    assert_eq!(found, schemes(&[(cfg!(feature = "replay"), &["replay", "synthetic"])]));
+    assert_eq!(
+        found,
+        schemes(&[(cfg!(feature = "dcp"), &["dcp", "dcps"]), (cfg!(feature = "replay"), &["replay", "synthetic"])])
+    );
 }
 
 #[test]

@@ -120,6 +120,8 @@ inventory::collect!(FeedFactory);
 
 /// Schemes this project has, and the Cargo feature that adds them.
 const KNOWN: &[(&str, &str)] = &[
+    ("dcp", "dcp"),
+    ("dcps", "dcp"),
     ("memory", "memory"),
     ("redis", "redis"),
     ("rediss", "redis"),

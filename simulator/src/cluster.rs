@@ -119,6 +119,18 @@ impl Cluster {
         })
     }
 
+    /// Deletes a document of any collection and leaves `content` in its place.
+    ///
+    /// # Errors
+    /// As [`Bucket::delete_with`](crate::bucket::Bucket::delete_with).
+    pub fn delete_with(&self, collection: u32, key: impl Into<Bytes>, content: Content) -> Result<Stored, Status> {
+        let key = key.into();
+        self.change(|state| {
+            let vbucket = state.bucket.vbucket_of(&key);
+            state.bucket.delete_with(vbucket, DocumentKey { collection, key }, content)
+        })
+    }
+
     /// Writes many documents, and lets them leave the memory.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ pub struct Content {
     pub flags: u32,
     /// When it expires: seconds since 1970, or from now if at most 30 days; 0 for never.
     pub expiry: u32,
+    /// The compare-and-swap value, as of a document that came from another cluster; 0 for one that the server makes.
+    pub cas: u64,
 }
 
 /// How a counter changes.
@@ -93,8 +95,7 @@ impl Bucket {
         }
         let max_ttl = self.manifest().collection(key.collection).and_then(|(_, collection)| collection.max_ttl);
         let expiry = limit(self.absolute(content.expiry), max_ttl, self.now());
-        let Content { value, datatype, flags, .. } = content;
-        Ok(self.append(vbucket, key, value, datatype, flags, expiry, Kind::Mutation))
+        Ok(self.append(vbucket, key, Content { expiry, ..content }, Kind::Mutation))
     }
 
     /// Deletes a document. The server's own attributes stay (protocol, section 8).
@@ -108,8 +109,18 @@ impl Bucket {
             return Err(Status::KeyExists);
         }
         let (value, datatype) = system_attributes(item);
-        let now = self.now() as u32;
-        Ok(self.append(vbucket, key, value, datatype, 0, now, Kind::Deletion))
+        let content = Content { value, datatype, expiry: self.now() as u32, ..Content::default() };
+        Ok(self.append(vbucket, key, content, Kind::Deletion))
+    }
+
+    /// Deletes a document and leaves `content` in its place, as a client does that keeps attributes of deleted documents. There need be no document.
+    ///
+    /// # Errors
+    /// As [`get`](Bucket::get).
+    pub fn delete_with(&mut self, vbucket: u16, key: DocumentKey, content: Content) -> Result<Stored, Status> {
+        self.check(vbucket, &key)?;
+        let content = Content { expiry: self.now() as u32, ..content };
+        Ok(self.append(vbucket, key, content, Kind::Deletion))
     }
 
     /// Appends to the body of a document, or prepends.
@@ -132,7 +143,7 @@ impl Bucket {
         let parts = if at_front { [more, &there[attributes_len..]] } else { [&there[attributes_len..], more] };
         value.extend_from_slice(&parts.concat());
         let datatype = datatype.without(Datatype::JSON);
-        Ok(self.append(vbucket, key, value.into(), datatype, flags, expiry, Kind::Mutation))
+        Ok(self.append(vbucket, key, Content { value: value.into(), datatype, flags, expiry, cas: 0 }, Kind::Mutation))
     }
 
     /// Changes a counter, and gives its value.
@@ -156,7 +167,8 @@ impl Bucket {
             }
         };
         let value = Bytes::from(number.to_string());
-        Ok((self.append(vbucket, key, value, Datatype::JSON, flags, expiry, Kind::Mutation), number))
+        let content = Content { value, datatype: Datatype::JSON, flags, expiry, cas: 0 };
+        Ok((self.append(vbucket, key, content, Kind::Mutation), number))
     }
 
     /// Changes when a document expires.
@@ -168,7 +180,7 @@ impl Bucket {
         let item = self.live(vbucket, &key).ok_or(Status::KeyNotFound)?;
         let (value, datatype, flags) = (item.value.clone(), item.datatype, item.flags);
         let expiry = self.absolute(expiry);
-        Ok(self.append(vbucket, key, value, datatype, flags, expiry, Kind::Mutation))
+        Ok(self.append(vbucket, key, Content { value, datatype, flags, expiry, cas: 0 }, Kind::Mutation))
     }
 
     /// Removes all documents that have expired; how many.
@@ -207,26 +219,19 @@ impl Bucket {
         let Some(item) = self.vbucket(vbucket).and_then(|there| there.find(&key)) else { return };
         let (value, datatype) = system_attributes(item);
         let now = self.now() as u32;
-        self.append(vbucket, key, value, datatype, 0, now, Kind::Expiration);
+        self.append(vbucket, key, Content { value, datatype, expiry: now, ..Content::default() }, Kind::Expiration);
     }
 
     fn absolute(&self, expiry: u32) -> u32 {
         if expiry == 0 || expiry > RELATIVE_EXPIRY { expiry } else { self.now() as u32 + expiry }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an item has that many parts")]
-    fn append(
-        &mut self,
-        vbucket: u16,
-        key: DocumentKey,
-        value: Bytes,
-        datatype: Datatype,
-        flags: u32,
-        time: u32,
-        kind: Kind,
-    ) -> Stored {
+    /// Appends a change; what expires, at an absolute time.
+    fn append(&mut self, vbucket: u16, key: DocumentKey, content: Content, kind: Kind) -> Stored {
         self.changes += 1;
-        let cas = self.identity.cas();
+        let made = self.identity.cas();
+        let Content { value, datatype, flags, expiry: time, cas } = content;
+        let cas = if cas == 0 { made } else { cas };
         let DocumentKey { collection, key } = key;
         let item = Item { seqno: 0, superseded_by: 0, rev: 1, cas, collection, key, value, datatype, flags, time, kind };
         let memory_items = self.memory_items;

@@ -121,7 +121,7 @@ impl Session {
         }
         // A copy: the request lies in a chunk with others, which would stay with it.
         let (value, flags, expiry) = (bytes::Bytes::copy_from_slice(&store.value), store.flags, store.expiry);
-        Ok(Content { value, datatype, flags, expiry })
+        Ok(Content { value, datatype, flags, expiry, cas: 0 })
     }
 
     /// A value as a reader of documents gets it: without attributes, and compressed only if it can read that.

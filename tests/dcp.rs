@@ -1,0 +1,120 @@
+//! The whole way: a gateway's recorded documents in a simulated cluster → DCP → writer → store → answers.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate::compare::{Ids, Report, compare_marker};
+use sluicegate::pointer::Supersession;
+use sluicegate::{CacheStore, Feed, GatewayDecoder, Mutation, ReaderConfig, ReaderNode, Writer, WriterConfig};
+use sluicegate_core::feed::MutationKind;
+use sluicegate_replay::MutationsExt as _;
+use sluicegate_simulator::bucket::Content;
+use sluicegate_simulator::{Cluster, ClusterConfig};
+use support::recorded::{SETS, assert_agrees, load, truly_lost};
+use support::{Kind, on_every_store};
+
+on_every_store! {
+    every_recorded_answer_is_reproduced_over_dcp
+    a_cluster_in_trouble_changes_no_answer
+}
+
+const PASSWORD: &str = "let-me-in";
+
+async fn cluster(vbuckets: u16) -> Cluster {
+    let mut config = ClusterConfig::default();
+    (config.nodes, config.vbuckets, config.replicas) = (3, vbuckets, 1);
+    (config.user, config.password) = ("gateway".to_owned(), sluicegate_simulator::Password::new(PASSWORD));
+    Cluster::start(config).await.unwrap()
+}
+
+/// Writes what a gateway wrote, in the order in which the server took it: the recording has some of a key in another.
+fn write(cluster: &Cluster, mutations: &[Mutation]) {
+    let mut mutations: Vec<&Mutation> = mutations.iter().collect();
+    mutations.sort_by_key(|mutation| mutation.cas);
+    for mutation in mutations {
+        let content = Content {
+            value: mutation.value.clone(),
+            datatype: sluicegate_mcbp::Datatype(mutation.datatype.0),
+            flags: mutation.flags,
+            // The gateway's metadata name it.
+            cas: mutation.cas,
+            ..Content::default()
+        };
+        let key = mutation.key.clone();
+        let written = match mutation.kind {
+            MutationKind::Mutation => cluster.write(mutation.collection, key, content),
+            MutationKind::Deletion | MutationKind::Expiration => cluster.delete_with(mutation.collection, key, content),
+        };
+        written.unwrap_or_else(|status| panic!("{}: {status:?}", mutation.key.escape_ascii()));
+    }
+}
+
+async fn feed(cluster: &Cluster, options: &str) -> Arc<dyn Feed> {
+    let bucket = ClusterConfig::default().bucket;
+    let hosts: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
+    let url = format!("dcp://gateway:{PASSWORD}@{}/{bucket}?{options}", hosts.join(","));
+    sluicegate::open_feed(&url).await.unwrap()
+}
+
+async fn writer(store: &Arc<dyn CacheStore>, feed: &dyn Feed) -> Writer {
+    // A server keeps only the last change of a document: pointers know what it supersedes.
+    let config = WriterConfig::default().with_supersession(Supersession::Pointers);
+    Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), &feed.info().checkpoint_name(), config).await.unwrap()
+}
+
+/// At each marker another writer goes on where the one before has stopped, reads what there is, and ends.
+async fn every_recorded_answer_is_reproduced_over_dcp(kind: Kind) {
+    for set in &SETS {
+        let (recording, truth) = load(set);
+        let (cluster, store) = (cluster(128).await, kind.fresh().await);
+        let mut report = Report::default();
+        let mut kept = Vec::new();
+        for (marker, part) in recording.parts() {
+            write(&cluster, &part);
+            kept.extend(part.deduplicated(usize::MAX));
+            let feed = feed(&cluster, "until=now").await;
+            writer(&store, feed.as_ref()).await.run(feed.as_ref(), std::future::pending()).await.unwrap();
+            let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+            let ids = if truly_lost(recording.upto_marker(marker).unwrap(), &kept) == 0 { Ids::Exact } else { Ids::Sequences };
+            report.add(compare_marker(&reader, &truth, marker, ids).await.unwrap());
+        }
+        assert_agrees(&format!("{}, over DCP", set.name), &report);
+    }
+}
+
+/// A writer follows while frames come in pieces, connections are cut, vbuckets move, and a node is away for a while.
+async fn a_cluster_in_trouble_changes_no_answer(kind: Kind) {
+    let (recording, truth) = load(&SETS[2]);
+    let (cluster, store) = (cluster(64).await, kind.fresh().await);
+    cluster.set_faults(|faults| faults.split_percent = 10);
+    let mut report = Report::default();
+    for (marker, part) in recording.parts() {
+        let following = feed(&cluster, "config_poll_ms=50").await;
+        let mut follower = writer(&store, following.as_ref()).await;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(async move {
+            let stopped = async move { drop(stopped.await) };
+            follower.run(following.as_ref(), stopped).await.map(drop)
+        });
+        for (turn, some) in part.chunks(part.len().div_ceil(6).max(1)).enumerate() {
+            write(&cluster, some);
+            match turn {
+                0 => cluster.drop_connections(),
+                1 => cluster.rebalance(&[(3, 1), (4, 2), (5, 0), (40, 2)]),
+                2 => cluster.kill_node(1),
+                3 => cluster.revive_node(1).await.unwrap(),
+                _ => cluster.set_faults(|faults| faults.delay = Duration::from_micros(100)),
+            }
+        }
+        stop.send(()).unwrap();
+        running.await.unwrap().unwrap();
+
+        let rest = feed(&cluster, "until=now").await;
+        writer(&store, rest.as_ref()).await.run(rest.as_ref(), std::future::pending()).await.unwrap();
+        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+        report.add(compare_marker(&reader, &truth, marker, Ids::Sequences).await.unwrap());
+    }
+    assert_agrees("a cluster in trouble", &report);
+}

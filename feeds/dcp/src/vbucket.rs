@@ -267,6 +267,13 @@ impl Vbucket {
         if seqno <= self.at.seqno {
             return Err(Disorder { seqno, after: self.at.seqno });
         }
+        self.go_to(seqno, out);
+        Ok(seqno >= self.goal && self.catch_up())
+    }
+
+    /// The position moves; a snapshot that was announced begins with it.
+    #[inline]
+    fn go_to(&mut self, seqno: u64, out: &mut Vec<FeedEvent>) {
         if let Some((start, end)) = self.pending.take() {
             self.begin_snapshot(start.min(seqno), end.max(seqno));
             let (start, end) = (PartitionSeqno(self.at.snapshot_start), PartitionSeqno(self.at.snapshot_end));
@@ -275,7 +282,6 @@ impl Vbucket {
         self.at.seqno = seqno;
         self.at.snapshot_end = self.at.snapshot_end.max(seqno);
         self.is_fresh = false;
-        Ok(seqno >= self.goal && self.catch_up())
     }
 
     /// The position moves without an item (section 5.2, rule 4); true if the vbucket is caught up with it.
@@ -288,14 +294,7 @@ impl Vbucket {
         if seqno < self.at.seqno {
             return Err(Disorder { seqno, after: self.at.seqno });
         }
-        if let Some((start, end)) = self.pending.take() {
-            self.begin_snapshot(start.min(seqno), end.max(seqno));
-            let (start, end) = (PartitionSeqno(self.at.snapshot_start), PartitionSeqno(self.at.snapshot_end));
-            out.push(FeedEvent::SnapshotStart { partition: self.id, start, end });
-        }
-        self.at.seqno = seqno;
-        self.at.snapshot_end = self.at.snapshot_end.max(seqno);
-        self.is_fresh = false;
+        self.go_to(seqno, out);
         out.push(FeedEvent::SeqnoAdvanced { partition: self.id, seqno: PartitionSeqno(seqno) });
         Ok(seqno >= self.goal && self.catch_up())
     }

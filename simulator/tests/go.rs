@@ -49,9 +49,8 @@ impl Drop for Drain {
 }
 
 /// The `go` of the path, or where its own installer puts it.
-fn go() -> &'static Path {
-    let installed = Path::new("/usr/local/go/bin/go");
-    if installed.exists() { installed } else { Path::new("go") }
+fn go() -> &'static str {
+    if Command::new("go").arg("version").output().is_ok() { "go" } else { "/usr/local/go/bin/go" }
 }
 
 #[track_caller]

@@ -45,6 +45,19 @@ pub struct Write {
     pub value: Bytes,
 }
 
+impl Write {
+    /// Writes it by itself, for ever.
+    ///
+    /// # Errors
+    /// As [`CacheStore::insert`] or [`CacheStore::replace`].
+    pub async fn apply<S: CacheStore + ?Sized>(self, store: &S) -> Result<Version> {
+        match self.expected {
+            None => store.insert(&self.key, self.value, Expiry::Never).await,
+            Some(expected) => store.replace(&self.key, self.value, expected, Expiry::Never).await,
+        }
+    }
+}
+
 /// How long a document is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
@@ -134,13 +147,8 @@ pub trait CacheStore: Send + Sync + fmt::Debug + 'static {
     /// Writes several documents, of different keys and for ever, each as [`insert`](Self::insert) or [`replace`](Self::replace) would; what became
     /// of each, in their order. They are written in any order, and one that fails keeps no other from being written.
     async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
-        let write = |Write { key, expected, value }| async move {
-            match expected {
-                None => self.insert(&key, value, Expiry::Never).await,
-                Some(expected) => self.replace(&key, value, expected, Expiry::Never).await,
-            }
-        };
-        futures::stream::iter(writes.into_iter().map(write).collect::<Vec<_>>()).buffered(PARALLEL).collect().await
+        let writes: Vec<_> = writes.into_iter().map(|write| write.apply(self)).collect();
+        futures::stream::iter(writes).buffered(PARALLEL).collect().await
     }
 
     /// The change entries of several sequences, in their order.

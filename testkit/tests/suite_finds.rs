@@ -169,17 +169,14 @@ impl CacheStore for Flawed {
 
     async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
         let mut written = Vec::new();
-        for Write { key, expected, value } in writes {
+        for write in writes {
             let has_failed = written.iter().any(Result::is_err);
-            written.push(match expected {
-                _ if has_failed && self.has(Flaw::ManyWritesStopAtTheFirst) => {
-                    Err(Error::new(ErrorKind::Conflict, "an earlier one failed"))
-                }
-                Some(_) if self.has(Flaw::ManyWritesIgnoreTheVersion) => {
-                    self.inner.insert(&self.key(&key), value, Expiry::Never).await
-                }
-                Some(expected) => self.replace(&key, value, expected, Expiry::Never).await,
-                None => self.insert(&key, value, Expiry::Never).await,
+            written.push(if has_failed && self.has(Flaw::ManyWritesStopAtTheFirst) {
+                Err(Error::new(ErrorKind::Conflict, "an earlier one failed"))
+            } else if write.expected.is_some() && self.has(Flaw::ManyWritesIgnoreTheVersion) {
+                self.inner.insert(&self.key(&write.key), write.value, Expiry::Never).await
+            } else {
+                write.apply(self).await
             });
         }
         written

@@ -152,11 +152,8 @@ impl CacheStore for MemoryStore {
 
     async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version>> {
         let mut written = Vec::with_capacity(writes.len());
-        for Write { key, expected, value } in writes {
-            written.push(match expected {
-                None => self.insert(&key, value, Expiry::Never).await,
-                Some(expected) => self.replace(&key, value, expected, Expiry::Never).await,
-            });
+        for write in writes {
+            written.push(write.apply(self).await);
         }
         written
     }

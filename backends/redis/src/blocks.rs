@@ -7,7 +7,7 @@ use sluicegate_core::batch::BlockDelta;
 use sluicegate_core::block::{BlockState, InPlace};
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, Error, Result};
 
-use crate::address::Address;
+use crate::address::{Address, Addresses};
 use crate::error::translate;
 use crate::link::{Answer, Commands, Effect};
 use crate::{RedisStore, VERSION, eval, failed, script, unexpected};
@@ -45,7 +45,7 @@ struct Raise {
 const BEFORE: u64 = 8 * VERSION as u64;
 
 impl Raise {
-    fn new(address: &Address, scratch: &str, delta: &BlockDelta, layout: InPlace, capacity: u32) -> Self {
+    fn new(addresses: &Addresses, address: &Address, delta: &BlockDelta, layout: InPlace, capacity: u32) -> Self {
         let at = |offset| BEFORE + layout.bit(offset);
         let mut command = match mask(delta, layout) {
             Some((first, mask)) => {
@@ -53,7 +53,8 @@ impl Raise {
                     InPlace::Bytes => VERSION as u64 + u64::from(layout.length(capacity)),
                     InPlace::Pairs => first + mask.len() as u64,
                 };
-                eval(script::OR, &[&address.key, scratch]).arg(length).arg(first).arg(mask).take()
+                let scratch = addresses.beside(address, "_scratch");
+                eval(script::OR, &[&address.key, &scratch]).arg(length).arg(first).arg(mask).take()
             }
             None => {
                 let mut bits = cmd("BITFIELD");
@@ -142,7 +143,7 @@ impl RedisStore {
         let key = block_key(delta);
         let address = self.addresses.of(&key);
         self.check_blocks(std::slice::from_ref(delta), layout, codec.capacity()).await?;
-        let raise = Raise::new(&address, &self.scratch(&address), delta, layout, codec.capacity());
+        let raise = Raise::new(&self.addresses, &address, delta, layout, codec.capacity());
         let raised = self.link.one(address.tag, raise.command, Effect::Write).await;
         raised.map_err(|e| failed(e, Effect::Write, "merge", &key))?;
         let found = self.get(&key).await?.map(|found| codec.decode(&found.value)).transpose();
@@ -163,7 +164,7 @@ impl RedisStore {
         let mut doubtful = Vec::new();
         for (at, delta) in deltas.iter().enumerate() {
             let address = self.addresses.of(&block_key(delta));
-            let raise = Raise::new(&address, &self.scratch(&address), delta, layout, capacity);
+            let raise = Raise::new(&self.addresses, &address, delta, layout, capacity);
             commands.add(address.tag, raise.command);
             witnesses.push(raise.has_witness);
             if !raise.has_witness {
@@ -192,11 +193,6 @@ impl RedisStore {
         }
         empty.sort_unstable();
         Ok(empty)
-    }
-
-    /// A key that only scripts use, and leave empty.
-    fn scratch(&self, address: &Address) -> String {
-        self.addresses.beside(address, "_scratch")
     }
 
     /// Looks at blocks that this store has not written before, so that nothing is written over what is none.
@@ -262,7 +258,7 @@ mod tests {
     /// The words of what raises `changes`, but for a script.
     fn words(changes: &[(u32, BlockState)], layout: InPlace, capacity: u32) -> Vec<Vec<u8>> {
         let address = Address { key: "k".to_owned(), tag: 0, shape: Shape::Block };
-        let raise = Raise::new(&address, "scratch", &delta(changes), layout, capacity);
+        let raise = Raise::new(&Addresses::new("_cache"), &address, &delta(changes), layout, capacity);
         let words = raise.command.args_iter().map(|arg| match arg {
             redis::Arg::Simple(bytes) => bytes.to_vec(),
             _ => Vec::new(),
@@ -288,7 +284,10 @@ mod tests {
         ] {
             let words = words(&changes, codec.in_place().unwrap(), 200);
             let number = |at: usize| std::str::from_utf8(&words[at]).unwrap().parse::<usize>().unwrap();
-            assert_eq!((&words[0][..], number(1), &words[2][..], &words[3][..]), (&b"EVAL"[..], 2, &b"k"[..], &b"scratch"[..]));
+            assert_eq!(
+                (&words[0][..], number(1), &words[2][..], &words[3][..]),
+                (&b"EVAL"[..], 2, &b"k"[..], &b"{0000}_cache:_scratch"[..])
+            );
             let (length, first, mask) = (number(4), number(5), &words[6]);
             let mut stored = vec![0; length.max(first + mask.len())];
             stored[first..first + mask.len()].copy_from_slice(mask);

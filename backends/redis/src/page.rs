@@ -17,6 +17,9 @@ use crate::VERSION;
 /// Longer strings gain little, and whoever reads one document reads the whole string.
 pub(crate) const PAGE: u64 = 8;
 
+// The script of pages has these numbers in it.
+const _: () = assert!(PAGE == 8 && VERSION == 8);
+
 /// Bytes of place and length.
 const HEAD: usize = 5;
 

@@ -5,6 +5,7 @@ use sluicegate_core::store::{Version, Write};
 use sluicegate_core::{CacheKey, Error, ErrorKind, Result};
 
 use crate::address::{Address, Shape};
+use crate::error::Failure;
 use crate::link::{Commands, Effect};
 use crate::{
     MAX_VALUE, RedisStore, block_version, conflict, eval, failed, is_done, only_grows, page, page_length, script, stored,
@@ -26,16 +27,16 @@ impl RedisStore {
             let address = self.addresses.of(&write.key);
             sent.push(command(write, &address).map(|(command, version)| {
                 commands.add(address.tag, command);
-                version
+                (version, address.shape)
             }));
         }
         let mut answers = self.link.run(commands, Effect::Write).await.into_iter();
-        let outcome = |(write, sent): (&Write, Result<Version>)| {
-            let version = sent?;
+        let outcome = |(write, sent): (&Write, Result<(Version, Shape)>)| {
+            let (version, shape) = sent?;
             let operation = if write.expected.is_some() { "replace" } else { "insert" };
-            let answer = answers.next().unwrap_or_else(|| Err(crate::error::Failure::unanswered()));
+            let answer = answers.next().unwrap_or_else(|| Err(Failure::unanswered()));
             let answer = answer.map_err(|e| failed(e, Effect::Write, operation, &write.key))?;
-            match is_written(&answer, &self.addresses.of(&write.key).shape) {
+            match is_written(&answer, &shape) {
                 Ok(true) => Ok(version),
                 Ok(false) if write.expected.is_some() => Err(conflict(operation, &write.key)),
                 Ok(false) => Err(already_exists(&write.key)),

@@ -12,7 +12,7 @@ use sluicegate_core::registry::{FeedFactory, Location, Opening};
 use sluicegate_core::{Error, ErrorKind, Feed, FeedStart, FeedStream, PartitionId, Result};
 use sluicegate_mcbp::topology::Topology;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::bootstrap::{bootstrap, core_error, filter};
 use crate::driver::{Driver, Plan};
@@ -120,7 +120,7 @@ impl Feed for DcpFeed {
         let name = format!("sluicegate:{:016x}", rand::random::<u64>());
         let plan = Plan { target, filter, name, is_finite: self.is_finite() };
         let driver = Driver::new(plan, topology, outlet, board, begin, resolved);
-        let task = Task(tokio::spawn(driver.run()));
+        let task = AbortOnDropHandle::new(tokio::spawn(driver.run()));
         let mut open = Open { inlet, failed: None, _task: task };
         // What is written from now on must come, so where it begins must be known.
         if is_resolved.await.is_err() {
@@ -137,7 +137,7 @@ impl Feed for DcpFeed {
 struct Open {
     inlet: Inlet,
     failed: Option<Error>,
-    _task: Task,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Open {
@@ -146,15 +146,6 @@ impl Open {
             Some(error) => Some(Err(error)),
             None => self.inlet.take().await,
         }
-    }
-}
-
-/// A task that ends with its owner.
-struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

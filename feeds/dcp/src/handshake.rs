@@ -1,7 +1,7 @@
 //! From a session to a connection that streams: OPEN, and the options of the connection (protocol, sections 3.1 to 3.3).
 
 use bytes::Bytes;
-use sluicegate_mcbp::client::{ClientError, ClientResult, Link, Session};
+use sluicegate_mcbp::client::{ClientError, ClientResult, Fault, Link, Session};
 use sluicegate_mcbp::config::Address;
 use sluicegate_mcbp::dcp::{Control, Open, OpenFlags};
 use sluicegate_mcbp::hello::Feature;
@@ -93,10 +93,10 @@ async fn make_producer(session: &mut Session, flags: Vec<OpenFlags>, name: &str)
             Status::InvalidArguments => refusal = Some(ClientError::refused("the opening of DCP", &answer)),
             Status::AccessDenied => {
                 let message = "the user may not follow the changes of the bucket; give it the role Data DCP Reader";
-                return Err(ClientError::new(sluicegate_mcbp::client::Fault::AccessDenied, message));
+                return Err(ClientError::new(Fault::AccessDenied, message));
             }
             _ => return Err(ClientError::refused("the opening of DCP", &answer)),
         }
     }
-    Err(refusal.unwrap_or_else(|| ClientError::new(sluicegate_mcbp::client::Fault::Protocol, "no way to open DCP")))
+    Err(refusal.unwrap_or_else(|| ClientError::new(Fault::Protocol, "no way to open DCP")))
 }

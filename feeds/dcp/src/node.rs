@@ -84,11 +84,7 @@ pub(super) struct Connection {
 /// Connects to a node and streams from it, until the connection breaks or nobody gives orders any more. All it was given comes back in
 /// reports.
 pub(crate) async fn run(node: Node, mut orders: mpsc::UnboundedReceiver<Order>) {
-    let opened = {
-        let opening = handshake::open(&node.address, &node.target, &node.name);
-        tokio::pin!(opening);
-        opening.await
-    };
+    let opened = handshake::open(&node.address, &node.target, &node.name).await;
     let (id, reports, board) = (node.id, node.reports.clone(), node.board.clone());
     let (error, mut vbuckets) = match opened {
         Err(error) => (error, Vec::new()),

@@ -11,19 +11,16 @@ use sluicegate_mcbp::dcp::{self, MarkerFlags, OsoBoundary};
 use sluicegate_mcbp::errormap::Attribute;
 use sluicegate_mcbp::value::decompress;
 use sluicegate_mcbp::{
-    Command, Datatype as WireDatatype, Frame, Frames, Magic, Message, Notice, Opcode, Reply, Request, Response, ServerRequest,
-    Status,
+    Command, DEFAULT_MAX_BODY, Datatype as WireDatatype, Frame, Frames, Magic, Message, Notice, Opcode, Reply, Request, Response,
+    ServerRequest, Status,
 };
 
 use crate::node::{Connection, Held, Question};
 use crate::orders::Report;
 use crate::parcel::BATCH;
 use crate::resume::Histories;
-use crate::status::VbucketState;
-use crate::vbucket::{Disorder, Next, Vbucket};
-
-/// The longest value after decompression: a document of 20 MiB and its system attributes, with a margin.
-const MAX_VALUE: usize = 24 << 20;
+use crate::status::{Board, VbucketState};
+use crate::vbucket::{Disorder, Next};
 
 /// What an event of a stream came with.
 struct Envelope {
@@ -31,6 +28,32 @@ struct Envelope {
     opaque: u32,
     cas: u64,
     datatype: WireDatatype,
+}
+
+/// What happened to a document.
+struct Change {
+    kind: MutationKind,
+    seqno: u64,
+    rev_no: u64,
+    flags: u32,
+    expiry: u32,
+    key: Bytes,
+    value: Bytes,
+}
+
+impl From<dcp::Mutation> for Change {
+    #[inline]
+    fn from(event: dcp::Mutation) -> Self {
+        let dcp::Mutation { by_seqno: seqno, rev_seqno: rev_no, flags, expiry, key, value, .. } = event;
+        Change { kind: MutationKind::Mutation, seqno, rev_no, flags, expiry, key, value }
+    }
+}
+
+impl Change {
+    fn removal(event: dcp::Removal, kind: MutationKind) -> Self {
+        let dcp::Removal { by_seqno: seqno, rev_seqno: rev_no, key, value, .. } = event;
+        Change { kind, seqno, rev_no, flags: 0, expiry: 0, key, value }
+    }
 }
 
 impl Connection {
@@ -73,11 +96,11 @@ impl Connection {
     #[inline]
     fn on_command(&mut self, envelope: &Envelope, command: Command) -> ClientResult<()> {
         match command {
-            Command::DcpMutation(event) => self.on_mutation(envelope, event),
-            Command::DcpDeletion(event) => self.on_removal(envelope, event, MutationKind::Deletion),
-            Command::DcpExpiration(event) => self.on_removal(envelope, event, MutationKind::Expiration),
+            Command::DcpMutation(event) => self.on_change(envelope, event.into()),
+            Command::DcpDeletion(event) => self.on_change(envelope, Change::removal(event, MutationKind::Deletion)),
+            Command::DcpExpiration(event) => self.on_change(envelope, Change::removal(event, MutationKind::Expiration)),
             Command::DcpSnapshotMarker(marker) => {
-                if let Some(vbucket) = self.stream(envelope) {
+                if let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.board, envelope) {
                     vbucket.on_marker(marker.start, marker.end);
                     if marker.flags.contains(MarkerFlags::ACK) {
                         self.answer(Opcode::DcpSnapshotMarker, envelope.opaque)?;
@@ -93,7 +116,7 @@ impl Connection {
             Command::DcpAbort(event) => self.on_advanced(envelope, event.abort_seqno),
             Command::DcpOsoSnapshot(event) => {
                 // Not asked for, since positions inside are none.
-                let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
+                let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
                 match event.boundary {
                     OsoBoundary::Start => vbucket.on_unordered_begin(),
                     _ => self.caught_up += usize::from(vbucket.on_unordered_end(&mut self.out)),
@@ -101,7 +124,7 @@ impl Connection {
                 Ok(())
             }
             Command::DcpStreamEnd(end) => {
-                let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
+                let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
                 let next = vbucket.on_end(end.reason);
                 tracing::debug!(vbucket = envelope.vbucket, reason = ?end.reason, node = %self.node.address, "a stream has ended");
                 self.release(envelope.vbucket, next, format!("the stream has ended: {:?}", end.reason));
@@ -110,8 +133,8 @@ impl Connection {
             Command::DcpNoop(_) => self.answer(Opcode::DcpNoop, envelope.opaque),
             Command::DcpFlush(_) => {
                 // Only servers before 4.0. The stream is asked for again, and the server says what to go back to.
-                if held(&mut self.held, envelope).is_none() {
-                    return self.count_stale();
+                if held(&mut self.held, &self.node.board, envelope).is_none() {
+                    return Ok(());
                 }
                 self.close_stream(envelope.vbucket)?;
                 self.again(envelope.vbucket, "the bucket was emptied");
@@ -124,57 +147,42 @@ impl Connection {
         }
     }
 
+    /// A document was changed.
     #[inline]
-    fn on_mutation(&mut self, envelope: &Envelope, event: dcp::Mutation) -> ClientResult<()> {
-        let has_collections = self.has_collections;
-        if !self.on_item(envelope, event.by_seqno)? {
+    fn on_change(&mut self, envelope: &Envelope, change: Change) -> ClientResult<()> {
+        let Some(held) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
+        let moved = held.vbucket.on_item(change.seqno, &mut self.out);
+        if !self.on_moved(envelope, change.seqno, moved)? {
             return Ok(());
         }
-        let (collection, key) = if has_collections { split_key(event.key)? } else { (0, event.key) };
-        let (value, datatype) = plain(event.value, envelope.datatype)?;
+        let (collection, key) = if self.has_collections { split_key(change.key)? } else { (0, change.key) };
+        let (value, datatype) = plain(change.value, envelope.datatype)?;
         self.out.push(FeedEvent::Mutation(Mutation {
-            kind: MutationKind::Mutation,
+            kind: change.kind,
             partition: PartitionId(envelope.vbucket),
-            seqno: PartitionSeqno(event.by_seqno),
+            seqno: PartitionSeqno(change.seqno),
             key,
             value,
             cas: envelope.cas,
             datatype,
-            rev_no: event.rev_seqno,
-            flags: event.flags,
-            expiry: event.expiry,
+            rev_no: change.rev_no,
+            flags: change.flags,
+            expiry: change.expiry,
             collection,
         }));
         Ok(())
     }
 
-    fn on_removal(&mut self, envelope: &Envelope, event: dcp::Removal, kind: MutationKind) -> ClientResult<()> {
-        if !self.on_item(envelope, event.by_seqno)? {
-            return Ok(());
-        }
-        let (collection, key) = if self.has_collections { split_key(event.key)? } else { (0, event.key) };
-        let (value, datatype) = plain(event.value, envelope.datatype)?;
-        self.out.push(FeedEvent::Mutation(Mutation {
-            kind,
-            partition: PartitionId(envelope.vbucket),
-            seqno: PartitionSeqno(event.by_seqno),
-            key,
-            value,
-            cas: envelope.cas,
-            datatype,
-            rev_no: event.rev_seqno,
-            flags: 0,
-            expiry: 0,
-            collection,
-        }));
-        Ok(())
+    fn on_advanced(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<()> {
+        let Some(held) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
+        let moved = held.vbucket.on_advanced(seqno, &mut self.out);
+        self.on_moved(envelope, seqno, moved).map(drop)
     }
 
-    /// Whether an item of a stream is to be delivered.
+    /// Whether the position has moved, rather than that it must be begun again.
     #[inline]
-    fn on_item(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<bool> {
-        let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale().map(|()| false) };
-        match vbucket.on_item(seqno, &mut self.out) {
+    fn on_moved(&mut self, envelope: &Envelope, seqno: u64, moved: Result<bool, Disorder>) -> ClientResult<bool> {
+        match moved {
             Ok(is_caught_up) => {
                 self.caught_up += usize::from(is_caught_up);
                 self.node.board.set_seqno(envelope.vbucket, seqno);
@@ -184,40 +192,12 @@ impl Connection {
         }
     }
 
-    fn on_advanced(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<()> {
-        let Some(Held { vbucket, .. }) = held(&mut self.held, envelope) else { return self.count_stale() };
-        match vbucket.on_advanced(seqno, &mut self.out) {
-            Ok(is_caught_up) => {
-                self.caught_up += usize::from(is_caught_up);
-                self.node.board.set_seqno(envelope.vbucket, seqno);
-                Ok(())
-            }
-            Err(disorder) => self.on_disorder(envelope, disorder),
-        }
-    }
-
     /// Begins the stream again from what is certain.
     #[cold]
     fn on_disorder(&mut self, envelope: &Envelope, Disorder { seqno, after }: Disorder) -> ClientResult<()> {
         tracing::warn!(vbucket = envelope.vbucket, seqno, after, node = %self.node.address, "a seqno does not grow; opening the stream again");
         self.close_stream(envelope.vbucket)?;
         self.again(envelope.vbucket, format!("seqno {seqno} came after {after}"));
-        Ok(())
-    }
-
-    fn stream(&mut self, envelope: &Envelope) -> Option<&mut Vbucket> {
-        match held(&mut self.held, envelope) {
-            Some(held) => Some(&mut held.vbucket),
-            None => {
-                self.node.board.stale.fetch_add(1, Relaxed);
-                None
-            }
-        }
-    }
-
-    /// Of a stream that was given up: nothing but its bytes counts.
-    fn count_stale(&mut self) -> ClientResult<()> {
-        self.node.board.stale.fetch_add(1, Relaxed);
         Ok(())
     }
 
@@ -406,10 +386,15 @@ impl Connection {
     }
 }
 
-/// The vbucket whose stream an event is of; none if that stream was given up.
+/// The vbucket whose stream an event is of; none if that stream was given up: then nothing but its bytes counts.
 #[inline]
-fn held<'a>(held: &'a mut [Option<Held>], envelope: &Envelope) -> Option<&'a mut Held> {
-    held.get_mut(usize::from(envelope.vbucket))?.as_mut().filter(|held| held.opaque == envelope.opaque && held.opaque != 0)
+fn held<'a>(held: &'a mut [Option<Held>], board: &Board, envelope: &Envelope) -> Option<&'a mut Held> {
+    let found = held.get_mut(usize::from(envelope.vbucket)).and_then(Option::as_mut);
+    let found = found.filter(|held| held.opaque == envelope.opaque && held.opaque != 0);
+    if found.is_none() {
+        board.stale.fetch_add(1, Relaxed);
+    }
+    found
 }
 
 fn log_of(log: &dcp::FailoverLog) -> Histories {
@@ -422,7 +407,7 @@ fn plain(value: Bytes, datatype: WireDatatype) -> ClientResult<(Bytes, Datatype)
     if !datatype.contains(WireDatatype::SNAPPY) {
         return Ok((value, Datatype(datatype.0)));
     }
-    let (value, datatype) = decompress(value, datatype, MAX_VALUE).map_err(|error| {
+    let (value, datatype) = decompress(value, datatype, DEFAULT_MAX_BODY).map_err(|error| {
         ClientError::new(Fault::Protocol, format!("a value cannot be decompressed: {error}")).with_source(error)
     })?;
     Ok((value, Datatype(datatype.0)))

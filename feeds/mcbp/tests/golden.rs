@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use common::{frame, hex};
+use common::{frame, hex, prepare};
 use sluicegate_mcbp::config::Revision;
 use sluicegate_mcbp::dcp::*;
 use sluicegate_mcbp::hello::{ClusterMapChanged, Feature, Features, GetClusterConfig, GetErrorMap, Granted};
@@ -136,22 +136,7 @@ fn dcp_messages() -> Vec<(&'static str, Message)> {
         ("D29", ask(Command::DcpBufferAck(BufferAck { bytes: 4096 })).with_opaque(5)),
         ("D30", ask(Command::DcpCloseStream(Empty {})).with_vbucket(5).with_opaque(OPAQUE)),
         ("D31", ask(Command::DcpStreamEnd(StreamEnd { reason: EndReason::Ok })).with_opaque(OPAQUE)),
-        (
-            "D32",
-            at_0x210(Command::DcpPrepare(Prepare {
-                by_seqno: 4,
-                rev_seqno: 1,
-                flags: 0,
-                expiry: 0,
-                lock_time: 0,
-                nru: 0,
-                deleted: 0,
-                durability: Durability::Majority,
-                key: b("hello"),
-                value: b("world"),
-            }))
-            .with_cas(1),
-        ),
+        ("D32", at_0x210(Command::DcpPrepare(prepare(4, "hello", "world"))).with_cas(1)),
         ("D33", at_0x210(Command::DcpCommit(Commit { prepared_seqno: 4, commit_seqno: 5, key: b("hello") }))),
         ("D34", at_0x210(Command::DcpAbort(Abort { prepared_seqno: 4, abort_seqno: 5, key: b("hello") }))),
         (

@@ -3,7 +3,7 @@
 mod common;
 
 use bytes::{Bytes, BytesMut};
-use common::frame;
+use common::{frame, prepare};
 use proptest::prelude::*;
 use sluicegate_mcbp::collections::{join_key, put_id, read_id, split_key};
 use sluicegate_mcbp::dcp::*;
@@ -105,24 +105,12 @@ fn what_precedes_a_bad_frame_is_delivered() {
 #[test]
 fn flow_control_counts_whole_messages_but_not_noops() {
     let empty = || sluicegate_mcbp::Empty {};
-    let prepare = Prepare {
-        by_seqno: 1,
-        rev_seqno: 1,
-        flags: 0,
-        expiry: 0,
-        lock_time: 0,
-        nru: 0,
-        deleted: 0,
-        durability: Durability::Majority,
-        key: "k".into(),
-        value: "v".into(),
-    };
     for (command, counted) in [
         (Command::DcpNoop(empty()), 0),
         (Command::DcpStreamEnd(StreamEnd { reason: EndReason::Ok }), 28),
         (Command::DcpSeqnoAdvanced(SeqnoAdvanced { by_seqno: 1 }), 32),
         (Command::DcpCacheTransferEnd(empty()), 24),
-        (Command::DcpPrepare(prepare), 24 + 31 + 2 + 2),
+        (Command::DcpPrepare(prepare(1, "k", "v")), 24 + 31 + 2 + 2),
     ] {
         let mut out = BytesMut::new();
         Request::new(command).encode(&mut out).unwrap();

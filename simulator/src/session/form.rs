@@ -5,6 +5,7 @@ use sluicegate_mcbp::dcp::{Mutation, Removal, SystemEvent};
 use sluicegate_mcbp::value::{compress, decompress, join_attributes, split_attributes};
 use sluicegate_mcbp::{Command, Datatype, HEADER_LEN, Header, Magic, Opcode, collections};
 
+use super::MAX_VALUE;
 use crate::bucket::{Item, Kind};
 
 /// What values consist of.
@@ -30,9 +31,6 @@ pub(crate) struct Form {
     pub(crate) has_delete_times: bool,
     pub(crate) has_expirations: bool,
 }
-
-/// The longest value that is decompressed, in bytes.
-const MAX_VALUE: usize = 21 << 20;
 
 /// Bytes of a mutation's extras.
 const MUTATION_EXTRAS: usize = 31;

@@ -5,12 +5,9 @@ use sluicegate_mcbp::kv::{Counter, Document, Stored, Written};
 use sluicegate_mcbp::value::decompress;
 use sluicegate_mcbp::{Command, Datatype, Reply, Request, Status, collections, kv};
 
-use super::{Session, done};
+use super::{MAX_VALUE, Session, done};
 use crate::bucket::{self, Arithmetic, Content, DocumentKey, Write};
 use crate::state::State;
-
-/// The largest value that is decompressed, in bytes.
-const MAX_VALUE: usize = 21 << 20;
 
 /// The longest key without its collection's number, in bytes.
 const MAX_KEY: usize = 250;

@@ -39,6 +39,9 @@ const FEATURES: [Feature; 15] = [
     Feature::DcpSkipDeletesInInitialBackfill,
 ];
 
+/// The largest value that is decompressed, in bytes.
+const MAX_VALUE: usize = 21 << 20;
+
 /// Bytes of output that are prepared at once.
 const OUT_LIMIT: usize = 256 << 10;
 

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
+use sluicegate_mcbp::dcp::{Durability, Prepare};
 use sluicegate_mcbp::{Frame, FrameDecoder};
 
 pub(crate) fn hex(text: &str) -> Vec<u8> {
@@ -17,6 +18,22 @@ pub(crate) fn frame(bytes: &[u8]) -> Frame {
     let frame = FrameDecoder::default().decode(&mut buffer).unwrap().expect("a whole frame");
     assert!(buffer.is_empty());
     frame
+}
+
+/// A durable write that has begun, of this key and value.
+pub(crate) fn prepare(by_seqno: u64, key: &'static str, value: &'static str) -> Prepare {
+    Prepare {
+        by_seqno,
+        rev_seqno: 1,
+        flags: 0,
+        expiry: 0,
+        lock_time: 0,
+        nru: 0,
+        deleted: 0,
+        durability: Durability::Majority,
+        key: key.into(),
+        value: value.into(),
+    }
 }
 
 /// A recorded connection: the bytes of its frames in order, and whether the client sent them.

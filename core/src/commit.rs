@@ -219,33 +219,52 @@ pub fn must_list(batch: &WriteBatch, delta: &BlockDelta) -> bool {
     delta.adds_rows && (is_droppable(batch, delta) || !batch.listed.contains(&delta.channel, delta.index))
 }
 
-/// Drops a block in which nothing is live from its directory, if that still holds when it is looked at; whether it was dropped.
+/// Drops blocks in which nothing is live from their directories, if that still holds when it is looked at; how many were dropped.
 /// Only for blocks wholly at or below the published stable sequence.
-pub async fn drop_block<S: CacheStore + ?Sized>(
+pub async fn drop_blocks<S: CacheStore + ?Sized>(
     store: &S,
-    channel: &Channel,
-    index: BlockIndex,
+    mut blocks: Vec<(Channel, BlockIndex)>,
     codec: &dyn BlockCodec,
-) -> Result<bool> {
-    let directory_key = CacheKey::Directory(channel.clone());
-    let block_key = CacheKey::Block(channel.clone(), index);
-    let Some(stored) = store.get(&directory_key).await? else { return Ok(false) };
-    let mut directory = Directory::from_bytes(&stored.value, channel).map_err(|e| e.with_context("key", &directory_key))?;
-    if let Some(block) = store.get(&block_key).await?
-        && codec.decode(&block.value).map_err(|e| e.with_context("key", &block_key))?.live_count() > 0
-    {
-        return Ok(false);
+) -> Result<usize> {
+    blocks.sort_unstable();
+    let of_channels: Vec<&[(Channel, BlockIndex)]> = blocks.chunk_by(|(a, _), (b, _)| a == b).collect();
+    let mut directories = Vec::new();
+    let keys: Vec<CacheKey> = of_channels.iter().map(|of| CacheKey::Directory(of[0].0.clone())).collect();
+    for ((of, key), stored) in of_channels.into_iter().zip(&keys).zip(store.get_many(&keys).await?) {
+        if let Some(stored) = stored {
+            let directory = Directory::from_bytes(&stored.value, &of[0].0).map_err(|e| e.with_context("key", key))?;
+            directories.push((of, key, directory, stored.version));
+        }
     }
-    if !directory.unlist(index) {
-        return Ok(false);
+    // After the directories: whoever adds a row to one of them from here on rewrites its directory.
+    let wanted = directories.iter().flat_map(|(of, ..)| of.iter());
+    let block_keys: Vec<CacheKey> = wanted.map(|(channel, index)| CacheKey::Block(channel.clone(), *index)).collect();
+    let mut found = block_keys.iter().zip(store.get_many(&block_keys).await?);
+    let (mut writes, mut counts) = (Vec::new(), Vec::new());
+    for (of, key, mut directory, version) in directories {
+        let mut dropped = 0;
+        for ((_, index), (block_key, stored)) in of.iter().zip(&mut found) {
+            let block = stored.map(|stored| codec.decode(&stored.value)).transpose();
+            let is_live = block.map_err(|e| e.with_context("key", block_key))?.is_some_and(|block| block.live_count() > 0);
+            dropped += usize::from(!is_live && directory.unlist(*index));
+        }
+        if dropped > 0 {
+            directory.generation += 1;
+            writes.push(Write { key: key.clone(), expected: Some(version), value: directory.to_bytes() });
+            counts.push(dropped);
+        }
     }
-    directory.generation += 1;
-    match store.replace(&directory_key, directory.to_bytes(), stored.version, Expiry::Never).await {
-        Ok(_) => Ok(true),
-        // Someone wrote the directory meanwhile; the block stays listed, which costs a read and hides nothing.
-        Err(e) if e.kind() == ErrorKind::Conflict => Ok(false),
-        Err(e) => Err(e.with_context("key", &directory_key)),
+    let keys: Vec<CacheKey> = writes.iter().map(|write| write.key.clone()).collect();
+    let mut dropped = 0;
+    for ((written, count), key) in store.write_many(writes).await.into_iter().zip(counts).zip(keys) {
+        match written {
+            Ok(_) => dropped += count,
+            // Someone wrote the directory meanwhile; the blocks stay listed, which costs a read and hides nothing.
+            Err(e) if e.kind() == ErrorKind::Conflict => {}
+            Err(e) => return Err(e.with_context("key", key)),
+        }
     }
+    Ok(dropped)
 }
 
 fn fenced(epoch: Epoch, by: Epoch) -> Error {

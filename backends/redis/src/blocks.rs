@@ -1,31 +1,14 @@
 //! Blocks that are raised where they lie.
 
-use std::collections::BTreeMap;
-
 use redis::{Cmd, Value, cmd};
 use sluicegate_core::batch::BlockDelta;
-use sluicegate_core::block::{BlockState, InPlace};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore as _, Error, Result};
+use sluicegate_core::block::{Block, BlockState, InPlace};
+use sluicegate_core::{BlockCodec, CacheKey, Error, Result};
 
 use crate::address::{Address, Addresses};
-use crate::error::translate;
 use crate::link::{Answer, Commands, Effect};
-use crate::{RedisStore, VERSION, eval, failed, script, unexpected};
-
-/// Blocks that one script call looks through, at most: the server does nothing else meanwhile.
-const BLOCKS_AT_ONCE: usize = 64;
-
-/// Blocks remembered as looked at, at most.
-const KNOWN_BLOCKS: usize = 65_536;
-
-/// What was sent to raise the blocks of a batch: a command each, then searches of those of which it is known already that they may be empty.
-pub(crate) struct Sent {
-    layout: InPlace,
-    /// Whether the block's answer has a witness.
-    witnesses: Vec<bool>,
-    /// The blocks that each search is about.
-    searched: Vec<Vec<usize>>,
-}
+use crate::rows::{Live, ROWS};
+use crate::{RedisStore, VERSION, eval, failed, script, string, unexpected};
 
 /// So many states are raised bit by bit; more at once, where they lie close together.
 const FEW_STATES: usize = 16;
@@ -34,11 +17,13 @@ const FEW_STATES: usize = 16;
 const BYTES_A_STATE: u64 = 32;
 
 /// What raises states in one block, where they lie.
-struct Raise {
-    /// Raises all states at once; answers last with the state of a row that is live unless it was superseded before, if there is one.
+pub(crate) struct Raise {
+    /// Raises all states at once; then answers with the states of the rows that it asks for.
     command: Cmd,
-    /// Whether there is one.
-    has_witness: bool,
+    /// The newest rows that are live unless they were superseded before.
+    asked: Vec<u32>,
+    /// Whether there are others.
+    has_more: bool,
 }
 
 /// Bits of version before the block.
@@ -74,11 +59,21 @@ impl Raise {
                 bits
             }
         };
-        let witness = delta.changes.iter().rev().find(|(_, state)| state.is_live());
-        if let Some((offset, _)) = witness {
+        let mut rows = delta.changes.iter().rev().filter(|(_, state)| state.is_live()).map(|(offset, _)| *offset);
+        let asked: Vec<u32> = rows.by_ref().take(ROWS).collect();
+        for offset in &asked {
             command.arg("GET").arg("u2").arg(at(*offset));
         }
-        Raise { command, has_witness: witness.is_some() }
+        let has_more = rows.next().is_some();
+        Raise { command, asked, has_more }
+    }
+
+    /// Those of the rows asked for that are live.
+    fn live(&self, answer: &Value) -> Result<Vec<u32>> {
+        let Value::Array(answers) = answer else { return Err(unexpected(answer)) };
+        let states = answers.get(answers.len().wrapping_sub(self.asked.len())..).ok_or_else(|| unexpected(answer))?;
+        let live = self.asked.iter().zip(states).filter(|(_, state)| matches!(state, Value::Int(1 | 2)));
+        Ok(live.map(|(offset, _)| *offset).collect())
     }
 }
 
@@ -98,8 +93,8 @@ fn mask(delta: &BlockDelta, layout: InPlace) -> Option<(u64, Vec<u8>)> {
     Some((first, mask))
 }
 
-/// Whether a block of this many stored bytes is one.
-fn check_length(answer: Value, layout: InPlace, capacity: u32) -> Result<()> {
+/// Whether a block of this many stored bytes is not there yet.
+fn check_length(answer: Value, layout: InPlace, capacity: u32) -> Result<bool> {
     let Value::Int(length) = answer else { return Err(unexpected(&answer)) };
     let longest = VERSION as i64 + i64::from(layout.length(capacity));
     let valid = match layout {
@@ -107,34 +102,17 @@ fn check_length(answer: Value, layout: InPlace, capacity: u32) -> Result<()> {
         InPlace::Pairs => (VERSION as i64..=longest).contains(&length),
     };
     if length == 0 || valid {
-        return Ok(());
+        return Ok(length == 0);
     }
     Err(Error::corrupt(format!("not a block: {length} bytes, where this codec's have {longest} at most")))
 }
 
-/// Whether the witness, the last of the answers, is live.
-fn is_live(answer: &Value) -> bool {
-    matches!(answer, Value::Array(states) if matches!(states.last(), Some(Value::Int(1 | 2))))
+fn get(address: &Address) -> Cmd {
+    cmd("GET").arg(&address.key).take()
 }
 
 fn block_key(delta: &BlockDelta) -> CacheKey {
     CacheKey::Block(delta.channel.clone(), delta.index)
-}
-
-/// The places of empty blocks, from what searches answered.
-fn found_empty(searched: Vec<Vec<usize>>, answers: Vec<Answer>) -> Result<Vec<usize>> {
-    let mut empty = Vec::new();
-    for (places, answer) in searched.into_iter().zip(answers) {
-        let answer = answer.map_err(|e| translate(e, Effect::Read).with_operation("search blocks"))?;
-        let Value::Array(numbers) = answer else { return Err(unexpected(&answer)) };
-        for number in numbers {
-            match number {
-                Value::Int(number) if number > 0 && number as usize <= places.len() => empty.push(places[number as usize - 1]),
-                other => return Err(unexpected(&other)),
-            }
-        }
-    }
-    Ok(empty)
 }
 
 impl RedisStore {
@@ -146,60 +124,83 @@ impl RedisStore {
         let raise = Raise::new(&self.addresses, &address, delta, layout, codec.capacity());
         let raised = self.link.one(address.tag, raise.command, Effect::Write).await;
         raised.map_err(|e| failed(e, Effect::Write, "merge", &key))?;
-        let found = self.get(&key).await?.map(|found| codec.decode(&found.value)).transpose();
-        Ok(found.map_err(|e| e.with_context("key", &key))?.map_or(0, |block| block.live_count()))
+        Ok(self.read_block(delta, self.link.one(address.tag, get(&address), Effect::Read).await, codec)?.live_count())
     }
 
-    /// Adds what raises the blocks of a batch.
+    /// Adds what raises the blocks of a batch, a command each.
     pub(crate) async fn send_blocks(
         &self,
         commands: &mut Commands,
         deltas: &[BlockDelta],
         layout: InPlace,
         capacity: u32,
-    ) -> Result<Sent> {
+    ) -> Result<Vec<Raise>> {
         self.check_blocks(deltas, layout, capacity).await?;
-        let mut witnesses = Vec::with_capacity(deltas.len());
-        // Where all that is raised is superseded, only the whole block tells whether something is live.
-        let mut doubtful = Vec::new();
-        for (at, delta) in deltas.iter().enumerate() {
+        let raise = |delta: &BlockDelta| {
             let address = self.addresses.of(&block_key(delta));
-            let raise = Raise::new(&self.addresses, &address, delta, layout, capacity);
-            commands.add(address.tag, raise.command);
-            witnesses.push(raise.has_witness);
-            if !raise.has_witness {
-                doubtful.push((at, address));
-            }
-        }
-        let searched = self.search(commands, doubtful, layout);
-        Ok(Sent { layout, witnesses, searched })
+            let mut raise = Raise::new(&self.addresses, &address, delta, layout, capacity);
+            commands.add(address.tag, std::mem::take(&mut raise.command));
+            raise
+        };
+        Ok(deltas.iter().map(raise).collect())
     }
 
     /// Looks what was answered to [`send_blocks`](Self::send_blocks); the places of the blocks in which nothing is live.
-    pub(crate) async fn empty_blocks(&self, sent: Sent, mut answers: Vec<Answer>, deltas: &[BlockDelta]) -> Result<Vec<usize>> {
-        let searches = answers.split_off(deltas.len().min(answers.len()));
-        let mut doubtful = Vec::new();
-        for (at, ((delta, has_witness), bits)) in deltas.iter().zip(sent.witnesses).zip(answers).enumerate() {
-            let bits = bits.map_err(|e| failed(e, Effect::Write, "merge", &block_key(delta)))?;
-            if has_witness && !is_live(&bits) {
-                doubtful.push((at, self.addresses.of(&block_key(delta))));
+    pub(crate) async fn empty_blocks(
+        &self,
+        sent: Vec<Raise>,
+        answers: Vec<Answer>,
+        deltas: &[BlockDelta],
+        codec: &dyn BlockCodec,
+    ) -> Result<Vec<usize>> {
+        let (mut empty, mut unknown) = (Vec::new(), Vec::new());
+        {
+            let mut known = self.known_rows.lock();
+            for (at, ((delta, raise), answer)) in deltas.iter().zip(sent).zip(answers).enumerate() {
+                let answer = answer.map_err(|e| failed(e, Effect::Write, "merge", &block_key(delta)))?;
+                let live = raise.live(&answer).map_err(|e| e.with_context("key", block_key(delta)))?;
+                match known.raised(delta, &live, raise.has_more) {
+                    Live::Some => {}
+                    Live::None => empty.push(at),
+                    Live::Unknown => unknown.push(at),
+                }
             }
         }
-        let mut empty = found_empty(sent.searched, searches)?;
-        if !doubtful.is_empty() {
+        if !unknown.is_empty() {
             let mut commands = Commands::default();
-            let searched = self.search(&mut commands, doubtful, sent.layout);
-            empty.extend(found_empty(searched, self.link.run(commands, Effect::Read).await)?);
+            for at in &unknown {
+                let address = self.addresses.of(&block_key(&deltas[*at]));
+                commands.add(address.tag, get(&address));
+            }
+            for (at, answer) in unknown.into_iter().zip(self.link.run(commands, Effect::Read).await) {
+                if self.read_block(&deltas[at], answer, codec)?.live_count() == 0 {
+                    empty.push(at);
+                }
+            }
+            empty.sort_unstable();
         }
-        empty.sort_unstable();
         Ok(empty)
+    }
+
+    /// The block that was read, after a delta was written to it.
+    fn read_block(&self, delta: &BlockDelta, answer: Answer, codec: &dyn BlockCodec) -> Result<Block> {
+        let key = block_key(delta);
+        let stored = string(answer.map_err(|e| failed(e, Effect::Read, "get", &key))?);
+        let block = stored.and_then(|stored| match stored.as_deref() {
+            Some(stored) => codec.decode(stored.get(VERSION..).unwrap_or_default()),
+            // Someone removed it meanwhile.
+            None => Ok(Block::new(codec.capacity())),
+        });
+        let block = block.map_err(|e| e.with_context("key", &key))?;
+        self.known_rows.lock().read(delta, &block);
+        Ok(block)
     }
 
     /// Looks at blocks that this store has not written before, so that nothing is written over what is none.
     async fn check_blocks(&self, deltas: &[BlockDelta], layout: InPlace, capacity: u32) -> Result<()> {
         let new: Vec<&BlockDelta> = {
-            let known = self.known_blocks.lock();
-            deltas.iter().filter(|delta| !known.contains(&(delta.channel.clone(), delta.index))).collect()
+            let known = self.known_rows.lock();
+            deltas.iter().filter(|delta| !known.contains(delta)).collect()
         };
         if new.is_empty() {
             return Ok(());
@@ -209,37 +210,13 @@ impl RedisStore {
             let address = self.addresses.of(&block_key(delta));
             commands.add(address.tag, cmd("STRLEN").arg(address.key).take());
         }
-        for (delta, answer) in new.iter().zip(self.link.run(commands, Effect::Read).await) {
+        for (delta, answer) in new.into_iter().zip(self.link.run(commands, Effect::Read).await) {
             let key = block_key(delta);
             let length = answer.map_err(|e| failed(e, Effect::Read, "merge", &key))?;
-            check_length(length, layout, capacity).map_err(|e| e.with_context("key", &key))?;
+            let is_new = check_length(length, layout, capacity).map_err(|e| e.with_context("key", &key))?;
+            self.known_rows.lock().found(delta, is_new);
         }
-        let mut known = self.known_blocks.lock();
-        if known.len() + new.len() > KNOWN_BLOCKS {
-            known.clear();
-        }
-        known.extend(new.into_iter().map(|delta| (delta.channel.clone(), delta.index)));
         Ok(())
-    }
-
-    /// Adds what finds out in which of the blocks nothing is live; for each command the places it is about.
-    fn search(&self, commands: &mut Commands, blocks: Vec<(usize, Address)>, layout: InPlace) -> Vec<Vec<usize>> {
-        let mut by_slot: BTreeMap<u16, Vec<(usize, String)>> = BTreeMap::new();
-        for (at, address) in blocks {
-            // Without a Cluster all may go together.
-            let slot = if self.target.cluster { address.tag } else { 0 };
-            by_slot.entry(slot).or_default().push((at, address.key));
-        }
-        let mut searched = Vec::new();
-        for (slot, blocks) in by_slot {
-            for some in blocks.chunks(BLOCKS_AT_ONCE) {
-                let keys: Vec<&str> = some.iter().map(|(_, key)| key.as_str()).collect();
-                let kind = if layout == InPlace::Bytes { "b" } else { "p" };
-                commands.add(slot, eval(script::EMPTY, &keys).arg(kind).take());
-                searched.push(some.iter().map(|(at, _)| *at).collect());
-            }
-        }
-        searched
     }
 }
 
@@ -270,8 +247,8 @@ mod tests {
     fn a_few_states_are_raised_bit_by_bit_where_the_codec_has_them() {
         let changes = [(3, BlockState::Removal), (9, BlockState::Superseded), (0, BlockState::Present)];
         let words = |layout| String::from_utf8(words(&changes, layout, 64).join(&b' ')).unwrap();
-        assert_eq!(words(InPlace::Pairs), "BITFIELD k SET u1 70 1 SET u2 82 3 SET u1 65 1 GET u2 64");
-        assert_eq!(words(InPlace::Bytes), "BITFIELD k INCRBY u1 575 0 SET u1 94 1 SET u2 142 3 SET u1 71 1 GET u2 70");
+        assert_eq!(words(InPlace::Pairs), "BITFIELD k SET u1 70 1 SET u2 82 3 SET u1 65 1 GET u2 64 GET u2 70");
+        assert_eq!(words(InPlace::Bytes), "BITFIELD k INCRBY u1 575 0 SET u1 94 1 SET u2 142 3 SET u1 71 1 GET u2 70 GET u2 94");
     }
 
     #[test]

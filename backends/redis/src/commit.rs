@@ -34,7 +34,7 @@ impl RedisStore {
         let sent = self.send_blocks(&mut blocks, &deltas, layout, codec.capacity()).await?;
         let listed = !deltas.iter().any(|delta| must_list(batch, delta));
         let answers = self.commit_rest(batch, &deltas, blocks, listed).await?;
-        let empty = self.empty_blocks(sent, answers, &deltas).await?;
+        let empty = self.empty_blocks(sent, answers, &deltas, codec).await?;
         if !listed {
             list_blocks(self, batch, &deltas).await?;
             self.prove(batch.epoch).await?;

@@ -10,6 +10,7 @@ mod options;
 mod page;
 mod proof;
 mod publish;
+mod rows;
 mod script;
 mod wake;
 mod write;
@@ -22,12 +23,12 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use redis::{Cmd, Value, cmd};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use sha1::{Digest as _, Sha1};
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
 use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned, Write};
-use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, Channel, Error, ErrorKind, PublishedClock, Result};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore, Error, ErrorKind, PublishedClock, Result};
 
 use address::{Address, Addresses, Shape};
 use error::{Failure, translate};
@@ -37,6 +38,7 @@ pub use options::RedisOptions;
 use options::Target;
 use page::KnownLengths;
 use proof::Proofs;
+use rows::KnownRows;
 
 /// Largest value.
 const MAX_VALUE: usize = 64 << 20;
@@ -54,8 +56,7 @@ pub struct RedisStore {
     persistent: bool,
     /// Versions of the batch records and checkpoints that this store wrote last.
     written: Arc<Mutex<FxHashMap<CacheKey, Version>>>,
-    /// Blocks that were found to be some.
-    known_blocks: Arc<Mutex<FxHashSet<(Channel, BlockIndex)>>>,
+    known_rows: Arc<Mutex<KnownRows>>,
     known_pages: Arc<Mutex<KnownLengths>>,
     proofs: Proofs,
 }
@@ -85,7 +86,7 @@ impl RedisStore {
             target,
             persistent: false,
             written: Arc::default(),
-            known_blocks: Arc::default(),
+            known_rows: Arc::default(),
             known_pages: Arc::default(),
             proofs,
         };
@@ -273,6 +274,7 @@ impl CacheStore for RedisStore {
     }
 
     async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
+        self.known_rows.lock().forget(key);
         if let Some(expected) = expected {
             return self.remove_version(key, expected).await;
         }

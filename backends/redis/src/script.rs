@@ -43,16 +43,6 @@ if not old or redis.sha1hex(old):sub(1, 16) ~= ARGV[1] then return 1 end
 redis.call('DEL', KEYS[1])
 return 0";
 
-/// Tells the numbers of the blocks in which nothing is live. KEYS: the blocks. ARGV: `b` for a byte a state or `p` for four states a byte.
-pub(crate) const EMPTY: &str = r"
-local live = ARGV[1] == 'b' and '[^%z\3]' or '[^%z\3\12\15\48\51\60\63\192\195\204\207\240\243\252\255]'
-local empty = {}
-for i, key in ipairs(KEYS) do
-  local block = redis.call('GET', key)
-  if not block or not block:find(live, 9) then empty[#empty + 1] = i end
-end
-return empty";
-
 /// Writes a page anew, of records that count. KEYS: the page. ARGV: a place, or none to change nothing else; the version that must be there, `""` for
 /// no document there, or `*` for whatever is there; its new record, or `""` for none.
 ///

@@ -31,6 +31,8 @@ impl RedisStore {
             }));
         }
         let mut answers = self.link.run(commands, Effect::Write).await.into_iter();
+        let mut known = self.known_rows.lock();
+        writes.iter().for_each(|write| known.forget(&write.key));
         let outcome = |(write, sent): (&Write, Result<(Version, Shape)>)| {
             let (version, shape) = sent?;
             let operation = if write.expected.is_some() { "replace" } else { "insert" };

@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -65,6 +66,9 @@ pub struct WriterProgress {
 /// Feed batches being decoded ahead of the one task that applies them.
 const DECODE_AHEAD: usize = 8;
 
+/// Empty blocks dropped from their directories at once, at most: all of them are read.
+const DROP_AT_ONCE: usize = 1_024;
+
 /// The writer of one cache, for one term. Exclusive: there is one task that drives it.
 ///
 /// Made by [`Writer::take_over`]. Dropping it at any moment loses nothing: whoever takes over next goes on from the stored clock
@@ -91,6 +95,8 @@ pub struct Writer {
     queued_bytes: usize,
     /// Blocks in which nothing was live when they were last written, by their last sequence.
     emptied: BTreeMap<(Sequence, Channel), BlockIndex>,
+    /// Drops some of them from their directories.
+    dropping: Option<JoinHandle<()>>,
     /// Where documents have their newest rows, if the writer keeps pointers.
     pointers: Option<PointerCache>,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
@@ -233,6 +239,7 @@ impl Writer {
             waiting_bytes: 0,
             queued_bytes: 0,
             emptied: BTreeMap::new(),
+            dropping: None,
             progress: None,
         })
     }
@@ -552,21 +559,30 @@ impl Writer {
     }
 
     /// Takes blocks without anything live out of their directories, once every mark up to their end is stored (a restart finds unmarked
-    /// entries through the star channel's directory).
+    /// entries through the star channel's directory). One lot at a time: two that write the same directory would be in each other's way.
     fn drop_emptied(&mut self) {
-        while let Some(first) = self.emptied.first_entry()
+        if self.dropping.as_ref().is_some_and(|dropping| !dropping.is_finished()) {
+            return;
+        }
+        let mut blocks = Vec::new();
+        while blocks.len() < DROP_AT_ONCE
+            && let Some(first) = self.emptied.first_entry()
             && first.key().0 <= self.clock.value.marked
         {
             let ((_, channel), index) = first.remove_entry();
             self.assembler.listed().remove(&channel, index);
-            let (store, codec) = (self.store.clone(), self.codec.clone());
-            // Only an optimization for readers: not waited for, and tried again never.
-            tokio::spawn(async move {
-                if let Err(e) = commit::drop_block(store.as_ref(), &channel, index, codec.as_ref()).await {
-                    tracing::warn!(%channel, block = index.0, error = ?e, "could not drop an empty block from its directory");
-                }
-            });
+            blocks.push((channel, index));
         }
+        if blocks.is_empty() {
+            return;
+        }
+        let (store, codec, count) = (self.store.clone(), self.codec.clone(), blocks.len());
+        // Only an optimization for readers: not waited for, and tried again never.
+        self.dropping = Some(tokio::spawn(async move {
+            if let Err(e) = commit::drop_blocks(store.as_ref(), blocks, codec.as_ref()).await {
+                tracing::warn!(blocks = count, error = ?e, "could not drop empty blocks from their directories");
+            }
+        }));
     }
 }
 

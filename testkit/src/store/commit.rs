@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::{join, join_all};
 use sluicegate_core::batch::{BlockDelta, ListedBlocks, WriteBatch};
 use sluicegate_core::block::{Adaptive, BlockState, ByteArray, TwoBit};
-use sluicegate_core::commit::{drop_block, store_batch, update};
+use sluicegate_core::commit::{drop_blocks, store_batch, update};
 use sluicegate_core::directory::Directory;
 use sluicegate_core::store::Expiry;
 use sluicegate_core::{
@@ -358,6 +358,15 @@ fn settled(codec: &Arc<dyn BlockCodec>, entries: &[ChangeEntry], marks: &[Change
 /// The entry that supersedes `old`, in a block far away.
 fn superseding(old: u64) -> ChangeEntry {
     entry(1_000_000 + old, "d", &["a"]).with_supersedes([Sequence(old)])
+}
+
+async fn drop_block(
+    store: &dyn CacheStore,
+    channel: &Channel,
+    index: BlockIndex,
+    codec: &dyn BlockCodec,
+) -> sluicegate_core::Result<bool> {
+    drop_blocks(store, vec![(channel.clone(), index)], codec).await.map(|dropped| dropped == 1)
 }
 
 /// And only from directories that list them.

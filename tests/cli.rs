@@ -246,7 +246,7 @@ fn everything_that_can_be_inspected_is_json_too() {
         serde_json::from_str::<Value>(&out).unwrap()
     };
     let clock = inspect(&["clock"]);
-    assert_eq!(clock["meta"]["codec"], "bytes");
+    assert_eq!(clock["meta"]["codec"], "adaptive");
     let star = inspect(&["channel", "*"]);
     assert!(star["counter"].as_u64() > Some(0) && star["blocks"][0]["present"].as_u64() > Some(100));
     let block = inspect(&["block", "*", "0"]);

@@ -8,6 +8,7 @@ use sluicegate::channel::ChannelMap;
 use sluicegate::registry::Location;
 use sluicegate::{
     Channel, Decoded, Error, FeedEvent, FeedStart, GatewayDecoder, Mutation, MutationDecoder as _, Registry, Result, Sequence,
+    WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
 
@@ -30,11 +31,13 @@ pub(crate) struct Load {
     pub(crate) read: Vec<Channel>,
     /// The highest sequence.
     pub(crate) last: Sequence,
+    /// How it is written.
+    pub(crate) config: WriterConfig,
 }
 
 impl Load {
     /// Takes mutations from the feed at `url` until there are `wanted` documents, or no more.
-    pub(crate) async fn take(registry: &Registry, url: &str, wanted: u64) -> Result<Self> {
+    pub(crate) async fn take(registry: &Registry, url: &str, wanted: u64, config: WriterConfig) -> Result<Self> {
         let name = Location::parse(url)?.to_string();
         let mut stream = registry.open_feed(url).await?.open(FeedStart::Beginning).await?;
         let mut taking = Taking::default();
@@ -49,7 +52,7 @@ impl Load {
                 }
             }
         }
-        taking.finish(name, wanted)
+        taking.finish(name, wanted, config)
     }
 
     /// The first `wanted` documents of it.
@@ -60,15 +63,20 @@ impl Load {
                 taking.add(mutation.clone());
             }
         }
-        taking.finish(self.name.clone(), wanted)
+        taking.finish(self.name.clone(), wanted, self.config.clone())
     }
 }
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Load { name, entries, channels, .. } = self;
+        let Load { name, entries, channels, config, .. } = self;
         let mutations = self.feed.mutations().len();
-        write!(f, "The load is {name}: {entries} documents in {mutations} mutations, {} channels", channels.len() - 1)?;
+        write!(
+            f,
+            "The load is {name}: {entries} documents in {mutations} mutations, {} channels; codec {}",
+            channels.len() - 1,
+            config.codec
+        )?;
         f.write_str(if self.is_all { "; the feed has no more." } else { "." })
     }
 }
@@ -97,7 +105,7 @@ impl Taking {
         self.mutations.push(mutation);
     }
 
-    fn finish(self, name: String, wanted: u64) -> Result<Load> {
+    fn finish(self, name: String, wanted: u64, config: WriterConfig) -> Result<Load> {
         if self.entries == 0 {
             return Err(Error::config("the feed has no documents; give another with --feed").with_context("feed", name));
         }
@@ -112,6 +120,6 @@ impl Taking {
         let read = (0..read).map(|n| busiest[n * busiest.len() / read].1.clone()).collect();
         let is_all = self.entries < wanted;
         let feed = MemoryFeed::new("compare", self.mutations);
-        Ok(Load { name, feed, entries: self.entries, is_all, channels, read, last: self.last })
+        Ok(Load { name, feed, entries: self.entries, is_all, channels, read, last: self.last, config })
     }
 }

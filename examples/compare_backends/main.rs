@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sluicegate::{ErrorKind, Result};
+use sluicegate::{ErrorKind, Result, WriterConfig};
 
 use load::Load;
 use measure::Results;
@@ -56,6 +56,12 @@ struct Args {
     /// How often each store is written from empty
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
+    /// How blocks are written; `sluicegate backends` lists the codecs
+    #[arg(long, value_name = "NAME", default_value_t = WriterConfig::default().codec)]
+    codec: String,
+    /// Sequences a block
+    #[arg(long, value_name = "N", default_value_t = WriterConfig::default().block_capacity)]
+    block_capacity: u32,
     /// Draw a plot
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -79,7 +85,11 @@ async fn main() -> ExitCode {
 async fn compare(args: &Args) -> Result<Verdict> {
     let registry = sluicegate::registry()?;
     let targets = Target::all(&registry, &args.stores).await?;
-    let load = Load::take(&registry, &args.feed, args.entries).await?;
+    let mut config = WriterConfig::default();
+    config.codec.clone_from(&args.codec);
+    config.block_capacity = args.block_capacity;
+    config.validate()?;
+    let load = Load::take(&registry, &args.feed, args.entries, config).await?;
     println!("{load}");
 
     // The first use of anything costs more: of connections, and of memory.

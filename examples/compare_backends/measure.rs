@@ -11,7 +11,7 @@ use sluicegate::decode::DecodedDocument;
 use sluicegate::feed::Feed as _;
 use sluicegate::{
     CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, Error, ErrorKind, GatewayDecoder, Membership, PublishedClock,
-    ReaderConfig, ReaderNode, Registry, Result, Sequence, Writer, WriterConfig,
+    ReaderConfig, ReaderNode, Registry, Result, Sequence, Writer,
 };
 use tokio::sync::oneshot;
 
@@ -108,7 +108,7 @@ pub(crate) fn check_same(results: &[Results]) -> Result<()> {
 async fn writer(store: &Arc<dyn CacheStore>, load: &Load, calls: &Arc<Calls>) -> Result<Writer> {
     let timed = Arc::new(TimedStore::new(store.clone(), calls.clone()));
     let name = load.feed.info().checkpoint_name();
-    Writer::alone(timed, Arc::new(GatewayDecoder::default()), &name, WriterConfig::default()).await
+    Writer::alone(timed, Arc::new(GatewayDecoder::default()), &name, load.config.clone()).await
 }
 
 /// The whole load through a writer.

@@ -1,4 +1,5 @@
-//! The store on a Redis server of its own, beside `redis-benchmark` on the same server: rates, round trips, bytes, reads and wakes.
+//! The store on a Redis server of its own, beside `redis-benchmark` on the same server: rates (of documents that are new, and of updates that
+//! supersede earlier rows in many blocks), round trips, bytes, reads and wakes.
 //!
 //! `cargo bench -p sluicegate-redis --bench store`; `-- --documents N --channels N --rounds N` change it, and `-- --codec NAME` leaves out
 //! the other codecs and all but the rates. It needs `redis-server`,
@@ -11,12 +12,12 @@ use std::time::{Duration, Instant};
 use cpu_time::ProcessTime;
 use sluicegate_core::changes::ChangesOptions;
 use sluicegate_core::{
-    CacheStore as _, Channel, Decoded, FeedEvent, GatewayDecoder, MutationDecoder as _, ReaderConfig, ReaderNode, Result,
-    Sequence, Writer, WriterConfig,
+    CacheStore as _, Channel, Decoded, FeedEvent, GatewayDecoder, Mutation, MutationDecoder as _, ReaderConfig, ReaderNode,
+    Result, Sequence, Writer, WriterConfig,
 };
 use sluicegate_redis::{RedisStore, Traffic};
-use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::peer::{self, PeerLoad};
+use sluicegate_replay::{MemoryFeed, Synthetic, SyntheticConfig};
 use sluicegate_test_servers::{RedisServer, engine_program};
 
 struct Settings {
@@ -62,27 +63,28 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let size = document_size(&settings);
     println!("{} documents of {size} bytes, {} channels, {} rounds\n", settings.documents, settings.channels, settings.rounds);
-    let mut ratios: Vec<(&str, Vec<f64>)> = CODECS.iter().map(|codec| (*codec, Vec::new())).collect();
-    ratios.retain(|(codec, _)| settings.codec.as_ref().is_none_or(|only| only == codec));
+    let codecs = || CODECS.into_iter().filter(|codec| settings.codec.as_ref().is_none_or(|only| only == codec));
+    let series = |load| codecs().map(move |codec| (load, codec, Vec::new()));
+    let mut ratios: Vec<(Load, &str, Vec<f64>)> = series(Load::New).chain(series(Load::Updates)).collect();
     for round in 1..=settings.rounds {
         let began = server.cpu_seconds();
         let sets = redis_benchmark(&server, settings.documents, size);
         let busy = 1e6 * (server.cpu_seconds() - began) / settings.documents as f64;
         println!("round {round}: redis-benchmark -P 32 SET   {sets:>9.0} /s; CPU of the server {busy:.2} us a document");
-        for (codec, ratios) in &mut ratios {
+        for (load, codec, ratios) in &mut ratios {
             server.cli(&["FLUSHALL"]);
-            let Written { rate, server, client } = runtime.block_on(write(&server, &settings, codec))?;
+            let Written { rate, server, client } = runtime.block_on(write(&server, load.mutations(&settings), codec))?;
             println!(
-                "round {round}: writer, codec {codec:<12} {rate:>9.0} /s, ratio {:.2}; CPU of the server {server:.2}, of the writer {client:.2} us a document",
+                "round {round}: {load:<14} codec {codec:<12} {rate:>9.0} /s, ratio {:.2}; CPU of the server {server:.2}, of the writer {client:.2} us a document",
                 rate / sets
             );
             ratios.push(rate / sets);
         }
     }
     println!();
-    for (codec, mut ratios) in ratios {
+    for (load, codec, mut ratios) in ratios {
         ratios.sort_by(f64::total_cmp);
-        println!("median ratio of codec {codec}: {:.2}", ratios[ratios.len() / 2]);
+        println!("median ratio of {load}, codec {codec}: {:.2}", ratios[ratios.len() / 2]);
     }
     if settings.codec.is_some() {
         return Ok(());
@@ -95,9 +97,11 @@ fn main() -> Result<()> {
 const CODECS: [&str; 3] = ["bytes", "two-bit", "adaptive"];
 
 fn config(codec: &str) -> WriterConfig {
-    let capacity = if codec == "bytes" { 10_000 } else { 40_000 };
-    let text = format!(r#"{{"codec": "{codec}", "block_capacity": {capacity}}}"#);
-    let config: WriterConfig = serde_json::from_str(&text).expect("a valid configuration");
+    let mut config = WriterConfig::default();
+    codec.clone_into(&mut config.codec);
+    if codec == "bytes" {
+        config.block_capacity = 10_000;
+    }
     // The load's counter stands at 1 when it begins.
     config.with_initial(Sequence(1))
 }
@@ -141,20 +145,46 @@ struct Written {
     client: f64,
 }
 
+/// What is written.
+#[derive(Clone, Copy, PartialEq)]
+enum Load {
+    /// Each document once.
+    New,
+    /// A quarter as many documents, in one to four channels each, which change again and again.
+    Updates,
+}
+
+impl std::fmt::Display for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(if *self == Load::New { "new documents" } else { "updates" })
+    }
+}
+
+impl Load {
+    fn mutations(self, settings: &Settings) -> Vec<Mutation> {
+        if self == Load::Updates {
+            let (documents, channels) = (settings.documents as u32 / 4, settings.channels as u32);
+            let config = SyntheticConfig { documents, channels, out_of_order: 50, ..SyntheticConfig::default() };
+            return Synthetic::new(config, 7).expect("a valid load").generate(settings.documents).mutations;
+        }
+        let events = peer::dcp(settings.load()).flat_map(|batch| batch.events);
+        let mutations = events.filter_map(|event| match event {
+            FeedEvent::Mutation(mutation) => Some(mutation),
+            _ => None,
+        });
+        mutations.collect()
+    }
+}
+
 /// The whole writer: raw mutations out of order → decode → sequence → commit → publish.
-async fn write(server: &RedisServer, settings: &Settings, codec: &str) -> Result<Written> {
-    let mutations = peer::dcp(settings.load()).flat_map(|batch| batch.events).filter_map(|event| match event {
-        FeedEvent::Mutation(mutation) => Some(mutation),
-        _ => None,
-    });
-    let feed = MemoryFeed::new("bench", mutations.collect::<Vec<_>>()).with_batch(512)?;
+async fn write(server: &RedisServer, mutations: Vec<Mutation>, codec: &str) -> Result<Written> {
+    let feed = MemoryFeed::new("bench", mutations).with_batch(512)?;
     let store = Arc::new(open(server).await?);
     let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), "bench", config(codec)).await?;
     let (start, client, busy) = (Instant::now(), ProcessTime::now(), server.cpu_seconds());
     writer.run(&feed, std::future::pending()).await?;
     let (took, client, busy) = (start.elapsed(), client.elapsed(), server.cpu_seconds() - busy);
-    assert_eq!(writer.stats().cached, settings.documents as u64);
-    let documents = settings.documents as f64;
+    let documents = writer.stats().cached as f64;
     let micros = |seconds: f64| 1e6 * seconds / documents;
     Ok(Written { rate: documents / took.as_secs_f64(), server: micros(busy), client: micros(client.as_secs_f64()) })
 }
@@ -222,8 +252,13 @@ async fn reads(server: &RedisServer, settings: &Settings) -> Result<()> {
 /// From a mutation's arrival at the writer to a waiting reader that is told, each on connections of its own.
 async fn wakes(server: &RedisServer) -> Result<()> {
     server.cli(&["FLUSHALL"]);
-    let mut writer =
-        Writer::alone(Arc::new(open(server).await?), Arc::new(GatewayDecoder::default()), "bench", config("bytes")).await?;
+    let mut writer = Writer::alone(
+        Arc::new(open(server).await?),
+        Arc::new(GatewayDecoder::default()),
+        "bench",
+        config(&WriterConfig::default().codec),
+    )
+    .await?;
     // Polling alone would take a second.
     let config: ReaderConfig =
         serde_json::from_str(r#"{"poll_min_ms": 1000, "poll_max_ms": 1000}"#).expect("a valid configuration");

@@ -57,8 +57,8 @@ impl Default for WriterConfig {
             give_up_after_ms: 60_000,
             ring: 128,
             supersession: Supersession::default(),
-            codec: "bytes".to_owned(),
-            block_capacity: 10_000,
+            codec: "adaptive".to_owned(),
+            block_capacity: 40_000,
         }
     }
 }

@@ -79,6 +79,9 @@ impl std::ops::AddAssign for WriterStats {
     }
 }
 
+/// Marks are put off until so many entries wait for them for each that is stored.
+const MARKS_AN_ENTRY: usize = 4;
+
 /// One batch, ready to be committed and then published.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -271,6 +274,16 @@ impl Assembler {
         self.unmarked.keys().next().is_some_and(|first| *first <= self.published_stable)
     }
 
+    /// The entries whose marks go with a batch of what is collected. Under load they wait until there are several times as many: the more there are,
+    /// the more fall into each block that has to be written. When nothing is collected all go.
+    fn take_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
+        let due = self.unmarked.range(..=self.published_stable).count();
+        if due < MARKS_AN_ENTRY * self.entries.len() {
+            return Vec::new();
+        }
+        std::iter::from_fn(|| self.unmarked.pop_first()).take(due).map(|(_, entry)| entry).collect()
+    }
+
     fn next_clock(&mut self, now: Duration) -> PublishedClock {
         let (stable, high) = (self.sequencer.stable(), self.sequencer.high());
         let first_unmarked = self.unmarked.keys().next().map_or(Sequence::MAX, |first| first.previous());
@@ -287,12 +300,7 @@ impl Assembler {
     /// Makes a batch of all that was collected, with the clock as it is after it. With a position, the batch carries a checkpoint: then
     /// everything before that position must have been applied.
     pub fn prepare(&mut self, position: Option<FeedPosition>, now: Duration) -> Prepared {
-        let mut marks = Vec::new();
-        while let Some(first) = self.unmarked.first_entry()
-            && *first.key() <= self.published_stable
-        {
-            marks.push(first.remove());
-        }
+        let marks = self.take_marks();
         self.clock = self.next_clock(now);
         self.clock.batch += 1;
         let number = self.clock.batch;
@@ -357,4 +365,50 @@ fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Depart
         entry = Some(made);
     }
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::Adaptive;
+    use crate::clock::CacheId;
+    use crate::engine::SequencerConfig;
+
+    fn assembler() -> Assembler {
+        let sequencer = Sequencer::new(SequencerConfig::default());
+        let clock = PublishedClock::new(CacheId::random());
+        Assembler::new(sequencer, Arc::new(Adaptive::default()), 128, "feed".to_owned(), clock, 0)
+    }
+
+    /// Takes the entry of `sequence`, which supersedes `old`.
+    fn apply(assembler: &mut Assembler, sequence: u64, old: Option<u64>) {
+        let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();
+        let entry = entry.with_supersedes(old.map(Sequence));
+        let document = DecodedDocument { entry, unused: Default::default(), departures: Vec::new() };
+        assembler.apply(Decoded::Document(document), Duration::ZERO);
+    }
+
+    /// The sequences of the entries whose marks the next batch has; then it is published.
+    fn marks(assembler: &mut Assembler) -> Vec<u64> {
+        let prepared = assembler.prepare(None, Duration::ZERO);
+        assembler.published(&prepared.publication.clock);
+        prepared.batch.marks.iter().map(|entry| entry.sequence().0).collect()
+    }
+
+    #[test]
+    fn marks_wait_while_many_entries_come_and_all_go_when_none_do() {
+        let mut assembler = assembler();
+        (1..=5).for_each(|n| apply(&mut assembler, n, None));
+        (6..=10).for_each(|n| apply(&mut assembler, n, Some(n - 5)));
+        assert_eq!(marks(&mut assembler), [0; 0], "no reader sees the entries yet");
+        assert!(assembler.marks_due());
+        (11..=12).for_each(|n| apply(&mut assembler, n, None));
+        assert_eq!(marks(&mut assembler), [0; 0], "five for two entries");
+        assert_eq!(assembler.clock().marked, Sequence(5));
+        apply(&mut assembler, 13, Some(12));
+        assert_eq!(marks(&mut assembler), [6, 7, 8, 9, 10], "five for one entry");
+        assert_eq!(marks(&mut assembler), [13], "nothing came");
+        assert!(!assembler.marks_due());
+        assert_eq!(assembler.clock().marked, Sequence(13));
+    }
 }

@@ -38,6 +38,12 @@ use options::Target;
 use page::KnownLengths;
 use proof::Proofs;
 
+/// For the fuzz targets.
+#[doc(hidden)]
+pub mod pages {
+    pub use crate::page::{append, find};
+}
+
 /// Largest value.
 const MAX_VALUE: usize = 64 << 20;
 

@@ -40,6 +40,12 @@ use page::KnownLengths;
 use proof::Proofs;
 use rows::KnownRows;
 
+/// For the fuzz targets.
+#[doc(hidden)]
+pub mod pages {
+    pub use crate::page::{append, find};
+}
+
 /// Largest value.
 const MAX_VALUE: usize = 64 << 20;
 

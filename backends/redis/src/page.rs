@@ -32,7 +32,7 @@ pub(crate) fn place(sequence: Sequence) -> (u64, u8) {
 }
 
 /// Writes the record of `value` at the end of `page`.
-pub(crate) fn append(page: &mut Vec<u8>, place: u8, version: Version, value: &[u8]) {
+pub fn append(page: &mut Vec<u8>, place: u8, version: Version, value: &[u8]) {
     page.push(place);
     page.extend_from_slice(&((VERSION + value.len()) as u32).to_be_bytes());
     page.extend_from_slice(&version.0.to_be_bytes());
@@ -43,7 +43,7 @@ pub(crate) fn append(page: &mut Vec<u8>, place: u8, version: Version, value: &[u
 ///
 /// # Errors
 /// `Corrupt` if something before it, or where it might be, is no record.
-pub(crate) fn find(mut page: Bytes, place: u8) -> Result<Option<Versioned<Bytes>>> {
+pub fn find(mut page: Bytes, place: u8) -> Result<Option<Versioned<Bytes>>> {
     let whole = page.len();
     while page.has_remaining() {
         let unreadable = || Error::corrupt(format!("the page of documents is not one from byte {} on", whole - page.len()));

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Decoded, DecodedDocument, GatewayDecoder, Ignored, MutationDecoder, attributes};
+use super::{Decoded, DecodedDocument, GatewayDecoder, MutationDecoder, attributes};
 use crate::Channel;
 use crate::batch::{entry_marks, entry_states};
 use crate::block::BlockState;
@@ -306,51 +306,6 @@ fn events_as_delivered_decode_like_their_recorded_lines() {
         }
         assert!(documents > 50, "{sample}: {documents}");
     }
-}
-
-#[test]
-fn damaged_events_never_make_it_panic() {
-    let decoder = GatewayDecoder::default();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below.max(1) as u64) as usize
-    };
-    let mut outcomes = [0; 5];
-    for sample in ["dcp-raw-sample", "dcp-raw-sample-inline"] {
-        for line in Line::parse_all(&read(sample)) {
-            let whole = line.mutation(0);
-            for _ in 0..60 {
-                let mut mutation = whole.clone();
-                let mut value = whole.value.to_vec();
-                for _ in 0..=random(3) {
-                    let at = random(value.len());
-                    match random(5) {
-                        0 => value.truncate(at),
-                        1 if !value.is_empty() => value[at] = random(256) as u8,
-                        2 if !value.is_empty() => value[at] = b"\"\\{}[],:0-n"[random(11)],
-                        3 if !value.is_empty() => drop(value.remove(at)),
-                        _ => value.insert(at, b"\"\\{}[],:0\0u"[random(11)]),
-                    }
-                }
-                mutation.value = value.into();
-                if random(10) == 0 {
-                    mutation.datatype = Datatype(random(8) as u8);
-                }
-                outcomes[match decoder.decode(&mutation) {
-                    Decoded::Document(_) => 0,
-                    Decoded::Principal(_) => 1,
-                    Decoded::Unused(_) => 2,
-                    Decoded::Ignored(Ignored::NoMetadata | Ignored::ForeignWrite) => 3,
-                    Decoded::Ignored(_) => continue,
-                    Decoded::Invalid(_) => 4,
-                }] += 1;
-            }
-        }
-    }
-    assert!(outcomes.iter().all(|n| *n > 0), "{outcomes:?}");
 }
 
 #[test]

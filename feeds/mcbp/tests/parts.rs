@@ -348,29 +348,4 @@ proptest! {
             prop_assert_eq!(Message::decode(frame(&out)).unwrap(), Message::Response(response));
         }
     }
-
-    #[test]
-    fn no_bytes_make_anything_panic(bytes in prop::collection::vec(prop_oneof![Just(0_u8), 0_u8..40, any::<u8>()], 0..200)) {
-        let shared = Bytes::from(bytes.clone());
-        for magic in [0x80, 0x81, 0x08, 0x18, 0x82, 0x83] {
-            let mut framed = BytesMut::from(&[magic][..]);
-            framed.extend_from_slice(&bytes);
-            if let Ok(frames) = FrameDecoder::new(1 << 10).frames(&mut framed) {
-                frames.map_while(Result::ok).for_each(|frame| drop(Message::decode(frame)));
-            }
-        }
-        let _ = read_id(&bytes);
-        let _ = decompress(shared.clone(), Datatype::SNAPPY, 1 << 16);
-        let _ = ErrorMap::parse(&bytes);
-        let _ = StreamFilter::parse(&bytes);
-        let _ = Failure::parse(&bytes);
-        let _ = sluicegate_mcbp::config::ClusterMap::parse(&bytes, "host");
-        prop_assert!(frame_infos(Kind::Request, &bytes).count() <= bytes.len() + 1);
-        prop_assert!(ext_meta(&bytes).count() <= bytes.len() + 1);
-        let cached = CacheTransfer { value: shared.clone() };
-        prop_assert!(cached.documents().count() <= bytes.len() + 1);
-        if let Ok((attributes, _)) = split_attributes(shared) {
-            prop_assert!(attributes.count() <= bytes.len());
-        }
-    }
 }

@@ -1,10 +1,11 @@
 //! A whole recording in memory, for tests and benchmarks.
 
+use std::io::BufRead;
 use std::path::Path;
 
 use sluicegate_core::{Error, ErrorKind, Mutation, Result, Sequence};
 
-use crate::line::{self, Line};
+use crate::line::{self, Line, Lines};
 
 /// A point of a recording at which the gateway was at rest and its answers were recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +33,20 @@ impl Recording {
     /// # Errors
     /// `NotFound` or `Unavailable` if the file cannot be opened; `Corrupt`, naming file and line, for what cannot be understood.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        Recording::collect(line::open(path.as_ref())?)
+    }
+
+    /// Reads a recording that is not compressed. Blocks.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the line, for what cannot be understood; `Unavailable` if `reader` fails.
+    pub fn from_reader(reader: impl BufRead) -> Result<Self> {
+        Recording::collect(Lines::new(reader, Path::new("-")))
+    }
+
+    fn collect(lines: Lines<impl BufRead>) -> Result<Self> {
         let mut recording = Recording::default();
-        for line in line::open(path.as_ref())? {
+        for line in lines {
             match line? {
                 Line::Mutation(mutation) => recording.mutations.push(mutation),
                 Line::MarkerEnd(marker) => recording.markers.push(marker),

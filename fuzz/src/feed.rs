@@ -1,0 +1,104 @@
+//! What comes from a feed: a gateway's documents, recordings; and the strings in which Redis keeps documents.
+
+use std::sync::LazyLock;
+
+use bytes::{BufMut as _, Bytes};
+use sluicegate_core::feed::{Datatype, MutationKind};
+use sluicegate_core::store::Version;
+use sluicegate_core::{ChangeEntry, Decoded, GatewayDecoder, Mutation, MutationDecoder as _};
+use sluicegate_redis::pages;
+use sluicegate_replay::Recording;
+
+use crate::testdata::mutations;
+use crate::{Target, json_limit, presented, within};
+
+pub(crate) const TARGETS: &[Target] = &[
+    Target { name: "gateway-document", seeds: document_seeds, check: document },
+    Target { name: "recording", seeds: recording_seeds, check: recording },
+    Target { name: "redis-page", seeds: page_seeds, check: page },
+];
+
+const KINDS: [MutationKind; 3] = [MutationKind::Mutation, MutationKind::Deletion, MutationKind::Expiration];
+
+fn document_seeds() -> Vec<Vec<u8>> {
+    let seed = |mutation: Mutation| {
+        let kind = KINDS.iter().position(|kind| *kind == mutation.kind).expect("one of them");
+        let mut bytes = vec![kind as u8, mutation.datatype.0, mutation.key.len() as u8];
+        bytes.put_u64(mutation.cas);
+        bytes.extend_from_slice(&mutation.key);
+        bytes.extend_from_slice(&mutation.value);
+        bytes
+    };
+    mutations().into_iter().map(seed).collect()
+}
+
+/// Kind, datatype, length of the key, eight bytes of compare-and-swap value, key, value.
+fn document(bytes: &[u8]) -> bool {
+    // So few names are remembered that they come and go.
+    static DECODER: LazyLock<GatewayDecoder> = LazyLock::new(|| {
+        let mut options = sluicegate_core::decode::GatewayOptions::default();
+        options.channel_capacity = 64;
+        GatewayDecoder::new(&options)
+    });
+    let decoder = &*DECODER;
+    let Some(([kind, datatype, key_len, cas @ ..], rest)) = bytes.split_first_chunk::<11>() else { return false };
+    let (key, value) = rest.split_at(rest.len().min((*key_len).into()));
+    let mutation = Mutation {
+        kind: KINDS[usize::from(*kind) % KINDS.len()],
+        datatype: Datatype(*datatype),
+        cas: u64::from_be_bytes(*cas),
+        ..Mutation::new(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))
+    };
+    let decoded = within(json_limit(bytes), || decoder.decode(&mutation));
+    assert_eq!(decoder.decode(&mutation), decoded, "it means something else the second time");
+    if let Decoded::Document(document) = &decoded {
+        let entry = &document.entry;
+        assert!(entry.supersedes().iter().all(|superseded| *superseded < entry.sequence()));
+        assert_eq!(ChangeEntry::from_bytes(&entry.to_bytes()).expect("what was encoded decodes"), *entry);
+    }
+    !matches!(decoded, Decoded::Invalid(_))
+}
+
+fn recording_seeds() -> Vec<Vec<u8>> {
+    let line = r#"{"n":1,"vb":3,"op":"mutation","key":"k\u00e9","cas":"7","datatype":5,"rev_no":9,"coll":8,"xattrs":{"b":{"x": 1.0e3}},"body":{ "s":[1 ,2]}}"#;
+    let markers = r#"{"marker":1,"phase":"begin"}
+{"n":2,"vb":0,"op":"deletion","key":"","cas":"0","datatype":4,"xattrs_b64":{"b":"/w=="},"body_b64":""}
+{"marker":1,"phase":"end","after_n":2,"high_seq":9}"#;
+    vec![line.into(), markers.into(), format!("{line}\n\n{markers}\n").into()]
+}
+
+/// The lines of a recording, not compressed.
+fn recording(bytes: &[u8]) -> bool {
+    let Some(recording) = presented(within(json_limit(bytes), || Recording::from_reader(bytes))) else { return false };
+    assert!(recording.mutations.is_sorted_by(|a, b| a.seqno < b.seqno));
+    assert!(recording.mutations.iter().map(|mutation| mutation.key.len()).sum::<usize>() <= bytes.len());
+    true
+}
+
+fn page_seeds() -> Vec<Vec<u8>> {
+    let mut page = Vec::new();
+    for (place, value) in [(3, "three"), (0, ""), (3, "another"), (7, "seven")] {
+        pages::append(&mut page, place, Version(7), value.as_bytes());
+    }
+    vec![page, Vec::new()]
+}
+
+/// A string of sequence documents: the first record of each place is the document.
+fn page(bytes: &[u8]) -> bool {
+    let page = Bytes::copy_from_slice(bytes);
+    let mut again = Vec::new();
+    let mut found = Vec::new();
+    for place in 0..8 {
+        let Some(document) = presented(within(1 << 10, || pages::find(page.clone(), place))) else { return false };
+        if let Some(document) = &document {
+            pages::append(&mut again, place, document.version, &document.value);
+        }
+        found.push(document);
+    }
+    assert!(again.len() <= bytes.len());
+    let again = Bytes::from(again);
+    for (place, document) in (0..8).zip(found) {
+        assert_eq!(pages::find(again.clone(), place).expect("what was encoded decodes"), document);
+    }
+    true
+}

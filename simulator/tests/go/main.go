@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/couchbase/gocbcore/v10"
@@ -41,6 +42,8 @@ type summary struct {
 	Rollbacks   int64   `json:"rollbacks"`
 	Disordered  int64   `json:"disordered"`
 	Seconds     float64 `json:"seconds"`
+	CPUSeconds  float64 `json:"cpu_seconds"`
+	MaxRSS      int64   `json:"max_rss"`
 }
 
 // observer follows one stream.
@@ -163,7 +166,7 @@ func run() error {
 // drain streams all vbuckets from where they are to what there is.
 func drain(agent *gocbcore.DCPAgent, nodes int, positions []position) (*summary, error) {
 	sum := &summary{}
-	begin := time.Now()
+	begin, busy := time.Now(), usage()
 	ends, err := highest(agent, nodes)
 	if err != nil {
 		return nil, err
@@ -181,13 +184,29 @@ func drain(agent *gocbcore.DCPAgent, nodes int, positions []position) (*summary,
 		}(&positions[i])
 	}
 	wait.Wait()
-	sum.Seconds = time.Since(begin).Seconds()
+	used := usage()
+	sum.Seconds, sum.CPUSeconds = time.Since(begin).Seconds(), cpu(used)-cpu(busy)
+	// Linux counts it in KiB.
+	sum.MaxRSS = int64(used.Maxrss) * 1024
 	select {
 	case err := <-failures:
 		return nil, err
 	default:
 		return sum, nil
 	}
+}
+
+// usage is what this process has used so far, in all its threads.
+func usage() (usage syscall.Rusage) {
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic(err)
+	}
+	return usage
+}
+
+// cpu is how long it was busy, in seconds.
+func cpu(usage syscall.Rusage) float64 {
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()).Seconds()
 }
 
 // highest asks all nodes for the last positions of their active vbuckets.

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::Shared;
+use futures::future::{BoxFuture, Shared};
 use futures::stream::Fuse;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
@@ -21,6 +21,9 @@ use crate::writer::{Ended, Writer, WriterConfig, WriterProgress};
 
 /// The shortest and the longest pause before another try.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What ends a node, for all who wait for it.
+type Stop<'a> = Shared<BoxFuture<'a, ()>>;
 
 /// What a [`WriterNode`] is doing.
 #[derive(Clone, Debug)]
@@ -121,9 +124,16 @@ impl WriterNode {
     ///
     /// # Errors
     /// What does not pass by itself: `ConfigInvalid`, `Corrupt`, `RolledBack`.
-    pub async fn run(&self, stop: impl Future<Output = ()>) -> Result<Ended> {
+    pub fn run<'a>(&'a self, stop: impl Future<Output = ()> + Send + 'a) -> BoxFuture<'a, Result<Ended>> {
+        self.run_until(stop.boxed().shared())
+    }
+
+    fn run_until<'a>(&'a self, stop: Stop<'a>) -> BoxFuture<'a, Result<Ended>> {
+        Box::pin(self.campaigns(stop))
+    }
+
+    async fn campaigns(&self, stop: Stop<'_>) -> Result<Ended> {
         self.config.validate()?;
-        let stop = stop.shared();
         let mut pause = Pause::default();
         loop {
             let began = Instant::now();
@@ -141,7 +151,7 @@ impl WriterNode {
     }
 
     /// One candidacy: until the end, or until something fails.
-    async fn campaign(&self, stop: &Shared<impl Future<Output = ()>>) -> Result<Ended> {
+    async fn campaign(&self, stop: &Stop<'_>) -> Result<Ended> {
         let over = || Error::new(ErrorKind::Unavailable, "the election ended by itself");
         let mut roles = tokio::select! {
             () = stop.clone() => return Ok(Ended::Stopped),
@@ -178,7 +188,7 @@ impl WriterNode {
     }
 
     /// Writes in one epoch: until the end, another role, or an error that ends the candidacy.
-    async fn term(&self, epoch: Epoch, roles: &mut Fuse<RoleStream>, stop: &Shared<impl Future<Output = ()>>) -> Result<Term> {
+    async fn term(&self, epoch: Epoch, roles: &mut Fuse<RoleStream>, stop: &Stop<'_>) -> Result<Term> {
         let finite = self.feed.info().capabilities.finite;
         let mut pause = Pause::default();
         loop {
@@ -203,7 +213,7 @@ impl WriterNode {
     }
 
     /// Takes over and follows the feed, once.
-    async fn write(&self, epoch: Epoch, roles: &mut Fuse<RoleStream>, stop: &Shared<impl Future<Output = ()>>) -> Result<Term> {
+    async fn write(&self, epoch: Epoch, roles: &mut Fuse<RoleStream>, stop: &Stop<'_>) -> Result<Term> {
         let name = self.feed.info().checkpoint_name();
         let taking = Writer::take_over(self.store.clone(), self.decoder.clone(), &name, epoch, self.config.clone());
         let mut writer = tokio::select! {

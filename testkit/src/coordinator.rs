@@ -67,7 +67,16 @@ impl fmt::Debug for Election {
 #[macro_export]
 macro_rules! coordinator_conformance {
     ($make:expr) => {
-        $crate::conformance_cases! { coordinator, $crate::coordinator::Election, $crate::coordinator::Election::new($make);
+        $crate::coordinator_cases! { case_tests!(coordinator, election_of_a_case, $crate::coordinator::Election, $crate::coordinator::Election::new($make)) }
+    };
+}
+
+/// The cases of the suite, handed to another macro after its arguments. Not for use by itself.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! coordinator_cases {
+    ($then:ident! $arguments:tt) => {
+        $crate::$then! { $arguments
             a_lone_candidate_becomes_the_writer
             epochs_grow_with_every_term
             no_epoch_is_given_twice
@@ -78,6 +87,11 @@ macro_rules! coordinator_conformance {
             handing_over_is_done_or_refused
         }
     };
+}
+
+#[doc(hidden)]
+pub mod boxed {
+    crate::coordinator_cases! { boxed_cases!(super::Election) }
 }
 
 /// The epoch in which this candidate writes, once it does.

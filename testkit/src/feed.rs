@@ -33,7 +33,16 @@ pub type AFeed = Arc<dyn Feed>;
 #[macro_export]
 macro_rules! feed_conformance {
     ($make:expr) => {
-        $crate::conformance_cases! { feed, $crate::feed::AFeed, $make;
+        $crate::feed_cases! { case_tests!(feed, feed_of_a_case, $crate::feed::AFeed, $make) }
+    };
+}
+
+/// The cases of the suite, handed to another macro after its arguments. Not for use by itself.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! feed_cases {
+    ($then:ident! $arguments:tt) => {
+        $crate::$then! { $arguments
             a_feed_says_what_it_is
             everything_comes_from_the_beginning
             a_partition_comes_in_the_order_of_its_seqnos
@@ -47,6 +56,11 @@ macro_rules! feed_conformance {
             positions_are_refused_unless_declared
         }
     };
+}
+
+#[doc(hidden)]
+pub mod boxed {
+    crate::feed_cases! { boxed_cases!(super::AFeed) }
 }
 
 /// A mutation by what must be the same each time.

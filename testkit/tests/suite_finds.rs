@@ -13,8 +13,8 @@ use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication
 use sluicegate_core::commit::{merge_block, publish, store_batch};
 use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned, Write};
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
-use sluicegate_testkit::store::{self as cases, Store};
-use sluicegate_testkit::{PlainStore, run_case};
+use sluicegate_testkit::store::{Store, boxed as cases};
+use sluicegate_testkit::{Case, PlainStore, run_case};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
@@ -273,17 +273,17 @@ impl CacheStore for Flawed {
 }
 
 /// The case must fail on a store with the flaw.
-fn finds<F: Future<Output = ()>>(flaw: Flaw, case: fn(Store) -> F) {
+fn finds(flaw: Flaw, name: &str, case: fn(Store) -> Case) {
     let store = Arc::new(Flawed { inner: PlainStore::new(), flaw, removed: Mutex::default() });
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_case(case(store))));
-    assert!(outcome.is_err(), "{flaw:?} was not found by {}", std::any::type_name_of_val(&case));
+    assert!(outcome.is_err(), "{flaw:?} was not found by {name}");
 }
 
 macro_rules! flaws {
     ($($flaw:ident is found by $($case:ident)*;)*) => {
         #[allow(non_snake_case, reason = "named as the flaw is")]
         mod flaw {
-            $(#[test] fn $flaw() { $(super::finds(super::Flaw::$flaw, super::cases::$case);)* })*
+            $(#[test] fn $flaw() { $(super::finds(super::Flaw::$flaw, stringify!($case), super::cases::$case);)* })*
         }
     };
 }
@@ -322,4 +322,27 @@ flaws! {
     WakesNeverCome is found by wakes_come_after_a_publication_if_declared;
     ExpiryIsDeclaredOnly is found by what_expires_is_kept_for_its_time_and_then_goes_if_declared;
     BytesUsedAreMadeUp is found by the_bytes_used_grow_with_what_is_stored_if_told;
+}
+
+/// A case that is written and not listed would be run for nobody.
+#[test]
+fn every_case_is_listed() {
+    fn assert_listed(sources: &[&str], listed: &[&str]) {
+        let lines = sources.iter().flat_map(|source| source.lines());
+        let mut written: Vec<&str> = lines.filter_map(|line| line.strip_prefix("pub async fn ")?.split('(').next()).collect();
+        written.sort_unstable();
+        let mut listed = listed.to_vec();
+        listed.sort_unstable();
+        assert_eq!(listed, written);
+    }
+    let store = [
+        include_str!("../src/store/blocks.rs"),
+        include_str!("../src/store/commit.rs"),
+        include_str!("../src/store/primitives.rs"),
+        include_str!("../src/store/publish.rs"),
+        include_str!("../src/store/reading.rs"),
+    ];
+    assert_listed(&store, &sluicegate_testkit::store_cases! { case_names!() });
+    assert_listed(&[include_str!("../src/feed.rs")], &sluicegate_testkit::feed_cases! { case_names!() });
+    assert_listed(&[include_str!("../src/coordinator.rs")], &sluicegate_testkit::coordinator_cases! { case_names!() });
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -232,7 +233,11 @@ impl ReaderNode {
     ///
     /// # Errors
     /// `NotFound` if the store holds no cache yet; `Corrupt` or `ConfigInvalid` if this build cannot read it.
-    pub async fn open(store: Arc<dyn CacheStore>, config: ReaderConfig) -> Result<Self> {
+    pub fn open(store: Arc<dyn CacheStore>, config: ReaderConfig) -> BoxFuture<'static, Result<Self>> {
+        Box::pin(ReaderNode::open_and_follow(store, config))
+    }
+
+    async fn open_and_follow(store: Arc<dyn CacheStore>, config: ReaderConfig) -> Result<Self> {
         config.validate()?;
         let absent = || Error::new(ErrorKind::NotFound, "the store holds no cache yet; start a writer first");
         let meta = store.get(&CacheKey::Meta).await?.ok_or_else(absent)?;
@@ -319,9 +324,11 @@ impl ReaderNode {
     ///
     /// # Errors
     /// What the store says.
-    pub async fn refresh(&self) -> Result<Cut> {
-        self.node.catch_up().await?;
-        Ok(self.cut())
+    pub fn refresh(&self) -> BoxFuture<'_, Result<Cut>> {
+        Box::pin(async {
+            self.node.catch_up().await?;
+            Ok(self.cut())
+        })
     }
 
     /// What is in memory for `channel` since `options.since`, if that is all there is to say; `None` if blocks must be read. Copies no rows and does no I/O.
@@ -343,7 +350,11 @@ impl ReaderNode {
         if let Some(changes) = self.node.cached(channels, options)? {
             return Ok(changes);
         }
-        self.node.changes_from_blocks(channels, options).await
+        self.changes_from_blocks(channels, options).await
+    }
+
+    fn changes_from_blocks<'a>(&'a self, channels: &'a [Channel], options: &'a ChangesOptions) -> BoxFuture<'a, Result<Changes>> {
+        Box::pin(self.node.changes_from_blocks(channels, options))
     }
 
     /// Every entry of `channel` from after `since` on up to high, superseded ones included: raw, for inspection.

@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
 
 use super::{Cut, Node, ReaderNode};
@@ -22,7 +23,11 @@ impl ReaderNode {
     ///
     /// # Errors
     /// `Unavailable` or `Corrupt` when the node is offline.
-    pub async fn wait_for_change(&self, channels: &[Channel], seen: &Cut) -> Result<Cut> {
+    pub fn wait_for_change<'a>(&'a self, channels: &'a [Channel], seen: &'a Cut) -> BoxFuture<'a, Result<Cut>> {
+        Box::pin(self.wait(channels, seen))
+    }
+
+    async fn wait(&self, channels: &[Channel], seen: &Cut) -> Result<Cut> {
         loop {
             for channel in channels {
                 self.node.ensure_tail(channel).await?;

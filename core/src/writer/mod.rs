@@ -7,7 +7,6 @@ mod config;
 mod pointers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,7 +172,17 @@ impl Writer {
         Writer::begin(store, decoder, feed, epoch, config).await.map_err(name_repair)
     }
 
-    async fn begin(
+    fn begin(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: &str,
+        epoch: Epoch,
+        config: WriterConfig,
+    ) -> BoxFuture<'_, Result<Writer>> {
+        Box::pin(Writer::begin_term(store, decoder, feed, epoch, config))
+    }
+
+    async fn begin_term(
         store: Arc<dyn CacheStore>,
         decoder: Arc<dyn MutationDecoder>,
         feed: &str,
@@ -299,12 +308,19 @@ impl Writer {
     /// # Errors
     /// `Fenced` when another writer has taken over; the feed's errors, after what it delivered was stored; the store's, when they are
     /// permanent or lasted for `give_up_after_ms`.
-    pub async fn run(&mut self, feed: &dyn Feed, stop: impl Future<Output = ()>) -> Result<Ended> {
+    pub fn run<'a>(&'a mut self, feed: &'a dyn Feed, stop: impl Future<Output = ()> + Send + 'a) -> BoxFuture<'a, Result<Ended>> {
+        self.run_until(feed, Box::pin(stop))
+    }
+
+    fn run_until<'a>(&'a mut self, feed: &'a dyn Feed, stop: BoxFuture<'a, ()>) -> BoxFuture<'a, Result<Ended>> {
+        Box::pin(self.follow(feed, stop))
+    }
+
+    async fn follow(&mut self, feed: &dyn Feed, mut stop: BoxFuture<'_, ()>) -> Result<Ended> {
         self.has_positions = feed.info().capabilities.positions;
         if !self.has_positions {
             self.resume = false;
         }
-        let mut stop = pin!(stop);
         let mut stream = feed.open(self.start()).await.map_err(|e| e.with_operation("open the feed"))?;
         let mut decoding = FuturesOrdered::new();
         let mut ticks = tokio::time::interval(Duration::from_millis((self.config.max_wait_ms / 2).clamp(1, 1_000)));
@@ -371,7 +387,11 @@ impl Writer {
         self.accept(items, bytes).await
     }
 
-    async fn accept(&mut self, items: Vec<Item>, bytes: usize) -> Result<()> {
+    fn accept(&mut self, items: Vec<Item>, bytes: usize) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.accept_items(items, bytes))
+    }
+
+    async fn accept_items(&mut self, items: Vec<Item>, bytes: usize) -> Result<()> {
         let decoded = self.pointer_reader().read(items, bytes).await?;
         while self.in_flight.len() >= self.config.max_in_flight
             || self.queued_bytes > self.config.max_queue_bytes && self.is_busy()
@@ -404,7 +424,11 @@ impl Writer {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub async fn flush(&mut self) -> Result<()> {
+    pub fn flush(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.flush_all())
+    }
+
+    async fn flush_all(&mut self) -> Result<()> {
         let now = self.now();
         log_noted(&self.assembler.tick(now));
         loop {

@@ -38,7 +38,16 @@ pub type Store = Arc<dyn CacheStore>;
 #[macro_export]
 macro_rules! store_conformance {
     ($make:expr) => {
-        $crate::conformance_cases! { store, $crate::store::Store, $make;
+        $crate::store_cases! { case_tests!(store, store_of_a_case, $crate::store::Store, $make) }
+    };
+}
+
+/// The cases of the suite, handed to another macro after its arguments. Not for use by itself.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! store_cases {
+    ($then:ident! $arguments:tt) => {
+        $crate::$then! { $arguments
             a_missing_document_reads_as_none
             an_inserted_document_reads_back
             a_write_returns_the_version_that_a_read_finds
@@ -138,6 +147,11 @@ macro_rules! store_conformance {
             wakes_come_after_a_publication_if_declared
         }
     };
+}
+
+#[doc(hidden)]
+pub mod boxed {
+    crate::store_cases! { boxed_cases!(super::Store) }
 }
 
 /// A value of each kind of key, over two channels and two numbers.

@@ -443,7 +443,7 @@ pub async fn a_write_without_expiry_takes_the_expiry_away(store: Store) {
 /// Within the time of a case.
 pub async fn a_ping_answers(store: Store) {
     let took = store.ping().await.must("answer");
-    assert!(took < crate::PATIENCE, "{took:?}");
+    assert!(took < crate::case::PATIENCE, "{took:?}");
 }
 
 /// Scheme and name are there, and the limit is one that a cache can live with.

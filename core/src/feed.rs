@@ -143,6 +143,15 @@ pub enum FeedEvent {
         /// Its histories: identity, and the seqno at which each begins; newest first (DCP: failover log). Empty where a feed has none.
         failover_log: Vec<(u64, u64)>,
     },
+    /// What a producer is to be told when the partition is opened at its position; 0 for nothing.
+    PartitionContext {
+        /// The partition.
+        partition: PartitionId,
+        /// The last state of its collections that was seen (DCP: manifest uid).
+        manifest_uid: u64,
+        /// Up to where deletions may have been gone already when its snapshot was made (DCP: purge seqno).
+        purge_seqno: u64,
+    },
     /// Everything that existed when the feed was opened has been delivered.
     CaughtUp,
 }
@@ -190,6 +199,17 @@ pub struct PartitionPosition {
     /// producer that has lost the newest history can be joined at the last place both know (protocol, section 5.4).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failover_log: Vec<(u64, u64)>,
+    /// The last state of the partition's collections that was seen (DCP: manifest uid); 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub manifest_uid: u64,
+    /// Up to where deletions may have been gone already when the snapshot was made; 0 if that is not known. A producer that has
+    /// removed more since must send everything again (protocol, section 5.3).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub purge_seqno: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl PartitionPosition {
@@ -200,6 +220,7 @@ impl PartitionPosition {
             self.uuid = self.failover_log.first().map_or(0, |(uuid, _)| *uuid);
         }
         (self.seqno, self.snapshot_start, self.snapshot_end) = (to, to, to);
+        (self.manifest_uid, self.purge_seqno) = (0, 0);
     }
 }
 
@@ -259,6 +280,10 @@ impl PositionTracker {
                 let at = self.entry(*partition);
                 at.uuid = *uuid;
                 at.failover_log.clone_from(failover_log);
+            }
+            FeedEvent::PartitionContext { partition, manifest_uid, purge_seqno } => {
+                let at = self.entry(*partition);
+                (at.manifest_uid, at.purge_seqno) = (*manifest_uid, *purge_seqno);
             }
             FeedEvent::CaughtUp => {}
         }
@@ -355,8 +380,11 @@ mod tests {
         let mut mutation = Mutation::new("k", "");
         (mutation.partition, mutation.seqno) = (PartitionId(3), PartitionSeqno(7));
         tracker.observe(&FeedEvent::Mutation(mutation));
+        tracker.observe(&FeedEvent::PartitionContext { partition: PartitionId(3), manifest_uid: 4, purge_seqno: 6 });
         let position = tracker.position();
-        let expected = PartitionPosition { uuid: 99, seqno: 7, snapshot_start: 5, snapshot_end: 9, failover_log };
+        let (snapshot_start, snapshot_end, manifest_uid, purge_seqno) = (5, 9, 4, 6);
+        let expected =
+            PartitionPosition { uuid: 99, seqno: 7, snapshot_start, snapshot_end, failover_log, manifest_uid, purge_seqno };
         assert_eq!(position.partitions.iter().collect::<Vec<_>>(), [(&PartitionId(3), &expected)]);
         let json = serde_json::to_string(&position).unwrap();
         assert_eq!(serde_json::from_str::<FeedPosition>(&json).unwrap(), position);
@@ -369,8 +397,10 @@ mod tests {
         let mut mutation = Mutation::new("k", "");
         mutation.seqno = PartitionSeqno(70);
         tracker.observe(&FeedEvent::Mutation(mutation));
+        tracker.observe(&FeedEvent::PartitionContext { partition: PartitionId(0), manifest_uid: 4, purge_seqno: 60 });
         tracker.observe(&FeedEvent::Rollback { partition: PartitionId(0), to: PartitionSeqno(50) });
-        assert_eq!(tracker.position().partitions[&PartitionId(0)].seqno, 50);
+        let at = &tracker.position().partitions[&PartitionId(0)];
+        assert_eq!((at.seqno, at.manifest_uid, at.purge_seqno), (50, 0, 0));
     }
 
     #[test]

@@ -1,22 +1,23 @@
 //! The running cluster, and what a test does to it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sluicegate_mcbp::dcp::{EndReason, FailoverLog};
+use rustls::ServerConfig;
+use sluicegate_mcbp::dcp::{Durability, EndReason, FailoverLog};
 use sluicegate_mcbp::{Datatype, Status};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::bucket::{Content, DocumentKey, Stored, Write};
 use crate::config::{ClusterConfig, Load};
-use crate::connection::serve;
+use crate::doors::Doors;
 use crate::faults::Faults;
-use crate::state::State;
+use crate::state::{Node, State};
+use crate::tls::TlsConfig;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -37,41 +38,60 @@ impl Shared {
 pub struct Cluster {
     shared: Arc<Shared>,
     nodes: Mutex<Vec<Option<JoinHandle<()>>>>,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl Cluster {
     /// Starts a cluster on the loopback interface, within the current Tokio runtime.
     ///
     /// # Errors
-    /// If a port cannot be had, the configuration has no node or no vbucket, or the password is not allowed in SCRAM.
+    /// If a port cannot be had, the configuration has no node or no vbucket, a certificate is none, or the password is not allowed in
+    /// SCRAM.
     pub async fn start(config: ClusterConfig) -> io::Result<Cluster> {
         if config.nodes == 0 || config.vbuckets == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a cluster has at least one node and one vbucket"));
         }
-        let mut listeners = Vec::with_capacity(config.nodes);
+        let tls = config.tls.as_ref().map(TlsConfig::server_config).transpose()?;
+        let mut doors = Vec::with_capacity(config.nodes);
         for node in 0..config.nodes {
             let port = if config.port == 0 { 0 } else { config.port.saturating_add(node as u16) };
-            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?);
+            doors.push(Doors::open(config.host, (port, tls.is_some().then_some(0)), tls.clone()).await?);
         }
-        let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<io::Result<Vec<u16>>>()?;
+        let ports = doors.iter().map(Doors::ports).collect::<io::Result<Vec<_>>>()?;
         let state = State::new(config, &ports).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let shared = Arc::new(Shared { state: Mutex::new(state), changes: watch::Sender::new(0) });
-        let nodes = listeners.into_iter().enumerate().map(|(node, listener)| Some(spawn(listener, node, &shared))).collect();
-        Ok(Cluster { shared, nodes: Mutex::new(nodes) })
+        let nodes = doors.into_iter().enumerate().map(|(node, doors)| Some(doors.serve(node, &shared))).collect();
+        Ok(Cluster { shared, nodes: Mutex::new(nodes), tls })
     }
 
     /// Where clients begin: `couchbase://` with the addresses of all nodes that belong to the cluster.
     pub fn connection_string(&self) -> String {
+        format!("couchbase://{}", self.members(|node| Some(node.port)))
+    }
+
+    /// The same with TLS: `couchbases://`, and no addresses if the cluster has none.
+    pub fn tls_connection_string(&self) -> String {
+        format!("couchbases://{}", self.members(|node| node.tls_port))
+    }
+
+    fn members(&self, port: impl Fn(&Node) -> Option<u16>) -> String {
         let state = self.shared.state.lock();
-        let members = state.nodes.iter().filter(|node| node.is_member);
-        let addresses: Vec<String> = members.map(|node| format!("127.0.0.1:{}", node.port)).collect();
-        format!("couchbase://{}", addresses.join(","))
+        let ports = state.nodes.iter().filter(|node| node.is_member).filter_map(port);
+        let addresses: Vec<String> = ports.map(|port| SocketAddr::new(state.config.host, port).to_string()).collect();
+        addresses.join(",")
     }
 
     /// The address of each node.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let state = self.shared.state.lock();
-        state.nodes.iter().map(|node| (Ipv4Addr::LOCALHOST, node.port).into()).collect()
+        state.nodes.iter().map(|node| SocketAddr::new(state.config.host, node.port)).collect()
+    }
+
+    /// The address of each node with TLS; none if the cluster has none.
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        let state = self.shared.state.lock();
+        let ports = state.nodes.iter().filter_map(|node| node.tls_port);
+        ports.map(|port| SocketAddr::new(state.config.host, port)).collect()
     }
 }
 
@@ -96,6 +116,21 @@ impl Cluster {
         self.change(|state| {
             let vbucket = state.bucket.vbucket_of(&key);
             state.bucket.store(vbucket, DocumentKey { collection, key }, Write::Set, content, 0)
+        })
+    }
+
+    /// Begins to write a document of the default collection durably; the position is that of the beginning. It holds once enough nodes
+    /// have it.
+    ///
+    /// # Errors
+    /// As [`Bucket::prepare`](crate::bucket::Bucket::prepare).
+    pub fn set_durably(&self, key: impl Into<Bytes>, value: impl Into<Bytes>, level: Durability) -> Result<Stored, Status> {
+        let (key, value) = (key.into(), value.into());
+        let datatype = if crate::session::is_json(&value) { Datatype::JSON } else { Datatype::default() };
+        let content = Content { value, datatype, ..Content::default() };
+        self.change(|state| {
+            let vbucket = state.bucket.vbucket_of(&key);
+            state.bucket.prepare(vbucket, DocumentKey { collection: 0, key }, level, Write::Set, content, 0)
         })
     }
 
@@ -189,6 +224,11 @@ impl Cluster {
         self.change(|state| state.bucket.create_collection(scope, name, max_ttl))
     }
 
+    /// Changes how long documents of a collection live at most; whether there is one.
+    pub fn modify_collection(&self, collection: u32, max_ttl: Option<u32>) -> bool {
+        self.change(|state| state.bucket.modify_collection(collection, max_ttl))
+    }
+
     /// Drops a collection with its documents; whether there was one.
     pub fn drop_collection(&self, collection: u32) -> bool {
         self.change(|state| state.bucket.drop_collection(collection))
@@ -226,6 +266,16 @@ impl Cluster {
         });
     }
 
+    /// Lets durable writes of a vbucket stay incomplete although enough nodes have them, or lets them be committed.
+    pub fn hold_durable_writes(&self, vbucket: u16, is_held: bool) {
+        self.change(|state| state.bucket.vbucket_mut(vbucket).into_iter().for_each(|vbucket| vbucket.hold_prepared(is_held)));
+    }
+
+    /// Gives up the durable writes of a vbucket that are not complete, as after their time; how many.
+    pub fn abort_durable_writes(&self, vbucket: u16) -> usize {
+        self.change(|state| state.bucket.vbucket_mut(vbucket).map_or(0, |vbucket| vbucket.abort_prepared()))
+    }
+
     fn each_vbucket(&self, mut each: impl FnMut(&mut crate::bucket::Vbucket)) {
         self.change(|state| {
             for vbucket in 0..state.bucket.num_vbuckets() {
@@ -251,27 +301,31 @@ impl Cluster {
         self.change(|state| state.nodes.get_mut(node).into_iter().for_each(|node| node.is_up = false));
     }
 
-    /// Starts a killed node again on its port. It has lost what it did not have on disk, and its active vbuckets begin new histories.
+    /// Starts a killed node again on its ports. It has lost what it did not have on disk, and its active vbuckets begin new histories.
     ///
     /// # Errors
-    /// If somebody else has its port, or there is no such node.
+    /// If somebody else has one of its ports, or there is no such node.
     pub async fn revive_node(&self, node: usize) -> io::Result<()> {
-        let address = self.addresses().get(node).copied().ok_or(io::ErrorKind::NotFound)?;
-        if self.shared.state.lock().nodes[node].is_up {
-            return Ok(());
-        }
+        let (host, ports) = {
+            let state = self.shared.state.lock();
+            let there = state.nodes.get(node).ok_or(io::ErrorKind::NotFound)?;
+            if there.is_up {
+                return Ok(());
+            }
+            (state.config.host, (there.port, there.tls_port))
+        };
         let before = self.nodes.lock()[node].take();
         if let Some(before) = before {
-            // Its end frees the port.
+            // Its end frees the ports.
             before.abort();
             drop(before.await);
         }
-        let listener = TcpListener::bind(address).await?;
+        let doors = Doors::open(host, ports, self.tls.clone()).await?;
         self.change(|state| {
             state.recover(node);
             (state.nodes[node].is_up, state.nodes[node].life) = (true, state.nodes[node].life + 1);
         });
-        self.nodes.lock()[node] = Some(spawn(listener, node, &self.shared));
+        self.nodes.lock()[node] = Some(doors.serve(node, &self.shared));
         Ok(())
     }
 
@@ -377,24 +431,4 @@ impl Drop for Cluster {
         self.shared.state.lock().oldest_connection = u64::MAX;
         self.shared.notify();
     }
-}
-
-fn spawn(listener: TcpListener, node: usize, shared: &Arc<Shared>) -> JoinHandle<()> {
-    let shared = Arc::clone(shared);
-    tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((socket, _)) => welcome(socket, node, &shared),
-                Err(error) => {
-                    // Too many open files, most likely: others may close theirs.
-                    tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                }
-            }
-        }
-    })
-}
-
-fn welcome(socket: TcpStream, node: usize, shared: &Arc<Shared>) {
-    tokio::spawn(serve(socket, node, Arc::clone(shared)));
 }

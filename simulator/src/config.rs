@@ -1,8 +1,11 @@
 //! What a cluster is to be like.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use sluicegate_mcbp::sasl::Password;
+use sluicegate_mcbp::sasl::{Mechanism, Password};
+
+use crate::tls::TlsConfig;
 
 /// How a [`Cluster`](crate::Cluster) starts. The same configuration and the same calls give the same identities, times and documents.
 #[derive(Clone, Debug)]
@@ -22,8 +25,14 @@ pub struct ClusterConfig {
     pub user: String,
     /// The user's password. Not shown by `Debug`.
     pub password: Password,
+    /// Ways to authenticate that are offered.
+    pub mechanisms: Vec<Mechanism>,
+    /// The address of the loopback interface that all nodes listen on.
+    pub host: IpAddr,
     /// The port of the first node, the next ones follow; 0 for any free ports.
     pub port: u16,
+    /// TLS, on ports beside those without, which are any free ones.
+    pub tls: Option<TlsConfig>,
     /// How many changes of a vbucket stay in memory; older ones come from disk, de-duplicated. What [`Cluster::load`] writes is not in
     /// memory.
     ///
@@ -57,7 +66,10 @@ impl Default for ClusterConfig {
             bucket: "default".to_owned(),
             user: "Administrator".to_owned(),
             password: Password::new("password"),
+            mechanisms: Mechanism::ALL.to_vec(),
+            host: Ipv4Addr::LOCALHOST.into(),
             port: 0,
+            tls: None,
             memory_items: 1000,
             snapshot_items: u64::MAX,
             liveness: Liveness::Idle(Duration::from_secs(360)),

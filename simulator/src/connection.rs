@@ -7,14 +7,16 @@ use std::time::Duration;
 use bytes::{Buf as _, BytesMut};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use rustls::ServerConfig;
 use sluicegate_mcbp::{DEFAULT_MAX_BODY, FrameDecoder};
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cluster::Shared;
 use crate::session::Session;
+use crate::tls::{Opened, Tls};
 
 /// The largest body taken before authentication, in bytes.
 const MAX_STRANGER_BODY: usize = 64 << 10;
@@ -29,6 +31,9 @@ struct Connection {
     socket: TcpStream,
     shared: Arc<Shared>,
     session: Session,
+    tls: Option<Tls>,
+    /// Bytes that have arrived sealed; only for a moment.
+    arrived: BytesMut,
     input: BytesMut,
     output: BytesMut,
     random: ChaCha8Rng,
@@ -44,7 +49,14 @@ struct Plan {
 }
 
 /// Serves a connection until one side ends it.
-pub(crate) async fn serve(socket: TcpStream, node: usize, shared: Arc<Shared>) {
+pub(crate) async fn serve(socket: TcpStream, tls: Option<Arc<ServerConfig>>, node: usize, shared: Arc<Shared>) {
+    let tls = match tls.map(Tls::new).transpose() {
+        Ok(tls) => tls,
+        Err(error) => {
+            tracing::error!(%error, "TLS cannot begin");
+            return;
+        }
+    };
     let mut changes = shared.changes.subscribe();
     let (session, seed) = {
         let mut state = shared.state.lock();
@@ -52,7 +64,7 @@ pub(crate) async fn serve(socket: TcpStream, node: usize, shared: Arc<Shared>) {
     };
     let random = ChaCha8Rng::seed_from_u64(seed ^ session.number.rotate_left(32));
     let (input, output) = (BytesMut::with_capacity(READ_LEN), BytesMut::with_capacity(READ_LEN));
-    let mut connection = Connection { socket, shared, session, input, output, random, sent: 0 };
+    let mut connection = Connection { socket, shared, session, tls, arrived: BytesMut::new(), input, output, random, sent: 0 };
     if let Err(error) = connection.run(&mut changes).await {
         tracing::debug!(%error, "a connection has failed");
     }
@@ -65,6 +77,8 @@ impl Connection {
         loop {
             changes.borrow_and_update();
             let plan = self.advance();
+            self.take();
+            self.seal()?;
             if self.session.is_closing {
                 return self.flush();
             }
@@ -74,14 +88,18 @@ impl Connection {
                 }
                 continue;
             }
-            let interest = match (self.output.is_empty(), self.output.len() > MAX_WAITING) {
-                (true, _) => Interest::READABLE,
-                (false, false) => Interest::READABLE | Interest::WRITABLE,
-                (false, true) => Interest::WRITABLE,
+            let waiting = self.outgoing().len();
+            // What is read while a request waits for its end would only pile up.
+            let reads = waiting <= MAX_WAITING && (!self.session.is_waiting() || self.input.len() < READ_LEN);
+            let interest = match (reads, waiting > 0) {
+                (true, false) => Some(Interest::READABLE),
+                (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+                (false, true) => Some(Interest::WRITABLE),
+                (false, false) => None,
             };
             let deadline = self.session.deadline();
             let ready = tokio::select! {
-                ready = self.socket.ready(interest) => ready?,
+                ready = self.socket.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => ready?,
                 changed = changes.changed() => match changed {
                     Ok(()) => continue,
                     // The cluster is gone.
@@ -89,10 +107,18 @@ impl Connection {
                 },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => continue,
             };
-            if ready.is_readable() && !self.read()? {
-                return Ok(());
+            if ready.is_readable() {
+                match self.read() {
+                    Ok(true) => (),
+                    Ok(false) => return Ok(()),
+                    Err(error) if self.tls.is_some() => {
+                        tracing::debug!(%error, "a connection's TLS has failed");
+                        return self.part(changes).await;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
-            if ready.is_writable() && !self.output.is_empty() && !self.write(&plan).await? {
+            if ready.is_writable() && !self.outgoing().is_empty() && !self.write(&plan).await? {
                 return Ok(());
             }
         }
@@ -112,19 +138,77 @@ impl Connection {
         }
     }
 
+    /// What is to be sent as it is.
+    fn outgoing(&mut self) -> &mut BytesMut {
+        self.tls.as_mut().map_or(&mut self.output, |tls| &mut tls.sealed)
+    }
+
+    /// Seals what is to be sent, unless enough is sealed already.
+    fn seal(&mut self) -> io::Result<()> {
+        match &mut self.tls {
+            Some(tls) if tls.sealed.is_empty() => tls.seal(&mut self.output),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the client read why TLS has failed, before the connection is closed: a socket that is closed with bytes unread takes back
+    /// what was sent last.
+    async fn part(&mut self, changes: &mut watch::Receiver<u64>) -> io::Result<()> {
+        while !self.outgoing().is_empty() {
+            self.socket.writable().await?;
+            self.flush()?;
+        }
+        self.socket.shutdown().await?;
+        loop {
+            tokio::select! {
+                ready = self.socket.readable() => ready?,
+                _ = changes.changed() => {
+                    self.advance();
+                    if self.session.is_closing {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            }
+            self.arrived.clear();
+            match self.socket.try_read_buf(&mut self.arrived) {
+                Ok(0) => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => (),
+            }
+        }
+    }
+
     /// Reads what there is; false at the end.
     fn read(&mut self) -> io::Result<bool> {
-        self.input.reserve(READ_LEN);
-        match self.socket.try_read_buf(&mut self.input) {
+        let into = if self.tls.is_some() { &mut self.arrived } else { &mut self.input };
+        into.reserve(READ_LEN);
+        match self.socket.try_read_buf(into) {
             Ok(0) => return Ok(false),
             Ok(_) => (),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(error),
         }
+        if let Some(tls) = &mut self.tls {
+            let opened = tls.open(&self.arrived, &mut self.input)?;
+            self.arrived.clear();
+            if let Opened::Handshake(user) = opened {
+                self.session.identify(user.as_deref(), &self.shared.state.lock());
+            }
+        }
+        self.take();
+        Ok(true)
+    }
+
+    /// Lets the session have what was read, unless it must wait.
+    fn take(&mut self) {
+        if self.input.is_empty() {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         let mut state = shared.state.lock();
         let before = state.version();
-        loop {
+        while !self.session.is_waiting() {
             let max_body = if self.session.is_trusted() { DEFAULT_MAX_BODY } else { MAX_STRANGER_BODY };
             match FrameDecoder::new(max_body).decode(&mut self.input) {
                 Ok(Some(frame)) => self.session.receive(frame, &mut state, Instant::now(), &mut self.output),
@@ -141,7 +225,6 @@ impl Connection {
         if state.version() != before {
             shared.notify();
         }
-        Ok(true)
     }
 
     /// Writes what the socket takes, as the faults want it; false if it is to be cut.
@@ -149,7 +232,7 @@ impl Connection {
         if !plan.delay.is_zero() {
             sleep(plan.delay).await;
         }
-        let mut len = self.output.len();
+        let mut len = self.outgoing().len();
         let is_split = plan.split_percent > 0 && self.random.random_range(0..100) < plan.split_percent;
         if is_split {
             len = self.random.random_range(1..=len);
@@ -160,9 +243,10 @@ impl Connection {
                 return Ok(false);
             }
         }
-        match self.socket.try_write(&self.output[..len]) {
+        let outgoing = self.tls.as_mut().map_or(&mut self.output, |tls| &mut tls.sealed);
+        match self.socket.try_write(&outgoing[..len]) {
             Ok(written) => {
-                self.output.advance(written);
+                outgoing.advance(written);
                 self.sent += written as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
@@ -177,9 +261,12 @@ impl Connection {
 
     /// Writes what the socket takes before it is closed.
     fn flush(&mut self) -> io::Result<()> {
-        match self.socket.try_write(&self.output) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(()),
+        let outgoing = self.tls.as_mut().map_or(&mut self.output, |tls| &mut tls.sealed);
+        match self.socket.try_write(outgoing) {
+            Ok(written) => outgoing.advance(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 }

@@ -1,10 +1,12 @@
 //! Runs a simulated cluster until its standard input closes, or it is interrupted.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use clap::Parser;
 use serde_json::json;
-use sluicegate_simulator::{Cluster, ClusterConfig, Load, Password};
+use sluicegate_simulator::certificates::Authority;
+use sluicegate_simulator::{Cluster, ClusterConfig, Load, Password, TlsConfig};
 use tokio::io::AsyncReadExt as _;
 
 /// Runs a simulated Couchbase cluster on the loopback interface.
@@ -32,6 +34,9 @@ struct Arguments {
     /// The port of the first node, the next ones follow; 0 for any free ports.
     #[arg(long, default_value_t = 0)]
     port: u16,
+    /// Listens with TLS, too; the certificate of the nodes' authority is written into this directory, as ca.pem.
+    #[arg(long, value_name = "DIRECTORY")]
+    tls: Option<PathBuf>,
     /// From which identities and random choices follow.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -54,6 +59,11 @@ async fn main() -> std::io::Result<()> {
     (config.port, config.seed) = (arguments.port, arguments.seed);
     (config.bucket, config.user) = (arguments.bucket, arguments.user);
     config.password = Password::new(arguments.password);
+    if let Some(directory) = &arguments.tls {
+        let authority = Authority::new("sluicegate-simulator")?;
+        std::fs::write(directory.join("ca.pem"), authority.pem())?;
+        config.tls = Some(TlsConfig::new(authority.server(&["127.0.0.1", "localhost"])?));
+    }
     let (bucket, user) = (config.bucket.clone(), config.user.clone());
     let cluster = Cluster::start(config).await?;
     let mut load = Load::default();
@@ -61,7 +71,10 @@ async fn main() -> std::io::Result<()> {
     cluster.load(&load).map_err(|status| std::io::Error::other(format!("the documents cannot be written: {status:?}")))?;
     let ports: Vec<u16> = cluster.addresses().iter().map(std::net::SocketAddr::port).collect();
     let connection_string = cluster.connection_string();
-    let line = json!({ "connection_string": connection_string, "ports": ports, "bucket": bucket, "user": user });
+    let mut line = json!({ "connection_string": connection_string, "ports": ports, "bucket": bucket, "user": user });
+    if arguments.tls.is_some() {
+        line["tls_connection_string"] = cluster.tls_connection_string().into();
+    }
     let mut out = std::io::stdout();
     writeln!(out, "{connection_string}\n{line}")?;
     out.flush()?;

@@ -1,6 +1,7 @@
 //! The state of the whole cluster, without I/O: the bucket, the nodes, what is to go wrong.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -16,9 +17,6 @@ use crate::faults::Faults;
 
 /// Rounds of the password's hash; servers take more, tests would only wait.
 const ITERATIONS: u32 = 1000;
-
-/// What cluster maps call every node.
-const HOST: &str = "127.0.0.1";
 
 #[derive(Debug)]
 pub(crate) struct State {
@@ -46,6 +44,8 @@ pub(crate) struct State {
 pub(crate) struct Node {
     pub(crate) uuid: String,
     pub(crate) port: u16,
+    /// Its port with TLS.
+    pub(crate) tls_port: Option<u16>,
     /// Whether it runs.
     pub(crate) is_up: bool,
     /// Whether it belongs to the cluster; not if it was failed over.
@@ -55,9 +55,16 @@ pub(crate) struct Node {
 }
 
 impl State {
-    pub(crate) fn new(config: ClusterConfig, ports: &[u16]) -> sluicegate_mcbp::Result<State> {
+    pub(crate) fn new(config: ClusterConfig, ports: &[(u16, Option<u16>)]) -> sluicegate_mcbp::Result<State> {
         let mut identity = Identity::new(config.seed);
-        let node = |port: &u16| Node { uuid: identity.uuid(), port: *port, is_up: true, is_member: true, life: 0 };
+        let node = |&(port, tls_port): &(u16, Option<u16>)| Node {
+            uuid: identity.uuid(),
+            port,
+            tls_port,
+            is_up: true,
+            is_member: true,
+            life: 0,
+        };
         let nodes: Vec<Node> = ports.iter().map(node).collect();
         let salt: [u8; 16] = identity.bytes();
         let scram = Mechanism::ALL.into_iter().filter(|mechanism| *mechanism != Mechanism::Plain);
@@ -104,8 +111,11 @@ impl State {
     pub(crate) fn map(&self, node: usize, of_bucket: bool) -> Value {
         let nodes_ext = |(i, member): (usize, &Node)| {
             // Clients want to know where a node is managed, and tell nodes apart by it; who speaks HTTP there is disconnected.
-            let services = json!({ "kv": member.port, "mgmt": member.port });
-            let mut value = json!({ "hostname": HOST, "services": services, "nodeUUID": member.uuid });
+            let mut services = json!({ "kv": member.port, "mgmt": member.port });
+            if let Some(port) = member.tls_port {
+                (services["kvSSL"], services["mgmtSSL"]) = (port.into(), port.into());
+            }
+            let mut value = json!({ "hostname": self.config.host.to_string(), "services": services, "nodeUUID": member.uuid });
             if i == node {
                 value["thisNode"] = true.into();
             }
@@ -127,15 +137,25 @@ impl State {
             all.take(slots).map(place).collect::<Vec<i64>>()
         };
         let vbucket_map: Vec<Vec<i64>> = self.bucket.vbuckets().iter().map(|vbucket| chain(vbucket.chain())).collect();
-        let servers: Vec<String> = self.members().map(|(_, member)| format!("{HOST}:{}", member.port)).collect();
-        let node = |(_, member): (usize, &Node)| json!({ "hostname": format!("{HOST}:{}", member.port), "ports": { "direct": member.port } });
+        let at = |port: u16| SocketAddr::new(self.config.host, port).to_string();
+        let servers: Vec<String> = self.members().map(|(_, member)| at(member.port)).collect();
+        let node = |(_, member): (usize, &Node)| json!({ "hostname": at(member.port), "ports": { "direct": member.port } });
         map["name"] = self.bucket.name().into();
         map["uuid"] = self.bucket.uuid().into();
         map["nodeLocator"] = "vbucket".into();
         map["bucketType"] = "membase".into();
         map["bucketCapabilitiesVer"] = "".into();
-        map["bucketCapabilities"] =
-            json!(["collections", "cbhello", "cccp", "dcp", "dcp.IgnorePurgedTombstones", "nodesExt", "touch", "xattr"]);
+        map["bucketCapabilities"] = json!([
+            "collections",
+            "cbhello",
+            "cccp",
+            "dcp",
+            "dcp.IgnorePurgedTombstones",
+            "durableWrite",
+            "nodesExt",
+            "touch",
+            "xattr"
+        ]);
         map["nodes"] = self.members().map(node).collect();
         map["vBucketServerMap"] = json!({
             "hashAlgorithm": "CRC",

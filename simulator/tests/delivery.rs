@@ -4,7 +4,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Client, Options, briefs, from, is_noop, small};
-use sluicegate_mcbp::dcp::{OpenFlags, StreamFilter, StreamFlags, StreamRequest};
+use sluicegate_mcbp::dcp::{Change, OpenFlags, StreamFilter, StreamFlags, StreamRequest};
 use sluicegate_mcbp::hello::Feature;
 use sluicegate_mcbp::value::{Attribute, compress, decompress, join_attributes};
 use sluicegate_mcbp::{Command, Datatype, Empty, Message, Opcode, Parts, Reply, Request, Response, Status};
@@ -72,9 +72,8 @@ async fn wrong_responses_close_the_connection() {
     for opcode in [Opcode::DcpNoop, Opcode::DcpSeqnoAdvanced] {
         let mut client = Client::dcp(&cluster, 0, &Options::default()).await;
         let request = Request::new(Command::Unknown(Parts::from_value(opcode, Bytes::new())));
-        let mut out = bytes::BytesMut::new();
-        Message::Response(Response::bare(&request, Status::Success)).encode(&mut out).unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut client.socket, &out).await.unwrap();
+        client.writer.push_message(&Message::Response(Response::bare(&request, Status::Success))).unwrap();
+        client.writer.flush().await.unwrap();
         assert!(client.is_closed().await, "{opcode:?}");
     }
 }
@@ -134,6 +133,35 @@ async fn streams_are_limited_to_collections_or_a_scope() {
 }
 
 #[tokio::test]
+async fn changes_of_collections_are_told_in_both_forms() {
+    let cluster = small(|config| config.vbuckets = 1).await;
+    let scope = cluster.create_scope("s").unwrap();
+    let collection = cluster.create_collection("s", "c", Some(60)).unwrap();
+    assert!(cluster.modify_collection(collection, None));
+    cluster.drop_scope(scope);
+    let created = Change::ScopeCreated { manifest_uid: 1, scope };
+    let begun = Change::CollectionCreated { manifest_uid: 2, scope, collection, max_ttl: Some(60) };
+    let modified = Change::CollectionModified { manifest_uid: 3, scope, collection, max_ttl: None };
+    let ended = Change::CollectionDropped { manifest_uid: 4, scope, collection };
+    let dropped = Change::ScopeDropped { manifest_uid: 5, scope };
+    let numbers = Options::with_collections();
+    let flat = numbers.clone().control("flatbuffers_system_events", "true");
+    for (options, expected) in [
+        (numbers, vec![(0, created), (1, begun), (0, ended), (0, dropped)]),
+        (flat, vec![(2, created), (2, begun), (2, modified), (2, ended), (2, dropped)]),
+    ] {
+        let mut client = Client::dcp(&cluster, 0, &options).await;
+        client.stream(0, 5).await;
+        let events = client.until_end().await;
+        let told = events.iter().filter_map(|event| match event {
+            Command::DcpSystemEvent(event) => Some((event.version, event.change().unwrap().unwrap())),
+            _ => None,
+        });
+        assert_eq!(told.collect::<Vec<_>>(), expected);
+    }
+}
+
+#[tokio::test]
 async fn stream_requests_are_checked_in_the_servers_order() {
     let cluster = small(|config| config.nodes = 2).await;
     let owner = cluster.owner(0).unwrap();
@@ -152,6 +180,8 @@ async fn stream_requests_are_checked_in_the_servers_order() {
     assert_eq!(refused(bad_range).await, Status::Range);
     assert_eq!(refused(from(5, 0, 4)).await, Status::Range);
     assert_eq!(refused(from(5, 99, 9)).await, Status::Rollback);
+    let ahead = StreamFilter { manifest_uid: Some(1), ..StreamFilter::default() };
+    assert_eq!(refused(filtered(&ahead, 9)).await, Status::ManifestAhead);
     let sid = StreamFilter { stream_id: Some(1), ..StreamFilter::default() };
     assert_eq!(refused(filtered(&sid, 9)).await, Status::DcpStreamIdInvalid);
 }

@@ -52,6 +52,9 @@ enum What {
     },
     /// What is missing and waited for
     Skipped,
+    /// A Couchbase bucket, as the feed sees it: each vbucket, its node, how far it is; and how far a cache is behind it
+    #[cfg(feature = "dcp")]
+    Feed(super::inspect_feed::FeedArgs),
 }
 
 fn channel(name: &str) -> Result<Channel> {
@@ -59,6 +62,10 @@ fn channel(name: &str) -> Result<Channel> {
 }
 
 pub(crate) async fn run(args: InspectArgs, session: Session) -> Outcome<Exit> {
+    #[cfg(feature = "dcp")]
+    if let What::Feed(feed) = args.what {
+        return super::inspect_feed::run(feed, args.format, session).await;
+    }
     let (store, _) = session.filled_store().await?;
     let store = store.as_ref();
     let absent = || Error::new(ErrorKind::NotFound, "the store holds no cache yet; start a writer first");
@@ -72,29 +79,36 @@ pub(crate) async fn run(args: InspectArgs, session: Session) -> Outcome<Exit> {
         What::Block { channel, index } => Shown::of(block_view(store, codec.as_ref(), channel, BlockIndex(index)).await?)?,
         What::Sequence { number } => Shown::of(sequence_view(store, codec.as_ref(), Sequence(number)).await?)?,
         What::Skipped => Shown::of(skipped_view(store, clock, meta.ring).await?)?,
+        // It needs no cache, and has been shown.
+        #[cfg(feature = "dcp")]
+        What::Feed(_) => return Ok(Exit::Done),
     };
-    match args.format {
-        Format::Json => json(&shown.json)?,
-        Format::Table => text(&shown.table)?,
-    }
+    shown.print(args.format)?;
     Ok(Exit::Done)
 }
 
 /// Both ways to print something.
-struct Shown {
+pub(super) struct Shown {
     json: serde_json::Value,
     table: String,
 }
 
-trait View: Serialize {
+pub(super) trait View: Serialize {
     fn table(&self) -> String;
 }
 
 impl Shown {
-    fn of(view: impl View) -> Result<Self> {
+    pub(super) fn of(view: impl View) -> Result<Self> {
         let json = serde_json::to_value(&view);
         let json = json.map_err(|e| Error::new(ErrorKind::Unexpected, "it cannot be printed").with_source(e))?;
         Ok(Shown { json, table: view.table() })
+    }
+
+    pub(super) fn print(&self, format: Format) -> Outcome<()> {
+        match format {
+            Format::Json => json(&self.json),
+            Format::Table => text(&self.table),
+        }
     }
 }
 

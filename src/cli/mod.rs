@@ -10,6 +10,8 @@ mod compare;
 mod demo;
 mod follow;
 mod inspect;
+#[cfg(feature = "dcp")]
+mod inspect_feed;
 mod output;
 mod progress;
 mod run;
@@ -45,7 +47,7 @@ Exit codes:
   0    done
   1    failed while running
   2    wrong usage or settings
-  3    something was found (verify, compare, demo), or is left after a repair
+  3    something was found (verify, compare, demo, inspect feed), or is left after a repair
   130  interrupted";
 
 /// A shared change cache: one writer follows a change feed, any number of readers answer what changed in a channel.
@@ -93,7 +95,7 @@ enum Command {
     Changes(changes::ChangesArgs),
     /// Print every change as it comes, one JSON object a line
     Follow(follow::FollowArgs),
-    /// Look at what is stored
+    /// Look at what is stored, or at a feed
     Inspect(inspect::InspectArgs),
     /// Check a whole cache against its own rules
     Verify(verify::VerifyArgs),

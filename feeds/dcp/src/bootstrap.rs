@@ -1,9 +1,10 @@
 //! The first map, and the names of collections: asked of whichever node answers.
 
+use std::collections::BTreeSet;
+
 use sluicegate_core::{Error, ErrorKind, Status as Retry};
 use sluicegate_mcbp::client::{ClientError, ClientResult, Fault, Session};
 use sluicegate_mcbp::config::{Address, ClusterMap};
-use sluicegate_mcbp::dcp::StreamFilter;
 use sluicegate_mcbp::hello::Feature;
 use sluicegate_mcbp::{Command, Reply, Request, kv};
 use tokio::time::{Instant, sleep};
@@ -11,27 +12,43 @@ use tokio::time::{Instant, sleep};
 use crate::backoff::Backoff;
 use crate::options::Target;
 use crate::orders::Filter;
+use crate::seeds::Found;
 
-/// Connects to the first of `candidates` that answers with a map that has vbuckets.
+/// Connects to the first that answers with a map that has vbuckets: of the nodes that are `known`, then of those that the URL names.
 ///
 /// A bucket that was just created has none for a while: then it is asked again, as long as one may wait for an answer.
 ///
 /// # Errors
 /// That of the node that says most: a wrong password counts for more than a node that is down.
-pub(crate) async fn bootstrap(target: &Target, candidates: &[Address]) -> ClientResult<(Session, ClusterMap)> {
+pub(crate) async fn bootstrap(target: &Target, known: BTreeSet<Address>) -> ClientResult<(Session, ClusterMap)> {
     let mut worst: Option<ClientError> = None;
-    for address in candidates {
+    for address in &known {
         match first_map(address, target).await {
             Ok(found) => return Ok(found),
-            Err(error) => {
-                tracing::debug!(%error, "a node does not answer with a map");
-                if worst.as_ref().is_none_or(|worst| error.is_permanent() && !worst.is_permanent()) {
-                    worst = Some(error);
-                }
-            }
+            Err(error) => worst = Some(worse(worst, error)),
         }
     }
-    Err(worst.unwrap_or_else(|| ClientError::new(Fault::Invalid, "there is no address to begin with")))
+    // Nodes may have new addresses since the records were asked for.
+    let Found { addresses, trouble } = target.seeds.find().await;
+    for address in addresses.iter().filter(|address| !known.contains(address)) {
+        match first_map(address, target).await {
+            Ok(found) => return Ok(found),
+            Err(error) => worst = Some(worse(worst, error)),
+        }
+    }
+    let worst = worst.unwrap_or_else(|| ClientError::new(Fault::Invalid, "there is no address to begin with"));
+    Err(match trouble {
+        Some(trouble) => ClientError::new(worst.fault(), format!("{worst} ({trouble})")).with_source(worst),
+        None => worst,
+    })
+}
+
+fn worse(worst: Option<ClientError>, error: ClientError) -> ClientError {
+    tracing::debug!(%error, "a node does not answer with a map");
+    match worst {
+        Some(worst) if worst.is_permanent() || !error.is_permanent() => worst,
+        _ => error,
+    }
 }
 
 async fn first_map(address: &Address, target: &Target) -> ClientResult<(Session, ClusterMap)> {
@@ -65,14 +82,14 @@ pub(crate) async fn filter(session: &mut Session, target: &Target) -> ClientResu
         let message = "the server has no collections; leave out the options scope and collections";
         return Err(ClientError::new(Fault::Unsupported, message).at(session.address()));
     }
-    let mut filter = StreamFilter::default();
+    let mut filter = Filter::default();
     if let Some(scope) = &options.scope {
         filter.scope = Some(id_of(session, Command::GetScopeId, scope).await?);
     }
     for collection in options.collections.iter().flat_map(|names| names.split(',')) {
         filter.collections.push(id_of(session, Command::GetCollectionId, collection).await?);
     }
-    Ok(Filter { encoded: filter.encode()?, collections: filter.collections })
+    Ok(filter)
 }
 
 async fn id_of(session: &mut Session, command: fn(kv::Path) -> Command, name: &str) -> ClientResult<u32> {
@@ -88,7 +105,7 @@ pub(crate) fn core_error(error: ClientError) -> Error {
     let kind = match error.fault() {
         Fault::Unreachable | Fault::Closed => ErrorKind::Unavailable,
         Fault::Timeout => ErrorKind::Timeout,
-        Fault::Authentication | Fault::AccessDenied | Fault::Invalid => ErrorKind::ConfigInvalid,
+        Fault::Authentication | Fault::Certificate | Fault::AccessDenied | Fault::Invalid => ErrorKind::ConfigInvalid,
         Fault::NoBucket => ErrorKind::NotFound,
         Fault::Unsupported => ErrorKind::Unsupported,
         Fault::Refused(_) if !error.is_permanent() => ErrorKind::Unavailable,

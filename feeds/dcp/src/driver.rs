@@ -22,6 +22,7 @@ use crate::options::Target;
 use crate::orders::{Filter, Node, Order, Report};
 use crate::parcel::{Outlet, Parcel};
 use crate::status::{Board, VbucketState};
+use crate::tally::Tally;
 use crate::vbucket::{Begin, Next, Vbucket};
 
 /// How often in a row a connection may fail with what no pause helps, before the feed ends with it: over some 15 seconds, since a node
@@ -74,6 +75,7 @@ struct Peer {
     until: Instant,
     since: Instant,
     failures: u32,
+    tally: Arc<Tally>,
 }
 
 /// Drives a feed. Owns what no node has.
@@ -318,7 +320,8 @@ impl Driver {
 
     /// Gives a waiting vbucket to a node; if that cannot be now, says when.
     fn give(&mut self, id: u16, node: &Address, now: Instant) -> Option<Instant> {
-        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
+        let tally = || Arc::new(Tally::new(self.board.clone(), self.plan.target.name(), node));
+        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now, tally()));
         if peer.orders.is_none() {
             if peer.until > now {
                 return Some(peer.until);
@@ -334,6 +337,7 @@ impl Driver {
                 filter: self.plan.filter.clone(),
                 horizon: self.horizon.clone(),
                 board: self.board.clone(),
+                tally: peer.tally.clone(),
                 outlet: self.outlet.clone(),
                 reports: self.reporter.clone(),
             };
@@ -377,8 +381,8 @@ impl Slot {
 }
 
 impl Peer {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, tally: Arc<Tally>) -> Self {
         let backoff = Backoff::of_nodes();
-        Peer { id: 0, orders: None, is_up: false, announces_maps: false, backoff, until: now, since: now, failures: 0 }
+        Peer { id: 0, orders: None, is_up: false, announces_maps: false, backoff, until: now, since: now, failures: 0, tally }
     }
 }

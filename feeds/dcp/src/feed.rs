@@ -1,6 +1,6 @@
 //! The feed, and its registration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl DcpFeed {
         let scheme = if location.scheme() == "dcps" { "dcps" } else { "dcp" };
         let target = tokio::task::spawn_blocking(move || Target::new(&location, scheme)).await;
         let target = Arc::new(target.map_err(|e| Error::new(ErrorKind::Closed, "the runtime is shutting down").with_source(e))??);
-        let (_, map) = bootstrap(&target, &target.seeds).await.map_err(core_error)?;
+        let (_, map) = bootstrap(&target, BTreeSet::new()).await.map_err(core_error)?;
         let partitions = u16::try_from(map.num_vbuckets())
             .map_err(|_| Error::new(ErrorKind::Unsupported, "the bucket has more vbuckets than a feed can have partitions"))?;
         Ok(DcpFeed { target, partitions, board: Mutex::new(Arc::new(Board::new(usize::from(partitions)))) })
@@ -88,7 +88,7 @@ impl Feed for DcpFeed {
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         let target = self.target.clone();
-        let (mut session, map) = bootstrap(&target, &target.seeds).await.map_err(core_error)?;
+        let (mut session, map) = bootstrap(&target, BTreeSet::new()).await.map_err(core_error)?;
         if map.num_vbuckets() != usize::from(self.partitions) {
             let message = format!("the bucket has {} vbuckets now, and had {}", map.num_vbuckets(), self.partitions);
             return Err(
@@ -96,7 +96,7 @@ impl Feed for DcpFeed {
             );
         }
         let filter = filter(&mut session, &target).await.map_err(core_error)?;
-        let mut topology = Topology::new(target.seeds.clone(), target.network.clone(), target.connect.tls.is_some());
+        let mut topology = Topology::new(target.network.clone(), target.connect.tls.is_some());
         topology.offer(map, session.address());
         drop(session);
         if topology.nodes().is_empty() {

@@ -19,7 +19,7 @@ struct Wish {
 }
 
 /// What of the wishes to send, by what the node can do.
-fn wishes(target: &Target, has_snappy: bool) -> Vec<Wish> {
+fn wishes(target: &Target, has_snappy: bool, has_collections: bool) -> Vec<Wish> {
     let options = &target.options;
     let wish = |name, value: &str, is_required| Wish { name, value: value.to_owned(), is_required };
     let mut wishes = vec![
@@ -31,6 +31,10 @@ fn wishes(target: &Target, has_snappy: bool) -> Vec<Wish> {
         wish("enable_expiry_opcode", "true", false),
         wish("send_stream_end_on_client_close_stream", "true", false),
     ];
+    if has_collections {
+        // It tells up to where deletions may be gone (section 4.2).
+        wishes.push(wish("max_marker_version", "2.2", false));
+    }
     match options.compression {
         Compression::Force => wishes.push(wish("force_value_compression", "true", true)),
         Compression::On if !has_snappy => wishes.push(wish("enable_value_compression", "true", false)),
@@ -63,7 +67,7 @@ pub(crate) async fn open(address: &Address, target: &Target, name: &str) -> Clie
     let has = |session: &Session, feature| session.granted().contains(feature);
     let (has_xattrs, has_snappy) = (has(&session, Feature::Xattr), has(&session, Feature::Snappy));
     make_producer(&mut session, flags(target, has_xattrs), name).await.map_err(|error| error.at(address))?;
-    let wishes = wishes(target, has_snappy);
+    let wishes = wishes(target, has_snappy, has(&session, Feature::Collections));
     let request = |wish: &Wish| {
         let name = Bytes::from_static(wish.name.as_bytes());
         Request::new(Command::DcpControl(Control { name, value: wish.value.clone().into() }))

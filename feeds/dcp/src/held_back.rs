@@ -82,6 +82,8 @@ impl HeldBack {
             match waiting.event.as_ref().map(seqno_of) {
                 Some(Some(seqno)) if seqno > limit => break,
                 Some(None) if matches!(waiting.event, Some(FeedEvent::SnapshotStart { .. })) => {}
+                // It belongs to what is before it: to an announcement, or to what goes.
+                Some(None) if matches!(waiting.event, Some(FeedEvent::PartitionContext { .. })) && count < place => {}
                 _ => count = place + 1,
             }
         }
@@ -149,6 +151,16 @@ mod tests {
         assert_eq!(held.free(5, &mut out), Freed { bytes: 10, is_caught_up: true });
         assert_eq!(out, [snapshot(4, 9), item(5)]);
         assert!(held.is_empty());
+    }
+
+    #[test]
+    fn a_context_goes_with_what_is_before_it() {
+        let context = |manifest_uid| FeedEvent::PartitionContext { partition: PartitionId(0), manifest_uid, purge_seqno: 0 };
+        let mut held = HeldBack::after(0);
+        held.push([snapshot(1, 3), context(1), item(1), context(2), snapshot(4, 9), context(3), item(4)].into_iter(), 10, false);
+        assert_eq!(free(&mut held, 0).0, []);
+        assert_eq!(free(&mut held, 1).0, [snapshot(1, 3), context(1), item(1), context(2)]);
+        assert_eq!(free(&mut held, 4).0, [snapshot(4, 9), context(3), item(4)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod bootstrap;
+mod dns;
 mod driver;
 mod feed;
 mod flow;
@@ -15,7 +16,9 @@ mod orders;
 mod parcel;
 mod receive;
 mod resume;
+mod seeds;
 mod status;
+mod tally;
 mod vbucket;
 
 pub use feed::DcpFeed;

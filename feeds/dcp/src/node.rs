@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sluicegate_core::FeedEvent;
 use sluicegate_mcbp::client::{ClientError, ClientResult, Fault, FrameReader, FrameWriter, Link};
 use sluicegate_mcbp::dcp::{BufferAck, GetAllVbSeqnos, StreamFlags, StreamRequest, VbucketState as Active};
@@ -19,6 +19,7 @@ use crate::handshake;
 use crate::orders::{Node, Order, Report};
 use crate::parcel::{BATCH, Parcel};
 use crate::status::VbucketState;
+use crate::tally::Open;
 use crate::vbucket::{Ask, Next, Vbucket};
 
 /// Questions about single vbuckets that are under way at once: a node that starts 1,024 backfills at once serves none of them well.
@@ -27,6 +28,8 @@ const MAX_IN_FLIGHT: usize = 64;
 const TICK: Duration = Duration::from_millis(200);
 /// How long little credit is held back.
 const CREDIT_DELAY: Duration = Duration::from_secs(1);
+/// How often the node is asked how far it is, to tell how far behind we are.
+const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a stream may go on after the cluster map has given its vbucket to another node.
 const MOVE_GRACE: Duration = Duration::from_secs(5);
 
@@ -52,6 +55,8 @@ pub(super) enum Question {
     Close,
     Map,
     Alive,
+    /// The node's seqnos, only to tell how far behind we are.
+    Lag,
 }
 
 /// A connection that streams.
@@ -75,21 +80,24 @@ pub(super) struct Connection {
     /// Events that are not delivered yet, and the bytes that came with them.
     pub(super) out: Vec<FeedEvent>,
     pub(super) unclaimed: u64,
+    /// Bytes of messages that are just being taken in.
+    pub(super) arrived: u64,
+    pub(super) open: Open,
     pub(super) resolved: Vec<u16>,
     pub(super) caught_up: usize,
     last_read: Instant,
     last_credit: Instant,
+    asked_for_lag: Instant,
 }
 
 /// Connects to a node and streams from it, until the connection breaks or nobody gives orders any more. All it was given comes back in
 /// reports.
 pub(crate) async fn run(node: Node, mut orders: mpsc::UnboundedReceiver<Order>) {
     let opened = handshake::open(&node.address, &node.target, &node.name).await;
-    let (id, reports, board) = (node.id, node.reports.clone(), node.board.clone());
+    let (id, reports, tally) = (node.id, node.reports.clone(), node.tally.clone());
     let (error, mut vbuckets) = match opened {
         Err(error) => (error, Vec::new()),
         Ok(link) => {
-            board.connections.fetch_add(1, Relaxed);
             let announces_maps = link.granted.contains(Feature::ClusterMapNotification);
             let _ = reports.send(Report::Up { id, announces_maps });
             let (mut connection, reader) = Connection::new(node, link);
@@ -100,7 +108,7 @@ pub(crate) async fn run(node: Node, mut orders: mpsc::UnboundedReceiver<Order>) 
             (error.at(&connection.node.address), connection.give_back())
         }
     };
-    board.connection_errors.fetch_add(1, Relaxed);
+    tally.disconnected();
     orders.close();
     while let Ok(order) = orders.try_recv() {
         if let Order::Open(vbucket) = order {
@@ -138,10 +146,13 @@ impl Connection {
             in_flight: 0,
             out: Vec::new(),
             unclaimed: 0,
+            arrived: 0,
+            open: Open::new(node.tally.clone()),
             resolved: Vec::new(),
             caught_up: 0,
             last_read: now,
             last_credit: now,
+            asked_for_lag: now,
             node,
         };
         for notice in link.notices {
@@ -229,6 +240,10 @@ impl Connection {
                 }
                 Ask::Stream(at, end) => {
                     self.in_flight += 1;
+                    let filter = match self.has_collections {
+                        true => self.node.filter.encode(held.vbucket.context())?,
+                        false => Bytes::new(),
+                    };
                     let request = StreamRequest {
                         flags: StreamFlags::ACTIVE_VB_ONLY,
                         reserved: 0,
@@ -237,7 +252,7 @@ impl Connection {
                         vbucket_uuid: at.uuid,
                         snapshot_start: at.snapshot_start,
                         snapshot_end: at.snapshot_end,
-                        filter: self.node.filter.encoded.clone(),
+                        filter,
                     };
                     held.opaque = self.next_opaque;
                     self.send(Question::Stream(id), Request::new(Command::DcpStreamRequest(request)).with_vbucket(id))?;
@@ -289,7 +304,7 @@ impl Connection {
     fn give_credit(&mut self, little_too: bool) -> ClientResult<()> {
         let Some(bytes) = (if little_too { self.credit.rest() } else { self.credit.due() }) else { return Ok(()) };
         self.last_credit = Instant::now();
-        self.node.board.acknowledged.fetch_add(u64::from(bytes), Relaxed);
+        self.open.acknowledged(u64::from(bytes));
         self.writer.push(&Request::new(Command::DcpBufferAck(BufferAck { bytes })))
     }
 
@@ -307,6 +322,12 @@ impl Connection {
         let is_asked = self.questions.values().any(|(question, _)| *question == Question::Alive);
         if silence > patience * 3 / 5 && !is_asked {
             self.send(Question::Alive, Request::new(Command::Noop(Empty {})))?;
+        }
+        // Of some collections it would have to be asked for each.
+        if now.duration_since(self.asked_for_lag) >= LAG_INTERVAL && self.node.filter.is_everything() {
+            self.asked_for_lag = now;
+            let all = GetAllVbSeqnos { state: Some(Active::Active), collection: None };
+            self.send(Question::Lag, Request::new(Command::GetAllVbSeqnos(all)))?;
         }
         let timeout = self.node.target.connect.answer_timeout;
         if let Some((question, _)) = self.questions.values().find(|(_, asked)| now.duration_since(*asked) > timeout) {
@@ -401,7 +422,7 @@ impl Connection {
             }
         } else {
             let events = std::mem::take(&mut self.out);
-            self.node.board.events.fetch_add(events.len() as u64, Relaxed);
+            self.node.tally.delivered(events.len() as u64);
             self.node.outlet.send(Parcel::new(events, bytes, self.credit.clone()));
         }
         let (resolved, caught_up) = (std::mem::take(&mut self.resolved), std::mem::take(&mut self.caught_up));

@@ -1,5 +1,6 @@
 //! What a URL says.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,13 +8,15 @@ use serde::{Deserialize, Deserializer};
 use sluicegate_core::registry::Location;
 use sluicegate_core::{Error, Result};
 use sluicegate_mcbp::client::{ConnectOptions, Login, Tls};
-use sluicegate_mcbp::config::{Address, Network};
+use sluicegate_mcbp::config::Network;
 use sluicegate_mcbp::hello::Feature;
 use sluicegate_mcbp::sasl::Password;
-use sluicegate_mcbp::topology::{NetworkChoice, parse_seeds};
+use sluicegate_mcbp::topology::NetworkChoice;
+
+use crate::seeds::Seeds;
 
 /// The shape of a URL, for messages.
-const SHAPE: &str = "a DCP URL is dcp://host[:port],host2/bucket?user=…&password=…, or dcps:// for TLS";
+pub(crate) const SHAPE: &str = "a DCP URL is dcp://host[:port],host2/bucket?user=…&password=…, or dcps:// for TLS";
 
 /// The options after the question mark of a `dcp:` or `dcps:` URL. `Debug` does not show the password.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,6 +38,9 @@ pub struct DcpOptions {
     pub client_cert: Option<PathBuf>,
     /// A file with the key (PEM) of the client's certificate.
     pub client_key: Option<PathBuf>,
+    /// The name server that is asked for SRV records, as `address:port`, instead of the system's. They are asked for only if the URL
+    /// names one host, without a port.
+    pub dns: Option<SocketAddr>,
     /// The network whose addresses are used: `auto` (default), `default`, or the name of an alternate one such as `external`.
     pub network: String,
     /// `now`: deliver what there is, and end. Default: never end.
@@ -97,6 +103,7 @@ impl Default for DcpOptions {
             ca: None,
             client_cert: None,
             client_key: None,
+            dns: None,
             network: "auto".to_owned(),
             until: None,
             scope: None,
@@ -126,6 +133,9 @@ impl DcpOptions {
         }
         if self.client_cert.is_some() != self.client_key.is_some() {
             wrong.push("client_cert and client_key go together".to_owned());
+        }
+        if self.client_cert.is_some() && (self.user.is_some() || self.password.is_some() || self.password_env.is_some()) {
+            wrong.push("client_cert says who connects, so user and password must be left out".to_owned());
         }
         if self.password.is_some() && self.password_env.is_some() {
             wrong.push("password and password_env exclude each other".to_owned());
@@ -162,7 +172,7 @@ impl DcpOptions {
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) scheme: &'static str,
-    pub(crate) seeds: Vec<Address>,
+    pub(crate) seeds: Seeds,
     pub(crate) network: NetworkChoice,
     pub(crate) connect: ConnectOptions,
     pub(crate) options: DcpOptions,
@@ -196,7 +206,7 @@ impl Target {
                 .map_err(|_| Error::config(format!("the environment variable {variable}, named by password_env, is not set")))?;
             options.password = Some(Password::new(value));
         }
-        let seeds = parse_seeds(hosts, is_tls).map_err(|e| Error::config(e.to_string()).with_next_step(SHAPE))?;
+        let seeds = Seeds::parse(hosts, is_tls, options.dns, Duration::from_millis(options.connect_timeout_ms))?;
         let client = options.client_cert.as_deref().zip(options.client_key.as_deref());
         let tls = match is_tls {
             true => Some(tls(options.ca.as_deref(), client)?),
@@ -286,10 +296,14 @@ mod tests {
         target(url).unwrap_err().to_string()
     }
 
-    #[test]
-    fn a_url_names_nodes_a_bucket_and_options() {
+    async fn seeds(target: &Target) -> Vec<String> {
+        target.seeds.find().await.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn a_url_names_nodes_a_bucket_and_options() {
         let target = target("dcp://a,[::1]:9000/b%20c?user=u&password=p%26q&buffer=100000&until=now&network=external").unwrap();
-        assert_eq!(target.seeds.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:11210", "[::1]:9000"]);
+        assert_eq!(seeds(&target).await, ["a:11210", "[::1]:9000"]);
         assert_eq!((target.name().as_str(), target.options.buffer), ("b c", 100_000));
         assert_eq!(target.options.until, Some(Until::Now));
         assert_eq!(target.network, NetworkChoice::Fixed(Network::Named("external".to_owned())));
@@ -297,12 +311,12 @@ mod tests {
         assert_eq!((user.as_str(), password), ("u", Password::new("p&q")));
     }
 
-    #[test]
-    fn a_user_before_the_host_is_one_too_and_a_filter_is_part_of_the_name() {
-        let target = target("dcps://u%40x:p%3Aw@a/b?scope=inventory").unwrap();
+    #[tokio::test]
+    async fn a_user_before_the_host_is_one_too_and_a_filter_is_part_of_the_name() {
+        let target = target("dcps://u%40x:p%3Aw@[::1]/b?scope=inventory").unwrap();
         let Login::Password { user, password, .. } = &target.connect.login else { panic!() };
         assert_eq!((user.as_str(), password), ("u@x", &Password::new("p:w")));
-        assert_eq!((target.seeds[0].port, target.name().as_str()), (11207, "b/inventory"));
+        assert_eq!((seeds(&target).await, target.name().as_str()), (vec!["[::1]:11207".to_owned()], "b/inventory"));
     }
 
     #[test]
@@ -317,11 +331,14 @@ mod tests {
         for part in ["dcps://", "scope and collections", "buffer is 7", "timeout_ms is 0"] {
             assert!(message.contains(part), "{message}");
         }
+        assert!(wrong("dcps://a/b?user=u&client_cert=c&client_key=k").contains("user and password must be left out"));
+        assert!(wrong("dcps://a/b?client_cert=c").contains("client_cert and client_key go together"));
         assert!(wrong("dcp://a/b?usr=x").contains("`usr`"));
         assert!(wrong("dcp://a").contains("name the bucket"));
         assert!(wrong("dcp:a/b").contains("dcp://host"));
         assert!(wrong("dcp://a:8091/b").contains("management"));
         assert!(wrong("dcp://a/b?user=x").contains("go together"));
+        assert!(wrong("dcp://a/b?dns=nonsense").contains("dns"));
         assert!(wrong("dcp://a/b?user=x&password_env=NO_SUCH_VARIABLE_9").contains("NO_SUCH_VARIABLE_9"));
         assert!(wrong("dcps://a/b?ca=/nowhere/ca.pem").contains("/nowhere/ca.pem"));
         assert!(wrong("dcp://a/b%2").contains("percent"));

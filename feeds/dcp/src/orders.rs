@@ -5,12 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sluicegate_mcbp::client::{ClientError, ClientResult};
 use sluicegate_mcbp::config::{Address, ClusterMap};
+use sluicegate_mcbp::dcp::StreamFilter;
 use tokio::sync::mpsc;
 
 use crate::horizon::Horizon;
 use crate::options::Target;
 use crate::parcel::Outlet;
+use crate::resume::Context;
 use crate::status::Board;
+use crate::tally::Tally;
 use crate::vbucket::{Next, Vbucket};
 
 /// What a node is told.
@@ -49,11 +52,12 @@ pub(crate) struct Node {
     pub(crate) target: Arc<Target>,
     /// Name of the connection.
     pub(crate) name: String,
-    /// What the streams are limited to, encoded; empty for everything.
+    /// What the streams are limited to.
     pub(crate) filter: Filter,
     /// How far vbuckets are on disk, if events wait for that.
     pub(crate) horizon: Option<Arc<Horizon>>,
     pub(crate) board: Arc<Board>,
+    pub(crate) tally: Arc<Tally>,
     pub(crate) outlet: Outlet,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
 }
@@ -61,14 +65,27 @@ pub(crate) struct Node {
 /// What streams are limited to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// The value of stream requests.
-    pub(crate) encoded: Bytes,
+    /// The scope, if it is one.
+    pub(crate) scope: Option<u32>,
     /// The collections, if it is collections.
     pub(crate) collections: Vec<u32>,
 }
 
 impl Filter {
     pub(crate) fn is_everything(&self) -> bool {
-        self.encoded.is_empty()
+        self.scope.is_none() && self.collections.is_empty()
+    }
+
+    /// The value of a stream request, on a connection with collections (protocol, section 3.5).
+    pub(crate) fn encode(&self, context: Context) -> sluicegate_mcbp::Result<Bytes> {
+        let known = |number: u64| Some(number).filter(|number| *number > 0);
+        let filter = StreamFilter {
+            manifest_uid: known(context.manifest_uid),
+            stream_id: None,
+            collections: self.collections.clone(),
+            scope: self.scope,
+            purge_seqno: known(context.purge_seqno),
+        };
+        filter.encode()
     }
 }

@@ -1,7 +1,5 @@
 //! What a node says: events of streams, answers, notices.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use bytes::Bytes;
 use sluicegate_core::feed::{Datatype, MutationKind};
 use sluicegate_core::{FeedEvent, Mutation, PartitionId, PartitionSeqno};
@@ -19,7 +17,8 @@ use crate::node::{Connection, Held, Question};
 use crate::orders::Report;
 use crate::parcel::BATCH;
 use crate::resume::Histories;
-use crate::status::{Board, VbucketState};
+use crate::status::VbucketState;
+use crate::tally::Tally;
 use crate::vbucket::{Disorder, Next};
 
 /// What an event of a stream came with.
@@ -59,6 +58,12 @@ impl Change {
 impl Connection {
     /// Takes in what has arrived, and hands it on.
     pub(crate) fn receive(&mut self, frames: Frames) -> ClientResult<()> {
+        let taken = self.take_in(frames);
+        self.open.received(std::mem::take(&mut self.arrived));
+        taken
+    }
+
+    fn take_in(&mut self, frames: Frames) -> ClientResult<()> {
         for frame in frames {
             let frame = frame?;
             match frame.header().magic {
@@ -86,6 +91,7 @@ impl Connection {
         };
         self.credit.receive(bytes);
         self.unclaimed += bytes;
+        self.arrived += bytes;
         let Request { vbucket, opaque, cas, datatype, command, .. } = Request::decode(frame)?;
         let envelope = Envelope { vbucket, opaque, cas, datatype };
         self.on_command(&envelope, command)?;
@@ -100,23 +106,36 @@ impl Connection {
             Command::DcpDeletion(event) => self.on_change(envelope, Change::removal(event, MutationKind::Deletion)),
             Command::DcpExpiration(event) => self.on_change(envelope, Change::removal(event, MutationKind::Expiration)),
             Command::DcpSnapshotMarker(marker) => {
-                if let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.board, envelope) {
+                if let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope) {
                     vbucket.on_marker(marker.start, marker.end);
+                    self.node.board.has_high(envelope.vbucket, marker.end);
+                    if let Some(seqno) = marker.purge_seqno() {
+                        vbucket.on_purge_seqno(seqno);
+                    }
                     if marker.flags.contains(MarkerFlags::ACK) {
                         self.answer(Opcode::DcpSnapshotMarker, envelope.opaque)?;
                     }
                 }
                 Ok(())
             }
-            // Of no interest here, except that the position moves: transactions of durable writes, changes of collections.
-            Command::DcpSeqnoAdvanced(event) => self.on_advanced(envelope, event.by_seqno),
-            Command::DcpSystemEvent(event) => self.on_advanced(envelope, event.by_seqno),
-            Command::DcpPrepare(event) => self.on_advanced(envelope, event.by_seqno),
-            Command::DcpCommit(event) => self.on_advanced(envelope, event.commit_seqno),
-            Command::DcpAbort(event) => self.on_advanced(envelope, event.abort_seqno),
+            Command::DcpSeqnoAdvanced(event) => self.on_advanced(envelope, event.by_seqno).map(drop),
+            Command::DcpSystemEvent(event) => {
+                if self.on_advanced(envelope, event.by_seqno)?
+                    && let Ok(Some(change)) = event.change()
+                    && let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope)
+                {
+                    vbucket.on_manifest(change.manifest_uid(), &mut self.out);
+                }
+                Ok(())
+            }
+            // Durable writes are not asked for: what they have written comes as such, once it holds. One that has begun, or was given up, is
+            // nothing but a position.
+            Command::DcpPrepare(event) => self.on_advanced(envelope, event.by_seqno).map(drop),
+            Command::DcpAbort(event) => self.on_advanced(envelope, event.abort_seqno).map(drop),
+            Command::DcpCommit(_) => self.on_commit(envelope),
             Command::DcpOsoSnapshot(event) => {
                 // Not asked for, since positions inside are none.
-                let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
+                let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
                 match event.boundary {
                     OsoBoundary::Start => vbucket.on_unordered_begin(),
                     _ => self.caught_up += usize::from(vbucket.on_unordered_end(&mut self.out)),
@@ -124,8 +143,9 @@ impl Connection {
                 Ok(())
             }
             Command::DcpStreamEnd(end) => {
-                let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
+                let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
                 let next = vbucket.on_end(end.reason);
+                self.node.tally.stream_ended(end.reason);
                 tracing::debug!(vbucket = envelope.vbucket, reason = ?end.reason, node = %self.node.address, "a stream has ended");
                 self.release(envelope.vbucket, next, format!("the stream has ended: {:?}", end.reason));
                 Ok(())
@@ -133,7 +153,7 @@ impl Connection {
             Command::DcpNoop(_) => self.answer(Opcode::DcpNoop, envelope.opaque),
             Command::DcpFlush(_) => {
                 // Only servers before 4.0. The stream is asked for again, and the server says what to go back to.
-                if held(&mut self.held, &self.node.board, envelope).is_none() {
+                if held(&mut self.held, &self.node.tally, envelope).is_none() {
                     return Ok(());
                 }
                 self.close_stream(envelope.vbucket)?;
@@ -150,7 +170,7 @@ impl Connection {
     /// A document was changed.
     #[inline]
     fn on_change(&mut self, envelope: &Envelope, change: Change) -> ClientResult<()> {
-        let Some(held) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
+        let Some(held) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
         let moved = held.vbucket.on_item(change.seqno, &mut self.out);
         if !self.on_moved(envelope, change.seqno, moved)? {
             return Ok(());
@@ -173,10 +193,23 @@ impl Connection {
         Ok(())
     }
 
-    fn on_advanced(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<()> {
-        let Some(held) = held(&mut self.held, &self.node.board, envelope) else { return Ok(()) };
+    /// The position moves; false if it does not, and the stream is begun again or not ours.
+    fn on_advanced(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<bool> {
+        let Some(held) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(false) };
         let moved = held.vbucket.on_advanced(seqno, &mut self.out);
-        self.on_moved(envelope, seqno, moved).map(drop)
+        self.on_moved(envelope, seqno, moved)
+    }
+
+    /// A durable write is said to hold, without what it has written: to go past it would lose a document without a word.
+    #[cold]
+    fn on_commit(&mut self, envelope: &Envelope) -> ClientResult<()> {
+        if held(&mut self.held, &self.node.tally, envelope).is_none() {
+            return Ok(());
+        }
+        tracing::warn!(vbucket = envelope.vbucket, node = %self.node.address, "the node tells a durable write in a form that was not asked for; opening the stream again");
+        self.close_stream(envelope.vbucket)?;
+        self.again(envelope.vbucket, "a durable write was told in a form that was not asked for");
+        Ok(())
     }
 
     /// Whether the position has moved, rather than that it must be begun again.
@@ -203,7 +236,7 @@ impl Connection {
 
     #[cold]
     fn count_unknown(&mut self, what: impl std::fmt::Display) {
-        if self.node.board.unknown.fetch_add(1, Relaxed) == 0 {
+        if self.node.tally.unknown() {
             tracing::warn!(node = %self.node.address, %what, "the node sends messages that are not known here; they are left out and counted");
         }
     }
@@ -273,6 +306,16 @@ impl Connection {
                 }
                 Ok(())
             }
+            Some(Question::Lag) => {
+                if let Reply::VbSeqnos(list) = response.reply {
+                    for (id, high) in list.seqnos.0 {
+                        if self.held.get(usize::from(id)).is_some_and(Option::is_some) {
+                            self.node.board.set_high(id, high);
+                        }
+                    }
+                }
+                Ok(())
+            }
             Some(Question::Close | Question::Alive) => Ok(()),
             // Some servers accept a stream of a dead vbucket, and refuse it with a second answer.
             None if response.opcode == Opcode::DcpStreamRequest && response.status != Status::Success => {
@@ -304,6 +347,7 @@ impl Connection {
                     horizon.set_history(id, held.vbucket.uuid());
                 }
                 self.node.board.set_state(id, VbucketState::Streaming);
+                self.node.board.set_uuid(id, held.vbucket.uuid());
                 self.node.board.set_seqno(id, held.vbucket.seqno());
                 self.hold_back(id);
                 Ok(())
@@ -311,7 +355,7 @@ impl Connection {
             Reply::Rollback(to) => {
                 held.opaque = 0;
                 tracing::info!(vbucket = id, to, seqno = held.vbucket.seqno(), node = %self.node.address, "the node asks to go back");
-                self.node.board.rolled_back(id);
+                self.node.tally.rolled_back(id);
                 match held.vbucket.on_rollback(to, &mut self.out) {
                     Next::Ask => {
                         self.asking.push_back(id);
@@ -375,6 +419,7 @@ impl Connection {
                 Some(high) => {
                     let was_caught_up = held.vbucket.is_caught_up();
                     held.vbucket.on_high(*high);
+                    self.node.board.set_high(id, *high);
                     self.caught_up += usize::from(!was_caught_up && held.vbucket.is_caught_up());
                     self.asking.push_back(id);
                 }
@@ -388,11 +433,11 @@ impl Connection {
 
 /// The vbucket whose stream an event is of; none if that stream was given up: then nothing but its bytes counts.
 #[inline]
-fn held<'a>(held: &'a mut [Option<Held>], board: &Board, envelope: &Envelope) -> Option<&'a mut Held> {
+fn held<'a>(held: &'a mut [Option<Held>], tally: &Tally, envelope: &Envelope) -> Option<&'a mut Held> {
     let found = held.get_mut(usize::from(envelope.vbucket)).and_then(Option::as_mut);
     let found = found.filter(|held| held.opaque == envelope.opaque && held.opaque != 0);
     if found.is_none() {
-        board.stale.fetch_add(1, Relaxed);
+        tally.stale();
     }
     found
 }

@@ -10,6 +10,21 @@ pub(crate) type Histories = Vec<(u64, u64)>;
 /// Boundaries of snapshots that are remembered, of each vbucket.
 const MAX_BOUNDARIES: usize = 32;
 
+/// What the server is told of a position besides where it is (protocol, sections 3.5 and 5.1); 0 for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Context {
+    /// The last collections manifest that was seen.
+    pub(crate) manifest_uid: u64,
+    /// The purge seqno of the snapshot.
+    pub(crate) purge_seqno: u64,
+}
+
+impl Context {
+    pub(crate) fn of(position: &PartitionPosition) -> Self {
+        Context { manifest_uid: position.manifest_uid, purge_seqno: position.purge_seqno }
+    }
+}
+
 /// What has been received of a vbucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {

@@ -1,5 +1,6 @@
 //! What a feed is doing, vbucket by vbucket, for those who look after it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -26,6 +27,12 @@ pub struct VbucketStatus {
     pub node: Option<String>,
     /// The last seqno that came.
     pub seqno: u64,
+    /// The last seqno that the server is known to have: it is asked now and then.
+    pub high_seqno: u64,
+    /// How many seqnos are still to come, as far as is known. Fewer events may be: a server leaves out those that it has replaced.
+    pub lag: u64,
+    /// Identity of the history that is streamed; 0 before the first stream.
+    pub uuid: u64,
     /// How often its stream was asked for again.
     pub reopens: u32,
     /// How often something was taken back.
@@ -66,8 +73,18 @@ pub struct Counters {
     pub unknown_messages: u64,
     /// Cluster maps taken over.
     pub cluster_maps: u64,
+    /// Bytes of messages that flow control counts.
+    pub received_bytes: u64,
     /// Bytes given back to flow control.
     pub acknowledged_bytes: u64,
+    /// Bytes that came over connections that are up, and are not given back.
+    pub unacknowledged_bytes: u64,
+    /// How often a node has asked to go back.
+    pub rollbacks: u64,
+    /// How often a stream was asked for again.
+    pub reopens: u64,
+    /// Streams that nodes have ended, by reason, for example `state_changed`.
+    pub stream_ends: BTreeMap<String, u64>,
 }
 
 /// What the tasks of a feed write its status to.
@@ -80,13 +97,18 @@ pub(crate) struct Board {
     pub(crate) stale: AtomicU64,
     pub(crate) unknown: AtomicU64,
     pub(crate) maps: AtomicU64,
+    pub(crate) received: AtomicU64,
     pub(crate) acknowledged: AtomicU64,
+    pub(crate) unacknowledged: AtomicU64,
+    pub(crate) stream_ends: Mutex<BTreeMap<String, u64>>,
 }
 
 #[derive(Debug, Default)]
 struct Cell {
     state: AtomicU8,
     seqno: AtomicU64,
+    high: AtomicU64,
+    uuid: AtomicU64,
     reopens: AtomicU32,
     rollbacks: AtomicU32,
     told: Mutex<(Option<Address>, Option<String>)>,
@@ -104,7 +126,10 @@ impl Board {
             stale: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
             maps: AtomicU64::new(0),
+            received: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
+            unacknowledged: AtomicU64::new(0),
+            stream_ends: Mutex::default(),
         }
     }
 
@@ -118,6 +143,26 @@ impl Board {
     pub(crate) fn set_seqno(&self, vbucket: u16, seqno: u64) {
         if let Some(cell) = self.cells.get(usize::from(vbucket)) {
             cell.seqno.store(seqno, Ordering::Relaxed);
+        }
+    }
+
+    /// The server has at least this seqno.
+    pub(crate) fn has_high(&self, vbucket: u16, high: u64) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.high.fetch_max(high, Ordering::Relaxed);
+        }
+    }
+
+    /// The server has this seqno and no more: it may have had more in another history.
+    pub(crate) fn set_high(&self, vbucket: u16, high: u64) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.high.store(high, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn set_uuid(&self, vbucket: u16, uuid: u64) {
+        if let Some(cell) = self.cells.get(usize::from(vbucket)) {
+            cell.uuid.store(uuid, Ordering::Relaxed);
         }
     }
 
@@ -144,17 +189,24 @@ impl Board {
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
         let vbucket = |cell: &Cell| {
             let (node, last_error) = cell.told.lock().clone();
+            let (seqno, high) = (load(&cell.seqno), load(&cell.high));
             VbucketStatus {
                 state: STATES[usize::from(cell.state.load(Ordering::Relaxed)) % STATES.len()],
                 node: node.map(|node| node.to_string()),
-                seqno: load(&cell.seqno),
+                seqno,
+                high_seqno: high.max(seqno),
+                lag: high.saturating_sub(seqno),
+                uuid: load(&cell.uuid),
                 reopens: cell.reopens.load(Ordering::Relaxed),
                 rollbacks: cell.rollbacks.load(Ordering::Relaxed),
                 last_error,
             }
         };
+        let vbuckets: Vec<VbucketStatus> = self.cells.iter().map(vbucket).collect();
+        let sum = |of: fn(&VbucketStatus) -> u32| vbuckets.iter().map(|vbucket| u64::from(of(vbucket))).sum();
+        let (rollbacks, reopens) = (sum(|vbucket| vbucket.rollbacks), sum(|vbucket| vbucket.reopens));
         DcpStatus {
-            vbuckets: self.cells.iter().map(vbucket).collect(),
+            vbuckets,
             counters: Counters {
                 events: load(&self.events),
                 connections: load(&self.connections),
@@ -162,7 +214,12 @@ impl Board {
                 stale_messages: load(&self.stale),
                 unknown_messages: load(&self.unknown),
                 cluster_maps: load(&self.maps),
+                received_bytes: load(&self.received),
                 acknowledged_bytes: load(&self.acknowledged),
+                unacknowledged_bytes: load(&self.unacknowledged),
+                rollbacks,
+                reopens,
+                stream_ends: self.stream_ends.lock().clone(),
             },
         }
     }
@@ -177,12 +234,16 @@ mod tests {
         let board = Board::new(2);
         board.set_state(1, VbucketState::Streaming);
         board.set_seqno(1, 77);
+        board.has_high(1, 80);
+        board.has_high(1, 79);
+        board.set_uuid(1, 5);
         board.set_node(1, Some(Address { host: "::1".to_owned(), port: 11210 }));
         board.reopened(1, "it moved".to_owned());
         board.set_seqno(9, 1);
         let json = serde_json::to_value(board.snapshot()).unwrap();
         let expected = serde_json::json!({
-            "state": "streaming", "node": "[::1]:11210", "seqno": 77, "reopens": 1, "rollbacks": 0, "last_error": "it moved",
+            "state": "streaming", "node": "[::1]:11210", "seqno": 77, "high_seqno": 80, "lag": 3, "uuid": 5,
+            "reopens": 1, "rollbacks": 0, "last_error": "it moved",
         });
         assert_eq!(json["vbuckets"][1], expected);
         assert_eq!(json["vbuckets"][0]["state"], "waiting");

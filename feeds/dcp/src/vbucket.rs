@@ -7,7 +7,7 @@ use sluicegate_mcbp::Status;
 use sluicegate_mcbp::dcp::EndReason;
 
 use crate::held_back::HeldBack;
-use crate::resume::{Boundaries, Histories, Position, common_point};
+use crate::resume::{Boundaries, Context, Histories, Position, common_point};
 
 /// Rollbacks in a row after which the vbucket is begun anew.
 const MAX_ROLLBACKS: u32 = 16;
@@ -77,6 +77,9 @@ pub(crate) struct Vbucket {
     boundaries: Boundaries,
     /// A snapshot that was announced, and of which nothing has come: it counts from its first item on (section 5.2, rule 2).
     pending: Option<(u64, u64)>,
+    /// The purge seqno of the snapshot that was announced, if it was told.
+    pending_purge: Option<u64>,
+    context: Context,
     /// The highest seqno of a snapshot in the order of keys; the position stays before it until it is over (section 4.13).
     unordered: Option<u64>,
     /// What the server had when it was first asked.
@@ -103,9 +106,9 @@ pub(crate) struct Vbucket {
 impl Vbucket {
     pub(crate) fn new(id: u16, begin: Begin, is_finite: bool) -> Self {
         let is_now = begin == Begin::Now;
-        let (at, log) = match begin {
-            Begin::Zero | Begin::Now => (Position::default(), Vec::new()),
-            Begin::At(position) => (Position::of(&position), position.failover_log),
+        let (at, context, log) = match begin {
+            Begin::Zero | Begin::Now => (Position::default(), Context::default(), Vec::new()),
+            Begin::At(position) => (Position::of(&position), Context::of(&position), position.failover_log),
         };
         Vbucket {
             id: PartitionId(id),
@@ -113,6 +116,8 @@ impl Vbucket {
             log,
             boundaries: Boundaries::default(),
             pending: None,
+            pending_purge: None,
+            context,
             unordered: None,
             target: None,
             goal: NO_END,
@@ -140,6 +145,11 @@ impl Vbucket {
     /// Identity of its history.
     pub(crate) fn uuid(&self) -> u64 {
         self.at.uuid
+    }
+
+    /// What to tell the server with the position.
+    pub(crate) fn context(&self) -> Context {
+        self.context
     }
 
     /// Whether it still has to find out where it begins.
@@ -244,6 +254,11 @@ impl Vbucket {
                 self.at = Position::at(self.at.uuid, self.at.seqno);
                 Next::Ask
             }
+            // The bucket may be another one of the same name: then the history says so.
+            Status::ManifestAhead if self.context.manifest_uid > 0 => {
+                self.context.manifest_uid = 0;
+                Next::Ask
+            }
             // The server is behind us without saying so.
             Status::Range if self.at.seqno > 0 => self.on_rollback(0, out),
             Status::InvalidArguments | Status::AccessDenied | Status::NotSupported | Status::Range => Next::STUCK,
@@ -254,7 +269,25 @@ impl Vbucket {
 
     /// A snapshot was announced.
     pub(crate) fn on_marker(&mut self, start: u64, end: u64) {
-        self.pending = Some((start, end));
+        (self.pending, self.pending_purge) = (Some((start, end)), None);
+    }
+
+    /// The purge seqno of the snapshot that was just announced.
+    pub(crate) fn on_purge_seqno(&mut self, seqno: u64) {
+        self.pending_purge = Some(seqno);
+    }
+
+    /// The collections are those of this manifest now.
+    pub(crate) fn on_manifest(&mut self, uid: u64, out: &mut Vec<FeedEvent>) {
+        self.set_context(Context { manifest_uid: uid, ..self.context }, out);
+    }
+
+    fn set_context(&mut self, context: Context, out: &mut Vec<FeedEvent>) {
+        if self.context != context {
+            self.context = context;
+            let Context { manifest_uid, purge_seqno } = context;
+            out.push(FeedEvent::PartitionContext { partition: self.id, manifest_uid, purge_seqno });
+        }
     }
 
     /// An item has come. What it begins is put before it; true if the vbucket is caught up with it.
@@ -278,6 +311,8 @@ impl Vbucket {
             self.begin_snapshot(start.min(seqno), end.max(seqno));
             let (start, end) = (PartitionSeqno(self.at.snapshot_start), PartitionSeqno(self.at.snapshot_end));
             out.push(FeedEvent::SnapshotStart { partition: self.id, start, end });
+            let purge_seqno = self.pending_purge.take().unwrap_or(0);
+            self.set_context(Context { purge_seqno, ..self.context }, out);
         }
         self.at.seqno = seqno;
         self.at.snapshot_end = self.at.snapshot_end.max(seqno);
@@ -359,7 +394,7 @@ impl Vbucket {
                 (self.target, self.goal) = (None, NO_END);
             }
         }
-        self.at = Position::at(uuid, to);
+        (self.at, self.context) = (Position::at(uuid, to), Context::default());
         (self.pending, self.unordered) = (None, None);
     }
 }

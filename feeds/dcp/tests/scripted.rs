@@ -8,8 +8,8 @@ use sluicegate_core::feed::MutationKind;
 use sluicegate_core::{Feed as _, FeedEvent, FeedStart, FeedStream};
 use sluicegate_dcp::DcpFeed;
 use sluicegate_mcbp::dcp::{
-    EndReason, FailoverEntry, FailoverLog, Histories, MarkerFlags, Mutation, Removal, SeqnoList, SnapshotMarker, StreamEnd,
-    VbSeqnos,
+    Abort, Commit, Durability, EndReason, FailoverEntry, FailoverLog, Histories, MarkerFlags, Mutation, Prepare, Removal,
+    SeqnoList, SnapshotMarker, StreamEnd, VbSeqnos,
 };
 use sluicegate_mcbp::hello::{Feature, Features, Granted};
 use sluicegate_mcbp::value::compress;
@@ -225,4 +225,45 @@ async fn a_seqno_that_does_not_grow_opens_the_stream_again() {
     script.event(Command::DcpStreamEnd(StreamEnd { reason: EndReason::Other(77) })).await;
     let second = script.opaque;
     script.until(|script| script.opaque != second).await;
+}
+
+#[tokio::test]
+async fn durable_writes_that_nobody_asked_for_hide_no_document() {
+    let (feed, mut stream, mut script) = start().await;
+    script.event(marker(10)).await;
+    let prepare = |seqno| {
+        Command::DcpPrepare(Prepare {
+            by_seqno: seqno,
+            rev_seqno: 1,
+            flags: 0,
+            expiry: 0,
+            lock_time: 0,
+            nru: 0,
+            deleted: 0,
+            durability: Durability::Majority,
+            key: "durable".into(),
+            value: "{}".into(),
+        })
+    };
+    script.event(prepare(1)).await;
+    let abort = Abort { prepared_seqno: 1, abort_seqno: 2, key: "durable".into() };
+    script.event(Command::DcpAbort(abort)).await;
+    script.event(prepare(3)).await;
+    script.event(mutation(4, "{}")).await;
+    let seen = mutations(&mut stream, 4).await;
+    assert_eq!(seen.len(), 1, "neither what was given up nor what does not hold");
+    let first = script.opaque;
+    let commit = Commit { prepared_seqno: 3, commit_seqno: 5, key: "durable".into() };
+    script.event(Command::DcpCommit(commit)).await;
+    // Past it the document would be lost: it must come in another form.
+    script.until(|script| script.opaque != first).await;
+    let vbucket = &feed.status().vbuckets[0];
+    assert_eq!(vbucket.seqno, 4);
+    assert!(vbucket.last_error.as_ref().is_some_and(|why| why.contains("durable write")), "{vbucket:?}");
+    // Servers count two bytes more of each beginning.
+    script.counted += 4;
+    script.event(marker(10)).await;
+    script.event(mutation(5, "{}")).await;
+    assert_eq!(mutations(&mut stream, 5).await.len(), 1);
+    script.until(|script| script.acknowledged == script.counted).await;
 }

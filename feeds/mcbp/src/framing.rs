@@ -2,6 +2,7 @@
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 
+use crate::dcp::Durability;
 use crate::error::{Error, Result};
 
 /// Whose framing extras they are: the same number means different things.
@@ -19,6 +20,13 @@ pub enum Kind {
 pub enum FrameInfo<'a> {
     /// Run nothing of this connection at the same time.
     Barrier,
+    /// What must hold before a write is answered.
+    Durability {
+        /// What must hold.
+        level: Durability,
+        /// How long that may take, in milliseconds; as long as the server lets it if none.
+        timeout_ms: Option<u16>,
+    },
     /// The stream a DCP message belongs to, if there are several per vbucket.
     StreamId(u16),
     /// How long the server worked, in microseconds.
@@ -54,6 +62,11 @@ pub fn frame_infos(kind: Kind, bytes: &[u8]) -> FrameInfos<'_> {
 pub fn put_frame_info(out: &mut BytesMut, info: FrameInfo<'_>) -> Result<()> {
     match info {
         FrameInfo::Barrier => put(out, 0, &[]),
+        FrameInfo::Durability { level, timeout_ms: None } => put(out, 1, &[level.code()]),
+        FrameInfo::Durability { level, timeout_ms: Some(timeout) } => {
+            let [high, low] = timeout.to_be_bytes();
+            put(out, 1, &[level.code(), high, low])
+        }
         FrameInfo::StreamId(id) => put(out, 2, &id.to_be_bytes()),
         FrameInfo::ServerDuration(micros) => {
             let encoded = (micros as f64 * 2.0).powf(1.0 / 1.74).round().min(f64::from(u16::MAX)) as u16;
@@ -93,6 +106,19 @@ impl<'a> FrameInfos<'a> {
         Ok(None)
     }
 
+    /// What must hold before a write is answered, if the request says so.
+    ///
+    /// # Errors
+    /// `Malformed` if the framing extras before it are.
+    pub fn durability(self) -> Result<Option<Durability>> {
+        for info in self {
+            if let FrameInfo::Durability { level, .. } = info? {
+                return Ok(Some(level));
+            }
+        }
+        Ok(None)
+    }
+
     fn take(&mut self) -> Option<FrameInfo<'a>> {
         let mut rest = std::mem::take(&mut self.rest);
         let first = rest.try_get_u8().ok()?;
@@ -102,6 +128,10 @@ impl<'a> FrameInfos<'a> {
         self.rest = rest;
         Some(match (self.kind, id, data) {
             (Kind::Request, 0, []) => FrameInfo::Barrier,
+            (Kind::Request, 1, &[level]) => FrameInfo::Durability { level: level.into(), timeout_ms: None },
+            (Kind::Request, 1, &[level, high, low]) => {
+                FrameInfo::Durability { level: level.into(), timeout_ms: Some(u16::from_be_bytes([high, low])) }
+            }
             (Kind::Request, 2, &[high, low]) => FrameInfo::StreamId(u16::from_be_bytes([high, low])),
             (Kind::Response, 0, &[high, low]) => {
                 let encoded = f64::from(u16::from_be_bytes([high, low]));

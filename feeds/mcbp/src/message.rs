@@ -6,7 +6,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::body::{Body, Empty, Parts, Writer, unfinished};
-use crate::dcp::{self, query, stream};
+use crate::dcp::{self, Durability, query, stream};
 use crate::error::Result;
 use crate::frame::{Frame, Magic};
 use crate::framing::{FrameInfo, Kind, frame_infos, put_frame_info};
@@ -387,6 +387,22 @@ impl Request {
     /// `Malformed` if the framing extras are.
     pub fn stream_id(&self) -> Result<Option<u16>> {
         frame_infos(Kind::Request, &self.framing).stream_id()
+    }
+
+    /// The same, as a durable write: answered once this holds.
+    #[must_use]
+    pub fn with_durability(self, level: Durability) -> Self {
+        let mut framing = BytesMut::from(&self.framing[..]);
+        put_frame_info(&mut framing, FrameInfo::Durability { level, timeout_ms: None }).expect("its number and length are small");
+        Request { framing: framing.freeze(), ..self }
+    }
+
+    /// What must hold before the write is answered, if it is a durable one.
+    ///
+    /// # Errors
+    /// `Malformed` if the framing extras are.
+    pub fn durability(&self) -> Result<Option<Durability>> {
+        frame_infos(Kind::Request, &self.framing).durability()
     }
 
     /// Reads a request. The frame's magic is not looked at.

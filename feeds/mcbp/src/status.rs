@@ -71,10 +71,22 @@ codes! {
         TemporaryFailure = 0x86,
         /// There is no such collection, as far as the node knows.
         UnknownCollection = 0x88,
+        /// The client knows a newer collections manifest than the node.
+        ManifestAhead = 0x8b,
         /// There is no such scope, as far as the node knows.
         UnknownScope = 0x8c,
         /// A stream id is missing, or must not be given.
         DcpStreamIdInvalid = 0x8d,
+        /// There is no such level of durability.
+        DurabilityInvalidLevel = 0xa0,
+        /// Too few nodes have a copy for this durability.
+        DurabilityImpossible = 0xa1,
+        /// The document has a durable write that is not complete yet.
+        SyncWriteInProgress = 0xa2,
+        /// Whether the durable write holds is not known.
+        SyncWriteAmbiguous = 0xa3,
+        /// The document has a durable write that is being made to hold again.
+        SyncWriteReCommitInProgress = 0xa4,
     }
 }
 
@@ -123,7 +135,10 @@ impl Status {
             | Busy
             | TemporaryFailure
             | UnknownCollection
-            | UnknownScope => Reaction::BackOff,
+            | ManifestAhead
+            | UnknownScope
+            | SyncWriteInProgress
+            | SyncWriteReCommitInProgress => Reaction::BackOff,
             AuthStale => Reaction::Reconnect,
             Other(_) => return None,
             _ => Reaction::Fail,

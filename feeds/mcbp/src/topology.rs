@@ -1,4 +1,4 @@
-//! Where to connect to: addresses to begin with, the newest cluster map, and the network from which nodes are reached
+//! Where to connect to: addresses to begin with; the newest cluster map, and the network from which nodes are reached
 //! (protocol, sections 2.4 and 9). Pure: maps come in, addresses go out.
 
 use std::collections::BTreeSet;
@@ -30,7 +30,6 @@ pub enum Offer {
 /// The newest cluster map, and what follows from it.
 #[derive(Clone, Debug)]
 pub struct Topology {
-    seeds: Vec<Address>,
     choice: NetworkChoice,
     is_tls: bool,
     /// Decided with the first map.
@@ -41,9 +40,9 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Knows only where to begin.
-    pub fn new(seeds: Vec<Address>, choice: NetworkChoice, is_tls: bool) -> Self {
-        Topology { seeds, choice, is_tls, network: None, map: None, is_stale: false }
+    /// Knows nothing yet.
+    pub fn new(choice: NetworkChoice, is_tls: bool) -> Self {
+        Topology { choice, is_tls, network: None, map: None, is_stale: false }
     }
 
     /// Takes a map into account that was received from `from`. A map that names no vbuckets yet is ignored: a bucket that was just
@@ -97,13 +96,6 @@ impl Topology {
         let (Some(map), Some(network)) = (&self.map, &self.network) else { return BTreeSet::new() };
         map.data_nodes(network, self.is_tls).into_iter().filter_map(|(_, address)| address).collect()
     }
-
-    /// Where to ask for the first map, or for one when all nodes are lost: the nodes known, then the addresses to begin with.
-    pub fn candidates(&self) -> Vec<Address> {
-        let mut candidates: Vec<Address> = self.nodes().into_iter().collect();
-        candidates.extend(self.seeds.iter().filter(|seed| !candidates.contains(seed)).cloned().collect::<Vec<_>>());
-        candidates
-    }
 }
 
 /// A map without a revision is news only if it says something else.
@@ -125,6 +117,37 @@ pub fn parse_seeds(text: &str, is_tls: bool) -> Result<Vec<Address>> {
         ))),
         None => Ok(seeds),
     }
+}
+
+/// A record of the DNS that says where a service is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SrvRecord {
+    /// The lowest is wanted most.
+    pub priority: u16,
+    /// Of the same priority, the highest is wanted most.
+    pub weight: u16,
+    /// The port.
+    pub port: u16,
+    /// The host's name. The root alone says that there is no such service.
+    pub target: String,
+}
+
+/// The name whose SRV records say where to begin, if there are any (protocol, section 2.4): for one host that is a name, without a
+/// port. None for anything else, and for `localhost`, which is no name of the DNS.
+pub fn srv_name(hosts: &str, is_tls: bool) -> Option<String> {
+    let is_name = !hosts.is_empty() && !hosts.contains([',', ':', '[']) && hosts.parse::<std::net::IpAddr>().is_err();
+    let service = if is_tls { "_couchbases" } else { "_couchbase" };
+    (is_name && !hosts.eq_ignore_ascii_case("localhost")).then(|| format!("{service}._tcp.{hosts}"))
+}
+
+/// Where to begin by these records, the most wanted first. Nothing if they say that there is no such service.
+pub fn srv_seeds(mut records: Vec<SrvRecord>) -> Vec<Address> {
+    records.sort_by(|a, b| (a.priority, b.weight, &a.target, a.port).cmp(&(b.priority, a.weight, &b.target, b.port)));
+    let address = |record: SrvRecord| {
+        let host = record.target.strip_suffix('.').unwrap_or(&record.target);
+        (!host.is_empty() && record.port != 0).then(|| Address { host: host.to_owned(), port: record.port })
+    };
+    records.into_iter().filter_map(address).collect()
 }
 
 fn parse_seed(seed: &str, usual: u16) -> Result<Address> {
@@ -170,8 +193,8 @@ mod tests {
 
     #[test]
     fn the_newest_map_decides_and_a_new_uuid_is_told() {
-        let mut topology = Topology::new(vec![at("a", 11210), at("seed", 1)], NetworkChoice::Auto, false);
-        assert_eq!(topology.candidates(), [at("a", 11210), at("seed", 1)]);
+        let mut topology = Topology::new(NetworkChoice::Auto, false);
+        assert!(topology.nodes().is_empty());
         assert_eq!(topology.offer(map(4, "u", &[]), &at("a", 11210)), Offer::Ignored);
         assert_eq!(topology.offer(map(5, "u", &[0, 1]), &at("a", 11210)), Offer::Accepted);
         assert_eq!(topology.owner(1), Some(at("b", 11210)));
@@ -182,13 +205,13 @@ mod tests {
         assert_eq!(topology.offer(map(2, "v", &[1, 1]), &at("a", 11210)), Offer::Ignored);
         topology.expect_anything();
         assert_eq!(topology.offer(map(2, "v", &[1, 1]), &at("a", 11210)), Offer::Accepted);
-        assert_eq!(topology.candidates(), [at("a", 11210), at("b", 11210), at("seed", 1)]);
+        assert!(topology.nodes().into_iter().eq([at("a", 11210), at("b", 11210)]));
         assert_eq!(topology.copies(0), [Some(at("b", 11210))]);
     }
 
     #[test]
     fn maps_without_revision_are_taken_if_they_say_something_else() {
-        let mut topology = Topology::new(vec![at("a", 11210)], NetworkChoice::Auto, false);
+        let mut topology = Topology::new(NetworkChoice::Auto, false);
         assert_eq!(topology.offer(map(0, "u", &[0, 1]), &at("a", 11210)), Offer::Accepted);
         assert_eq!(topology.offer(map(0, "u", &[0, 1]), &at("a", 11210)), Offer::Ignored);
         assert_eq!(topology.offer(map(0, "u", &[1, 1]), &at("a", 11210)), Offer::Accepted);
@@ -196,15 +219,33 @@ mod tests {
 
     #[test]
     fn the_network_is_that_of_the_address_that_answered() {
-        let mut outside = Topology::new(vec![at("x.a", 31)], NetworkChoice::Auto, false);
+        let mut outside = Topology::new(NetworkChoice::Auto, false);
         outside.offer(map(5, "u", &[0, 1]), &at("x.a", 31));
         assert_eq!((outside.owner(0), outside.owner(1)), (Some(at("x.a", 31)), Some(at("x.b", 11210))));
-        let mut tls = Topology::new(vec![at("x.a", 31)], NetworkChoice::Auto, true);
+        let mut tls = Topology::new(NetworkChoice::Auto, true);
         tls.offer(map(5, "u", &[0, 1]), &at("x.a", 31));
         assert_eq!((tls.owner(0), tls.owner(1)), (None, Some(at("x.b", 11207))));
-        let mut fixed = Topology::new(vec![at("x.a", 31)], NetworkChoice::Fixed(Network::Default), false);
+        let mut fixed = Topology::new(NetworkChoice::Fixed(Network::Default), false);
         fixed.offer(map(5, "u", &[0, 1]), &at("x.a", 31));
         assert_eq!(fixed.owner(0), Some(at("a", 11210)));
+    }
+
+    #[test]
+    fn records_are_asked_for_only_where_one_name_says_nothing_more() {
+        assert_eq!(srv_name("db.example", false).as_deref(), Some("_couchbase._tcp.db.example"));
+        assert_eq!(srv_name("db.example", true).as_deref(), Some("_couchbases._tcp.db.example"));
+        for other in ["", "a,b", "a:1", "10.0.0.1", "[::1]", "LocalHost"] {
+            assert_eq!(srv_name(other, false), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_most_wanted_records_come_first() {
+        let record = |priority, weight, target: &str, port| SrvRecord { priority, weight, port, target: target.to_owned() };
+        let records =
+            vec![record(2, 9, "c.", 3), record(1, 1, "b.", 2), record(1, 5, "a", 1), record(1, 1, "b.", 1), record(0, 0, ".", 7)];
+        assert_eq!(srv_seeds(records), [at("a", 1), at("b", 1), at("b", 2), at("c", 3)]);
+        assert_eq!(srv_seeds(vec![record(0, 0, ".", 0)]), []);
     }
 
     #[test]

@@ -11,7 +11,9 @@ use sluicegate_mcbp::errormap::{Attribute as ErrorAttribute, ErrorMap};
 use sluicegate_mcbp::framing::{FrameInfo, Kind, frame_infos, put_frame_info};
 use sluicegate_mcbp::status::{Failure, Reaction};
 use sluicegate_mcbp::value::{Attribute, compress, decompress, join_attributes, split_attributes};
-use sluicegate_mcbp::{Command, Datatype, ErrorKind, FrameDecoder, Message, Opcode, Parts, Reply, Request, Response, Status, kv};
+use sluicegate_mcbp::{
+    Command, Datatype, Empty, ErrorKind, FrameDecoder, Message, Opcode, Parts, Reply, Request, Response, Status, kv,
+};
 
 #[test]
 fn collection_numbers_are_the_published_ones() {
@@ -212,9 +214,31 @@ fn collections_change_by_system_events() {
         let (version, value) = change.encode();
         assert_eq!(event(kind, version, value.clone()).change().unwrap(), Some(change));
         assert!(event(kind, version, value.slice(1..)).change().is_err());
-        assert_eq!(event(kind, 2, value).change().unwrap(), None);
+        assert_eq!(event(kind, 3, value).change().unwrap(), None);
+        let flat = change.encode_flat(b"name");
+        assert_eq!((event(kind, 2, flat.clone()).change().unwrap(), change.manifest_uid()), (Some(change), 1));
+        assert!(event(kind, 2, flat.slice(..20)).change().is_err());
     }
+    let change = Change::CollectionModified { manifest_uid: 1, scope: 2, collection: 3, max_ttl: Some(0) };
+    let (version, value) = change.encode();
+    assert_eq!(event(SystemEventKind::ModifyCollection, version, value).change().unwrap(), Some(change));
     assert_eq!(event(SystemEventKind::Other(99), 0, Bytes::new()).change().unwrap(), None);
+}
+
+#[test]
+fn a_durable_write_says_what_must_hold() {
+    let request = Request::new(Command::Delete(kv::Key { key: "k".into() })).with_durability(Durability::PersistToMajority);
+    let mut out = BytesMut::new();
+    request.encode(&mut out).unwrap();
+    assert_eq!(out[..4], [0x08, 0x04, 2, 1], "a flex frame, and two bytes of framing extras");
+    assert_eq!(out[24..26], [0x11, 3]);
+    assert_eq!(Request::decode(frame(&out)).unwrap().durability().unwrap(), Some(Durability::PersistToMajority));
+    let mut with_timeout = BytesMut::new();
+    let info = FrameInfo::Durability { level: Durability::Majority, timeout_ms: Some(0x1234) };
+    put_frame_info(&mut with_timeout, info).unwrap();
+    assert_eq!(with_timeout[..], [0x13, 1, 0x12, 0x34]);
+    assert_eq!(frame_infos(Kind::Request, &with_timeout).next().unwrap().unwrap(), info);
+    assert_eq!(Request::new(Command::Noop(Empty {})).durability().unwrap(), None);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use sluicegate_mcbp::Datatype;
-use sluicegate_mcbp::dcp::SystemEventKind;
+use sluicegate_mcbp::dcp::{Durability, SystemEventKind};
 
 /// A document's name within its vbucket: its collection's number, and its key without it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +22,15 @@ pub enum Kind {
     Deletion,
     /// The document has expired.
     Expiration,
+    /// A durable write has begun, and does not hold yet: what it writes is the item's (protocol, section 4.7).
+    Prepare {
+        /// What must hold first.
+        level: Durability,
+        /// Whether it deletes.
+        is_deletion: bool,
+    },
+    /// A durable write was given up (protocol, section 4.9).
+    Abort,
     /// A collection or scope was created or dropped. The name is the item's key, the event's content its value.
     System(Box<SystemChange>),
 }
@@ -65,9 +74,19 @@ pub struct Item {
 }
 
 impl Item {
-    /// The document it is about; none for a system event.
+    /// The document that is so from here on; none for a system event, and for a durable write that does not hold.
     pub fn document(&self) -> Option<DocumentKey> {
-        (!self.is_system()).then(|| DocumentKey { collection: self.collection, key: self.key.clone() })
+        (!self.is_system() && !self.is_hidden()).then(|| self.name())
+    }
+
+    /// Collection and key.
+    pub fn name(&self) -> DocumentKey {
+        DocumentKey { collection: self.collection, key: self.key.clone() }
+    }
+
+    /// Whether readers do not see it: a durable write that does not hold, or not yet.
+    pub fn is_hidden(&self) -> bool {
+        matches!(self.kind, Kind::Prepare { .. } | Kind::Abort)
     }
 
     /// Whether it is about collections, not about a document.

@@ -96,6 +96,17 @@ impl Manifest {
         Some((scope.id, id))
     }
 
+    /// Changes how long documents of a collection live at most, and gives its scope's number and its name; none if there is none.
+    pub fn modify_collection(&mut self, id: u32, max_ttl: Option<u32>) -> Option<(u32, String)> {
+        let (scope, there) = self
+            .scopes
+            .iter_mut()
+            .find_map(|scope| Some((scope.id, scope.collections.iter_mut().find(|there| there.id == id)?)))?;
+        there.max_ttl = max_ttl;
+        self.uid += 1;
+        Some((scope, there.name.clone()))
+    }
+
     /// Removes a collection, and gives its scope's number; none if there is none.
     pub fn remove_collection(&mut self, id: u32) -> Option<u32> {
         let (scope, _) = self.collection(id)?;

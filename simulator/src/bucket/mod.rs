@@ -1,5 +1,6 @@
 //! The state of a bucket, without I/O: vbuckets with their histories, documents, collections.
 
+pub mod durable;
 pub mod identity;
 pub mod item;
 pub mod manifest;
@@ -12,6 +13,7 @@ use sluicegate_mcbp::Datatype;
 use sluicegate_mcbp::collections::DEFAULT_COLLECTION;
 use sluicegate_mcbp::dcp::{self, SystemEventKind};
 
+pub use durable::Outcome;
 pub use identity::Identity;
 pub use item::{DocumentKey, Item, Kind, SystemChange};
 pub use manifest::Manifest;
@@ -176,6 +178,14 @@ impl Bucket {
         let change = dcp::Change::ScopeDropped { manifest_uid: self.manifest.uid, scope };
         self.announce(SystemEventKind::DropScope, "", scope, 0, &change);
         is_gone
+    }
+
+    /// Changes how long documents of a collection live at most; whether there is one.
+    pub fn modify_collection(&mut self, collection: u32, max_ttl: Option<u32>) -> bool {
+        let Some((scope, name)) = self.manifest.modify_collection(collection, max_ttl) else { return false };
+        let change = dcp::Change::CollectionModified { manifest_uid: self.manifest.uid, scope, collection, max_ttl };
+        self.announce(SystemEventKind::ModifyCollection, &name, scope, collection, &change);
+        true
     }
 
     fn announce(&mut self, event: SystemEventKind, name: &str, scope: u32, collection: u32, change: &dcp::Change) {

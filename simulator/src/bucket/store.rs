@@ -1,6 +1,7 @@
 //! Operations on documents.
 
 use bytes::Bytes;
+use sluicegate_mcbp::dcp::Durability;
 use sluicegate_mcbp::value::{self, Attribute};
 use sluicegate_mcbp::{Datatype, Status};
 
@@ -79,13 +80,65 @@ impl Bucket {
     /// Writes a document.
     ///
     /// # Errors
-    /// `KeyExists`, `KeyNotFound`, `TooBig`, and as [`get`](Bucket::get).
+    /// `KeyExists`, `KeyNotFound`, `TooBig`, `SyncWriteInProgress` while a durable write of the document is not complete, and as
+    /// [`get`](Bucket::get).
     pub fn store(&mut self, vbucket: u16, key: DocumentKey, write: Write, content: Content, cas: u64) -> Result<Stored, Status> {
-        self.check(vbucket, &key)?;
+        let content = self.may_store(vbucket, &key, write, content, cas)?;
+        Ok(self.append(vbucket, key, content, Kind::Mutation))
+    }
+
+    /// Begins to write a document durably; the position is that of the beginning. What becomes of it: [`Vbucket::outcome`].
+    ///
+    /// # Errors
+    /// `DurabilityInvalidLevel`, `DurabilityImpossible`, and as [`store`](Bucket::store).
+    pub fn prepare(
+        &mut self,
+        vbucket: u16,
+        key: DocumentKey,
+        level: Durability,
+        write: Write,
+        content: Content,
+        cas: u64,
+    ) -> Result<Stored, Status> {
+        let content = self.may_store(vbucket, &key, write, content, cas)?;
+        self.may_be_durable(vbucket, level)?;
+        Ok(self.append(vbucket, key, content, Kind::Prepare { level, is_deletion: false }))
+    }
+
+    /// Begins to delete a document durably, as [`prepare`](Bucket::prepare).
+    ///
+    /// # Errors
+    /// As [`prepare`](Bucket::prepare) and [`delete`](Bucket::delete).
+    pub fn prepare_delete(&mut self, vbucket: u16, key: DocumentKey, level: Durability, cas: u64) -> Result<Stored, Status> {
+        let content = self.may_delete(vbucket, &key, cas)?;
+        self.may_be_durable(vbucket, level)?;
+        Ok(self.append(vbucket, key, content, Kind::Prepare { level, is_deletion: true }))
+    }
+
+    fn may_be_durable(&self, vbucket: u16, level: Durability) -> Result<(), Status> {
+        if let Durability::Other(_) = level {
+            return Err(Status::DurabilityInvalidLevel);
+        }
+        match self.vbucket(vbucket).is_some_and(Vbucket::can_be_durable) {
+            true => Ok(()),
+            false => Err(Status::DurabilityImpossible),
+        }
+    }
+
+    /// What is stored by a write, if it may be done.
+    fn may_store(
+        &mut self,
+        vbucket: u16,
+        key: &DocumentKey,
+        write: Write,
+        content: Content,
+        cas: u64,
+    ) -> Result<Content, Status> {
+        self.may_write(vbucket, key)?;
         if content.value.len() > MAX_VALUE {
             return Err(Status::TooBig);
         }
-        let there = self.live(vbucket, &key).map(|item| item.cas);
+        let there = self.live(vbucket, key).map(|item| item.cas);
         match (write, there) {
             (Write::Add, Some(_)) => return Err(Status::KeyExists),
             (Write::Replace, None) => return Err(Status::KeyNotFound),
@@ -95,7 +148,7 @@ impl Bucket {
         }
         let max_ttl = self.manifest().collection(key.collection).and_then(|(_, collection)| collection.max_ttl);
         let expiry = limit(self.absolute(content.expiry), max_ttl, self.now());
-        Ok(self.append(vbucket, key, Content { expiry, ..content }, Kind::Mutation))
+        Ok(Content { expiry, ..content })
     }
 
     /// Deletes a document. The server's own attributes stay (protocol, section 8).
@@ -103,14 +156,19 @@ impl Bucket {
     /// # Errors
     /// `KeyNotFound`, `KeyExists` if the compare-and-swap value differs, and as [`get`](Bucket::get).
     pub fn delete(&mut self, vbucket: u16, key: DocumentKey, cas: u64) -> Result<Stored, Status> {
-        self.check(vbucket, &key)?;
-        let item = self.live(vbucket, &key).ok_or(Status::KeyNotFound)?;
+        let content = self.may_delete(vbucket, &key, cas)?;
+        Ok(self.append(vbucket, key, content, Kind::Deletion))
+    }
+
+    /// What is left by a deletion, if it may be done.
+    fn may_delete(&mut self, vbucket: u16, key: &DocumentKey, cas: u64) -> Result<Content, Status> {
+        self.may_write(vbucket, key)?;
+        let item = self.live(vbucket, key).ok_or(Status::KeyNotFound)?;
         if cas != 0 && cas != item.cas {
             return Err(Status::KeyExists);
         }
         let (value, datatype) = system_attributes(item);
-        let content = Content { value, datatype, expiry: self.now() as u32, ..Content::default() };
-        Ok(self.append(vbucket, key, content, Kind::Deletion))
+        Ok(Content { value, datatype, expiry: self.now() as u32, ..Content::default() })
     }
 
     /// Deletes a document and leaves `content` in its place, as a client does that keeps attributes of deleted documents. There need be no document.
@@ -118,7 +176,7 @@ impl Bucket {
     /// # Errors
     /// As [`get`](Bucket::get).
     pub fn delete_with(&mut self, vbucket: u16, key: DocumentKey, content: Content) -> Result<Stored, Status> {
-        self.check(vbucket, &key)?;
+        self.may_write(vbucket, &key)?;
         let content = Content { expiry: self.now() as u32, ..content };
         Ok(self.append(vbucket, key, content, Kind::Deletion))
     }
@@ -128,7 +186,7 @@ impl Bucket {
     /// # Errors
     /// `NotStored` if there is none, `KeyExists` if the compare-and-swap value differs, and as [`get`](Bucket::get).
     pub fn extend(&mut self, vbucket: u16, key: DocumentKey, more: &[u8], at_front: bool, cas: u64) -> Result<Stored, Status> {
-        self.check(vbucket, &key)?;
+        self.may_write(vbucket, &key)?;
         let item = self.live(vbucket, &key).ok_or(Status::NotStored)?;
         if cas != 0 && cas != item.cas {
             return Err(Status::KeyExists);
@@ -151,7 +209,7 @@ impl Bucket {
     /// # Errors
     /// `KeyNotFound` if it does not exist and must, `NotANumber` if it is none, and as [`get`](Bucket::get).
     pub fn count(&mut self, vbucket: u16, key: DocumentKey, change: Arithmetic) -> Result<(Stored, u64), Status> {
-        self.check(vbucket, &key)?;
+        self.may_write(vbucket, &key)?;
         let expiry = self.absolute(change.expiry);
         let (number, flags, expiry) = match (self.live(vbucket, &key), change.initial) {
             (None, None) => return Err(Status::KeyNotFound),
@@ -176,7 +234,7 @@ impl Bucket {
     /// # Errors
     /// As [`get`](Bucket::get).
     pub fn touch(&mut self, vbucket: u16, key: DocumentKey, expiry: u32) -> Result<Stored, Status> {
-        self.check(vbucket, &key)?;
+        self.may_write(vbucket, &key)?;
         let item = self.live(vbucket, &key).ok_or(Status::KeyNotFound)?;
         let (value, datatype, flags) = (item.value.clone(), item.datatype, item.flags);
         let expiry = self.absolute(expiry);
@@ -203,6 +261,14 @@ impl Bucket {
             return Err(Status::NotMyVbucket);
         }
         self.manifest().collection(key.collection).map(|_| ()).ok_or(Status::UnknownCollection)
+    }
+
+    fn may_write(&self, vbucket: u16, key: &DocumentKey) -> Result<(), Status> {
+        self.check(vbucket, key)?;
+        match self.vbucket(vbucket).is_some_and(|there| there.has_prepared(key)) {
+            true => Err(Status::SyncWriteInProgress),
+            false => Ok(()),
+        }
     }
 
     /// The document, if it exists and has not expired.
@@ -236,7 +302,7 @@ impl Bucket {
         let item = Item { seqno: 0, superseded_by: 0, rev: 1, cas, collection, key, value, datatype, flags, time, kind };
         let memory_items = self.memory_items;
         let there: &mut Vbucket = &mut self.vbuckets[usize::from(vbucket)];
-        let seqno = there.append(item).seqno;
+        let seqno = there.append(item);
         if memory_items < seqno {
             there.evict_to(memory_items);
         }

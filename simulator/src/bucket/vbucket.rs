@@ -1,5 +1,7 @@
 //! One vbucket: its history, its documents, and the copies that nodes have of it.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
 use sluicegate_mcbp::dcp::{FailoverEntry, FailoverLog, VbucketState};
 
@@ -11,7 +13,7 @@ pub const MAX_FAILOVER_ENTRIES: usize = 25;
 /// A vbucket. The history is one; a node's copy of it ends where that copy has come to.
 #[derive(Clone, Debug)]
 pub struct Vbucket {
-    items: Vec<Item>,
+    pub(super) items: Vec<Item>,
     latest: FxHashMap<DocumentKey, u64>,
     failover_log: FailoverLog,
     high_seqno: u64,
@@ -20,8 +22,16 @@ pub struct Vbucket {
     branch: u64,
     changes: u64,
     /// The nodes that are to have a copy, the active one first.
-    chain: Vec<Option<usize>>,
-    copies: Vec<NodeCopy>,
+    pub(super) chain: Vec<Option<usize>>,
+    /// How many copies there are to be, with those that no node has any more.
+    pub(super) width: usize,
+    pub(super) copies: Vec<NodeCopy>,
+    /// Durable writes that are not complete: where they began.
+    pub(super) prepared: BTreeMap<DocumentKey, u64>,
+    /// Where durable writes were committed or aborted, and where they had begun.
+    pub(super) completed: BTreeMap<u64, u64>,
+    /// Whether durable writes stay incomplete.
+    pub(super) holds_prepared: bool,
 }
 
 /// What one node has of a vbucket.
@@ -56,7 +66,11 @@ impl Vbucket {
             branch: 0,
             changes: 0,
             chain: Vec::new(),
+            width: 0,
             copies: Vec::new(),
+            prepared: BTreeMap::new(),
+            completed: BTreeMap::new(),
+            holds_prepared: false,
         };
         vbucket.set_chain(chain);
         vbucket
@@ -121,11 +135,16 @@ impl Vbucket {
         &self.items[from..]
     }
 
-    /// The last position above `after` and up to `end` of a change that is `wanted`.
-    pub fn last_seqno(&self, after: u64, end: u64, wanted: impl Fn(&Item) -> bool) -> Option<u64> {
+    /// The changes above `after` and up to `end`, in order.
+    pub fn between(&self, after: u64, end: u64) -> &[Item] {
         let items = self.after(after);
-        let until = items.partition_point(|item| item.seqno <= end);
-        items[..until].iter().rev().find(|item| item.superseded_by > end && wanted(item)).map(|item| item.seqno)
+        &items[..items.partition_point(|item| item.seqno <= end)]
+    }
+
+    /// The last position above `after` and up to `end` of a change that readers see and that is `wanted`.
+    pub fn last_seqno(&self, after: u64, end: u64, wanted: impl Fn(&Item) -> bool) -> Option<u64> {
+        let is_seen = |item: &&Item| item.superseded_by > end && !item.is_hidden() && wanted(item);
+        self.between(after, end).iter().rev().find(is_seen).map(|item| item.seqno)
     }
 
     /// The documents, without those removed.
@@ -133,8 +152,8 @@ impl Vbucket {
         self.items.iter().filter(|item| item.superseded_by == u64::MAX && item.kind == Kind::Mutation)
     }
 
-    /// Appends a change; gives it its position and revision, and tells the copies.
-    pub fn append(&mut self, mut item: Item) -> &Item {
+    /// Appends a change; gives it its position and revision, and tells the copies. The position.
+    pub fn append(&mut self, mut item: Item) -> u64 {
         self.high_seqno += 1;
         item.seqno = self.high_seqno;
         item.superseded_by = u64::MAX;
@@ -145,15 +164,22 @@ impl Vbucket {
                 self.items[before].superseded_by = item.seqno;
             }
         }
+        let (seqno, name) = (item.seqno, matches!(item.kind, Kind::Prepare { .. }).then(|| item.name()));
+        if let Some(name) = name {
+            let before = self.latest.get(&name).and_then(|seqno| self.item(*seqno));
+            item.rev = item.rev.max(before.map_or(0, |before| before.rev) + 1);
+            self.prepared.insert(name, seqno);
+        }
         self.items.push(item);
         self.follow();
-        &self.items[self.items.len() - 1]
+        seqno
     }
 
     /// Marks a collection's documents as replaced by the position of the event that dropped it.
     pub fn drop_documents(&mut self, collection: u32) {
         let (high, items) = (self.high_seqno, &mut self.items);
         self.latest.retain(|key, _| key.collection != collection);
+        self.prepared.retain(|key, _| key.collection != collection);
         for item in items.iter_mut().filter(|item| item.collection == collection && !item.is_system()) {
             item.superseded_by = item.superseded_by.min(high);
         }
@@ -176,7 +202,7 @@ impl Vbucket {
         let seqno = seqno.min(self.high_seqno);
         let latest = &mut self.latest;
         self.items.retain(|item| {
-            let is_gone = item.seqno <= seqno && (item.superseded_by <= seqno || item.is_removal());
+            let is_gone = item.seqno <= seqno && (item.superseded_by <= seqno || item.is_removal() || item.kind == Kind::Abort);
             if is_gone
                 && let Some(document) = item.document()
                 && latest.get(&document) == Some(&item.seqno)
@@ -185,6 +211,7 @@ impl Vbucket {
             }
             !is_gone
         });
+        self.completed.retain(|completed, _| *completed > seqno);
         self.purge_seqno = self.purge_seqno.max(seqno);
         self.memory_from = self.memory_from.max(seqno + 1);
         self.changes += 1;
@@ -202,7 +229,7 @@ impl Vbucket {
         self.memory_from = self.memory_from.max(from);
     }
 
-    fn index_of(&self, seqno: u64) -> Option<usize> {
+    pub(super) fn index_of(&self, seqno: u64) -> Option<usize> {
         self.item(seqno)?;
         Some(self.items.len() - self.after(seqno).len() - 1)
     }
@@ -211,9 +238,14 @@ impl Vbucket {
         let until = self.items.partition_point(|item| item.seqno <= seqno);
         self.items.truncate(until);
         self.latest.clear();
+        self.prepared.clear();
+        self.completed.retain(|completed, _| *completed <= seqno);
         for item in &mut self.items {
             if item.superseded_by > seqno {
                 item.superseded_by = u64::MAX;
+                if matches!(item.kind, Kind::Prepare { .. }) {
+                    self.prepared.insert(item.name(), item.seqno);
+                }
                 if let Some(document) = item.document() {
                     self.latest.insert(document, item.seqno);
                 }
@@ -272,13 +304,14 @@ impl Vbucket {
             }
             copies.push(copy);
         }
+        self.width = self.width.max(chain.len());
         (self.chain, self.copies) = (chain, copies);
         self.follow();
     }
 
     /// Takes the place of `old`: the same copies, which nobody can mistake for the old ones.
     pub(super) fn renew(&mut self, old: &Vbucket) {
-        (self.branch, self.changes) = (old.branch + 1, old.changes);
+        (self.branch, self.changes, self.holds_prepared) = (old.branch + 1, old.changes, old.holds_prepared);
         self.set_chain(old.chain.clone());
     }
 
@@ -300,7 +333,7 @@ impl Vbucket {
     }
 
     /// Lets the copies take what is not held back from them.
-    fn follow(&mut self) {
+    pub(super) fn follow(&mut self) {
         self.changes += 1;
         for copy in &mut self.copies {
             if copy.state == VbucketState::Active || !copy.is_replication_held {
@@ -310,5 +343,6 @@ impl Vbucket {
                 copy.persisted_seqno = copy.high_seqno;
             }
         }
+        self.commit_what_holds();
     }
 }

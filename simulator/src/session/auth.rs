@@ -13,22 +13,30 @@ pub(super) enum Auth {
     None,
     Challenged(Mechanism, Server),
     Done,
+    /// By a certificate: no other way is open then.
+    Certified,
 }
 
 /// The mechanisms offered, separated by spaces.
-pub(super) fn mechanisms() -> String {
-    Mechanism::ALL.map(Mechanism::name).join(" ")
+pub(super) fn mechanisms(state: &State) -> String {
+    let names: Vec<&str> = state.config.mechanisms.iter().map(|mechanism| mechanism.name()).collect();
+    names.join(" ")
 }
 
 impl Auth {
     pub(super) fn is_done(&self) -> bool {
-        matches!(self, Auth::Done)
+        matches!(self, Auth::Done | Auth::Certified)
     }
 
     pub(super) fn begin(&mut self, exchange: &Exchange, state: &mut State) -> (Status, Reply) {
+        if matches!(self, Auth::Certified) {
+            return refused(Opcode::SaslAuth, Status::NotSupported);
+        }
         *self = Auth::None;
         let mechanism = std::str::from_utf8(&exchange.mechanism).ok().and_then(|name| name.parse::<Mechanism>().ok());
-        let Some(mechanism) = mechanism else { return refused(Opcode::SaslAuth, Status::InvalidArguments) };
+        let Some(mechanism) = mechanism.filter(|mechanism| state.config.mechanisms.contains(mechanism)) else {
+            return refused(Opcode::SaslAuth, Status::InvalidArguments);
+        };
         if mechanism == Mechanism::Plain {
             let Ok((user, password)) = read_plain(&exchange.data) else {
                 return refused(Opcode::SaslAuth, Status::InvalidArguments);
@@ -49,6 +57,9 @@ impl Auth {
     }
 
     pub(super) fn go_on(&mut self, exchange: &Exchange) -> (Status, Reply) {
+        if matches!(self, Auth::Certified) {
+            return refused(Opcode::SaslStep, Status::NotSupported);
+        }
         match std::mem::take(self) {
             Auth::Challenged(mechanism, server) if exchange.mechanism == mechanism.name().as_bytes() => {
                 match server.finish(&exchange.data.0) {

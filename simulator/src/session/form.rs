@@ -1,7 +1,7 @@
 //! How a stream's items look on the wire, as the connection has agreed.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use sluicegate_mcbp::dcp::{Mutation, Removal, SystemEvent};
+use sluicegate_mcbp::dcp::{Abort, Commit, Mutation, Prepare, Removal, SystemEvent};
 use sluicegate_mcbp::value::{compress, decompress, join_attributes, split_attributes};
 use sluicegate_mcbp::{Command, Datatype, HEADER_LEN, Header, Magic, Opcode, collections};
 
@@ -30,6 +30,8 @@ pub(crate) struct Form {
     pub(crate) values: Values,
     pub(crate) has_delete_times: bool,
     pub(crate) has_expirations: bool,
+    /// Whether changes of collections are told with FlatBuffers.
+    pub(crate) has_flat_events: bool,
 }
 
 /// Bytes of a mutation's extras.
@@ -42,28 +44,58 @@ fn id_len(collection: u32) -> usize {
 }
 
 impl Form {
+    /// Whether there is a message for an item: some changes of collections have only one with FlatBuffers.
+    pub(crate) fn can_tell(&self, item: &Item) -> bool {
+        self.has_flat_events || !matches!(&item.kind, Kind::System(change) if change.version == 2)
+    }
+
+    /// The message that a durable write is complete; none where a commit is told by what it has written, as from disk.
+    pub(crate) fn completion(&self, item: &Item, prepared_seqno: u64, from_disk: bool) -> Option<Command> {
+        let key = self.key(item);
+        match item.kind {
+            Kind::Abort => Some(Command::DcpAbort(Abort { prepared_seqno, abort_seqno: item.seqno, key })),
+            _ if from_disk => None,
+            _ => Some(Command::DcpCommit(Commit { prepared_seqno, commit_seqno: item.seqno, key })),
+        }
+    }
+
+    fn key(&self, item: &Item) -> Bytes {
+        match self.has_collections {
+            true => collections::join_key(item.collection, &item.key),
+            false => item.key.clone(),
+        }
+    }
+
     /// The message of an item, and its datatype. `from_disk`: deletions in memory do not say when.
     pub(crate) fn command(&self, item: &Item, from_disk: bool) -> (Command, Datatype) {
         if let Kind::System(change) = &item.kind {
-            let event = SystemEvent {
+            let mut event = SystemEvent {
                 by_seqno: item.seqno,
                 event: change.event,
                 version: change.version,
                 name: item.key.clone(),
                 value: item.value.clone(),
             };
+            if self.has_flat_events
+                && let Ok(Some(change)) = event.change()
+            {
+                (event.version, event.value) = (2, change.encode_flat(&event.name));
+            }
             return (Command::DcpSystemEvent(event), Datatype::default());
         }
-        let key = match self.has_collections {
-            true => collections::join_key(item.collection, &item.key),
-            false => item.key.clone(),
-        };
+        let key = self.key(item);
         let (value, datatype) = self.value(item);
         let (by_seqno, rev_seqno) = (item.seqno, item.rev);
         if item.kind == Kind::Mutation {
             let (flags, expiry) = (item.flags, item.time);
             let mutation = Mutation { by_seqno, rev_seqno, flags, expiry, nru: Some(0), key, value, ..Mutation::default() };
             return (Command::DcpMutation(mutation), datatype);
+        }
+        if let Kind::Prepare { level, is_deletion } = item.kind {
+            let (flags, expiry, deleted) = (item.flags, if is_deletion { 0 } else { item.time }, u8::from(is_deletion));
+            let (lock_time, nru, durability) = (0, 0, level);
+            let prepare = Prepare { by_seqno, rev_seqno, flags, expiry, lock_time, nru, deleted, durability, key, value };
+            return (Command::DcpPrepare(prepare), datatype);
         }
         let is_expiration = item.kind == Kind::Expiration && self.has_expirations;
         let time = if from_disk || item.kind == Kind::Expiration { item.time } else { 0 };

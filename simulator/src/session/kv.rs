@@ -1,16 +1,27 @@
 //! Reading and writing documents.
 
+use bytes::BytesMut;
+use sluicegate_mcbp::dcp::Durability;
 use sluicegate_mcbp::hello::Feature;
 use sluicegate_mcbp::kv::{Counter, Document, Stored, Written};
 use sluicegate_mcbp::value::decompress;
-use sluicegate_mcbp::{Command, Datatype, Reply, Request, Status, collections, kv};
+use sluicegate_mcbp::{Command, Datatype, Opcode, Reply, Request, Response, Status, collections, kv};
 
-use super::{MAX_VALUE, Session, done};
-use crate::bucket::{self, Arithmetic, Content, DocumentKey, Write};
+use super::{MAX_VALUE, Session, done, respond};
+use crate::bucket::{self, Arithmetic, Content, DocumentKey, Outcome, Write};
 use crate::state::State;
 
 /// The longest key without its collection's number, in bytes.
 const MAX_KEY: usize = 250;
+
+/// A durable write that was begun for a client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    opcode: Opcode,
+    opaque: u32,
+    /// Where it began.
+    stored: bucket::Stored,
+}
 
 /// An expiry that says not to create a counter.
 const DO_NOT_CREATE: u32 = u32::MAX;
@@ -34,6 +45,11 @@ impl Session {
             return Some(self.not_my_vbucket(opcode, state));
         }
         let key = DocumentKey { collection, key: bytes::Bytes::copy_from_slice(&key) };
+        match request.durability() {
+            Ok(None) => (),
+            Ok(Some(level)) => return Some(self.operate_durably(request, key, level, state)),
+            Err(_) => return Some(self.refuse(opcode, Status::InvalidArguments, "the framing extras are malformed")),
+        }
         Some(match self.operate(request, key, state) {
             Ok(reply) => (Status::Success, reply),
             Err(Status::UnknownCollection) => self.unknown(opcode, Status::UnknownCollection, state),
@@ -85,6 +101,48 @@ impl Session {
             _ => return Err(Status::UnknownCommand),
         };
         Ok(Reply::Stored(Stored { written: self.written(&stored) }))
+    }
+
+    /// Begins a durable write. It is answered when it is complete, which may be at once.
+    fn operate_durably(&mut self, request: &Request, key: DocumentKey, level: Durability, state: &mut State) -> (Status, Reply) {
+        let (opcode, vbucket, cas, bucket) = (request.command.opcode(), request.vbucket, request.cas, &mut state.bucket);
+        let mut prepare =
+            |write, store: &kv::Store| bucket.prepare(vbucket, key.clone(), level, write, self.content(store, request)?, cas);
+        let begun = match &request.command {
+            Command::Set(store) => prepare(Write::Set, store),
+            Command::Add(store) => prepare(Write::Add, store),
+            Command::Replace(store) => prepare(Write::Replace, store),
+            Command::Delete(_) => bucket.prepare_delete(vbucket, key, level, cas),
+            _ => return self.refuse(opcode, Status::NotSupported, "the simulator has no durable write of this kind"),
+        };
+        match begun {
+            Ok(stored) => {
+                self.waiting = Some(Waiting { opcode, opaque: request.opaque, stored });
+                (Status::Success, done(opcode).1)
+            }
+            Err(Status::UnknownCollection) => self.unknown(opcode, Status::UnknownCollection, state),
+            Err(status) => self.refuse(opcode, status, "the operation was not done"),
+        }
+    }
+
+    /// Answers a durable write that is complete.
+    pub(super) fn answer_durable(&mut self, state: &State, out: &mut BytesMut) {
+        let Some(Waiting { opcode, opaque, stored }) = self.waiting else { return };
+        let outcome = state.bucket.vbucket(stored.vbucket).map_or(Outcome::Aborted, |vbucket| vbucket.outcome(stored.seqno));
+        let (status, reply, cas) = match outcome {
+            Outcome::Pending => return,
+            Outcome::Committed(seqno) => {
+                let written = self.written(&bucket::Stored { seqno, ..stored });
+                (Status::Success, Reply::Stored(Stored { written }), stored.cas)
+            }
+            Outcome::Aborted => {
+                let (status, reply) = self.refuse(opcode, Status::SyncWriteAmbiguous, "the durable write was given up");
+                (status, reply, 0)
+            }
+        };
+        self.waiting = None;
+        let datatype = if status == Status::Success { Datatype::default() } else { Datatype::JSON };
+        respond(Response { opcode, status, opaque, cas, datatype, framing: bytes::Bytes::new(), reply }, out);
     }
 
     /// Compare-and-swap value and datatype of an answer about one document.

@@ -16,12 +16,14 @@ use sluicegate_mcbp::{Command, Datatype, Frame, Notice, Opcode, Parts, Reply, Re
 use tokio::time::Instant;
 
 use crate::state::State;
+use crate::tls::TlsConfig;
 use auth::Auth;
 use dcp::Dcp;
+use kv::Waiting;
 pub(crate) use kv::is_json;
 
 /// Features that are granted if they are asked for.
-const FEATURES: [Feature; 15] = [
+const FEATURES: [Feature; 16] = [
     Feature::TcpNoDelay,
     Feature::MutationSeqno,
     Feature::Xattr,
@@ -32,6 +34,7 @@ const FEATURES: [Feature; 15] = [
     Feature::Duplex,
     Feature::ClusterMapNotification,
     Feature::AltRequest,
+    Feature::SyncReplication,
     Feature::Collections,
     Feature::GetClusterConfigWithKnownVersion,
     Feature::DedupeNotMyVbucketClusterMap,
@@ -54,6 +57,8 @@ pub(crate) struct Session {
     auth: Auth,
     has_bucket: bool,
     dcp: Option<Dcp>,
+    /// A durable write whose answer waits.
+    waiting: Option<Waiting>,
     /// The bucket that was selected, by its identity.
     bucket_uuid: String,
     /// The revision of the cluster map that the client was told of.
@@ -77,6 +82,7 @@ impl Session {
             auth: Auth::None,
             has_bucket: false,
             dcp: None,
+            waiting: None,
             bucket_uuid: String::new(),
             announced: state.revision,
             attached: 0,
@@ -87,6 +93,24 @@ impl Session {
     /// Whether it may send large frames.
     pub(crate) fn is_trusted(&self) -> bool {
         self.auth.is_done()
+    }
+
+    /// TLS is agreed on, with a client whose certificate names this user, or that has shown none.
+    pub(crate) fn identify(&mut self, user: Option<&str>, state: &State) {
+        if user == Some(&state.config.user) {
+            self.auth = Auth::Certified;
+        } else {
+            self.is_closing |= state.config.tls.as_ref().is_some_and(TlsConfig::is_certificate_mandatory);
+        }
+    }
+
+    /// Whether a request must be complete before the next one is taken.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    fn has_sync_writes(&self) -> bool {
+        self.dcp.as_ref().is_some_and(Dcp::has_sync_writes)
     }
 
     fn has(&self, feature: Feature) -> bool {
@@ -112,6 +136,11 @@ impl Session {
         let (status, reply, cas, datatype) = match Request::decode(frame) {
             Ok(request) => {
                 let Some((status, reply)) = self.answer(&request, state, now) else { return };
+                if self.waiting.is_some() {
+                    // A durable write has begun; it is answered when it is complete.
+                    self.answer_durable(state, out);
+                    return;
+                }
                 let (cas, datatype) = self.metadata(&request, &reply, state);
                 (status, reply, cas, datatype)
             }
@@ -127,10 +156,7 @@ impl Session {
             Reply::Failed(parts) if parts.value().first() == Some(&b'{') => Datatype::JSON,
             _ => datatype,
         };
-        let response = Response { opcode, status, opaque: header.opaque, cas, datatype, framing: Bytes::new(), reply };
-        if let Err(error) = response.encode(out) {
-            tracing::error!(%error, "an answer has no encoding");
-        }
+        respond(Response { opcode, status, opaque: header.opaque, cas, datatype, framing: Bytes::new(), reply }, out);
     }
 
     /// Does what is due without being asked: notices, stream messages. Appends to `out` until it is full.
@@ -143,6 +169,7 @@ impl Session {
         if self.is_closing || state.is_paused {
             return;
         }
+        self.answer_durable(state, out);
         if self.announced < state.revision {
             self.announced = state.revision;
             let is_brief = self.has(Feature::ClusterMapNotificationBrief);
@@ -181,7 +208,7 @@ impl Session {
             Command::Noop(_) => return Some(done(opcode)),
             Command::Version(_) => return plain(opcode, "7.6.2-0000-simulator"),
             Command::GetErrorMap(_) => return plain(opcode, error_map()),
-            Command::SaslListMechs(_) => return plain(opcode, auth::mechanisms()),
+            Command::SaslListMechs(_) => return plain(opcode, auth::mechanisms(state)),
             Command::SaslAuth(exchange) => return Some(self.auth.begin(exchange, state)),
             Command::SaslStep(exchange) => return Some(self.auth.go_on(exchange)),
             _ => (),
@@ -257,6 +284,12 @@ impl Session {
     }
 }
 
+fn respond(response: Response, out: &mut BytesMut) {
+    if let Err(error) = response.encode(out) {
+        tracing::error!(%error, "an answer has no encoding");
+    }
+}
+
 fn done(opcode: Opcode) -> (Status, Reply) {
     (Status::Success, Reply::Plain(Parts::from_value(opcode, Bytes::new())))
 }
@@ -288,6 +321,8 @@ fn error_map() -> String {
             "85": entry("EBUSY", &["temp", "retry-later"]),
             "86": entry("ETMPFAIL", &["temp", "retry-later"]),
             "88": entry("UNKNOWN_COLLECTION", &["fetch-config", "item-only"]),
+            "a2": entry("SYNC_WRITE_IN_PROGRESS", &["item-only", "retry-later"]),
+            "a3": entry("SYNC_WRITE_AMBIGUOUS", &["item-only"]),
         }
     })
     .to_string()

@@ -72,7 +72,9 @@ impl Session {
             if is_wanted {
                 let high = copy.high_seqno;
                 let last = |wanted| vbucket.last_seqno(0, high, |item| item.collection == wanted && !item.is_system());
-                seqnos.push((id as u16, collection.map_or(high, |wanted| last(wanted).unwrap_or(0))));
+                // Who is not told of durable writes would wait for ever for one that does not hold.
+                let visible = if self.has_sync_writes() { high } else { vbucket.visible_seqno(high) };
+                seqnos.push((id as u16, collection.map_or(visible, |wanted| last(wanted).unwrap_or(0))));
             }
         }
         (Status::Success, Reply::VbSeqnos(VbSeqnos { seqnos: SeqnoList(seqnos) }))

@@ -31,7 +31,9 @@ impl Sink<'_> {
         if let Err(error) = request.encode(self.out) {
             tracing::error!(%error, "a message has no encoding");
         }
-        *self.outstanding += (self.out.len() - before) as u64;
+        // Servers count two bytes too many of these (protocol, section 6).
+        let more = if matches!(request.command, Command::DcpPrepare(_)) { 2 } else { 0 };
+        *self.outstanding += (self.out.len() - before) as u64 + more;
     }
 }
 
@@ -91,6 +93,8 @@ pub(crate) struct Style {
     /// Whether snapshots in the order of keys are wanted, and whether their end is preceded by a position.
     pub(crate) oso: Option<bool>,
     pub(crate) skips_deletes: bool,
+    /// Whether durable writes are told as such, from their beginning.
+    pub(crate) has_sync_writes: bool,
 }
 
 #[derive(Debug)]
@@ -194,7 +198,15 @@ impl Stream {
 
     fn wants(&self, item: &Item, style: &Style, from_disk: bool) -> bool {
         let is_skipped = from_disk && self.is_initial && style.skips_deletes && item.is_removal();
-        !is_skipped && self.filter.lets_through(item)
+        let is_hidden = item.is_hidden() && !style.has_sync_writes || !style.form.can_tell(item);
+        !is_skipped && !is_hidden && self.filter.lets_through(item)
+    }
+
+    /// Whether a change is sent in a snapshot that ends at `end`: the last one of a document, and all that durable writes consist of.
+    fn sends(&self, vbucket: &Vbucket, item: &Item, end: u64, style: &Style, from_disk: bool) -> bool {
+        let is_told_whole = style.has_sync_writes && !from_disk;
+        let is_of_durable = || item.is_hidden() || vbucket.prepared_of(item.seqno).is_some();
+        (item.superseded_by > end || is_told_whole && is_of_durable()) && self.wants(item, style, from_disk)
     }
 
     /// Begins the next snapshot; false if there is none.
@@ -224,7 +236,8 @@ impl Stream {
             self.snapshot = Snapshot::ByKey { end, left: items.iter().map(|item| item.seqno).collect() };
             return true;
         }
-        let last = vbucket.last_seqno(self.position, end, |item| self.wants(item, style, from_disk));
+        let mut items = vbucket.between(self.position, end).iter().rev();
+        let last = items.find(|item| self.sends(vbucket, item, end, style, from_disk)).map(|item| item.seqno);
         let marked_end = match (last, style.form.has_collections) {
             (_, true) => end,
             (Some(last), false) => last,
@@ -239,11 +252,12 @@ impl Stream {
             true => self.position,
             false => vbucket.after(self.position).first().map_or(end, |item| item.seqno),
         };
-        let visible = last.unwrap_or(marked_end);
+        let visible = vbucket.visible_seqno(marked_end);
+        let (completed, prepared) = vbucket.durable_seqnos();
         let detail = match style.marker {
             MarkerVersion::V1 => None,
-            MarkerVersion::V2_0 => Some(MarkerDetail::v2_0(visible, 0)),
-            MarkerVersion::V2_2 => Some(MarkerDetail::v2_2(visible, 0, vbucket.purge_seqno(), 0)),
+            MarkerVersion::V2_0 => Some(MarkerDetail::v2_0(visible, completed)),
+            MarkerVersion::V2_2 => Some(MarkerDetail::v2_2(visible, completed, vbucket.purge_seqno(), prepared)),
         };
         let marker = SnapshotMarker { start, end: marked_end, flags, detail };
         self.send(Command::DcpSnapshotMarker(marker), 0, Datatype::default(), sink);
@@ -258,8 +272,8 @@ impl Stream {
                 break;
             }
             self.position = item.seqno;
-            if item.superseded_by > end && self.wants(item, style, from_disk) {
-                self.send_item(item, style, from_disk, sink);
+            if self.sends(vbucket, item, end, style, from_disk) {
+                self.send_item(vbucket, item, style, from_disk, sink);
                 sent = Some(item.seqno);
             }
         }
@@ -275,7 +289,7 @@ impl Stream {
     }
 
     fn last_was_sent(&self, vbucket: &Vbucket, end: u64, style: &Style, from_disk: bool) -> bool {
-        vbucket.item(end).is_some_and(|item| item.superseded_by > end && self.wants(item, style, from_disk))
+        vbucket.item(end).is_some_and(|item| self.sends(vbucket, item, end, style, from_disk))
     }
 
     fn send_by_key(&mut self, vbucket: &Vbucket, style: &Style, sink: &mut Sink<'_>) {
@@ -285,7 +299,7 @@ impl Stream {
             && let Some(seqno) = left.pop()
         {
             if let Some(item) = vbucket.item(seqno) {
-                self.send_item(item, style, true, sink);
+                self.send_item(vbucket, item, style, true, sink);
             }
         }
         if !left.is_empty() || !sink.is_open() {
@@ -303,7 +317,13 @@ impl Stream {
         self.send(Command::DcpOsoSnapshot(OsoSnapshot { boundary: mark }), 0, Datatype::default(), sink);
     }
 
-    fn send_item(&self, item: &Item, style: &Style, from_disk: bool, sink: &mut Sink<'_>) {
+    fn send_item(&self, vbucket: &Vbucket, item: &Item, style: &Style, from_disk: bool, sink: &mut Sink<'_>) {
+        if style.has_sync_writes
+            && let Some(prepared_seqno) = vbucket.prepared_of(item.seqno)
+            && let Some(command) = style.form.completion(item, prepared_seqno, from_disk)
+        {
+            return self.send(command, item.cas, Datatype::default(), sink);
+        }
         let before = sink.out.len();
         if self.id.is_none() && style.form.put_as_stored(item, self.vbucket, self.opaque, sink.out) {
             *sink.outstanding += (sink.out.len() - before) as u64;

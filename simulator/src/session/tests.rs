@@ -24,7 +24,7 @@ impl Case {
     /// A DCP connection with no-ops and one stream.
     fn new(liveness: Liveness) -> Case {
         let config = ClusterConfig { vbuckets: 1, liveness, ..ClusterConfig::default() };
-        let mut state = State::new(config, &[1]).unwrap();
+        let mut state = State::new(config, &[(1, None)]).unwrap();
         let session = Session::new(&mut state, 0);
         let mut case = Case { state, session, now: Instant::now() };
         let data = sasl::plain("Administrator", &Password::new("password")).unwrap();

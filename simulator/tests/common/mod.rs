@@ -1,20 +1,17 @@
-//! A small client, by hand: it sends what it is told and shows what arrives.
+//! A session of `sluicegate_mcbp::client`, taken apart: it sends what it is told and shows what arrives.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use sluicegate_mcbp::client::{ClientResult, ConnectOptions, FrameReader, FrameWriter, Link, Login, Session};
+use sluicegate_mcbp::config::Address;
 use sluicegate_mcbp::dcp::{BufferAck, Control, FailoverLog, Open, OpenFlags, StreamFlags, StreamRequest};
-use sluicegate_mcbp::hello::{Feature, Features, Hello};
-use sluicegate_mcbp::sasl::scram::Client as Scram;
-use sluicegate_mcbp::sasl::{Exchange, Mechanism, Password};
-use sluicegate_mcbp::{
-    Command, Empty, Frame, FrameDecoder, Message, Notice, Opcode, Reply, Request, Response, Secret, ServerRequest, Status, kv,
-};
+use sluicegate_mcbp::hello::Feature;
+use sluicegate_mcbp::sasl::Password;
+use sluicegate_mcbp::{Command, Empty, Frame, Message, Notice, Opcode, Reply, Request, Response, ServerRequest, Status};
 use sluicegate_simulator::{Cluster, ClusterConfig};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// How long anything may take before a test fails. Nothing waits for it to pass.
@@ -22,14 +19,34 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client's connection.
 pub(crate) struct Client {
-    pub(crate) socket: TcpStream,
-    buffer: BytesMut,
+    reader: FrameReader,
+    pub(crate) writer: FrameWriter,
+    /// What was read and not looked at.
+    frames: VecDeque<Frame>,
     /// What arrived while an answer was awaited.
     pub(crate) pending: VecDeque<(Request, usize)>,
-    pub(crate) notices: Vec<ServerRequest>,
-    /// How many reads it took.
-    pub(crate) reads: usize,
+    pub(crate) notices: VecDeque<ServerRequest>,
     opaque: u32,
+}
+
+/// The login that the cluster knows.
+pub(crate) fn login(password: &str) -> Login {
+    Login::Password { user: "Administrator".to_owned(), password: Password::new(password), allow_plain: true }
+}
+
+/// A session with a node; the bucket is selected if that feature is among those asked for.
+pub(crate) async fn session(cluster: &Cluster, node: usize, login: Login, features: &[Feature]) -> ClientResult<Session> {
+    let at = cluster.addresses()[node];
+    let options = ConnectOptions {
+        agent: "test".to_owned(),
+        bucket: "default".to_owned(),
+        login,
+        tls: None,
+        features: features.to_vec(),
+        connect_timeout: PATIENCE,
+        answer_timeout: PATIENCE,
+    };
+    Session::open(&Address { host: at.ip().to_string(), port: at.port() }, &options).await
 }
 
 /// A small cluster of one node.
@@ -76,20 +93,14 @@ impl Options {
 }
 
 impl Client {
+    /// Connected, and not authenticated.
     pub(crate) async fn connect(cluster: &Cluster, node: usize) -> Client {
-        let socket = TcpStream::connect(cluster.addresses()[node]).await.unwrap();
-        Client { socket, buffer: BytesMut::new(), pending: VecDeque::new(), notices: Vec::new(), reads: 0, opaque: 0 }
+        session(cluster, node, Login::Anonymous, &[]).await.unwrap().split().into()
     }
 
-    /// Connected, authenticated and with the bucket selected.
+    /// Connected and authenticated, with the bucket selected if that feature is among those asked for.
     pub(crate) async fn ready(cluster: &Cluster, node: usize, features: &[Feature]) -> Client {
-        let mut client = Client::connect(cluster, node).await;
-        let hello = Hello { agent: "test".into(), features: Features(features.to_vec()) };
-        assert_eq!(client.ask(Command::Hello(hello)).await.status, Status::Success);
-        assert_eq!(client.authenticate(Mechanism::ScramSha512, "Administrator", "password").await, Status::Success);
-        let bucket = kv::Key { key: "default".into() };
-        assert_eq!(client.ask(Command::SelectBucket(bucket)).await.status, Status::Success);
-        client
+        session(cluster, node, login("password"), features).await.unwrap().split().into()
     }
 
     /// A DCP connection.
@@ -109,27 +120,6 @@ impl Client {
 
     pub(crate) async fn control(&mut self, name: &'static str, value: &'static str) -> Status {
         self.ask(Command::DcpControl(Control { name: name.into(), value: value.into() })).await.status
-    }
-
-    pub(crate) async fn authenticate(&mut self, mechanism: Mechanism, user: &str, password: &str) -> Status {
-        let name = Bytes::from_static(mechanism.name().as_bytes());
-        let exchange = |data: Secret| Exchange { mechanism: name.clone(), data };
-        if mechanism == Mechanism::Plain {
-            let data = sluicegate_mcbp::sasl::plain(user, &Password::new(password)).unwrap();
-            return self.ask(Command::SaslAuth(exchange(data))).await.status;
-        }
-        let (scram, first) = Scram::start(mechanism, user, Password::new(password), "nonce").unwrap();
-        let challenge = self.ask(Command::SaslAuth(exchange(first))).await;
-        if challenge.status != Status::AuthContinue {
-            return challenge.status;
-        }
-        let (scram, last) = scram.answer(&plain_value(challenge)).unwrap();
-        let signature = self.ask(Command::SaslStep(exchange(last))).await;
-        let status = signature.status;
-        if status == Status::Success {
-            scram.verify(&plain_value(signature)).unwrap();
-        }
-        status
     }
 
     /// Sends a request and waits for the answer.
@@ -158,9 +148,8 @@ impl Client {
     }
 
     pub(crate) async fn send(&mut self, request: &Request) {
-        let mut out = BytesMut::new();
-        request.encode(&mut out).unwrap();
-        self.socket.write_all(&out).await.unwrap();
+        self.writer.push(request).unwrap();
+        self.writer.flush().await.unwrap();
     }
 
     /// Asks for a stream with everything said.
@@ -224,7 +213,7 @@ impl Client {
         match Message::decode(frame).unwrap() {
             Message::Response(response) => return Some(response),
             Message::Request(request) => self.pending.push_back((request, counted)),
-            Message::ServerRequest(notice) => self.notices.push(notice),
+            Message::ServerRequest(notice) => self.notices.push_back(notice),
             Message::ServerReply(_) => panic!("a server does not reply to itself"),
         }
         None
@@ -232,29 +221,32 @@ impl Client {
 
     /// The next frame; none at the end.
     pub(crate) async fn frame(&mut self) -> Option<Frame> {
-        loop {
-            if let Some(frame) = FrameDecoder::default().decode(&mut self.buffer).unwrap() {
-                return Some(frame);
-            }
-            self.buffer.reserve(64 << 10);
-            self.reads += 1;
-            let read = timeout(PATIENCE, self.socket.read_buf(&mut self.buffer)).await.expect("the server is silent");
-            if !matches!(read, Ok(1..)) {
-                return None;
-            }
+        while self.frames.is_empty() {
+            let read = timeout(PATIENCE, self.reader.read()).await.expect("the server is silent");
+            self.frames.extend(read.ok()?.map(Result::unwrap));
         }
+        self.frames.pop_front()
     }
 
     /// The next cluster map that the server pushes.
     pub(crate) async fn pushed_map(&mut self) -> Bytes {
-        while self.notices.is_empty() {
-            let frame = self.frame().await.expect("a notice, not the end");
-            assert!(self.sort(frame).is_none());
+        loop {
+            match self.notices.pop_front().map(|notice| notice.notice) {
+                Some(Notice::ClusterMapChanged(changed)) => return changed.config,
+                Some(other) => panic!("{other:?}"),
+                None => {
+                    let frame = self.frame().await.expect("a notice, not the end");
+                    assert!(self.sort(frame).is_none());
+                }
+            }
         }
-        match self.notices.remove(0).notice {
-            Notice::ClusterMapChanged(changed) => changed.config,
-            other => panic!("{other:?}"),
-        }
+    }
+}
+
+impl From<Link> for Client {
+    fn from(link: Link) -> Client {
+        let Link { reader, writer, notices, next_opaque: opaque, .. } = link;
+        Client { reader, writer, frames: VecDeque::new(), pending: VecDeque::new(), notices, opaque }
     }
 }
 
@@ -291,6 +283,9 @@ pub(crate) fn brief(command: &Command) -> String {
         Command::DcpSeqnoAdvanced(advanced) => format!(">{}", advanced.by_seqno),
         Command::DcpOsoSnapshot(snapshot) => format!("oso {:?}", snapshot.boundary),
         Command::DcpStreamEnd(end) => format!("end {:?}", end.reason),
+        Command::DcpPrepare(prepare) => format!("?{}={}@{}", text(&prepare.key), text(&prepare.value), prepare.by_seqno),
+        Command::DcpCommit(commit) => format!("!{}@{} of {}", text(&commit.key), commit.commit_seqno, commit.prepared_seqno),
+        Command::DcpAbort(abort) => format!("x{}@{} of {}", text(&abort.key), abort.abort_seqno, abort.prepared_seqno),
         Command::DcpSystemEvent(event) => format!("{:?} {}@{}", event.event, text(&event.name), event.by_seqno),
         other => format!("{:?}", other.opcode()),
     }

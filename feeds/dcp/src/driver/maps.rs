@@ -102,6 +102,7 @@ impl Driver {
         (0..self.slots.len() as u16).for_each(|id| {
             self.board.rolled_back(id);
             self.board.set_seqno(id, 0);
+            self.board.set_high(id, 0);
             self.board.set_state(id, VbucketState::Waiting);
         });
         self.caught_up = 0;
@@ -136,9 +137,9 @@ impl Driver {
     /// All nodes are lost: asks those that were known, and those that were named first, for a map.
     pub(super) fn begin_again(&mut self) {
         (self.bootstrap_due, self.is_bootstrapping) = (None, true);
-        let (target, candidates, reporter) = (self.plan.target.clone(), self.topology.candidates(), self.reporter.clone());
+        let (target, known, reporter) = (self.plan.target.clone(), self.topology.nodes(), self.reporter.clone());
         self.tasks.spawn(async move {
-            let found = bootstrap(&target, &candidates).await;
+            let found = bootstrap(&target, known).await;
             let _ = reporter.send(Report::Bootstrapped(found.map(|(session, map)| (map, session.address().clone()))));
         });
     }

@@ -20,7 +20,7 @@ fn state(log: &[(u64, u64)]) -> FeedEvent {
 
 fn stored(uuid: u64, seqno: u64, start: u64, end: u64) -> Begin {
     let failover_log = LOG.to_vec();
-    Begin::At(PartitionPosition { uuid, seqno, snapshot_start: start, snapshot_end: end, failover_log })
+    Begin::At(PartitionPosition { uuid, seqno, snapshot_start: start, snapshot_end: end, failover_log, ..Default::default() })
 }
 
 /// A vbucket whose stream is open, of a server that has `high`.
@@ -249,4 +249,41 @@ fn seqnos_are_unsigned() {
     vbucket.on_marker(1 << 63, u64::MAX - 1);
     vbucket.on_item((1 << 63) + 1, &mut out).unwrap();
     assert_eq!(vbucket.on_item(u64::MAX - 1, &mut out), Ok(true));
+}
+
+fn context(manifest_uid: u64, purge_seqno: u64) -> FeedEvent {
+    FeedEvent::PartitionContext { partition: partition(), manifest_uid, purge_seqno }
+}
+
+#[test]
+fn what_the_server_is_told_comes_with_the_snapshot_and_goes_with_a_rollback() {
+    let (mut vbucket, mut out) = open(Begin::Zero, false, 100);
+    out.clear();
+    vbucket.on_marker(0, 10);
+    vbucket.on_purge_seqno(7);
+    assert_eq!((out.len(), vbucket.context()), (0, Context::default()), "nothing of the snapshot has come");
+    vbucket.on_advanced(3, &mut out).unwrap();
+    vbucket.on_manifest(5, &mut out);
+    vbucket.on_manifest(5, &mut out);
+    let advanced = FeedEvent::SeqnoAdvanced { partition: partition(), seqno: PartitionSeqno(3) };
+    assert_eq!(out, [snapshot(0, 10), context(0, 7), advanced, context(5, 7)]);
+    vbucket.on_marker(11, 20);
+    vbucket.on_item(12, &mut out).unwrap();
+    assert_eq!(vbucket.context(), Context { manifest_uid: 5, purge_seqno: 0 }, "the snapshot does not say");
+    vbucket.on_lost();
+    vbucket.on_rollback(4, &mut out);
+    assert_eq!(vbucket.context(), Context::default());
+}
+
+#[test]
+fn a_manifest_that_the_server_does_not_know_is_not_named_again() {
+    let position = PartitionPosition { uuid: 0xb, seqno: 30, snapshot_start: 30, snapshot_end: 30, ..Default::default() };
+    let begin = Begin::At(PartitionPosition { manifest_uid: 9, purge_seqno: 2, failover_log: LOG.to_vec(), ..position });
+    let mut vbucket = Vbucket::new(3, begin, false);
+    let mut out = Vec::new();
+    assert_eq!(vbucket.context(), Context { manifest_uid: 9, purge_seqno: 2 });
+    assert_eq!(vbucket.on_refused(Status::ManifestAhead, &mut out), Next::Ask);
+    assert_eq!(vbucket.context(), Context { manifest_uid: 0, purge_seqno: 2 });
+    assert_eq!(vbucket.on_refused(Status::ManifestAhead, &mut out), Next::LATER, "it is not for that");
+    assert_eq!(out, []);
 }

@@ -40,7 +40,11 @@ impl Follower {
     }
 
     pub(crate) async fn open_at(cluster: &Cluster, options: &str, start: FeedStart) -> Follower {
-        let feed = DcpFeed::connect(&url(cluster, options)).await.unwrap();
+        Follower::open_url(&url(cluster, options), start).await
+    }
+
+    pub(crate) async fn open_url(url: &str, start: FeedStart) -> Follower {
+        let feed = DcpFeed::connect(url).await.unwrap();
         let tracker = match &start {
             FeedStart::At(position) => PositionTracker::new(position),
             _ => PositionTracker::default(),

@@ -2,8 +2,11 @@
 
 mod changes;
 mod connect;
+mod dns;
+mod durable;
 mod faults;
 mod follower;
+mod metrics;
 mod on_disk;
 mod resume;
 mod tls;

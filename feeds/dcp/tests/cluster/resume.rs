@@ -1,6 +1,6 @@
 //! Positions, rollbacks, new buckets.
 
-use sluicegate_core::FeedStart;
+use sluicegate_core::{FeedPosition, FeedStart, PartitionId};
 
 use crate::{Follower, cluster, keys, load, write};
 
@@ -112,4 +112,79 @@ async fn a_position_of_a_bucket_that_was_created_again_is_rolled_back_to_zero() 
     follower.has_exactly(keys("new-", 300));
     assert_eq!(follower.rollbacks.len(), 16);
     assert!(follower.rollbacks.iter().all(|(_, to)| *to == 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_below_what_was_purged_is_taken_back_to_the_beginning() {
+    let cluster = cluster(16, 0).await;
+    write(&cluster, "old-", 400);
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    let position = follower.position();
+    drop(follower);
+    let gone = keys("old-", 400).find(|key| cluster.vbucket_of(key.as_bytes()) == 3).unwrap();
+    cluster.delete(gone.clone()).unwrap();
+    cluster.purge(3, cluster.high_seqno(3));
+    write(&cluster, "new-", 100);
+    let mut follower = Follower::open_at(&cluster, "", FeedStart::At(position)).await;
+    follower.catch_up().await;
+    assert_eq!(follower.rollbacks, [(PartitionId(3), 0)], "only there deletions are gone");
+    let again = keys("old-", 400).filter(|key| *key != gone && cluster.vbucket_of(key.as_bytes()) == 3);
+    follower.has_exactly(again.chain(keys("new-", 100)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inside_a_snapshot_what_was_purged_before_it_was_made_is_no_reason_to_go_back() {
+    let cluster = cluster(1, 0).await;
+    write(&cluster, "old-", 3_000);
+    for key in keys("old-", 100) {
+        cluster.delete(key).unwrap();
+    }
+    let purged = cluster.high_seqno(0);
+    cluster.purge(0, purged);
+    cluster.evict();
+    let mut first = Follower::open(&cluster, "").await;
+    first.until(|follower| follower.events >= 600).await;
+    let position = first.position();
+    let (seen, at) = (first.events, &position.partitions[&PartitionId(0)]);
+    assert!(at.seqno < purged && at.purge_seqno == purged, "{at:?}");
+    drop(first);
+    let mut second = Follower::open_at(&cluster, "", FeedStart::At(position.clone())).await;
+    second.catch_up().await;
+    assert_eq!((second.events + seen, second.rollbacks.len()), (2_900, 0));
+
+    // More is gone since then.
+    cluster.set("one", "{}").unwrap();
+    cluster.delete("one").unwrap();
+    cluster.purge(0, cluster.high_seqno(0));
+    let mut third = Follower::open_at(&cluster, "", FeedStart::At(position)).await;
+    third.catch_up().await;
+    assert_eq!(third.rollbacks, [(PartitionId(0), 0)]);
+    third.has_exactly(keys("old-", 3_000).skip(100));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_manifest_of_collections_is_part_of_a_position() {
+    let cluster = cluster(16, 0).await;
+    cluster.create_scope("shop").unwrap();
+    cluster.create_collection("shop", "orders", None).unwrap();
+    write(&cluster, "old-", 200);
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    let json = serde_json::to_string(&follower.position()).unwrap();
+    let position: FeedPosition = serde_json::from_str(&json).unwrap();
+    assert!(position.partitions.values().all(|at| at.manifest_uid == 2), "{json}");
+    drop(follower);
+    write(&cluster, "new-", 100);
+    let mut follower = Follower::open_at(&cluster, "", FeedStart::At(position.clone())).await;
+    follower.catch_up().await;
+    follower.has_exactly(keys("new-", 100));
+    drop(follower);
+    // The new bucket has no such manifest yet, and another history.
+    cluster.recreate_bucket();
+    write(&cluster, "anew-", 100);
+    let mut follower = Follower::open_at(&cluster, "", FeedStart::At(position)).await;
+    follower.catch_up().await;
+    follower.has_exactly(keys("anew-", 100));
+    assert_eq!(follower.rollbacks.len(), 16);
 }

@@ -22,8 +22,10 @@ pub enum Fault {
     Closed,
     /// What came is not what the protocol asks for.
     Protocol,
-    /// User name, password or certificate are wrong, or no mechanism is acceptable.
+    /// User name or password are wrong, the certificate is nobody's, or no mechanism is acceptable.
     Authentication,
+    /// The node's certificate is not to be trusted, or the node does not accept the client's.
+    Certificate,
     /// The user may not do this; or, of a bucket, there may be none of this name.
     AccessDenied,
     /// There is no such bucket here.
@@ -93,7 +95,7 @@ impl ClientError {
     pub fn is_permanent(&self) -> bool {
         use Fault::*;
         match self.0.fault {
-            Authentication | AccessDenied | NoBucket | Invalid | Unsupported => true,
+            Authentication | Certificate | AccessDenied | NoBucket | Invalid | Unsupported => true,
             Refused(status) => matches!(status, Status::InvalidArguments | Status::AccessDenied | Status::NotSupported),
             _ => false,
         }

@@ -78,7 +78,13 @@ impl Session {
             session.select(options).await?;
             Ok(session)
         };
-        open.await.map_err(|error: ClientError| error.at(address))
+        open.await.map_err(|error: ClientError| match (error.fault(), &options.login) {
+            (Fault::Closed, Login::Certificate) => {
+                let message = "the node has closed the connection; with client certificates that may be because the certificate names no user of the cluster (option client_cert)";
+                ClientError::new(Fault::Closed, message).at(address).with_source(error)
+            }
+            _ => error.at(address),
+        })
     }
 
     /// The node.
@@ -264,6 +270,12 @@ impl Session {
             Status::ConfigOnly => {
                 self.is_config_only = true;
                 Ok(())
+            }
+            Status::AccessDenied if options.login == Login::Certificate => {
+                let message = format!(
+                    "there is no bucket `{bucket}`, or the client's certificate names no user who may read it; check the bucket's name, and whose certificate it is (option client_cert)"
+                );
+                Err(ClientError::new(Fault::AccessDenied, message))
             }
             Status::AccessDenied => {
                 let message = format!(

@@ -63,13 +63,12 @@ pub(super) async fn connect(address: &Address, tls: Option<&Tls>, timeout: Durat
                 let name = ServerName::try_from(address.host.clone()).map_err(|error| {
                     ClientError::new(Fault::Invalid, "the host's name cannot be that of a certificate").with_source(error)
                 })?;
-                let failed = |error: io::Error| {
-                    let message = format!(
-                        "TLS failed: {error}; is the port one with TLS, and its certificate's authority trusted (option ca)?"
-                    );
-                    ClientError::new(Fault::Unreachable, message).with_source(error)
-                };
-                Box::new(TlsConnector::from(tls.config()).connect(name, tcp).await.map_err(failed)?)
+                Box::new(
+                    TlsConnector::from(tls.config())
+                        .connect(name, tcp)
+                        .await
+                        .map_err(|error| not_agreed(error, &address.host))?,
+                )
             }
         };
         Ok::<_, ClientError>(stream)
@@ -180,7 +179,67 @@ impl FrameWriter {
 }
 
 fn broken(error: io::Error) -> ClientError {
+    if let Some(refused) = refused(&error) {
+        return refused.with_source(error);
+    }
     ClientError::new(Fault::Closed, format!("the connection broke: {error}")).with_source(error)
+}
+
+/// Why TLS was not agreed on, and what to do about it.
+fn not_agreed(error: io::Error, host: &str) -> ClientError {
+    use rustls::CertificateError::*;
+    if let Some(refused) = refused(&error) {
+        return refused.with_source(error);
+    }
+    let message = match tls_error(&error) {
+        // An authority that was made anew with the same name does not match in its signature only.
+        Some(rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature)) => {
+            "the node's certificate is of an authority that is not trusted; name the file with the authority's certificate (option ca)"
+                .to_owned()
+        }
+        Some(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
+            format!("the node's certificate is not for `{host}`; name the node as its certificate does, or give it one with this name")
+        }
+        Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => {
+            "the node's certificate has expired; give the node a new one, and look at this machine's clock".to_owned()
+        }
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            format!("{error}; look at the node's certificate, and at the one of its authority (option ca)")
+        }
+        _ => {
+            let message = format!("TLS failed: {error}; is the port one with TLS?");
+            return ClientError::new(Fault::Unreachable, message).with_source(error);
+        }
+    };
+    ClientError::new(Fault::Certificate, message).with_source(error)
+}
+
+/// What a node has said that does not take the client's certificate. With TLS 1.3 it says so only after the client has agreed.
+fn refused(error: &io::Error) -> Option<ClientError> {
+    use rustls::AlertDescription::*;
+    let message = match tls_error(error)? {
+        rustls::Error::AlertReceived(CertificateRequired) => {
+            "the node wants a certificate of the client; name it and its key (options client_cert and client_key)".to_owned()
+        }
+        rustls::Error::AlertReceived(
+            alert @ (BadCertificate
+            | UnsupportedCertificate
+            | CertificateRevoked
+            | CertificateExpired
+            | CertificateUnknown
+            | UnknownCA
+            | AccessDenied
+            | DecryptError),
+        ) => format!(
+            "the node does not accept the client's certificate ({alert:?}); check the option client_cert, and which authority the cluster trusts for clients"
+        ),
+        _ => return None,
+    };
+    Some(ClientError::new(Fault::Certificate, message))
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 impl std::fmt::Debug for FrameReader {

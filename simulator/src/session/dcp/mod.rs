@@ -125,6 +125,7 @@ impl Session {
             values,
             has_delete_times: has(OpenFlags::INCLUDE_DELETE_TIMES),
             has_expirations: false,
+            has_flat_events: false,
         };
         let noop = Noop {
             is_on: false,
@@ -161,6 +162,10 @@ impl Session {
 impl Dcp {
     pub(super) fn name(&self) -> &Bytes {
         &self.name
+    }
+
+    pub(super) fn has_sync_writes(&self) -> bool {
+        self.style.has_sync_writes
     }
 
     /// Something was received.
@@ -234,8 +239,8 @@ impl Dcp {
                 is_true
             }
             "enable_sync_writes" if self.has_stream_ids => return Status::NotSupported,
-            // There are no durable writes; a client that would take them gets the newer markers.
             "enable_sync_writes" => {
+                self.style.has_sync_writes |= is_true;
                 if self.style.marker == MarkerVersion::V1 {
                     self.style.marker = MarkerVersion::V2_0;
                 }
@@ -264,7 +269,11 @@ impl Dcp {
                 };
                 true
             }
-            "stream_buffer_size" | "change_streams" | "flatbuffers_system_events" | "cache_transfer" => {
+            "flatbuffers_system_events" => {
+                form.has_flat_events |= is_true;
+                is_true
+            }
+            "stream_buffer_size" | "change_streams" | "cache_transfer" => {
                 return Status::NotSupported;
             }
             _ => false,

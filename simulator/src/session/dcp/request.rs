@@ -74,6 +74,12 @@ impl Session {
         let wanted =
             StreamFilter::parse(&asked.filter).map_err(|_| Refusal::Other(Status::InvalidArguments, "the filter is not one"))?;
         let filter = if has_collections { filter(&wanted, &state.bucket)? } else { Filter::DefaultOnly };
+        if wanted.manifest_uid.is_some_and(|uid| uid > state.bucket.manifest().uid) {
+            return Err(Refusal::Unknown(Status::ManifestAhead));
+        }
+        if dcp.style.has_sync_writes && !matches!(filter, Filter::All | Filter::DefaultOnly) {
+            return Err(Refusal::Other(Status::NotSupported, "durable writes are told only where everything is"));
+        }
         if wanted.stream_id.is_some() != dcp.has_stream_ids {
             return Err(Refusal::Other(Status::DcpStreamIdInvalid, "a stream id is missing, or not agreed on"));
         }

@@ -98,7 +98,8 @@ fn late_page(bytes: &[u8]) -> bool {
 }
 
 fn feed_position() -> FeedPosition {
-    let at = PartitionPosition { uuid: 1, seqno: 20, snapshot_start: 10, snapshot_end: 30, failover_log: vec![(1, 7), (2, 0)] };
+    let mut at = PartitionPosition { uuid: 1, seqno: 20, snapshot_start: 10, snapshot_end: 30, ..PartitionPosition::default() };
+    (at.manifest_uid, at.purge_seqno, at.failover_log) = (3, 5, vec![(1, 7), (2, 0)]);
     FeedPosition { partitions: [(PartitionId(0), PartitionPosition::default()), (PartitionId(1023), at)].into() }
 }
 

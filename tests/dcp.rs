@@ -1,5 +1,7 @@
 //! The whole way: a gateway's recorded documents in a simulated cluster → DCP → writer → store → answers.
 
+#[path = "dcp/killed.rs"]
+mod killed;
 #[path = "dcp/scale.rs"]
 mod scale;
 mod support;

@@ -1,17 +1,27 @@
 //! The whole way: a gateway's recorded documents in a simulated cluster → DCP → writer → store → answers.
 
+#[path = "dcp/killed.rs"]
+mod killed;
+#[path = "dcp/scale.rs"]
+mod scale;
 mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::compare::{Ids, Report, compare_marker};
+use sluicegate::core::commit::read_clock;
 use sluicegate::pointer::Supersession;
-use sluicegate::{CacheStore, Feed, GatewayDecoder, Mutation, ReaderConfig, ReaderNode, Writer, WriterConfig};
+use sluicegate::{
+    CacheStore, Channel, Feed, GatewayDecoder, Mutation, PublishedClock, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig,
+};
 use sluicegate_core::feed::MutationKind;
 use sluicegate_replay::MutationsExt as _;
 use sluicegate_simulator::bucket::Content;
 use sluicegate_simulator::{Cluster, ClusterConfig};
+use sluicegate_testkit::model::AnswerRow;
+use support::copies::Copies;
 use support::recorded::{SETS, assert_agrees, load, truly_lost};
 use support::{Kind, on_every_store};
 
@@ -51,17 +61,65 @@ fn write(cluster: &Cluster, mutations: &[Mutation]) {
     }
 }
 
-async fn feed(cluster: &Cluster, options: &str) -> Arc<dyn Feed> {
+fn feed_url(cluster: &Cluster, options: &str) -> String {
     let bucket = ClusterConfig::default().bucket;
     let hosts: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
-    let url = format!("dcp://gateway:{PASSWORD}@{}/{bucket}?{options}", hosts.join(","));
-    sluicegate::open_feed(&url).await.unwrap()
+    format!("dcp://gateway:{PASSWORD}@{}/{bucket}?{options}", hosts.join(","))
+}
+
+async fn feed(cluster: &Cluster, options: &str) -> Arc<dyn Feed> {
+    sluicegate::open_feed(&feed_url(cluster, options)).await.unwrap()
 }
 
 async fn writer(store: &Arc<dyn CacheStore>, feed: &dyn Feed) -> Writer {
     // A server keeps only the last change of a document: pointers know what it supersedes.
     let config = WriterConfig::default().with_supersession(Supersession::Pointers);
     Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), &feed.info().checkpoint_name(), config).await.unwrap()
+}
+
+/// That all channels of the first `count` copies are answered as the model does.
+async fn assert_answers(store: &Arc<dyn CacheStore>, copies: &Copies, count: u64) {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut rows = 0;
+    for number in 0..count {
+        let (model, since) = (copies.model(number), Sequence(number * copies.step));
+        let mut asked: Vec<Vec<Channel>> = copies.channels(number).into_iter().map(|channel| vec![channel]).collect();
+        let pair = asked.iter().take(2).flatten().cloned().collect();
+        asked.push(pair);
+        asked.push(vec![Channel::star()]);
+        for channels in asked {
+            let expected = model.changes(&channels, since, None, false);
+            // In the star channel the next copy's rows come after those of this one.
+            let options = ChangesOptions::new().since(since).delivery(Delivery::Eager).limit(expected.len().max(1));
+            let answer = reader.changes(&channels, &options).await.unwrap().answer();
+            let answered: Vec<AnswerRow> = answer
+                .rows
+                .iter()
+                .map(|row| {
+                    let mut removed: Vec<String> = row.removed.iter().map(|channel| channel.name().to_owned()).collect();
+                    removed.sort_unstable();
+                    let entry = &row.entry;
+                    (row.id.sequence, entry.document().to_owned(), entry.revision().to_owned(), row.deleted, removed)
+                })
+                .collect();
+            if expected != answered {
+                let at = expected.iter().zip(&answered).position(|(a, b)| a != b).unwrap_or(expected.len().min(answered.len()));
+                let (right, wrong) = (expected.get(at), answered.get(at));
+                let lengths = (expected.len(), answered.len());
+                panic!("copy {number}, {channels:?}: row {at} of {lengths:?} must be {right:?}, is {wrong:?}");
+            }
+            rows += answered.len();
+        }
+    }
+    let last = clock(store).await;
+    let above = ChangesOptions::new().since(Sequence(count * copies.step)).delivery(Delivery::Eager);
+    let more = reader.changes(&[Channel::star()], &above).await.unwrap().answer();
+    assert!(more.rows.is_empty(), "above the last copy there are {} rows; {last:?}", more.rows.len());
+    println!("{count} copies: {rows} rows as the model has them; {last:?}");
+}
+
+async fn clock(store: &Arc<dyn CacheStore>) -> PublishedClock {
+    read_clock(store.as_ref()).await.unwrap().unwrap().value
 }
 
 /// At each marker another writer goes on where the one before has stopped, reads what there is, and ends.

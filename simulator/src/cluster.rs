@@ -1,5 +1,6 @@
 //! The running cluster, and what a test does to it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -206,6 +207,12 @@ impl Cluster {
     /// The last position of a vbucket; 0 if there is no such vbucket.
     pub fn high_seqno(&self, vbucket: u16) -> u64 {
         self.shared.state.lock().bucket.vbucket(vbucket).map_or(0, |vbucket| vbucket.high_seqno())
+    }
+
+    /// Of each vbucket of which streams were opened since this was last asked, the lowest position at which one began: nothing at or below it was
+    /// sent again.
+    pub fn take_lowest_starts(&self) -> BTreeMap<u16, u64> {
+        std::mem::take(&mut self.shared.state.lock().lowest_starts)
     }
 
     /// The histories of a vbucket, newest first.

@@ -1,6 +1,6 @@
 //! The state of the whole cluster, without I/O: the bucket, the nodes, what is to go wrong.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -36,6 +36,8 @@ pub(crate) struct State {
     /// Streams that are to end: their vbucket, why, and up to which number.
     pub(crate) endings: HashMap<u16, (EndReason, u64)>,
     pub(crate) next_stream: u64,
+    /// The lowest position at which a stream of each vbucket began lately.
+    pub(crate) lowest_starts: BTreeMap<u16, u64>,
     credentials: Vec<(Mechanism, Credentials)>,
 }
 
@@ -84,6 +86,7 @@ impl State {
             dcp_names_taken: 0,
             endings: HashMap::new(),
             next_stream: 0,
+            lowest_starts: BTreeMap::new(),
             credentials,
             config,
         })

@@ -113,6 +113,8 @@ impl Session {
             _ => asked.end,
         };
         state.next_stream += 1;
+        let lowest = state.lowest_starts.entry(request.vbucket).or_insert(asked.start);
+        *lowest = asked.start.min(*lowest);
         dcp.streams.insert(
             key,
             Stream {

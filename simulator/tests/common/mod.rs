@@ -1,6 +1,8 @@
 //! A small client, by hand: it sends what it is told and shows what arrives.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod program;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

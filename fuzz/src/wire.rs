@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use sluicegate_mcbp::collections::{join_key, read_id, split_key};
 use sluicegate_mcbp::config::{ClusterMap, MAX_CONFIG_LEN, MAX_NODES, Network};
+use sluicegate_mcbp::dcp::system::Change;
 use sluicegate_mcbp::dcp::{CacheTransfer, StreamFilter, SystemEvent, ext_meta};
 use sluicegate_mcbp::errormap::ErrorMap;
 use sluicegate_mcbp::framing::{FrameInfo, Kind, frame_infos, put_frame_info};
@@ -222,7 +223,20 @@ fn collection_key(bytes: &[u8]) -> bool {
 
 fn system_event_seeds() -> Vec<Vec<u8>> {
     let event = |version: u8, kind: u8, len: usize| [&[version, kind][..], &vec![3; len]].concat();
-    vec![event(0, 0, 16), event(1, 0, 20), event(0, 1, 16), event(1, 3, 12), event(0, 4, 12), event(2, 0, 40)]
+    let flat = |kind: u8, change: Change| [&[2, kind][..], &change.encode_flat(b"name")].concat();
+    let (manifest_uid, scope, collection, max_ttl) = (7, 8, 9, Some(10));
+    vec![
+        event(0, 0, 16),
+        event(1, 0, 20),
+        event(0, 1, 16),
+        event(1, 3, 12),
+        event(0, 4, 12),
+        event(3, 0, 40),
+        flat(0, Change::CollectionCreated { manifest_uid, scope, collection, max_ttl }),
+        flat(1, Change::CollectionDropped { manifest_uid, scope, collection }),
+        flat(3, Change::ScopeCreated { manifest_uid, scope }),
+        flat(5, Change::CollectionModified { manifest_uid, scope, collection, max_ttl }),
+    ]
 }
 
 /// Version, kind, value.

@@ -40,6 +40,7 @@ pub struct DcpOptions {
     pub client_key: Option<PathBuf>,
     /// The name server that is asked for SRV records, as `address:port`, instead of the system's. They are asked for only if the URL
     /// names one host, without a port.
+    #[serde(deserialize_with = "name_server")]
     pub dns: Option<SocketAddr>,
     /// The network whose addresses are used: `auto` (default), `default`, or the name of an alternate one such as `external`.
     pub network: String,
@@ -281,6 +282,14 @@ fn decoded(text: &str) -> Result<String> {
         bytes.push(if byte == b'%' { (digit()? * 16 + digit()?) as u8 } else { byte });
     }
     String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+/// An address, or an error that names the option.
+fn name_server<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let address =
+        text.parse().map_err(|_| serde::de::Error::custom(format!("dns is `{text}`; give address:port of a name server")));
+    address.map(Some)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -327,7 +328,15 @@ impl Cluster {
             before.abort();
             drop(before.await);
         }
-        let doors = Doors::open(host, ports, self.tls.clone()).await?;
+        let mut tries = 0;
+        let doors = loop {
+            match Doors::open(host, ports, self.tls.clone()).await {
+                // Somebody's connection has the port at its own end, which is soon over.
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse && tries < 100 => tries += 1,
+                opened => break opened?,
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
         self.change(|state| {
             state.recover(node);
             (state.nodes[node].is_up, state.nodes[node].life) = (true, state.nodes[node].life + 1);

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod branching;
 pub mod codec;
 pub mod coordinator;
 mod expect;
@@ -12,6 +13,7 @@ pub mod plain;
 pub mod sample;
 pub mod store;
 
+pub use branching::BranchingFeed;
 pub use codec::SmallBlocks;
 pub use fault::{CrashPoint, FaultStore, Faults, Step, When};
 

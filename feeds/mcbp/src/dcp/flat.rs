@@ -164,7 +164,9 @@ mod tests {
                 let mut bytes = good.to_vec();
                 bytes[place] = byte;
                 if let Some(table) = Table::root(&bytes) {
-                    (0..9).for_each(|slot| drop((table.u64(slot), table.u32(slot), table.bool(slot))));
+                    for slot in 0..9 {
+                        let _ = (table.u64(slot), table.u32(slot), table.bool(slot));
+                    }
                 }
             }
         }

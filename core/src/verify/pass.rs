@@ -118,6 +118,30 @@ impl<'a> Pass<'a> {
         self.is_promised(sequence) || self.published.batches.contains_key(&sequence)
     }
 
+    /// What is at a key; or what is wrong with it, where the store itself cannot read it.
+    pub(super) async fn get(&self, key: &CacheKey) -> Result<Option<Result<Bytes>>> {
+        match self.store.get(key).await {
+            Ok(found) => Ok(found.map(|found| Ok(found.value))),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(Some(Err(e))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The same of several keys.
+    pub(super) async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Result<Bytes>>>> {
+        match self.store.get_many(keys).await {
+            Ok(found) => Ok(found.into_iter().map(|found| found.map(|found| Ok(found.value))).collect()),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                let mut found = Vec::with_capacity(keys.len());
+                for key in keys {
+                    found.push(self.get(key).await?);
+                }
+                Ok(found)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Several sequence documents, each with what is wrong with it.
     pub(super) async fn documents(&self, sequences: &[Sequence]) -> Result<Vec<(Sequence, Document)>> {
         let judged = |sequence: Sequence, entry: Option<Arc<ChangeEntry>>| match entry {
@@ -134,9 +158,9 @@ impl<'a> Pass<'a> {
                 let mut read = Vec::with_capacity(sequences.len());
                 for &sequence in sequences {
                     let key = CacheKey::Sequence(sequence);
-                    let document = match self.store.get(&key).await? {
+                    let document = match self.get(&key).await? {
                         None => Document::Missing,
-                        Some(stored) => match ChangeEntry::from_bytes(&stored.value) {
+                        Some(stored) => match stored.and_then(|bytes| ChangeEntry::from_bytes(&bytes)) {
                             Ok(entry) => judged(sequence, Some(Arc::new(entry))),
                             Err(e) => Document::Broken(Finding::unreadable(key, &e)),
                         },
@@ -167,18 +191,27 @@ impl<'a> Pass<'a> {
     /// Reads a document and does with it what `change` says, until no one else writes it in between; whether it was written.
     ///
     /// The term is looked at **after** the document was read: so a writer that takes over later cannot have written what was read,
-    /// and what it writes makes the compare-and-swap fail.
+    /// and what it writes makes the compare-and-swap fail. What the store itself cannot read has no version, and nobody but a repair writes over
+    /// it: it is removed first.
     pub(super) async fn rewrite(
         &self,
         key: &CacheKey,
         mut change: impl FnMut(Option<&[u8]>) -> Result<Change> + Send,
     ) -> Result<bool> {
+        let mut removed = false;
         for _ in 0..ROUNDS {
-            let found = self.store.get(key).await?;
+            let found = match self.store.get(key).await {
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    self.remove_unreadable(key).await?;
+                    removed = true;
+                    continue;
+                }
+                found => found?,
+            };
             let change = change(found.as_ref().map(|found| found.value.as_ref()));
             let change = change.map_err(|e| e.with_context("key", key))?;
             if matches!((&change, &found), (Change::Keep, _) | (Change::Remove, None)) {
-                return Ok(false);
+                return Ok(removed);
             }
             self.check_term().await?;
             let written = match (change, &found) {
@@ -189,11 +222,21 @@ impl<'a> Pass<'a> {
             match written {
                 Ok(()) => return Ok(true),
                 Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
+                // It lies together with what cannot be read.
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    self.remove_unreadable(key).await?;
+                    removed = true;
+                }
                 Err(e) => return Err(e.with_operation("repair").with_context("key", key)),
             }
         }
         let message = format!("{ROUNDS} compare-and-swaps in a row were refused; stop the writer, then repair again");
         Err(Error::new(ErrorKind::Conflict, message).with_operation("repair").with_context("key", key))
+    }
+
+    async fn remove_unreadable(&self, key: &CacheKey) -> Result<()> {
+        self.check_term().await?;
+        self.store.remove(key, None).await.map_err(|e| e.with_operation("repair").with_context("key", key))
     }
 
     /// Removes a document, if it is still as `broken` says.

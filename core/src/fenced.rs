@@ -27,6 +27,8 @@ pub(crate) enum Change {
 pub(crate) struct Fenced<'a> {
     pub(crate) store: &'a dyn CacheStore,
     pub(crate) term: Epoch,
+    /// Whether a document that the store itself cannot read, so that it has no version, is removed first. Nobody but a repair writes over it.
+    pub(crate) removes_unreadable: bool,
 }
 
 impl Fenced<'_> {
@@ -45,12 +47,20 @@ impl Fenced<'_> {
         key: &CacheKey,
         mut change: impl FnMut(Option<&[u8]>) -> Result<Change> + Send,
     ) -> Result<bool> {
+        let mut removed = false;
         for _ in 0..ROUNDS {
-            let found = self.store.get(key).await?;
+            let found = match self.store.get(key).await {
+                Err(e) if self.is_in_the_way(&e) => {
+                    self.remove(key).await?;
+                    removed = true;
+                    continue;
+                }
+                found => found?,
+            };
             let change = change(found.as_ref().map(|found| found.value.as_ref()));
             let change = change.map_err(|e| e.with_context("key", key))?;
             if matches!((&change, &found), (Change::Keep, _) | (Change::Remove, None)) {
-                return Ok(false);
+                return Ok(removed);
             }
             self.check().await?;
             let written = match (change, &found) {
@@ -61,10 +71,24 @@ impl Fenced<'_> {
             match written {
                 Ok(()) => return Ok(true),
                 Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
+                // It lies together with what cannot be read.
+                Err(e) if self.is_in_the_way(&e) => {
+                    self.remove(key).await?;
+                    removed = true;
+                }
                 Err(e) => return Err(e.with_context("key", key)),
             }
         }
         let message = format!("{ROUNDS} compare-and-swaps in a row were refused; stop other writers, then try again");
         Err(Error::new(ErrorKind::Conflict, message).with_context("key", key))
+    }
+
+    fn is_in_the_way(&self, error: &Error) -> bool {
+        self.removes_unreadable && error.kind() == ErrorKind::Corrupt
+    }
+
+    async fn remove(&self, key: &CacheKey) -> Result<()> {
+        self.check().await?;
+        self.store.remove(key, None).await.map_err(|e| e.with_context("key", key))
     }
 }

@@ -47,10 +47,15 @@ return 0";
 /// no document there, or `*` for whatever is there; its new record, or `""` for none.
 ///
 /// Answers the new length; or -1 if there is another version; or -2 if some of the page cannot be read, which only a removal of whatever is there
-/// removes.
+/// removes, as it does a value of another type.
 pub(crate) const PAGE: &str = r"
-local page = redis.call('GET', KEYS[1]) or ''
 local place, expected, record = tonumber(ARGV[1]), ARGV[2], ARGV[3] or ''
+local page = redis.pcall('GET', KEYS[1]) or ''
+if type(page) == 'table' then
+  if expected ~= '*' then return page end
+  redis.call('DEL', KEYS[1])
+  return 0
+end
 local kept, seen, version, at = {}, {}, '', 1
 while at + 12 <= #page do
   local where, length = struct.unpack('>BI4', page, at)

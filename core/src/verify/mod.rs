@@ -13,6 +13,7 @@ mod rules;
 mod sweep;
 mod window;
 
+use futures::future::BoxFuture;
 use serde::Serialize;
 
 use crate::channel::Channel;
@@ -99,8 +100,8 @@ impl VerifyReport {
 /// # Errors
 /// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec; what the store says if it cannot be read.
 /// What is wrong with the cache itself is in the report.
-pub async fn verify(store: &dyn CacheStore, options: &VerifyOptions) -> Result<VerifyReport> {
-    Ok(look(store, options).await?.report)
+pub fn verify<'a>(store: &'a dyn CacheStore, options: &'a VerifyOptions) -> BoxFuture<'a, Result<VerifyReport>> {
+    Box::pin(async { Ok(look(store, options).await?.report) })
 }
 
 /// A look at a cache, and what it was looked at with.
@@ -157,7 +158,10 @@ enum Opened<'a> {
 
 async fn open<'a>(store: &'a dyn CacheStore, options: &VerifyOptions, term: Option<Epoch>) -> Result<Opened<'a>> {
     let unusable = |finding| Ok(Opened::Unusable(VerifyReport { findings: vec![finding], ..VerifyReport::default() }));
-    let meta = store.get(&CacheKey::Meta).await?;
+    let meta = match store.get(&CacheKey::Meta).await {
+        Err(e) if e.kind() == ErrorKind::Corrupt => return unusable(Finding::unreadable(CacheKey::Meta, &e)),
+        meta => meta?,
+    };
     let clock = match read_clock(store).await {
         Ok(clock) => clock.map(|found| found.value),
         Err(e) if e.kind() == ErrorKind::Corrupt => return unusable(Finding::unreadable(CacheKey::Clock, &e)),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::findings::{Action, Finding, Problem, Repair};
 use super::published::Published;
 use super::{VerifyOptions, VerifyReport};
@@ -104,6 +106,30 @@ impl<'a> Pass<'a> {
         self.is_promised(sequence) || self.published.batches.contains_key(&sequence)
     }
 
+    /// What is at a key; or what is wrong with it, where the store itself cannot read it.
+    pub(super) async fn get(&self, key: &CacheKey) -> Result<Option<Result<Bytes>>> {
+        match self.store.get(key).await {
+            Ok(found) => Ok(found.map(|found| Ok(found.value))),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(Some(Err(e))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The same of several keys.
+    pub(super) async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Result<Bytes>>>> {
+        match self.store.get_many(keys).await {
+            Ok(found) => Ok(found.into_iter().map(|found| found.map(|found| Ok(found.value))).collect()),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                let mut found = Vec::with_capacity(keys.len());
+                for key in keys {
+                    found.push(self.get(key).await?);
+                }
+                Ok(found)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Several sequence documents, each with what is wrong with it.
     pub(super) async fn documents(&self, sequences: &[Sequence]) -> Result<Vec<(Sequence, Document)>> {
         let judged = |sequence: Sequence, entry: Option<Arc<ChangeEntry>>| match entry {
@@ -120,9 +146,9 @@ impl<'a> Pass<'a> {
                 let mut read = Vec::with_capacity(sequences.len());
                 for &sequence in sequences {
                     let key = CacheKey::Sequence(sequence);
-                    let document = match self.store.get(&key).await? {
+                    let document = match self.get(&key).await? {
                         None => Document::Missing,
-                        Some(stored) => match ChangeEntry::from_bytes(&stored.value) {
+                        Some(stored) => match stored.and_then(|bytes| ChangeEntry::from_bytes(&bytes)) {
                             Ok(entry) => judged(sequence, Some(Arc::new(entry))),
                             Err(e) => Document::Broken(Finding::unreadable(key, &e)),
                         },
@@ -138,7 +164,7 @@ impl<'a> Pass<'a> {
     /// What writes in the pass's term.
     fn fenced(&self) -> Result<Fenced<'_>> {
         let looks = || Error::new(ErrorKind::Unexpected, "a pass that only looks was to write");
-        Ok(Fenced { store: self.store, term: self.term.ok_or_else(looks)? })
+        Ok(Fenced { store: self.store, term: self.term.ok_or_else(looks)?, removes_unreadable: true })
     }
 
     /// As [`Fenced::rewrite`].

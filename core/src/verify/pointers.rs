@@ -32,11 +32,11 @@ impl Pointers {
         documents.sort_unstable();
         documents.dedup();
         let keys: Vec<CacheKey> = documents.iter().map(|id| CacheKey::Document((*id).into())).collect();
-        let found = pass.store.get_many(&keys).await?;
+        let found = pass.get_many(&keys).await?;
         self.kept |= found.iter().any(Option::is_some);
         self.asked += keys.len();
         for ((document, key), found) in documents.into_iter().zip(keys).zip(found) {
-            if let Some(Err(e)) = found.map(|found| Pointer::from_bytes(&found.value, document)) {
+            if let Some(Err(e)) = found.map(|found| found.and_then(|bytes| Pointer::from_bytes(&bytes, document))) {
                 pass.push(Finding::unreadable(key, &e));
                 self.broken.insert(document.into(), Pointer::new(document));
             }
@@ -61,8 +61,8 @@ impl Pointers {
         for (document, pointer) in std::mem::take(&mut self.broken) {
             let key = CacheKey::Document(document);
             let written = pass.rewrite(&key, |stored| {
-                let is_broken = stored.is_some_and(|bytes| Pointer::from_bytes(bytes, pointer.document()).is_err());
-                Ok(if is_broken { Change::Put(pointer.to_bytes()) } else { Change::Keep })
+                let is_sound = stored.is_some_and(|bytes| Pointer::from_bytes(bytes, pointer.document()).is_ok());
+                Ok(if is_sound { Change::Keep } else { Change::Put(pointer.to_bytes()) })
             });
             if written.await? {
                 pass.did(Action::Rebuilt, key, "from the sequence documents");

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::findings::{Action, Finding, Problem};
 use super::pass::{Change, Document, Pass};
 use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, LatePage};
@@ -31,6 +33,17 @@ pub(super) struct Published {
 /// What a repair says of a checkpoint that is gone.
 const FROM_THE_BEGINNING: &str = "the next writer reads the feed from its beginning";
 
+/// What was read, if the store could read it, and what it is.
+fn apart<T>(stored: Result<Bytes>, decode: impl FnOnce(&[u8]) -> Result<T>) -> (Option<Bytes>, Result<T>) {
+    match stored {
+        Ok(bytes) => {
+            let read = decode(&bytes);
+            (Some(bytes), read)
+        }
+        Err(e) => (None, Err(e)),
+    }
+}
+
 impl Pass<'_> {
     /// The clock beside itself. It is the only commit point: nothing else can tell what is right.
     pub(super) fn check_clock(&mut self) {
@@ -57,7 +70,7 @@ impl Pass<'_> {
         let last = self.clock.batch;
         for number in last.saturating_sub(ring - 1).max(1)..=last {
             let key = CacheKey::Batch(number % ring);
-            let Some(stored) = self.store.get(&key).await? else {
+            let Some(stored) = self.get(&key).await? else {
                 if number == last {
                     let detail =
                         format!("the record of batch {number}, the last, is not there; a writer's next batch makes the next");
@@ -65,7 +78,8 @@ impl Pass<'_> {
                 }
                 continue;
             };
-            let wrong = match BatchRecord::from_bytes(&stored.value) {
+            let (bytes, read) = apart(stored, BatchRecord::from_bytes);
+            let wrong = match read {
                 // Announced, and not published yet.
                 Ok(record) if record.number > last => {
                     self.remember_late(&record, |number, clock| number > clock);
@@ -84,7 +98,7 @@ impl Pass<'_> {
             };
             let Some(wrong) = wrong else { continue };
             self.push(wrong);
-            if self.term.is_some() && self.remove_if(&key, |now| *now == *stored.value).await? {
+            if self.term.is_some() && self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
                 let follows = if number == last { "; a writer's next batch makes the next" } else { "" };
                 let detail =
                     format!("the record of batch {number} could not be right; readers that are behind begin again{follows}");
@@ -160,9 +174,15 @@ impl Pass<'_> {
         let late = self.clock.late;
         for page in 0..=LatePage::of(late + LATE_PAGE) {
             let key = CacheKey::Late(page);
-            let stored = self.store.get(&key).await?.map(|stored| stored.value);
+            let stored = self.get(&key).await?;
             let is_published = page * LATE_PAGE < late;
-            let read = stored.as_ref().map(|bytes| LatePage::from_bytes(bytes)).transpose();
+            let (stored, read) = match stored {
+                None => (None, Ok(None)),
+                Some(stored) => {
+                    let (bytes, read) = apart(stored, LatePage::from_bytes);
+                    (bytes, read.map(Some))
+                }
+            };
             let entries = match read {
                 Ok(None) if !is_published => continue,
                 Ok(None) => {
@@ -266,8 +286,7 @@ impl Pass<'_> {
     pub(super) async fn checkpoint(&mut self, feed: &str, forget: bool) -> Result<()> {
         let key = CacheKey::Checkpoint(feed.to_owned());
         let (batch, high) = (self.clock.batch, self.clock.high);
-        let stored = self.store.get(&key).await?.map(|stored| stored.value);
-        let Some(bytes) = stored else {
+        let Some(stored) = self.get(&key).await? else {
             if self.clock.checkpoint > 0 {
                 let detail = format!("the clock says that there is one, of batch {}", self.clock.checkpoint);
                 self.found(Problem::Missing, key.clone(), detail);
@@ -280,7 +299,8 @@ impl Pass<'_> {
         };
         let mut older = None;
         let mut usable = !forget;
-        let wrong = match Checkpoint::from_bytes(&bytes) {
+        let (bytes, read) = apart(stored, Checkpoint::from_bytes);
+        let wrong = match read {
             Err(e) => Some(Finding::unreadable(key.clone(), &e)),
             Ok(checkpoint) => {
                 let of = checkpoint.batch;
@@ -310,7 +330,7 @@ impl Pass<'_> {
             return Ok(());
         }
         if !usable {
-            if self.remove_if(&key, |now| *now == *bytes).await? {
+            if self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
                 self.set_checkpoint_batch(0).await?;
                 self.did(Action::Removed, key, FROM_THE_BEGINNING);
             }

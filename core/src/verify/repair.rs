@@ -1,5 +1,6 @@
 //! Rebuilding what is wrong from what is sound.
 
+use futures::future::BoxFuture;
 use serde::Serialize;
 
 use super::findings::{Action, Repair};
@@ -9,7 +10,7 @@ use crate::batch::Checkpoint;
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit::{clock_lost, guard, update};
 use crate::coordinate::next_epoch;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::sequence::Sequence;
 use crate::store::CacheStore;
@@ -87,13 +88,17 @@ impl RepairReport {
 /// * The **clock** and the cache's **description** cannot be made up for. If one of them is wrong, nothing is repaired.
 ///
 /// A repair takes a term, as a writer does. So a live writer is fenced, and if one takes over meanwhile the repair ends as `Fenced`. Everything is
-/// written by compare-and-swap.
+/// written by compare-and-swap, but for what the store itself cannot read: that is removed first.
 ///
 /// Cancel safe: cut off anywhere, it may be run again. It reads the cache three times at least.
 ///
 /// # Errors
 /// As [`verify`](super::verify); `ConfigInvalid` to begin anew without the name of the feed; `Fenced` if a writer takes over.
-pub async fn repair(store: &dyn CacheStore, options: &RepairOptions) -> Result<RepairReport> {
+pub fn repair<'a>(store: &'a dyn CacheStore, options: &'a RepairOptions) -> BoxFuture<'a, Result<RepairReport>> {
+    Box::pin(repair_all(store, options))
+}
+
+async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<RepairReport> {
     if options.from_beginning && options.verify.feed.is_none() {
         return Err(Error::config("to forget the feed's position, the name of the feed must be given"));
     }
@@ -133,7 +138,8 @@ async fn begin(store: &dyn CacheStore, feed: Option<&str>) -> Result<Epoch> {
     })
     .await?;
     if let Some(feed) = feed {
-        update(store, &CacheKey::Checkpoint(feed.to_owned()), |stored| {
+        let key = CacheKey::Checkpoint(feed.to_owned());
+        let stamped = update(store, &key, |stored| {
             // One that cannot be read cannot be written over either.
             let Some(Ok(mut checkpoint)) = stored.map(Checkpoint::from_bytes) else { return Ok(None) };
             // One of a later term is wrong, or a writer has taken over: either is found out.
@@ -142,8 +148,11 @@ async fn begin(store: &dyn CacheStore, feed: Option<&str>) -> Result<Epoch> {
             }
             checkpoint.epoch = epoch;
             Ok(Some(checkpoint.to_bytes()))
-        })
-        .await?;
+        });
+        match stamped.await {
+            Err(e) if e.kind() == ErrorKind::Corrupt => {}
+            stamped => stamped?,
+        }
     }
     tracing::info!(%epoch, "repairing");
     Ok(epoch)

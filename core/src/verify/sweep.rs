@@ -154,7 +154,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
         while next <= last {
             let some: Vec<u64> = (next..=last).take(BLOCKS).collect();
             let keys: Vec<CacheKey> = some.iter().map(|index| CacheKey::Block(self.star.clone(), BlockIndex(*index))).collect();
-            let found = self.pass.store.get_many(&keys).await?;
+            let found = self.pass.get_many(&keys).await?;
             if let Some(at) = found.iter().position(Option::is_some) {
                 return Ok(Some(some[at]));
             }
@@ -209,8 +209,11 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 self.know(channel, Some(index)).await?;
             }
             let keys: Vec<CacheKey> = some.iter().map(|channel| CacheKey::Block(channel.clone(), index)).collect();
-            for (channel, found) in some.iter().zip(self.pass.store.get_many(&keys).await?) {
-                let stored = Stored::of(found.as_ref().map(|found| found.value.as_ref()), self.pass.codec.as_ref());
+            for (channel, found) in some.iter().zip(self.pass.get_many(&keys).await?) {
+                let stored = match found.transpose() {
+                    Ok(bytes) => Stored::of(bytes.as_deref(), self.pass.codec.as_ref()),
+                    Err(e) => Stored::Unreadable(e),
+                };
                 if let Stored::Block(block) = &stored {
                     self.pass.report.blocks += 1;
                     self.pass.report.rows += u64::from(block.live_count());

@@ -206,7 +206,7 @@ impl Writer {
         let attempt = || async { commit::take_over(store.as_ref(), epoch, feed, &new).await };
         let taken = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         let codec = taken.meta.block_codec()?;
-        let fenced = Fenced { store: store.as_ref(), term: epoch };
+        let fenced = Fenced { store: store.as_ref(), term: epoch, removes_unreadable: false };
         let attempt = || async { withdraw::finish(fenced, codec.as_ref(), &taken).await };
         let (gone, restored) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
 

@@ -21,7 +21,7 @@ const FLOORS: usize = 16;
 
 impl Writer {
     fn fenced(&self) -> Fenced<'_> {
-        Fenced { store: self.store.as_ref(), term: self.clock.value.epoch }
+        Fenced { store: self.store.as_ref(), term: self.clock.value.epoch, removes_unreadable: false }
     }
 
     /// Stores and publishes all that was applied.

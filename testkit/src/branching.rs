@@ -158,6 +158,10 @@ fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
     0
 }
 
+/// Snapshots end where the seqno is a multiple of it, or with the last one. So what is delivered again is left out as before, but for what comes
+/// after a failover.
+const SNAPSHOT: u64 = 6;
+
 /// How far a stream is in one partition.
 #[derive(Debug, Default)]
 struct Place {
@@ -177,7 +181,7 @@ impl Place {
     }
 
     /// What there is to tell of the partition next, a snapshot at most.
-    fn next(&mut self, id: u16, partition: &Partition, caught_up: bool, alone: bool, random: &mut ChaCha8Rng) -> Vec<FeedEvent> {
+    fn next(&mut self, id: u16, partition: &Partition, caught_up: bool, alone: bool) -> Vec<FeedEvent> {
         let id = PartitionId(id);
         let mut out = Vec::new();
         let uuid = partition.log[0].0;
@@ -209,7 +213,8 @@ impl Place {
         }
         let rest = partition.after(self.at.seqno);
         let begun = rest.partition_point(|item| item.seqno.0 <= self.at.snapshot_end);
-        let some = &rest[..rest.len().min(random.random_range(1..9).max(begun))];
+        let cut = rest.iter().position(|item| item.seqno.0.is_multiple_of(SNAPSHOT)).map_or(rest.len(), |last| last + 1);
+        let some = &rest[..cut.max(begun)];
         if let (Some(first), Some(last)) = (some.first(), some.last()) {
             let (start, end) = (first.seqno, last.seqno);
             out.push(FeedEvent::SnapshotStart { partition: id, start, end });
@@ -266,8 +271,8 @@ impl Reading {
             let is_left = |id: &&usize| self.places[**id].at.uuid != producer.partitions[**id].log[0].0;
             let first = more.iter().find(is_left).copied().filter(|_| producer.tells_first);
             let id = first.unwrap_or_else(|| more[producer.random.random_range(0..more.len())]);
-            let Producer { partitions, random, tells_first, .. } = &mut *producer;
-            return Some(self.places[id].next(id as u16, &partitions[id], self.is_caught_up, *tells_first, random).into());
+            let Producer { partitions, tells_first, .. } = &mut *producer;
+            return Some(self.places[id].next(id as u16, &partitions[id], self.is_caught_up, *tells_first).into());
         }
     }
 }

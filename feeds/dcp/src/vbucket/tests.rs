@@ -239,6 +239,7 @@ fn a_rollback_drops_the_histories_that_begin_after_it() {
     out.clear();
     vbucket.on_rollback(15, &mut out);
     assert_eq!(out, [rollback(15)]);
+    vbucket.on_high(30, &mut out);
     assert_eq!(resumed(&vbucket), Position::at(0xa, 15));
     let next = [(0xd, 15), (0xa, 0)];
     vbucket.on_accepted(next.to_vec(), &mut out);
@@ -266,9 +267,11 @@ fn a_server_without_the_newest_history_is_joined_where_both_part() {
     assert_eq!((vbucket.ask(), out.len()), (Ask::Log, 0), "the log is worth a question before everything is thrown away");
     vbucket.on_log(vec![(0xe, 12), (0xa, 0)], &mut out);
     assert_eq!(out, [rollback(12)]);
+    vbucket.on_high(30, &mut out);
     assert_eq!(resumed(&vbucket), Position::at(0xa, 12));
     assert_eq!(vbucket.on_rollback(0, &mut out), Next::Ask);
     assert_eq!(out[1], rollback(0), "the second time it is obeyed");
+    vbucket.on_high(30, &mut out);
     assert_eq!(resumed(&vbucket), Position::default());
     assert_eq!(vbucket.on_rollback(0, &mut out), Next::STUCK);
 }
@@ -289,8 +292,10 @@ fn rollbacks_come_to_an_end() {
         assert_eq!(vbucket.on_rollback(1000, &mut out), Next::Ask);
     }
     vbucket.on_rollback(1000, &mut out);
+    vbucket.on_high(1000, &mut out);
     if vbucket.ask() == Ask::Log {
         vbucket.on_log(LOG.to_vec(), &mut out);
+        vbucket.on_high(1000, &mut out);
     }
     assert_eq!(resumed(&vbucket), Position::default());
 }

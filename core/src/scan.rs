@@ -54,7 +54,8 @@ pub async fn entries<S: CacheStore + ?Sized>(
 ) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
     let found = store.entries(sequences).await?;
     for (sequence, entry) in sequences.iter().zip(&found) {
-        if entry.is_none() && star_state(store, codec, *sequence).await?.is_live() {
+        // 0 stands for one that nobody knows.
+        if entry.is_none() && (*sequence == Sequence::ZERO || star_state(store, codec, *sequence).await?.is_live()) {
             return Err(missing(*sequence));
         }
     }

@@ -243,8 +243,9 @@ pub(crate) async fn finish(
         Some(batch) => fenced.store.record(batch, taken.meta.ring).await?,
         None => None,
     };
-    let records = taken.record.iter().chain(ahead.as_deref());
-    let gone: BySequence = records.flat_map(|record| &record.gone).map(|entry| (entry.sequence(), entry.clone())).collect();
+    // A batch is begun only when all of a withdrawal before it is done.
+    let record = ahead.as_deref().or(taken.record.as_ref());
+    let gone: BySequence = record.iter().flat_map(|record| &record.gone).map(|entry| (entry.sequence(), entry.clone())).collect();
     if gone.is_empty() {
         return Ok((Vec::new(), Vec::new()));
     }

@@ -131,3 +131,69 @@ pub(crate) fn edited(block: &Block, edits: &Edits) -> Option<Block> {
     }
     Some(edited)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::EntryFlags;
+    use crate::feed::{PartitionId, PartitionSeqno};
+    use crate::{Membership, block::BlockState::*};
+
+    fn entry(sequence: u64, seqno: u64, over: &[u64], channels: &[(&str, Membership)], flags: EntryFlags) -> Arc<ChangeEntry> {
+        let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", flags)
+            .unwrap()
+            .with_origin(PartitionId(0), PartitionSeqno(seqno))
+            .with_supersedes(over.iter().copied().map(Sequence));
+        let with = |entry: ChangeEntry, (name, membership): &(&str, Membership)| {
+            entry.with_channel(Channel::new(*name).unwrap(), *membership)
+        };
+        Arc::new(channels.iter().fold(entry, with))
+    }
+
+    fn by(entries: &[&Arc<ChangeEntry>]) -> BySequence {
+        entries.iter().map(|entry| (entry.sequence(), (*entry).clone())).collect()
+    }
+
+    fn edits(plan: &Plan, channel: &str) -> Vec<(u32, Edit)> {
+        let at = (Channel::new(channel).unwrap(), BlockIndex(0));
+        plan.blocks.get(&at).into_iter().flatten().map(|(offset, edit)| (*offset, *edit)).collect()
+    }
+
+    const PLAIN: EntryFlags = EntryFlags(0);
+
+    #[test]
+    fn in_each_channel_the_newest_that_survives_is_shown_again() {
+        let first = entry(3, 1, &[], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
+        let second = entry(5, 2, &[3], &[("a", Membership::Removed)], PLAIN);
+        // 6 never came: only what is gone knows of it.
+        let third = entry(7, 8, &[3, 5, 6], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
+        let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
+        assert_eq!(edits(&plan, "*"), [(5, Edit::Restore(Present)), (6, Edit::Clear), (7, Edit::Clear)]);
+        assert_eq!(edits(&plan, "a"), [(5, Edit::Restore(Removal)), (6, Edit::Clear), (7, Edit::Clear)]);
+        assert_eq!(edits(&plan, "b"), [(3, Edit::Restore(Present)), (6, Edit::Clear), (7, Edit::Clear)]);
+        assert_eq!(plan.restored, [first, second]);
+        assert_eq!(plan.numbers, [Sequence(7), Sequence(6)]);
+    }
+
+    #[test]
+    fn a_departure_goes_with_who_told_of_it_and_otherwise_only_makes_room() {
+        let departure = entry(5, 9, &[3], &[("a", Membership::Removed)], EntryFlags::DEPARTURE);
+        let teller = entry(7, 9, &[3, 5], &[("b", Membership::Present)], PLAIN);
+        let both = Plan::new(&by(&[&departure, &teller]), &BySequence::new(), 100);
+        assert_eq!(edits(&both, "a"), [(3, Edit::Clear), (5, Edit::Clear)]);
+        let alone = Plan::new(&by(&[&departure]), &BySequence::new(), 100);
+        assert_eq!((alone.blocks.len(), &alone.numbers[..]), (0, &[Sequence(5)][..]));
+    }
+
+    #[test]
+    fn a_block_is_edited_only_where_it_must_be() {
+        let mut block = Block::new(100);
+        for (at, state) in [(1, Present), (2, Superseded), (3, Removal), (4, Superseded)] {
+            block.raise(at, state);
+        }
+        let edits = Edits::from([(1, Edit::Clear), (2, Edit::Restore(Present)), (3, Edit::Restore(Present)), (9, Edit::Clear)]);
+        let after = edited(&block, &edits).unwrap();
+        assert_eq!(after.iter().collect::<Vec<_>>(), [(2, Present), (3, Removal), (4, Superseded)]);
+        assert!(edited(&after, &edits).is_none(), "done twice, it changes nothing");
+    }
+}

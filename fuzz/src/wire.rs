@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use sluicegate_mcbp::collections::{join_key, read_id, split_key};
-use sluicegate_mcbp::config::{ClusterMap, MAX_CONFIG_LEN, Network};
+use sluicegate_mcbp::config::{ClusterMap, MAX_CONFIG_LEN, MAX_NODES, Network};
 use sluicegate_mcbp::dcp::{CacheTransfer, StreamFilter, SystemEvent, ext_meta};
 use sluicegate_mcbp::errormap::ErrorMap;
 use sluicegate_mcbp::framing::{FrameInfo, Kind, frame_infos, put_frame_info};
@@ -323,7 +323,9 @@ fn cluster_map_seeds() -> Vec<Vec<u8>> {
 fn cluster_map(bytes: &[u8]) -> bool {
     const HOST: &str = "a.example";
     assert!(bytes.len() <= MAX_CONFIG_LEN, "inputs are shorter");
-    let Some(map) = presented(within(json_limit(bytes), || ClusterMap::parse(bytes, HOST))) else { return false };
+    // The text is copied, for the host's name; and a node takes some 300 bytes, however short its text is.
+    let limit = 2 * json_limit(bytes) + 400 * MAX_NODES;
+    let Some(map) = presented(within(limit, || ClusterMap::parse(bytes, HOST))) else { return false };
     for vbucket in (0..=u16::MAX).take(map.num_vbuckets() + 1) {
         for server in map.owner(vbucket).iter().chain(map.replicas(vbucket).iter().flatten()) {
             assert!(map.node(*server).is_some(), "a vbucket is where no node is");
@@ -342,8 +344,8 @@ fn error_map_seeds() -> Vec<Vec<u8>> {
 }
 
 fn error_map(bytes: &[u8]) -> bool {
-    // An explanation of two bytes, `{}`, takes some eighty.
-    let map = presented(within(2 * json_limit(bytes), || ErrorMap::parse(bytes)));
+    // An explanation of two bytes, `{}`, takes some eighty; so a whole map is limited to a megabyte.
+    let map = presented(within(4 * json_limit(bytes), || ErrorMap::parse(bytes)));
     map.is_some_and(|map| map.errors.len() <= bytes.len())
 }
 

@@ -1,31 +1,17 @@
-//! Couchbase's own Java client agrees: it streams everything, with collections and a small flow control window. Needs Java and Maven, and
-//! Maven's repository once.
+//! Couchbase's own Java client agrees: with collections and a small flow control window it streams, resumes from the state it has saved, and rolls
+//! back. Needs Java and Maven, and Maven's repository once.
 
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use common::program::Program;
 use common::small;
-use serde_json::Value;
 use sluicegate_simulator::Load;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_java_client_streams_everything() {
-    let cluster = small(|config| (config.nodes, config.vbuckets) = (3, 64)).await;
-    let mut load = Load::default();
-    load.documents = 5000;
-    cluster.load(&load).unwrap();
-    cluster.delete("document-0000000").unwrap();
-    let addresses = cluster.connection_string().replace("couchbase://", "");
-    let summary = tokio::task::spawn_blocking(move || drain(&addresses)).await.unwrap();
-    for (name, expected) in [("vbuckets", 64), ("mutations", 4999), ("deletions", 1), ("failures", 0)] {
-        assert_eq!(summary[name], expected, "{name} of {summary}");
-    }
-}
-
-/// Builds the Java program and runs it once.
-fn drain(addresses: &str) -> Value {
+/// The Java program.
+fn built() -> Command {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("java");
     let class_path = directory.join("class-path");
     let mut build = Command::new("mvn");
@@ -37,7 +23,31 @@ fn drain(addresses: &str) -> Value {
     let class_path = std::fs::read_to_string(class_path).unwrap();
     let mut command = Command::new("java");
     command.arg("-cp").arg(format!("{}:{class_path}", directory.join("classes").display()));
-    command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "Drain", addresses, "default", "Administrator"]);
-    let output = command.env("PASSWORD", "password").stdin(Stdio::null()).stderr(Stdio::inherit()).output().unwrap();
-    serde_json::from_slice(&output.stdout).expect("a summary; what went wrong is on standard error")
+    command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "Drain"]);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_java_client_streams_resumes_and_rolls_back() {
+    let cluster = small(|config| (config.nodes, config.vbuckets) = (3, 64)).await;
+    let mut load = Load::default();
+    load.documents = 5000;
+    cluster.load(&load).unwrap();
+    cluster.delete("document-0000000").unwrap();
+    let mut drain = Program::start(built(), &cluster);
+    drain.pass(&[("vbuckets", 64), ("mutations", 4999), ("deletions", 1), ("rollbacks", 0), ("failures", 0)]);
+    drain.pass(&[("mutations", 0), ("deletions", 0), ("rollbacks", 0), ("failures", 0)]);
+    load.prefix = "later-".to_owned();
+    load.documents = 100;
+    cluster.load(&load).unwrap();
+    drain.pass(&[("mutations", 100), ("deletions", 0), ("rollbacks", 0), ("failures", 0)]);
+    // The last change of each of three vbuckets is lost, and there are two other ones.
+    for vbucket in [3, 4, 60] {
+        cluster.fail_over_vbucket(vbucket, cluster.high_seqno(vbucket) - 1);
+        let keys = (0..).map(|i| format!("key{i}")).filter(|key| cluster.vbucket_of(key.as_bytes()) == vbucket);
+        for key in keys.take(2) {
+            cluster.set(key, "1").unwrap();
+        }
+    }
+    drain.pass(&[("mutations", 6), ("rollbacks", 3), ("failures", 0)]);
 }

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The longest JSON that is read, in bytes; servers send some 30 KB.
+pub const MAX_ERROR_MAP_LEN: usize = 1 << 20;
 
 /// What a server says about its status codes. Keep the one with the highest revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +66,7 @@ impl ErrorMap {
     /// Reads an error map. Codes that are not hexadecimal are left out.
     ///
     /// # Errors
-    /// `Malformed` if it is not such JSON.
+    /// `TooLarge` over [`MAX_ERROR_MAP_LEN`]; `Malformed` if it is not such JSON.
     pub fn parse(json: &[u8]) -> Result<ErrorMap> {
         #[derive(Deserialize)]
         struct Text {
@@ -72,6 +75,10 @@ impl ErrorMap {
             #[serde(default)]
             revision: u32,
             errors: HashMap<String, Explanation>,
+        }
+        if json.len() > MAX_ERROR_MAP_LEN {
+            let message = format!("an error map of {} bytes is over the limit of {MAX_ERROR_MAP_LEN}", json.len());
+            return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let text: Text = serde_json::from_slice(json)
             .map_err(|error| Error::malformed("the error map is not the JSON it should be").with_source(error))?;

@@ -1,7 +1,7 @@
 //! Cluster maps: which node has a vbucket, and where it is from which network.
 
 use serde_json::{Value, json};
-use sluicegate_mcbp::config::{ClusterMap, Network, Revision, ServerIndex};
+use sluicegate_mcbp::config::{ClusterMap, MAX_CONFIG_LEN, MAX_NODES, Network, Revision, ServerIndex};
 use sluicegate_mcbp::{Error, ErrorKind};
 
 fn bucket() -> Value {
@@ -121,6 +121,25 @@ fn what_is_no_usable_map_is_refused() {
     assert_eq!(kind(&json!({"vBucketServerMap": {"serverList": ["a"], "vBucketMap": []}})), ErrorKind::Malformed);
     assert_eq!(ClusterMap::parse(b"{}", "a\"b").unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(ClusterMap::parse(b"\xff", "a").unwrap_err().kind(), ErrorKind::Malformed);
-    let huge = vec![b' '; sluicegate_mcbp::config::MAX_CONFIG_LEN + 1];
+    let huge = vec![b' '; MAX_CONFIG_LEN + 1];
     assert_eq!(ClusterMap::parse(&huge, "a").unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn a_map_takes_no_more_memory_than_its_text_may_have() {
+    let nodes = |count| parse(&json!({"nodesExt": vec![json!({}); count]}), "a");
+    assert_eq!(nodes(MAX_NODES).unwrap().nodes.len(), MAX_NODES);
+    assert_eq!(nodes(MAX_NODES + 1).unwrap_err().kind(), ErrorKind::Malformed);
+    let servers =
+        |count| parse(&json!({"vBucketServerMap": {"serverList": vec!["a:1"; count]}}), "a").map(|map| map.servers().len());
+    assert_eq!(servers(MAX_NODES).unwrap(), MAX_NODES);
+    assert_eq!(servers(MAX_NODES + 1).unwrap_err().kind(), ErrorKind::Malformed);
+    let vbuckets =
+        |count| parse(&json!({"vBucketServerMap": {"vBucketMap": vec![[-1]; count]}}), "a").map(|map| map.num_vbuckets());
+    assert_eq!(vbuckets(1 << 16).unwrap(), 1 << 16);
+    assert_eq!(vbuckets((1 << 16) + 1).unwrap_err().kind(), ErrorKind::Malformed);
+    // A short text that a long name makes long.
+    let names = json!({"name": "$HOST".repeat(MAX_CONFIG_LEN / 100)});
+    assert!(parse(&names, "a.example").is_ok());
+    assert_eq!(parse(&names, &"a".repeat(200)).unwrap_err().kind(), ErrorKind::TooLarge);
 }

@@ -160,6 +160,8 @@ fn error_maps_and_failures_explain_statuses() {
     assert!(map.has(0x86, &ErrorAttribute::RetryLater) && map.has(0x86, &ErrorAttribute::Other("new".to_owned())));
     assert!(!map.has(0x86, &ErrorAttribute::Auth) && !map.has(1, &ErrorAttribute::Temp));
     assert!(ErrorMap::parse(b"[]").is_err());
+    let long = vec![b' '; sluicegate_mcbp::errormap::MAX_ERROR_MAP_LEN + 1];
+    assert_eq!(ErrorMap::parse(&long).unwrap_err().kind(), ErrorKind::TooLarge);
 
     let failure = Failure::parse(br#"{"error":{"context":"no such key","ref":"42"},"manifest_uid":"1f"}"#);
     assert_eq!(

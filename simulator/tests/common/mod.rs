@@ -1,6 +1,8 @@
 //! A session of `sluicegate_mcbp::client`, taken apart: it sends what it is told and shows what arrives.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod program;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

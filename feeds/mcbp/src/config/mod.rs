@@ -11,6 +11,9 @@ use crate::error::Result;
 /// The longest JSON that is read, in bytes.
 pub const MAX_CONFIG_LEN: usize = 16 << 20;
 
+/// The most nodes, and the most servers of a bucket, that a map may have. No cluster comes near it.
+pub const MAX_NODES: usize = 1024;
+
 /// The port of the binary protocol.
 pub const DEFAULT_PORT: u16 = 11210;
 
@@ -119,8 +122,8 @@ impl ClusterMap {
     /// Reads a map that was received from `host`: it stands where the map says `$HOST` or names no host.
     ///
     /// # Errors
-    /// `TooLarge` over [`MAX_CONFIG_LEN`]; `Unsupported` for a bucket without vbuckets; `Malformed` if it is no such JSON, or
-    /// contradicts itself.
+    /// `TooLarge` over [`MAX_CONFIG_LEN`]; `Unsupported` for a bucket without vbuckets; `Malformed` if it is no such JSON, has over
+    /// [`MAX_NODES`], or contradicts itself.
     pub fn parse(json: &[u8], host: &str) -> Result<ClusterMap> {
         text::parse(json, host)
     }

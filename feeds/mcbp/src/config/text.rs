@@ -3,11 +3,17 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use std::fmt;
+use std::marker::PhantomData;
 
-use super::{Alternate, ClusterMap, MAX_CONFIG_LEN, Node, Ports, Revision, ServerIndex, bracketed, unbracketed};
+use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::{Alternate, ClusterMap, MAX_CONFIG_LEN, MAX_NODES, Node, Ports, Revision, ServerIndex, bracketed, unbracketed};
 use crate::error::{Error, ErrorKind, Result};
+
+/// As many as there are numbers.
+const MAX_VBUCKETS: usize = 1 << 16;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -25,7 +31,7 @@ struct Text<'a> {
     #[serde(default)]
     bucket_capabilities: Vec<String>,
     v_bucket_server_map: Option<VbucketText>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<_, _, MAX_NODES>")]
     nodes_ext: Vec<NodeText>,
     nodes: Option<Vec<IgnoredAny>>,
 }
@@ -35,9 +41,9 @@ struct Text<'a> {
 struct VbucketText {
     #[serde(default)]
     num_replicas: usize,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<_, _, MAX_NODES>")]
     server_list: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<_, _, MAX_VBUCKETS>")]
     v_bucket_map: Vec<Vec<i64>>,
 }
 
@@ -78,17 +84,23 @@ impl From<PortsText> for Ports {
     }
 }
 
+/// What stands for the host that sent the map.
+const HOST: &str = "$HOST";
+
 pub(super) fn parse(json: &[u8], host: &str) -> Result<ClusterMap> {
     if json.len() > MAX_CONFIG_LEN {
-        let message = format!("a cluster map of {} bytes is over the limit of {MAX_CONFIG_LEN}", json.len());
-        return Err(Error::new(ErrorKind::TooLarge, message));
+        return Err(too_large("a cluster map"));
     }
     let host = unbracketed(host);
     if host.contains(|c: char| c.is_control() || matches!(c, '"' | '\\')) {
         return Err(Error::invalid("the name of the host that sent a cluster map cannot be a host's name"));
     }
     let json = std::str::from_utf8(json).map_err(|error| malformed("a cluster map is not UTF-8").with_source(error))?;
-    let json = json.replace("$HOST", &bracketed(host));
+    let bracketed = bracketed(host);
+    if json.len() + json.matches(HOST).count() * bracketed.len() > MAX_CONFIG_LEN {
+        return Err(too_large("a cluster map with the names of its hosts"));
+    }
+    let json = json.replace(HOST, &bracketed);
     let text: Text<'_> = serde_json::from_str(&json)
         .map_err(|error| malformed("a cluster map is not the JSON it should be").with_source(error))?;
     if text.node_locator == "ketama" {
@@ -152,9 +164,6 @@ fn match_servers(server_list: &[String], nodes: &mut Vec<Node>) -> Result<Vec<us
 }
 
 fn match_vbuckets(map: Vec<Vec<i64>>, servers: usize) -> Result<Vec<Vec<Option<ServerIndex>>>> {
-    if map.len() > usize::from(u16::MAX) + 1 {
-        return Err(malformed("a cluster map has more vbuckets than there are numbers"));
-    }
     // A negative number: no server has this copy.
     let copy = |number: i64| match usize::try_from(number) {
         Ok(server) if server < servers => Ok(Some(ServerIndex(server))),
@@ -162,6 +171,39 @@ fn match_vbuckets(map: Vec<Vec<i64>>, servers: usize) -> Result<Vec<Vec<Option<S
         Err(_) => Ok(None),
     };
     map.into_iter().map(|copies| copies.into_iter().map(copy).collect()).collect()
+}
+
+/// A list; one that is longer is refused before it is held in memory.
+fn at_most<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct List<T, const MAX: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for List<T, MAX> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of {MAX} at most")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while list.len() < MAX {
+                match from.next_element()? {
+                    Some(element) => list.push(element),
+                    None => return Ok(list),
+                }
+            }
+            match from.next_element::<IgnoredAny>()? {
+                Some(_) => Err(A::Error::invalid_length(MAX + 1, &self)),
+                None => Ok(list),
+            }
+        }
+    }
+
+    deserializer.deserialize_seq(List::<T, MAX>(PhantomData))
+}
+
+fn too_large(what: &'static str) -> Error {
+    Error::new(ErrorKind::TooLarge, format!("{what} is over the limit of {MAX_CONFIG_LEN} bytes"))
 }
 
 fn malformed(message: &'static str) -> Error {

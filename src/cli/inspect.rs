@@ -52,7 +52,11 @@ enum What {
     },
     /// What is missing and waited for
     Skipped,
-    /// A Couchbase bucket, as the feed sees it: each vbucket, its node, how far it is; and how far a cache is behind it
+    /// A Couchbase bucket, as the feed sees it: each vbucket, its node, how far it is
+    ///
+    /// A stream of each vbucket is opened at its end, so nothing is fetched, and a writer that follows the bucket is not disturbed. With
+    /// --store it is also shown how far the cache in it is behind, by the writer's last checkpoint. The exit code is 3 if a vbucket has no
+    /// stream.
     #[cfg(feature = "dcp")]
     Feed(super::inspect_feed::FeedArgs),
 }

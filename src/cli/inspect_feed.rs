@@ -17,10 +17,7 @@ use super::output::{Outcome, Table, grouped};
 use super::session::Session;
 use super::{Exit, Format};
 
-/// Connects to the bucket, opens a stream of each vbucket at its end, and shows what became of that. Nothing is fetched, and a
-/// writer that follows the bucket is not disturbed.
-///
-/// With --store, also how far the cache in it is behind: by the writer's last checkpoint. The exit code is 3 if a vbucket has no stream.
+/// Which bucket, and how long to wait for it.
 #[derive(Debug, Args)]
 pub(super) struct FeedArgs {
     /// The bucket, for example dcp://host/bucket?user=NAME&password_env=VARIABLE; the one of the settings if none is given

@@ -145,7 +145,7 @@ mod tests {
             .with_origin(PartitionId(0), PartitionSeqno(seqno))
             .with_supersedes(over.iter().copied().map(Sequence));
         let with = |entry: ChangeEntry, (name, membership): &(&str, Membership)| {
-            entry.with_channel(Channel::new(*name).unwrap(), *membership)
+            entry.with_channel(Channel::new(name).unwrap(), *membership)
         };
         Arc::new(channels.iter().fold(entry, with))
     }

@@ -90,7 +90,7 @@ async fn assert_answers(store: &Arc<dyn CacheStore>, copies: &Copies, count: u64
         for channels in asked {
             let expected = model.changes(&channels, since, None, false);
             // In the star channel the next copy's rows come after those of this one.
-            let options = ChangesOptions::new().since(since).delivery(Delivery::Eager).limit(expected.len().max(1));
+            let options = ChangesOptions::new().since(since).delivery(Delivery::Strict).limit(expected.len().max(1));
             let answer = reader.changes(&channels, &options).await.unwrap().answer();
             let answered: Vec<AnswerRow> = answer
                 .rows
@@ -112,6 +112,7 @@ async fn assert_answers(store: &Arc<dyn CacheStore>, copies: &Copies, count: u64
         }
     }
     let last = clock(store).await;
+    assert!(last.gaps == 0 && last.stable == last.high, "{last:?}");
     let above = ChangesOptions::new().since(Sequence(count * copies.step)).delivery(Delivery::Eager);
     let more = reader.changes(&[Channel::star()], &above).await.unwrap().answer();
     assert!(more.rows.is_empty(), "above the last copy there are {} rows; {last:?}", more.rows.len());

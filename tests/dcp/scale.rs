@@ -17,7 +17,7 @@ on_every_store! {
 }
 
 /// Documents where nobody says how many.
-const DOCUMENTS: usize = 12_000;
+const DOCUMENTS: usize = 10_000;
 
 fn wanted() -> usize {
     match std::env::var("SLUICEGATE_TEST_DOCUMENTS") {

@@ -1,9 +1,12 @@
 //! A recording many times over: documents, users and channels of other names, and sequences that go on where those of the copy before end.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
 use serde_json::Value;
 use sluicegate::core::decode::attributes;
-use sluicegate::core::feed::Datatype;
-use sluicegate::{Channel, GatewayDecoder, Mutation, MutationDecoder as _};
+use sluicegate::core::feed::{Datatype, MutationKind};
+use sluicegate::{Channel, Decoded, GatewayDecoder, Mutation, MutationDecoder as _};
 use sluicegate_testkit::Model;
 
 use super::recorded::{Set, load};
@@ -35,6 +38,9 @@ enum Piece {
 }
 
 /// Copies of one recording. What is not about sequences (counters, leases, stored revisions) is left out.
+///
+/// A server that is read slowly leaves out all but the last write of a key, and then a number is lost that only an earlier one names. So that none is
+/// lost, users, roles and documents with such numbers are left out, and their numbers are given back as unused.
 #[derive(Debug)]
 pub(crate) struct Copies {
     templates: Vec<Template>,
@@ -51,9 +57,25 @@ impl Copies {
         let mut mutations: Vec<Mutation> = recording.mutations;
         mutations.sort_by_key(|mutation| mutation.cas);
         let mut copies = Copies { templates: Vec::new(), channels: Vec::new(), documents: 0, step: 0 };
-        let mut keys = std::collections::BTreeSet::new();
-        for mutation in mutations {
+        // Each key's numbers, and whether the last write names them all.
+        let mut named: BTreeMap<Bytes, (BTreeSet<u64>, bool)> = BTreeMap::new();
+        for mutation in &mutations {
+            let (all, is_whole) = named.entry(mutation.key.clone()).or_default();
+            let numbers = numbers(mutation);
+            *is_whole = all.is_subset(&numbers);
+            all.extend(numbers);
+        }
+        let (mut keys, mut unused) = (BTreeSet::new(), BTreeSet::new());
+        for mut mutation in mutations {
             let key = String::from_utf8(mutation.key.to_vec()).unwrap();
+            let (numbers, is_whole) = &named[&mutation.key];
+            if !is_whole {
+                (mutation.value, mutation.kind, mutation.datatype) = (Bytes::new(), MutationKind::Mutation, Datatype::default());
+                for number in numbers.iter().filter(|number| unused.insert(**number)) {
+                    copies.add(mutation.clone(), &format!("_sync:unusedSeq:{}", marked_number(number)));
+                }
+                continue;
+            }
             let marked = if let Some(numbers) = key.strip_prefix("_sync:unusedSeqs:") {
                 let (first, last) = numbers.split_once(':').unwrap();
                 format!("_sync:unusedSeqs:{}:{}", marked_number(first), marked_number(last))
@@ -172,6 +194,20 @@ fn marked_number(number: impl std::fmt::Display) -> String {
 
 fn mark_number(number: &mut Value) {
     *number = marked_number(number.as_u64().unwrap()).into();
+}
+
+/// The numbers that a write accounts for.
+fn numbers(mutation: &Mutation) -> BTreeSet<u64> {
+    match GatewayDecoder::default().decode(mutation) {
+        Decoded::Principal(principal) => [principal.sequence.0].into(),
+        Decoded::Document(document) => {
+            let entry = &document.entry;
+            let departures = document.departures.iter().map(|departure| &departure.sequence);
+            let numbers = document.unused.iter().chain(entry.supersedes()).chain(departures);
+            numbers.map(|sequence| sequence.0).chain([entry.sequence().0]).collect()
+        }
+        _ => BTreeSet::new(),
+    }
 }
 
 /// What a marked text is put together from. In JSON a number is marked as a string.

@@ -6,21 +6,25 @@ mod killed;
 mod scale;
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::compare::{Ids, Report, compare_marker};
 use sluicegate::core::commit::read_clock;
+use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate::pointer::Supersession;
 use sluicegate::{
-    CacheStore, Channel, Feed, GatewayDecoder, Mutation, PublishedClock, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig,
+    CacheStore, Channel, Decoded, Feed, GatewayDecoder, Mutation, MutationDecoder as _, PublishedClock, ReaderConfig, ReaderNode,
+    Sequence, Writer, WriterConfig,
 };
 use sluicegate_core::feed::MutationKind;
 use sluicegate_replay::MutationsExt as _;
 use sluicegate_simulator::bucket::Content;
 use sluicegate_simulator::{Cluster, ClusterConfig};
 use sluicegate_testkit::model::AnswerRow;
+use sluicegate_testkit::observe::{Rows, rows};
 use support::copies::Copies;
 use support::recorded::{SETS, assert_agrees, load, truly_lost};
 use support::{Kind, on_every_store};
@@ -28,6 +32,7 @@ use support::{Kind, on_every_store};
 on_every_store! {
     every_recorded_answer_is_reproduced_over_dcp
     a_cluster_in_trouble_changes_no_answer
+    what_a_failover_loses_is_withdrawn
 }
 
 const PASSWORD: &str = "let-me-in";
@@ -176,4 +181,83 @@ async fn a_cluster_in_trouble_changes_no_answer(kind: Kind) {
         report.add(compare_marker(&reader, &truth, marker, Ids::Sequences).await.unwrap());
     }
     assert_agrees("a cluster in trouble", &report);
+}
+
+/// Reads what there is, and ends.
+async fn catch_up(store: &Arc<dyn CacheStore>, cluster: &Cluster) -> u64 {
+    let feed = feed(cluster, "until=now").await;
+    let mut writer = writer(store, feed.as_ref()).await;
+    writer.run(feed.as_ref(), std::future::pending()).await.unwrap();
+    writer.stats().withdrawn
+}
+
+async fn answers(store: &Arc<dyn CacheStore>, channels: &BTreeSet<String>) -> BTreeMap<String, Rows> {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut answers = BTreeMap::new();
+    for name in channels {
+        let options = ChangesOptions::new().delivery(Delivery::Eager);
+        let answer = reader.changes(&[Channel::new(name.as_str()).unwrap()], &options).await.unwrap().answer();
+        answers.insert(name.clone(), rows(&answer));
+    }
+    answers
+}
+
+/// The cache in `store` shows what one does that reads the cluster as it is now, and is sound.
+async fn assert_as_new(kind: Kind, store: &Arc<dyn CacheStore>, cluster: &Cluster, channels: &BTreeSet<String>) {
+    let new = kind.fresh().await;
+    catch_up(&new, cluster).await;
+    let (expected, found) = (answers(&new, channels).await, answers(store, channels).await);
+    for (channel, rows) in &expected {
+        assert_eq!(&found[channel], rows, "{channel}");
+    }
+    let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+    assert!(report.is_clean(), "{report:#?}");
+}
+
+/// Vbuckets lose their last changes: while no writer follows, while one does; and what was lost is written again.
+async fn what_a_failover_loses_is_withdrawn(kind: Kind) {
+    let (recording, _) = load(&SETS[2]);
+    let all: Vec<Mutation> = recording.parts().into_iter().flat_map(|(_, part)| part).collect();
+    let mut channels = BTreeSet::from(["*".to_owned()]);
+    for mutation in &all {
+        if let Decoded::Document(document) = GatewayDecoder::default().decode(mutation) {
+            channels.extend(document.entry.channels().iter().map(|change| change.channel.name().to_owned()));
+        }
+    }
+    let (cluster, store) = (cluster(64).await, kind.fresh().await);
+    let (first, rest) = all.split_at(all.len() / 2);
+    let (second, last) = rest.split_at(rest.len() - 200);
+    write(&cluster, first);
+    catch_up(&store, &cluster).await;
+    write(&cluster, second);
+    catch_up(&store, &cluster).await;
+
+    for vbucket in 0..64 {
+        cluster.fail_over_vbucket(vbucket, cluster.high_seqno(vbucket).saturating_sub(u64::from(vbucket % 5)));
+    }
+    assert!(catch_up(&store, &cluster).await > 20);
+    assert_as_new(kind, &store, &cluster, &channels).await;
+
+    let following = feed(&cluster, "config_poll_ms=50").await;
+    let mut follower = writer(&store, following.as_ref()).await;
+    let mut progress = follower.progress();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(async move {
+        let stopped = async move { drop(stopped.await) };
+        follower.run(following.as_ref(), stopped).await.map(drop)
+    });
+    write(&cluster, last);
+    let keys: BTreeSet<&[u8]> = last.iter().map(|mutation| &mutation.key[..]).collect();
+    progress.wait_for(|progress| progress.stats.received >= keys.len() as u64).await.unwrap();
+    cluster.fail_over(1, 2);
+    progress.wait_for(|progress| progress.stats.withdrawn > 0).await.unwrap();
+    stop.send(()).unwrap();
+    running.await.unwrap().unwrap();
+    catch_up(&store, &cluster).await;
+    assert_as_new(kind, &store, &cluster, &channels).await;
+
+    // The same revisions, at other places.
+    write(&cluster, last);
+    catch_up(&store, &cluster).await;
+    assert_as_new(kind, &store, &cluster, &channels).await;
 }

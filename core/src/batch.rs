@@ -267,8 +267,12 @@ pub struct BatchRecord {
     pub number: u64,
     /// The writer's term.
     pub epoch: Epoch,
-    /// Entries it stored, in any order; some may be above the high sequence still.
+    /// Entries it stored, in any order; some may be above the high sequence still. Those that are shown again in the place of what is gone
+    /// are among them.
     pub entries: Entries,
+    /// Entries it withdrew, because the feed took them back. Their numbers are among those given up, or as if they had never come.
+    #[serde(default)]
+    pub gone: Entries,
     /// Late entries it announced.
     pub late: Vec<LateEntry>,
     /// Principals it saw.
@@ -290,6 +294,8 @@ struct RestOfRecord<'a> {
     gaps: &'a [Gap],
     #[serde(skip_serializing_if = "RangeSet::is_empty")]
     abandoned: &'a RangeSet,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gone: Option<&'a Entries>,
 }
 
 impl BatchRecord {
@@ -305,6 +311,7 @@ impl BatchRecord {
             number,
             epoch,
             entries: Entries::default(),
+            gone: Entries::default(),
             late: Vec::new(),
             principals: Vec::new(),
             gaps: Vec::new(),
@@ -314,8 +321,9 @@ impl BatchRecord {
 
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
-        let BatchRecord { number, epoch, entries, late, principals, gaps, abandoned } = self;
-        let rest = to_json(&RestOfRecord { number: *number, epoch: *epoch, late, principals, gaps, abandoned });
+        let BatchRecord { number, epoch, entries, gone, late, principals, gaps, abandoned } = self;
+        let gone = Some(gone).filter(|gone| !gone.is_empty());
+        let rest = to_json(&RestOfRecord { number: *number, epoch: *epoch, late, principals, gaps, abandoned, gone });
         let entries = entries.joined();
         let mut out = Vec::with_capacity(entries.len() + rest.len() + 16);
         out.extend_from_slice(br#"{"entries":["#);
@@ -349,6 +357,20 @@ pub struct Checkpoint {
     pub position: FeedPosition,
     /// The sequencer at that position.
     pub sequencer: SequencerState,
+    /// Where entries lie that came from after that position.
+    #[serde(default)]
+    pub floor: Floor,
+}
+
+/// A bound of what lies beyond a feed position: every entry that came from after it has a sequence above `stable`, or is a late one with a number above
+/// `late`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Floor {
+    /// A stable sequence.
+    pub stable: Sequence,
+    /// A late number.
+    pub late: u64,
 }
 
 impl Checkpoint {

@@ -6,7 +6,7 @@ use std::slice;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::entry::ChangeEntry;
 
@@ -93,6 +93,12 @@ impl fmt::Debug for Entries {
 impl PartialEq for Entries {
     fn eq(&self, other: &Self) -> bool {
         self.0.list == other.0.list
+    }
+}
+
+impl Serialize for Entries {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter().map(|entry| &**entry))
     }
 }
 

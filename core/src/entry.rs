@@ -132,6 +132,11 @@ impl ChangeEntry {
         self
     }
 
+    /// Says where it came from.
+    pub(crate) fn set_origin(&mut self, partition: PartitionId, seqno: PartitionSeqno) {
+        self.origin = Origin { partition, seqno };
+    }
+
     /// Says which sequences of the same document it supersedes.
     #[must_use]
     pub fn with_supersedes(mut self, sequences: impl IntoIterator<Item = Sequence>) -> Self {

@@ -120,12 +120,22 @@ pub enum FeedEvent {
         /// Last seqno of the snapshot.
         end: PartitionSeqno,
     },
-    /// The producer took back everything of the partition after `to`.
+    /// The producer took back everything of the partition after `to`. What of it holds all the same comes again, exactly as before; when
+    /// all of it has, [`RollbackEnded`](FeedEvent::RollbackEnded) says so.
+    ///
+    /// Also told where the position does not change: whoever opened the feed at a position may hold more than it says, and the history after it is
+    /// another one now.
     Rollback {
         /// The partition.
         partition: PartitionId,
-        /// The last seqno that still holds.
+        /// The last seqno that still holds. The feed goes on after it, and leaves out only changes of keys that have a later one.
         to: PartitionSeqno,
+    },
+    /// All that the partition held when it was opened again after its last [`Rollback`](FeedEvent::Rollback) has been delivered: what was taken
+    /// back and has not come again since is gone.
+    RollbackEnded {
+        /// The partition.
+        partition: PartitionId,
     },
     /// The position moves without an event about a key: what lies up to `seqno` concerns no one here.
     SeqnoAdvanced {
@@ -273,7 +283,10 @@ impl PositionTracker {
                 (at.snapshot_start, at.snapshot_end) = (start.0, end.0);
             }
             FeedEvent::Rollback { partition, to } => {
-                self.entry(*partition).roll_back(to.0);
+                let at = self.entry(*partition);
+                if to.0 < at.seqno {
+                    at.roll_back(to.0);
+                }
             }
             FeedEvent::SeqnoAdvanced { partition, seqno } => self.advance(*partition, *seqno),
             FeedEvent::PartitionState { partition, uuid, failover_log } => {
@@ -285,8 +298,13 @@ impl PositionTracker {
                 let at = self.entry(*partition);
                 (at.manifest_uid, at.purge_seqno) = (*manifest_uid, *purge_seqno);
             }
-            FeedEvent::CaughtUp => {}
+            FeedEvent::RollbackEnded { .. } | FeedEvent::CaughtUp => {}
         }
+    }
+
+    /// The position in one partition, if anything of it was observed.
+    pub fn at(&self, partition: PartitionId) -> Option<&PartitionPosition> {
+        self.partitions.get(usize::from(partition.0))?.as_ref()
     }
 
     /// The position after all events observed.
@@ -347,7 +365,9 @@ pub type FeedStream = BoxStream<'static, Result<FeedBatch>>;
 ///
 /// Contract: events of one partition come in the order of their seqno within a snapshot, partitions interleave at will; an event may
 /// come again after a reopening, and none that comes after the position of [`FeedStart::At`] is left out, except those of a key that
-/// has a later event (a server keeps only the last). The consumer takes a batch when it has room: an implementation must stop reading from its
+/// has a later event (a server keeps only the last). All events of a key come in one partition. Each [`Rollback`](FeedEvent::Rollback) is followed by a
+/// [`RollbackEnded`](FeedEvent::RollbackEnded) of its partition, or by another `Rollback` of it; what is taken back while the feed is closed is told when it is
+/// opened at a position from before. The consumer takes a batch when it has room: an implementation must stop reading from its
 /// producer rather than queue without limit. Dropping the stream closes the feed; nothing is lost by it, since whoever
 /// opens it again does so at a position.
 #[async_trait]

@@ -15,6 +15,7 @@ mod entries;
 pub mod entry;
 pub mod error;
 pub mod feed;
+mod fenced;
 pub mod key;
 pub mod meta;
 #[cfg(feature = "runtime")]
@@ -27,6 +28,8 @@ pub mod scan;
 pub mod sequence;
 pub mod store;
 pub mod verify;
+#[cfg(feature = "runtime")]
+mod withdraw;
 #[cfg(feature = "runtime")]
 pub mod writer;
 

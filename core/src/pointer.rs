@@ -117,6 +117,21 @@ impl Pointer {
         }
     }
 
+    /// Takes the rows that are `gone` back: the newest of the `surviving` entries has its channel again.
+    pub(crate) fn withdraw<'a>(
+        &mut self,
+        is_gone: impl Fn(Sequence) -> bool,
+        surviving: impl Iterator<Item = &'a ChangeEntry> + Clone,
+    ) {
+        self.rows.retain(|channel, row| {
+            if is_gone(*row) {
+                let rows = surviving.clone().filter(|entry| entry.membership(channel).is_some());
+                *row = rows.map(ChangeEntry::sequence).max().unwrap_or_default();
+            }
+            *row > Sequence::ZERO
+        });
+    }
+
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
         to_json(self)

@@ -43,20 +43,39 @@ pub async fn block<S: CacheStore + ?Sized>(
     }
 }
 
-/// The entries of `sequences`, each of which a block says is there.
+/// The entries of `sequences`, each of which is said to be there; `None` for those that have been withdrawn since.
 ///
 /// # Errors
 /// `Corrupt` naming the first that is missing.
-pub async fn entries<S: CacheStore + ?Sized>(store: &S, sequences: &[Sequence]) -> Result<Vec<Arc<ChangeEntry>>> {
+pub async fn entries<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    sequences: &[Sequence],
+) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
     let found = store.entries(sequences).await?;
-    let there = |(sequence, entry): (&Sequence, Option<Arc<ChangeEntry>>)| entry.ok_or_else(|| missing(*sequence));
-    sequences.iter().zip(found).map(there).collect()
+    for (sequence, entry) in sequences.iter().zip(&found) {
+        // 0 stands for one that nobody knows.
+        if entry.is_none() && (*sequence == Sequence::ZERO || star_state(store, codec, *sequence).await?.is_live()) {
+            return Err(missing(*sequence));
+        }
+    }
+    Ok(found)
+}
+
+/// What the star channel says of a sequence. It names every one that has a document, from the commit that stores it until it is withdrawn; and those
+/// that a later revision of their document supersedes, whether they have ever come or not.
+///
+/// # Errors
+/// As [`directory`].
+pub async fn star_state<S: CacheStore + ?Sized>(store: &S, codec: &dyn BlockCodec, sequence: Sequence) -> Result<BlockState> {
+    let (index, offset) = Block::locate(sequence, codec.capacity());
+    Ok(block(store, codec, &Channel::star(), index).await?.get(offset))
 }
 
 /// Live rows of `channel` in `range`, lowest first, until `enough` says so after a page. Each with the state its block gives.
 ///
 /// Costs the directory, the blocks that hold something live in the range, and the documents returned; at most a page too many.
-/// A document above `promised` (the stable sequence) may be missing: its commit has not ended, so it is left out.
+/// A document above `promised` (the stable sequence) may be missing: its commit has not ended, so it is left out. So is one that has been withdrawn.
 ///
 /// # Errors
 /// `Corrupt`, naming the key, or what the store says.
@@ -86,19 +105,20 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
             let room = page - wanted.len();
             wanted.extend(live.by_ref().take(room).map(|(at, state)| (Sequence(base.first().0 + u64::from(at)), state)));
             if wanted.len() == page {
-                read_page(store, &mut wanted, &mut rows, promised).await?;
+                read_page(store, codec, &mut wanted, &mut rows, promised).await?;
                 if enough(&rows) {
                     return Ok(rows);
                 }
             }
         }
     }
-    read_page(store, &mut wanted, &mut rows, promised).await?;
+    read_page(store, codec, &mut wanted, &mut rows, promised).await?;
     Ok(rows)
 }
 
 async fn read_page<S: CacheStore + ?Sized>(
     store: &S,
+    codec: &dyn BlockCodec,
     wanted: &mut Vec<(Sequence, BlockState)>,
     rows: &mut Vec<(Arc<ChangeEntry>, BlockState)>,
     promised: Sequence,
@@ -107,7 +127,7 @@ async fn read_page<S: CacheStore + ?Sized>(
     for (entry, (sequence, state)) in store.entries(&sequences).await?.into_iter().zip(wanted.drain(..)) {
         match entry {
             Some(entry) => rows.push((entry, state)),
-            None if sequence > promised => {}
+            None if sequence > promised || star_state(store, codec, sequence).await? == BlockState::Absent => {}
             None => return Err(missing(sequence)),
         }
     }
@@ -131,20 +151,39 @@ pub async fn logged<S: CacheStore + ?Sized>(
     channel: &Channel,
     range: SequenceRange,
 ) -> Result<Vec<Arc<ChangeEntry>>> {
+    let mut all = Vec::new();
+    for_each(store, codec, channel, range, |entry| {
+        all.push(entry);
+        Ok(())
+    })
+    .await?;
+    Ok(all)
+}
+
+/// Calls `take` with what [`logged`] gives, entry by entry, until it fails.
+///
+/// # Errors
+/// As [`directory`], and those of `take`.
+pub async fn for_each<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    channel: &Channel,
+    range: SequenceRange,
+    mut take: impl FnMut(Arc<ChangeEntry>) -> Result<()> + Send,
+) -> Result<()> {
     let directory = directory(store, channel).await?;
     let (first, _) = Block::locate(range.first(), codec.capacity());
     let (last, _) = Block::locate(range.last(), codec.capacity());
-    let mut all = Vec::new();
     for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
         let base = Block::range(BlockIndex(index), codec.capacity()).first();
         let block = block(store, codec, channel, BlockIndex(index)).await?;
         let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
         let named: Vec<Sequence> = named.filter(|s| range.contains(*s)).collect();
         for page in named.chunks(PAGE) {
-            all.extend(store.entries(page).await?.into_iter().flatten());
+            store.entries(page).await?.into_iter().flatten().try_for_each(&mut take)?;
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Every entry stored above `sequence`, whether live or not, lowest first: what the star channel's blocks name.

@@ -630,3 +630,23 @@ fn the_cases_written_as_text_come_out_as_written() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn what_is_withdrawn_is_new_if_it_comes_again() {
+    let now = Duration::ZERO;
+    let mut sequencer = Sequencer::new(SequencerConfig::default());
+    for n in [1, 2, 3, 6, 7, 8] {
+        sequencer.arrived(Sequence(n), now);
+    }
+    assert!(sequencer.is_accounted(Sequence(7)) && !sequencer.is_accounted(Sequence(4)));
+    sequencer.withdraw(Sequence(2));
+    sequencer.withdraw(Sequence(7));
+    assert_eq!((sequencer.high(), sequencer.stable(), sequencer.pending_count()), (Sequence(3), Sequence(3), 2));
+    assert!(sequencer.abandoned().contains(2) && !sequencer.is_accounted(Sequence(2)) && !sequencer.is_accounted(Sequence(7)));
+    assert_eq!(sequencer.arrived(Sequence(2), now), Arrival::Late);
+    assert_eq!(sequencer.arrived(Sequence(7), now), Arrival::Pending);
+    for n in [4, 5] {
+        sequencer.arrived(Sequence(n), now);
+    }
+    assert_eq!((sequencer.high(), sequencer.pending_count()), (Sequence(8), 0));
+}

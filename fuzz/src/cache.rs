@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sluicegate_core::batch::{BatchRecord, Checkpoint, Gap, LateEntry, LatePage, PrincipalChange};
+use sluicegate_core::batch::{BatchRecord, Checkpoint, Floor, Gap, LateEntry, LatePage, PrincipalChange};
 use sluicegate_core::block::{BlockState, codec_named};
 use sluicegate_core::changes::SequenceId;
 use sluicegate_core::clock::{Epoch, PublishedClock};
@@ -111,7 +111,8 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
         skipped: vec![SkippedRange { range: SequenceRange::one(Sequence(3)), missed_ms: 9, listed_ms: 4 }],
         abandoned: vec![(1, 2)].into(),
     };
-    let checkpoint = Checkpoint { epoch: Epoch::default(), batch: 3, late: 1, position: feed_position(), sequencer };
+    let (epoch, position) = (Epoch::default(), feed_position());
+    let checkpoint = Checkpoint { epoch, batch: 3, late: 1, position, floor: Floor { stable: Sequence(7), late: 1 }, sequencer };
     vec![checkpoint.to_bytes().to_vec()]
 }
 

@@ -46,6 +46,7 @@ macro_rules! feed_cases {
             a_feed_says_what_it_is
             everything_comes_from_the_beginning
             a_partition_comes_in_the_order_of_its_seqnos
+            a_rollback_comes_to_an_end
             an_event_keeps_to_what_is_declared
             a_feed_opens_again_and_gives_the_same
             a_dropped_stream_closes_the_feed
@@ -140,6 +141,33 @@ pub async fn a_partition_comes_in_the_order_of_its_seqnos(feed: AFeed) {
             }
             _ => {}
         }
+    }
+}
+
+/// And nothing ends that did not begin: from the beginning, and from the end.
+pub async fn a_rollback_comes_to_an_end(feed: AFeed) {
+    let mut tracker = PositionTracker::default();
+    let mut starts = vec![FeedStart::Beginning];
+    if feed.info().capabilities.positions {
+        let batches = all(&feed).await;
+        for batch in &batches {
+            batch.events.iter().for_each(|event| tracker.observe(event));
+        }
+        starts.push(FeedStart::At(tracker.position()));
+    }
+    for start in starts {
+        let stream = feed.open(start).await.must("open");
+        let mut returning = BTreeMap::new();
+        for event in drain(&feed, stream).await.into_iter().flat_map(|batch| batch.events) {
+            match event {
+                FeedEvent::Rollback { partition, to } => drop(returning.insert(partition, to)),
+                FeedEvent::RollbackEnded { partition } => {
+                    assert!(returning.remove(&partition).is_some(), "{partition:?}: the end of no rollback");
+                }
+                _ => {}
+            }
+        }
+        assert!(returning.is_empty(), "rollbacks without an end: {returning:?}");
     }
 }
 

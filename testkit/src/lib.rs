@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod branching;
 mod case;
 pub mod codec;
 pub mod coordinator;
@@ -13,6 +14,7 @@ pub mod plain;
 pub mod sample;
 pub mod store;
 
+pub use branching::BranchingFeed;
 pub use case::run_case;
 #[doc(hidden)]
 pub use case::{Case, Making, run_on};

@@ -203,10 +203,10 @@ fn publication(batch: &WriteBatch, last: &PublishedClock) -> Publication {
         ..last.clone()
     };
     let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
-    let checkpoint = Checkpoint { epoch, batch: number, late: clock.late, position, sequencer };
+    let checkpoint = Checkpoint { epoch, batch: number, late: clock.late, position, sequencer, floor: Default::default() };
     let (entries, principals, gaps) = (batch.entries.clone(), Vec::new(), Vec::new());
     let abandoned = Default::default();
-    let record = BatchRecord { number, epoch, entries, late: vec![late], principals, gaps, abandoned };
+    let record = BatchRecord { number, epoch, entries, gone: Default::default(), late: vec![late], principals, gaps, abandoned };
     Publication {
         pointers: Vec::new(),
         record: Arc::new(record),

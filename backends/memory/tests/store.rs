@@ -56,7 +56,7 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
     let last = take_over(&store, mine, "feed", &Meta::new(&TwoBit::default(), 8, 0)).await.unwrap().clock;
     let checkpoint = |epoch| {
         let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
-        Checkpoint { epoch, batch: 1, late: 1, position, sequencer }
+        Checkpoint { epoch, batch: 1, late: 1, position, sequencer, floor: Default::default() }
     };
     let key = CacheKey::Checkpoint("feed".to_owned());
     store.insert(&key, checkpoint(later).to_bytes(), Expiry::Never).await.unwrap();
@@ -64,6 +64,7 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
         number: 1,
         epoch: mine,
         entries: Default::default(),
+        gone: Default::default(),
         late: vec![(1, 5.into()).into()],
         principals: Vec::new(),
         gaps: Vec::new(),

@@ -58,12 +58,17 @@ pub struct DecodedDocument {
 }
 
 impl DecodedDocument {
-    /// Takes over what `stored`, an entry of one of this document's sequences, knows to be superseded.
+    /// Takes over what `stored`, an entry of one of this document's sequences, knows to be superseded. What a number stood for before a rollback
+    /// is another revision.
     pub fn recall(&mut self, stored: &ChangeEntry) {
-        if stored.sequence() == self.entry.sequence() {
+        if stored.document() != self.entry.document() {
+            return;
+        }
+        if stored.sequence() == self.entry.sequence() && stored.revision() == self.entry.revision() {
             self.entry.recall(stored);
         }
-        for departure in self.departures.iter_mut().filter(|d| d.sequence == stored.sequence()) {
+        let same = |d: &&mut Departure| d.sequence == stored.sequence() && *d.revision == *stored.revision();
+        for departure in self.departures.iter_mut().filter(same) {
             if let Some(known) = stored.channels().iter().find(|known| known.channel == departure.channel) {
                 departure.since = departure.since.min(known.since);
             }

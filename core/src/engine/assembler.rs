@@ -1,11 +1,11 @@
 //! From decoded mutations to write batches and clocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::sequencer::{Arrival, Noted, Sequencer};
-use crate::batch::{BatchRecord, Checkpoint, Entries, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
+use crate::batch::{BatchRecord, Checkpoint, Entries, Floor, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
 use crate::block::BlockCodec;
 use crate::clock::PublishedClock;
 use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
@@ -41,6 +41,8 @@ pub struct WriterStats {
     pub foreign: u64,
     /// Events that could not be understood.
     pub invalid: u64,
+    /// Entries withdrawn: the feed took their mutations back.
+    pub withdrawn: u64,
     /// Batches published.
     pub batches: u64,
 }
@@ -61,6 +63,7 @@ impl std::ops::AddAssign for WriterStats {
             ignored,
             foreign,
             invalid,
+            withdrawn,
             batches,
         } = other;
         self.received += received;
@@ -75,6 +78,7 @@ impl std::ops::AddAssign for WriterStats {
         self.ignored += ignored;
         self.foreign += foreign;
         self.invalid += invalid;
+        self.withdrawn += withdrawn;
         self.batches += batches;
     }
 }
@@ -89,6 +93,13 @@ pub struct Prepared {
     pub batch: WriteBatch,
     /// What to publish when it and all before it are committed.
     pub publication: Publication,
+}
+
+/// Entries that the next batch announces as gone, and those that are shown again in their place.
+#[derive(Debug, Default)]
+struct Withdrawn {
+    gone: Vec<Arc<ChangeEntry>>,
+    restored: Vec<Arc<ChangeEntry>>,
 }
 
 /// The pure part of the writer: sequencer, late numbers and marks; collects batches.
@@ -106,6 +117,7 @@ pub struct Assembler {
     entries: Vec<Arc<ChangeEntry>>,
     late: Vec<LateEntry>,
     principals: Vec<PrincipalChange>,
+    withdrawn: Withdrawn,
     /// Entries whose predecessors are not marked yet, because stable had not passed them.
     unmarked: BTreeMap<Sequence, Arc<ChangeEntry>>,
     stats: WriterStats,
@@ -132,6 +144,7 @@ impl Assembler {
             entries: Vec::new(),
             late: Vec::new(),
             principals: Vec::new(),
+            withdrawn: Withdrawn::default(),
             unmarked: BTreeMap::new(),
             stats: WriterStats::default(),
         }
@@ -234,6 +247,33 @@ impl Assembler {
         self.entries.push(entry);
     }
 
+    /// Takes back that a number is accounted for, of which nothing is stored.
+    pub fn forget(&mut self, number: Sequence) {
+        self.sequencer.withdraw(number);
+    }
+
+    /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them. For the next batch; nothing may wait to be prepared.
+    pub fn withdraw(&mut self, gone: Vec<Arc<ChangeEntry>>, numbers: &[Sequence]) {
+        numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
+        for entry in &gone {
+            self.unmarked.remove(&entry.sequence());
+        }
+        self.stats.withdrawn += gone.len() as u64;
+        self.withdrawn.gone.extend(gone);
+    }
+
+    /// Says once more what is `gone`, for the next batch, and that those `restored` are shown in its place: they are late if high has passed what is gone.
+    pub fn announce(&mut self, gone: Vec<Arc<ChangeEntry>>, restored: Vec<Arc<ChangeEntry>>) {
+        let high = self.clock.high;
+        let shown: BTreeSet<&str> = gone.iter().filter(|entry| entry.sequence() <= high).map(|entry| entry.document()).collect();
+        for entry in restored.into_iter().filter(|entry| entry.sequence() <= high && shown.contains(entry.document())) {
+            self.clock.late += 1;
+            self.late.push(LateEntry { number: self.clock.late, sequence: entry.sequence() });
+            self.withdrawn.restored.push(entry);
+        }
+        self.withdrawn.gone.extend(gone);
+    }
+
     /// Time has passed; what was skipped or given up meanwhile.
     pub fn tick(&mut self, now: Duration) -> Vec<Noted> {
         self.sequencer.tick(now);
@@ -266,7 +306,11 @@ impl Assembler {
 
     /// Whether everything that can be published has been prepared: nothing collected, no marks due, no clock to move.
     pub fn is_idle(&mut self, now: Duration) -> bool {
-        self.entries.is_empty() && self.principals.is_empty() && !self.marks_due() && self.next_clock(now) == self.clock
+        self.entries.is_empty()
+            && self.principals.is_empty()
+            && self.withdrawn.gone.is_empty()
+            && !self.marks_due()
+            && self.next_clock(now) == self.clock
     }
 
     /// Whether stable has passed entries whose predecessors are not marked.
@@ -299,7 +343,8 @@ impl Assembler {
 
     /// Makes a batch of all that was collected, with the clock as it is after it. With a position, the batch carries a checkpoint: then
     /// everything before that position must have been applied.
-    pub fn prepare(&mut self, position: Option<FeedPosition>, now: Duration) -> Prepared {
+    /// `floor` belongs to the position; by default it is what is reached with this batch.
+    pub fn prepare(&mut self, position: Option<(FeedPosition, Option<Floor>)>, now: Duration) -> Prepared {
         let marks = self.take_marks();
         self.clock = self.next_clock(now);
         self.clock.batch += 1;
@@ -307,16 +352,23 @@ impl Assembler {
         if position.is_some() {
             self.clock.checkpoint = number;
         }
-        let checkpoint = position.map(|position| {
+        let checkpoint = position.map(|(position, floor)| {
             let sequencer = self.sequencer.state(now);
             let (epoch, late) = (self.clock.epoch, self.clock.late);
-            (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer })
+            let floor = floor.unwrap_or(Floor { stable: self.clock.stable, late });
+            (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer, floor })
         });
         let entries = Entries::from(std::mem::take(&mut self.entries));
+        let Withdrawn { gone, restored } = std::mem::take(&mut self.withdrawn);
+        let announced = match restored.is_empty() {
+            true => entries.clone(),
+            false => entries.iter().cloned().chain(restored).collect(),
+        };
         let record = BatchRecord {
             number,
             epoch: self.clock.epoch,
-            entries: entries.clone(),
+            entries: announced,
+            gone: gone.into(),
             late: std::mem::take(&mut self.late),
             principals: std::mem::take(&mut self.principals),
             gaps: self.sequencer.gaps(now),

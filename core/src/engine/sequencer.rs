@@ -365,6 +365,45 @@ impl Sequencer {
         new
     }
 
+    /// Whether a number is accounted for: if it arrives, it is a duplicate.
+    #[inline]
+    pub fn is_accounted(&self, sequence: Sequence) -> bool {
+        let s = sequence.0;
+        if s >= self.next {
+            return self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s);
+        }
+        !self.is_skipped(s) && !self.abandoned.contains(s)
+    }
+
+    fn is_skipped(&self, s: u64) -> bool {
+        self.skipped.range(..=s).next_back().is_some_and(|(_, skip)| skip.last >= s)
+    }
+
+    /// A number that arrived is taken back: it counts as given up if high has passed it, otherwise as if it had not arrived. So it is new if it
+    /// comes again.
+    pub fn withdraw(&mut self, sequence: Sequence) {
+        let s = sequence.0;
+        if s <= self.config.initial.0 {
+            return;
+        }
+        if s < self.next {
+            if !self.is_skipped(s) {
+                self.abandoned.insert(s, s);
+            }
+            return;
+        }
+        let Some((&first, &run)) = self.pending.range(..=s).next_back().filter(|(_, run)| run.last >= s) else { return };
+        self.pending.remove(&first);
+        self.pending_count -= run.count;
+        // How many arrivals the parts are is not known where unused ranges are among them: as many as there can be.
+        let parts = [(first, s.checked_sub(1)), (s + 1, Some(run.last))];
+        for range in parts.into_iter().filter_map(|(first, last)| SequenceRange::new(first, last?)) {
+            let count = usize::try_from(range.count()).unwrap_or(usize::MAX).min(run.count);
+            self.pending.insert(range.first().0, Run { last: range.last().0, count, since: run.since });
+            self.pending_count += count;
+        }
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Duration) {
         let now = internal(now);

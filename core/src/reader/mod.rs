@@ -433,7 +433,7 @@ impl Node {
             view: ChannelView,
             below: Option<(SequenceRange, u64)>,
         }
-        let (cut, missing, start, parts) = {
+        let (cut, missing, withdrawals, start, parts) = {
             let state = self.state.read();
             state.status.check()?;
             let cut = state.cut;
@@ -448,7 +448,7 @@ impl Node {
                 let view = tail.view(start.max(tail.valid_from().previous()), position);
                 parts.push(Part { channel: channel.clone(), view, below: below.map(|range| (range, tail.refused())) });
             }
-            (cut, state.missing.clone(), start.min(position), parts)
+            (cut, state.missing.clone(), state.withdrawals, start.min(position), parts)
         };
         let mut views = SmallVec::new();
         for Part { channel, view, below } in parts {
@@ -465,7 +465,8 @@ impl Node {
             if fills && complete {
                 let mut state = self.state.write();
                 let stable = state.clock.stable;
-                if let Some(tail) = state.tails.get_mut(&channel)
+                if state.withdrawals == withdrawals
+                    && let Some(tail) = state.tails.get_mut(&channel)
                     && tail.refused() == refused
                     && tail.valid_from() == range.last().next()
                 {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustc_hash::FxHashSet;
+
 use super::tail::Tail;
 use super::{Cut, ReaderConfig};
 use crate::batch::{BatchRecord, LateEntry};
@@ -49,6 +51,8 @@ pub(crate) struct State {
     pub(crate) late: VecDeque<(LateEntry, Arc<ChangeEntry>)>,
     /// Channels that must be looked at when stable moves.
     unsettled: ChannelMap<()>,
+    /// How often entries were withdrawn: what was read from blocks before may not be put into a tail after.
+    pub(crate) withdrawals: u64,
     /// Where high was when, for letting old rows go.
     ages: VecDeque<(Duration, Sequence)>,
 }
@@ -62,9 +66,18 @@ fn missing(record: &BatchRecord) -> RangeSet {
     missing
 }
 
+fn numbers(entries: &[Arc<ChangeEntry>]) -> FxHashSet<Sequence> {
+    entries.iter().map(|entry| entry.sequence()).collect()
+}
+
 impl State {
     /// The state at `clock`, whose batch left `record`. `above` are the entries stored above its high sequence.
-    pub(crate) fn new(clock: PublishedClock, record: Option<&BatchRecord>, above: Vec<Arc<ChangeEntry>>) -> Self {
+    pub(crate) fn new(clock: PublishedClock, record: Option<&BatchRecord>, mut above: Vec<Arc<ChangeEntry>>) -> Self {
+        if let Some(gone) = record.map(|record| &record.gone).filter(|gone| !gone.is_empty()) {
+            // The star channel may name it still.
+            let gone = numbers(gone);
+            above.retain(|entry| !gone.contains(&entry.sequence()));
+        }
         State {
             missing: Arc::new(record.map(missing).unwrap_or_default()),
             cut: Cut::of(&clock),
@@ -74,6 +87,7 @@ impl State {
             pending: above.into_iter().map(|entry| (entry.sequence(), entry)).collect(),
             late: VecDeque::new(),
             unsettled: ChannelMap::default(),
+            withdrawals: 0,
             ages: VecDeque::new(),
         }
     }
@@ -83,6 +97,7 @@ impl State {
         let mut touched = ChannelMap::default();
         let stable = clock.stable;
         for record in records {
+            self.withdraw(&record.gone);
             for entry in &record.entries {
                 if entry.sequence() > clock.high {
                     self.pending.insert(entry.sequence(), entry.clone());
@@ -126,6 +141,25 @@ impl State {
             tail.changed.notify_waiters();
             if tail.is_unsettled(stable) {
                 self.unsettled.insert(channel, ());
+            }
+        }
+    }
+
+    /// Forgets what is gone, and everything about the channels it was in: what they show instead is in their blocks by now.
+    fn withdraw(&mut self, gone: &[Arc<ChangeEntry>]) {
+        if gone.is_empty() {
+            return;
+        }
+        self.withdrawals += 1;
+        let numbers = numbers(gone);
+        self.late.retain(|(late, _)| !numbers.contains(&late.sequence));
+        self.pending.retain(|sequence, _| !numbers.contains(sequence));
+        let star = Channel::star();
+        for entry in gone {
+            for channel in entry.channels().iter().map(|change| &change.channel).chain([&star]) {
+                if let Some(tail) = self.tails.remove(channel) {
+                    tail.changed.notify_waiters();
+                }
             }
         }
     }

@@ -112,7 +112,8 @@ impl LateSubscription {
         self.cursor
     }
 
-    /// Waits for late entries after the cursor; at least one, in the order of their numbers.
+    /// Waits for late entries after the cursor; at least one, in the order of their numbers. What has been withdrawn since is left out; what is shown
+    /// again in its place is late once more.
     ///
     /// Cancel safe: the cursor moves only with what is returned.
     ///
@@ -120,12 +121,16 @@ impl LateSubscription {
     /// `Unavailable` or `Corrupt` when the node is offline or the store cannot be read.
     pub async fn next(&mut self) -> Result<Vec<Arc<ChangeEntry>>> {
         let mut cuts = self.node.node.cut.subscribe();
-        let closed = |_| Error::new(crate::ErrorKind::Closed, "the reader has been shut down");
-        pin!(cuts.wait_for(|cut| cut.late > self.cursor)).await.map_err(closed)?;
-        let to = self.node.cut().late;
-        let late = self.node.node.late_entries(self.cursor, to).await?;
-        self.cursor = to;
-        Ok(late.into_iter().map(|(_, entry)| entry).collect())
+        loop {
+            let closed = |_| Error::new(crate::ErrorKind::Closed, "the reader has been shut down");
+            pin!(cuts.wait_for(|cut| cut.late > self.cursor)).await.map_err(closed)?;
+            let to = self.node.cut().late;
+            let late = self.node.node.late_entries(self.cursor, to).await?;
+            self.cursor = to;
+            if !late.is_empty() {
+                return Ok(late.into_iter().map(|(_, entry)| entry).collect());
+            }
+        }
     }
 }
 
@@ -150,7 +155,10 @@ impl Node {
             late.extend(page.entries.into_iter().filter(wanted));
         }
         let sequences: Vec<_> = late.iter().map(|late| late.sequence).collect();
-        let entries = scan::entries(self.store.as_ref(), &sequences).await?;
-        Ok(late.into_iter().zip(entries).collect())
+        let entries = scan::entries(self.store.as_ref(), self.codec.as_ref(), &sequences).await?;
+        let missing = self.state.read().missing.clone();
+        let is_there = |(late, entry): (LateEntry, Option<_>)| entry.map(|entry| (late, entry));
+        let there = late.into_iter().zip(entries).filter_map(is_there);
+        Ok(there.filter(|(late, _)| !missing.contains(late.sequence.0)).collect())
     }
 }

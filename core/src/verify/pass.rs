@@ -9,16 +9,15 @@ use super::published::Published;
 use super::{VerifyOptions, VerifyReport};
 use crate::block::BlockCodec;
 use crate::clock::{Epoch, PublishedClock};
-use crate::commit::{clock_lost, read_clock};
+use crate::commit::clock_lost;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
+pub(super) use crate::fenced::Change;
+use crate::fenced::Fenced;
 use crate::key::CacheKey;
 use crate::meta::Meta;
 use crate::sequence::Sequence;
-use crate::store::{CacheStore, Expiry};
-
-/// How often one document is tried to be replaced. Only a writer that is deposed and does not know it may come in between.
-const ROUNDS: usize = 1000;
+use crate::store::CacheStore;
 
 /// One pass over a cache.
 #[derive(Debug)]
@@ -35,17 +34,6 @@ pub(super) struct Pass<'a> {
     pub(super) repairs: Vec<Repair>,
     pub(super) more_repairs: u64,
     max_findings: usize,
-}
-
-/// What becomes of a document.
-#[derive(Debug)]
-pub(super) enum Change {
-    /// It stays.
-    Keep,
-    /// These bytes take its place.
-    Put(Bytes),
-    /// It goes.
-    Remove,
 }
 
 /// A sequence document as it was read.
@@ -173,70 +161,19 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// An error unless the term goes on.
-    async fn check_term(&self) -> Result<()> {
-        let Some(term) = self.term else {
-            return Err(Error::new(ErrorKind::Unexpected, "a pass that only looks was to write"));
-        };
-        let clock = read_clock(self.store).await?.ok_or_else(clock_lost)?;
-        if clock.value.epoch == term {
-            return Ok(());
-        }
-        let by = clock.value.epoch;
-        let message =
-            format!("the repair's epoch {term} is over: a writer has taken over with epoch {by}; stop it, then repair again");
-        Err(Error::new(ErrorKind::Fenced, message))
+    /// What writes in the pass's term.
+    fn fenced(&self) -> Result<Fenced<'_>> {
+        let looks = || Error::new(ErrorKind::Unexpected, "a pass that only looks was to write");
+        Ok(Fenced { store: self.store, term: self.term.ok_or_else(looks)?, removes_unreadable: true })
     }
 
-    /// Reads a document and does with it what `change` says, until no one else writes it in between; whether it was written.
-    ///
-    /// The term is looked at **after** the document was read: so a writer that takes over later cannot have written what was read,
-    /// and what it writes makes the compare-and-swap fail. What the store itself cannot read has no version, and nobody but a repair writes over
-    /// it: it is removed first.
+    /// As [`Fenced::rewrite`].
     pub(super) async fn rewrite(
         &self,
         key: &CacheKey,
-        mut change: impl FnMut(Option<&[u8]>) -> Result<Change> + Send,
+        change: impl FnMut(Option<&[u8]>) -> Result<Change> + Send,
     ) -> Result<bool> {
-        let mut removed = false;
-        for _ in 0..ROUNDS {
-            let found = match self.store.get(key).await {
-                Err(e) if e.kind() == ErrorKind::Corrupt => {
-                    self.remove_unreadable(key).await?;
-                    removed = true;
-                    continue;
-                }
-                found => found?,
-            };
-            let change = change(found.as_ref().map(|found| found.value.as_ref()));
-            let change = change.map_err(|e| e.with_context("key", key))?;
-            if matches!((&change, &found), (Change::Keep, _) | (Change::Remove, None)) {
-                return Ok(removed);
-            }
-            self.check_term().await?;
-            let written = match (change, &found) {
-                (Change::Put(value), Some(found)) => self.store.replace(key, value, found.version, Expiry::Never).await.map(drop),
-                (Change::Put(value), None) => self.store.insert(key, value, Expiry::Never).await.map(drop),
-                (_, found) => self.store.remove(key, found.as_ref().map(|found| found.version)).await,
-            };
-            match written {
-                Ok(()) => return Ok(true),
-                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
-                // It lies together with what cannot be read.
-                Err(e) if e.kind() == ErrorKind::Corrupt => {
-                    self.remove_unreadable(key).await?;
-                    removed = true;
-                }
-                Err(e) => return Err(e.with_operation("repair").with_context("key", key)),
-            }
-        }
-        let message = format!("{ROUNDS} compare-and-swaps in a row were refused; stop the writer, then repair again");
-        Err(Error::new(ErrorKind::Conflict, message).with_operation("repair").with_context("key", key))
-    }
-
-    async fn remove_unreadable(&self, key: &CacheKey) -> Result<()> {
-        self.check_term().await?;
-        self.store.remove(key, None).await.map_err(|e| e.with_operation("repair").with_context("key", key))
+        self.fenced()?.rewrite(key, change).await.map_err(by_repair)
     }
 
     /// Removes a document, if it is still as `broken` says.
@@ -252,7 +189,7 @@ impl<'a> Pass<'a> {
 
     /// Begins a counter anew, above the number of batches: it grows at most once a batch, but for what is repeated.
     pub(super) async fn restart_counter(&self, key: &CacheKey) -> Result<()> {
-        self.check_term().await?;
+        self.fenced()?.check().await.map_err(by_repair)?;
         self.store.remove(key, None).await?;
         self.store.increment(key, 2 * self.clock.batch.max(1)).await.map(drop)
     }
@@ -270,5 +207,14 @@ impl<'a> Pass<'a> {
         .await?;
         self.clock.checkpoint = batch;
         Ok(())
+    }
+}
+
+/// Says of an error what to do about it here.
+fn by_repair(error: Error) -> Error {
+    let error = error.with_operation("repair");
+    match error.kind() {
+        ErrorKind::Fenced => error.with_next_step("a writer has taken over: stop it, then repair again"),
+        _ => error,
     }
 }

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use super::findings::{Action, Finding, Problem};
 use super::pass::{Change, Document, Pass};
 use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, LatePage};
+use crate::block::BlockState;
 use crate::entry::ChangeEntry;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence};
@@ -19,6 +20,8 @@ use crate::sequence::{RangeSet, Sequence};
 pub(super) struct Published {
     /// The skipped list: one of it that comes just now may be stored in part.
     pub(super) missing: RangeSet,
+    /// What has been given up. A document of it belongs to nothing that is announced.
+    pub(super) given_up: RangeSet,
     /// The batch of each entry in a published record.
     pub(super) batches: BTreeMap<Sequence, u64>,
     /// The same of a record that is announced, and not published yet.
@@ -132,6 +135,10 @@ impl Pass<'_> {
             for gap in &record.gaps {
                 self.published.missing.insert(gap.range.first().0, gap.range.last().0);
             }
+            self.published.given_up = record.abandoned.clone();
+        }
+        for entry in &record.gone {
+            self.published.batches.remove(&entry.sequence());
         }
         for entry in &record.entries {
             // What came again is stored as it came first.
@@ -257,13 +264,22 @@ impl Pass<'_> {
         let sequences: Vec<Sequence> = known.iter().map(|late| late.sequence).collect();
         for page in sequences.chunks(scan::PAGE) {
             for (sequence, read) in self.documents(page).await? {
-                if matches!(read, Document::Missing) {
+                // What has been withdrawn since, the star channel does not show.
+                if matches!(read, Document::Missing) && self.is_shown(sequence).await? {
                     let detail = format!("{key} announces it as late, and it is not there");
                     self.found(Problem::Missing, CacheKey::Sequence(sequence), detail);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the star channel shows a sequence, or cannot tell.
+    async fn is_shown(&self, sequence: Sequence) -> Result<bool> {
+        match scan::star_state(self.store, self.codec.as_ref(), sequence).await {
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(true),
+            state => state.map(BlockState::is_live),
+        }
     }
 
     /// The checkpoint of `feed`. Without one, a writer reads the feed from its beginning: what is cached already comes as duplicates.

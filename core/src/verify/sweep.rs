@@ -281,6 +281,10 @@ impl<'p, 'a> Sweep<'p, 'a> {
             let offset = window.offset(change.sequence);
             window.cell(change.channel).own.raise(offset, change.state);
         });
+        if self.pass.published.given_up.contains(sequence.0) {
+            // It comes just now, or has been withdrawn: it supersedes nothing yet, or no more.
+            return;
+        }
         let certain = sequence <= self.pass.clock.marked;
         entry_marks(entry, &self.star, |change| self.marks.add(change.channel, change.sequence, certain));
 

@@ -33,6 +33,8 @@ pub struct WriterConfig {
     pub checkpoint_interval_ms: u64,
     /// How long a failing store is tried again before the writer stops.
     pub give_up_after_ms: u64,
+    /// Entries that the feed may take back at a time: so many are kept in memory until it is known which of them come again.
+    pub max_taken_back: usize,
     /// Slots of the ring of batch records, for a new cache.
     pub ring: u64,
     /// How earlier rows of a document are found.
@@ -55,6 +57,7 @@ impl Default for WriterConfig {
             initial_sequence: 0,
             checkpoint_interval_ms: 1_000,
             give_up_after_ms: 60_000,
+            max_taken_back: 1_000_000,
             ring: 128,
             supersession: Supersession::default(),
             codec: "adaptive".to_owned(),

@@ -5,6 +5,8 @@
 
 mod config;
 mod pointers;
+mod rollback;
+mod withdrawal;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::batch::{BatchRecord, CommitReceipt, Gap, Publication};
+use crate::batch::{BatchRecord, CommitReceipt, Floor, Gap, Publication};
 use crate::block::{Block, BlockCodec, codec_named};
 use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
@@ -28,16 +30,19 @@ use crate::coordinate::next_epoch;
 use crate::decode::{Decoded, MutationDecoder};
 use crate::engine::{Assembler, Noted, Prepared, Sequencer, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
-use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
+use crate::feed::{Feed, FeedBatch, FeedEvent, FeedPosition, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
+use crate::fenced::Fenced;
 use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
 use crate::pointer::{Pointer, Supersession};
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::store::{CacheStore, Versioned};
+use crate::withdraw;
 
 pub use config::WriterConfig;
 use pointers::{PointerCache, PointerReader};
+use rollback::{Held, Rollbacks};
 
 /// Why [`Writer::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +103,12 @@ pub struct Writer {
     dropping: Option<JoinHandle<()>>,
     /// Where documents have their newest rows, if the writer keeps pointers.
     pointers: Option<PointerCache>,
+    /// What the feed took back, of which it is not known yet what comes again.
+    rollbacks: Rollbacks,
+    /// Where entries lie that came from after a position: as the checkpoint said, and as this term has found.
+    floors: Vec<(FeedPosition, Floor)>,
+    /// All that earlier terms can have taken of the feed has come again.
+    is_caught_up: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
     /// Tells who watches; made when somebody asks.
@@ -195,6 +206,9 @@ impl Writer {
         let attempt = || async { commit::take_over(store.as_ref(), epoch, feed, &new).await };
         let taken = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         let codec = taken.meta.block_codec()?;
+        let fenced = Fenced { store: store.as_ref(), term: epoch, removes_unreadable: false };
+        let attempt = || async { withdraw::finish(fenced, codec.as_ref(), &taken).await };
+        let (gone, restored) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
 
         // The checkpoint may be one batch ahead of the clock; then it knows what the clock does not.
         let clock = &taken.clock.value;
@@ -223,6 +237,8 @@ impl Writer {
         last.batch = last.batch.max(checkpoint.map_or(0, |c| c.batch));
         let mut assembler = Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.to_owned(), last, late);
 
+        assembler.announce(gone, restored);
+
         let unmarked = scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await?;
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
 
@@ -230,6 +246,9 @@ impl Writer {
         let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);
         Ok(Writer {
             pointers,
+            rollbacks: Rollbacks::default(),
+            floors: checkpoint.map(|c| (c.position.clone(), c.floor)).into_iter().collect(),
+            is_caught_up: false,
             begun: 0,
             tracker: checkpoint.map(|c| PositionTracker::new(&c.position)).unwrap_or_default(),
             resume: checkpoint.is_some(),
@@ -352,7 +371,7 @@ impl Writer {
                     Some(Err(e)) => ended = Some(Err(e)),
                     None => ended = Some(Ok(Ended::Feed)),
                 },
-                Some(decoded) = decoding.next(), if room_to_apply => self.apply(decoded.map_err(task_failed)??)?,
+                Some(decoded) = decoding.next(), if room_to_apply => self.apply(decoded.map_err(task_failed)??).await?,
                 _ = ticks.tick() => self.tick(),
             }
         }
@@ -398,7 +417,7 @@ impl Writer {
         {
             self.settle().await?;
         }
-        self.apply(decoded)?;
+        self.apply(decoded).await?;
         // Take what has finished meanwhile, without waiting for more.
         while self.is_busy()
             && let Some(settled) = self.settle().now_or_never()
@@ -475,45 +494,96 @@ impl Writer {
         !idle
     }
 
-    fn apply(&mut self, decoded: DecodedBatch) -> Result<()> {
-        let now = self.now();
-        let star = Channel::star();
-        let pointers = decoded.pointers;
-        for item in decoded.items {
+    /// Takes what came of the feed; with a rollback among it, waits for the store.
+    async fn apply(&mut self, mut decoded: DecodedBatch) -> Result<()> {
+        let pointers = std::mem::take(&mut decoded.pointers);
+        for item in std::mem::take(&mut decoded.items) {
             match item {
-                Item::Decoded(partition, seqno, mut decoded) => {
-                    self.tracker.advance(partition, seqno);
-                    if let Some(cache) = &mut self.pointers {
-                        cache.follow(&mut decoded, &pointers, self.assembler.clock().batch + 1, &star);
+                Item::Decoded(partition, seqno, one) => {
+                    if !self.rollbacks.is_idle() && self.is_held(partition, seqno, &one).await? {
+                        self.tracker.advance(partition, seqno);
+                        continue;
                     }
-                    self.assembler.apply(decoded, now);
-                    // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
-                    if self.assembler.waiting() >= self.config.max_batch {
-                        self.launch(None);
+                    self.take_one(partition, seqno, one, &pointers);
+                }
+                Item::Control(event) => {
+                    match event {
+                        FeedEvent::Rollback { partition, to } => {
+                            self.rollbacks.begin(partition, to, self.tracker.at(partition).cloned());
+                        }
+                        FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(partition) => {
+                            self.end_rollback(partition).await?;
+                        }
+                        FeedEvent::CaughtUp => self.is_caught_up = true,
+                        _ => {}
                     }
+                    self.tracker.observe(&event);
                 }
-                Item::Control(FeedEvent::Rollback { partition, to }) => {
-                    return Err(Error::new(
-                        ErrorKind::RolledBack,
-                        format!(
-                            "the feed took back partition {} after {}; entries cannot be withdrawn, rebuild the cache in a new namespace",
-                            partition.0, to.0
-                        ),
-                    ));
-                }
-                Item::Control(event) => self.tracker.observe(&event),
             }
         }
         if let Some(cache) = &mut self.pointers {
             cache.used(decoded.number);
         }
-        self.dirty = true;
-        self.waiting_bytes += decoded.bytes;
-        log_noted(&self.assembler.take_noted());
+        self.taken(decoded.bytes);
         if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
             self.launch(Some(()));
         }
         Ok(())
+    }
+
+    /// Takes mutations that no rollback keeps waiting.
+    fn take(&mut self, decoded: DecodedBatch) {
+        for item in decoded.items {
+            if let Item::Decoded(partition, seqno, one) = item {
+                self.take_one(partition, seqno, one, &decoded.pointers);
+            }
+        }
+        self.taken(decoded.bytes);
+    }
+
+    #[inline]
+    fn take_one(
+        &mut self,
+        partition: PartitionId,
+        seqno: PartitionSeqno,
+        mut decoded: Decoded,
+        pointers: &HashMap<Box<str>, Pointer>,
+    ) {
+        if let Decoded::Document(document) = &decoded
+            && self.has_positions
+            && self.assembler.sequencer().is_accounted(document.entry.sequence())
+        {
+            let before = self.tracker.at(partition).cloned();
+            self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
+        }
+        self.tracker.advance(partition, seqno);
+        if let Some(cache) = &mut self.pointers {
+            cache.follow(&mut decoded, pointers, self.assembler.clock().batch + 1, &Channel::star());
+        }
+        self.assembler.apply(decoded, self.now());
+        // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
+        if self.assembler.waiting() >= self.config.max_batch {
+            self.launch(None);
+        }
+    }
+
+    fn taken(&mut self, bytes: usize) {
+        self.dirty = true;
+        self.waiting_bytes += bytes;
+        log_noted(&self.assembler.take_noted());
+    }
+
+    /// Whether a mutation has to wait until a rollback has ended; then it does.
+    async fn is_held(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> Result<bool> {
+        if self.rollbacks.needs_search() {
+            self.search().await?;
+        }
+        let waits = self.rollbacks.judge(partition, seqno, decoded);
+        if waits {
+            let before = self.tracker.at(partition).cloned();
+            self.rollbacks.hold(Held { partition, seqno, decoded: decoded.clone(), before });
+        }
+        Ok(waits)
     }
 
     fn tick(&mut self) {
@@ -528,12 +598,22 @@ impl Writer {
     /// Prepares a batch and begins to commit it; with a checkpoint if asked and the feed has positions. Between feed
     /// batches only may a checkpoint be asked for.
     fn launch(&mut self, checkpoint: Option<()>) {
-        let position = checkpoint.filter(|()| self.has_positions).map(|()| self.tracker.position());
+        let position = checkpoint.filter(|()| self.has_positions).map(|()| {
+            let mut position = self.tracker.position();
+            let is_reached = self.is_caught_up && self.rollbacks.is_settled();
+            self.rollbacks.limit(&mut position);
+            // Otherwise there are entries from after the position: those of an earlier term, or of after what waits.
+            let known = (!is_reached).then(|| self.floor_of(&position));
+            (position, known)
+        });
         if checkpoint.is_some() {
             self.checkpointed = Instant::now();
             self.dirty = false;
         }
         let Prepared { batch, mut publication } = self.assembler.prepare(position, self.now());
+        if let Some((_, checkpoint)) = &publication.checkpoint {
+            self.remember_floor(&checkpoint.position, checkpoint.floor);
+        }
         if let Some(cache) = &self.pointers {
             publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
         }
@@ -613,9 +693,13 @@ impl Writer {
 fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Item> {
     let item = |event| match event {
         FeedEvent::Mutation(mutation) => {
-            let decoded = decoder.decode(&mutation);
-            if let Decoded::Invalid(invalid) = &decoded {
-                tracing::warn!(key = %mutation.key.escape_ascii(), reason = %invalid.reason, "a mutation cannot be understood; left out");
+            let mut decoded = decoder.decode(&mutation);
+            match &mut decoded {
+                Decoded::Document(document) => document.entry.set_origin(mutation.partition, mutation.seqno),
+                Decoded::Invalid(invalid) => {
+                    tracing::warn!(key = %mutation.key.escape_ascii(), reason = %invalid.reason, "a mutation cannot be understood; left out");
+                }
+                _ => {}
             }
             Item::Decoded(mutation.partition, mutation.seqno, decoded)
         }

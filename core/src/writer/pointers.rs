@@ -127,6 +127,18 @@ impl PointerCache {
         pointers
     }
 
+    /// The pointers of these documents are those that are stored now, if there are any, as of `batch`. Reads begun before, up to number `begun`,
+    /// may have missed them.
+    pub(super) fn replace(&mut self, documents: Vec<Box<str>>, stored: Vec<Pointer>, batch: u64, begun: u64) {
+        for document in &documents {
+            self.newest.insert(document.clone(), (Pointer::new(document), batch));
+        }
+        for pointer in stored {
+            self.newest.insert(pointer.document().into(), (pointer, batch));
+        }
+        self.published(batch, documents.into_iter(), begun);
+    }
+
     /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`, may have missed them.
     pub(super) fn published(&mut self, batch: u64, documents: impl Iterator<Item = Box<str>>, begun: u64) {
         self.leaving.push_back((begun, batch, documents.collect()));

@@ -10,6 +10,8 @@ pub(crate) struct HeldBack {
     waiting: VecDeque<Waiting>,
     /// The last seqno that was let through.
     delivered: u64,
+    /// A rollback went on, and its end did not.
+    is_returning: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -34,7 +36,12 @@ pub(crate) struct Freed {
 impl HeldBack {
     /// Begins after what was delivered.
     pub(crate) fn after(delivered: u64) -> Self {
-        HeldBack { waiting: VecDeque::new(), delivered }
+        HeldBack { waiting: VecDeque::new(), delivered, is_returning: false }
+    }
+
+    /// Begins after a rollback of everything.
+    pub(crate) fn after_rollback() -> Self {
+        HeldBack { is_returning: true, ..HeldBack::after(0) }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -50,7 +57,11 @@ impl HeldBack {
                 if self.delivered <= to.0 {
                     continue;
                 }
-                self.delivered = to.0;
+                (self.delivered, self.is_returning) = (to.0, true);
+            }
+            // The end of one that did not go on means nothing.
+            if matches!(event, FeedEvent::RollbackEnded { .. }) && !std::mem::take(&mut self.is_returning) {
+                continue;
             }
             self.waiting.push_back(Waiting { event: Some(event), bytes: 0, is_caught_up: false });
         }
@@ -64,10 +75,13 @@ impl HeldBack {
 
     fn forget_after(&mut self, seqno: u64) -> u64 {
         let mut bytes = 0;
+        let is_end = |waiting: &Waiting| matches!(waiting.event, Some(FeedEvent::RollbackEnded { .. }));
+        self.is_returning |= self.waiting.iter().any(is_end);
         self.waiting.retain(|waiting| {
             let stays = waiting.event.as_ref().is_none_or(|event| {
                 seqno_of(event).is_none_or(|at| at <= seqno)
                     && !matches!(event, FeedEvent::SnapshotStart { start, .. } if start.0 > seqno)
+                    && !matches!(event, FeedEvent::RollbackEnded { .. })
             });
             bytes += if stays { 0 } else { waiting.bytes };
             stays
@@ -173,6 +187,19 @@ mod tests {
         assert_eq!(free(&mut held, 100), (vec![], 10));
         held.push([rollback(2)].into_iter(), 0, false);
         assert_eq!(free(&mut held, 0).0, [rollback(2)], "this was let through");
+    }
+
+    #[test]
+    fn an_end_of_a_rollback_waits_for_what_comes_before_it_and_another_rollback_takes_its_place() {
+        let ended = || FeedEvent::RollbackEnded { partition: PartitionId(0) };
+        let mut held = HeldBack::after(9);
+        held.push([rollback(3), item(4), ended()].into_iter(), 0, false);
+        assert_eq!(free(&mut held, 3).0, [rollback(3)]);
+        held.push([rollback(2), item(5), ended()].into_iter(), 0, false);
+        assert_eq!(free(&mut held, 4).0, [rollback(2)]);
+        assert_eq!(free(&mut held, 5).0, [item(5), ended()]);
+        held.push([rollback(5), ended()].into_iter(), 0, false);
+        assert_eq!(free(&mut held, 9).0, [], "nothing of it was let through");
     }
 
     #[test]

@@ -144,7 +144,8 @@ impl Connection {
             }
             Command::DcpStreamEnd(end) => {
                 let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
-                let next = vbucket.on_end(end.reason);
+                let next = vbucket.on_end(end.reason, &mut self.out);
+                self.hold_back(envelope.vbucket);
                 self.node.tally.stream_ended(end.reason);
                 tracing::debug!(vbucket = envelope.vbucket, reason = ?end.reason, node = %self.node.address, "a stream has ended");
                 self.release(envelope.vbucket, next, format!("the stream has ended: {:?}", end.reason));
@@ -172,9 +173,7 @@ impl Connection {
     fn on_change(&mut self, envelope: &Envelope, change: Change) -> ClientResult<()> {
         let Some(held) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
         let moved = held.vbucket.on_item(change.seqno, &mut self.out);
-        if !self.on_moved(envelope, change.seqno, moved)? {
-            return Ok(());
-        }
+        let Some(is_last) = self.on_moved(envelope, change.seqno, moved)? else { return Ok(()) };
         let (collection, key) = if self.has_collections { split_key(change.key)? } else { (0, change.key) };
         let (value, datatype) = plain(change.value, envelope.datatype)?;
         self.out.push(FeedEvent::Mutation(Mutation {
@@ -190,14 +189,25 @@ impl Connection {
             expiry: change.expiry,
             collection,
         }));
+        self.on_goal(envelope, is_last);
         Ok(())
+    }
+
+    /// Tells after an item that it was the last of what there was, if it was.
+    #[inline]
+    fn on_goal(&mut self, envelope: &Envelope, is_last: bool) {
+        if is_last && let Some(held) = held(&mut self.held, &self.node.tally, envelope) {
+            self.caught_up += usize::from(held.vbucket.on_goal(&mut self.out));
+        }
     }
 
     /// The position moves; false if it does not, and the stream is begun again or not ours.
     fn on_advanced(&mut self, envelope: &Envelope, seqno: u64) -> ClientResult<bool> {
         let Some(held) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(false) };
         let moved = held.vbucket.on_advanced(seqno, &mut self.out);
-        self.on_moved(envelope, seqno, moved)
+        let is_last = self.on_moved(envelope, seqno, moved)?;
+        self.on_goal(envelope, is_last == Some(true));
+        Ok(is_last.is_some())
     }
 
     /// A durable write is said to hold, without what it has written: to go past it would lose a document without a word.
@@ -212,16 +222,15 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether the position has moved, rather than that it must be begun again.
+    /// Where the position has moved to, as the vbucket says; none if it must be begun again.
     #[inline]
-    fn on_moved(&mut self, envelope: &Envelope, seqno: u64, moved: Result<bool, Disorder>) -> ClientResult<bool> {
+    fn on_moved(&mut self, envelope: &Envelope, seqno: u64, moved: Result<bool, Disorder>) -> ClientResult<Option<bool>> {
         match moved {
-            Ok(is_caught_up) => {
-                self.caught_up += usize::from(is_caught_up);
+            Ok(is_last) => {
                 self.node.board.set_seqno(envelope.vbucket, seqno);
-                Ok(true)
+                Ok(Some(is_last))
             }
-            Err(disorder) => self.on_disorder(envelope, disorder).map(|()| false),
+            Err(disorder) => self.on_disorder(envelope, disorder).map(|()| None),
         }
     }
 
@@ -418,10 +427,11 @@ impl Connection {
             match self.highs.get(&id) {
                 Some(high) => {
                     let was_caught_up = held.vbucket.is_caught_up();
-                    held.vbucket.on_high(*high);
+                    held.vbucket.on_high(*high, &mut self.out);
                     self.node.board.set_high(id, *high);
                     self.caught_up += usize::from(!was_caught_up && held.vbucket.is_caught_up());
                     self.asking.push_back(id);
+                    self.hold_back(id);
                 }
                 None => self.again(id, "the node does not have its active copy"),
             }

@@ -87,6 +87,8 @@ pub(crate) struct Vbucket {
     /// The seqno at which it is caught up; past all seqnos once it is, or while that is not known.
     goal: u64,
     is_caught_up: bool,
+    /// Something was taken back, and not all that there is now has come since.
+    is_returning: bool,
     is_finite: bool,
     /// Begins at what there is, which is not known yet.
     wants_now: bool,
@@ -106,15 +108,20 @@ pub(crate) struct Vbucket {
 impl Vbucket {
     pub(crate) fn new(id: u16, begin: Begin, is_finite: bool) -> Self {
         let is_now = begin == Begin::Now;
+        let mut boundaries = Boundaries::default();
         let (at, context, log) = match begin {
             Begin::Zero | Begin::Now => (Position::default(), Context::default(), Vec::new()),
             Begin::At(position) => (Position::of(&position), Context::of(&position), position.failover_log),
         };
+        if (1..=at.seqno).contains(&at.snapshot_start) {
+            // The snapshot before was complete.
+            boundaries.push(at.snapshot_start - 1);
+        }
         Vbucket {
             id: PartitionId(id),
             at,
             log,
-            boundaries: Boundaries::default(),
+            boundaries,
             pending: None,
             pending_purge: None,
             context,
@@ -122,6 +129,7 @@ impl Vbucket {
             target: None,
             goal: NO_END,
             is_caught_up: false,
+            is_returning: false,
             is_finite,
             wants_now: is_now,
             is_fresh: is_now,
@@ -132,6 +140,12 @@ impl Vbucket {
             rollbacks: 0,
             held_back: HeldBack::after(at.seqno),
         }
+    }
+
+    /// One all of which the consumer was told to be taken back.
+    pub(crate) fn taken_back(id: u16, is_finite: bool) -> Self {
+        let held_back = HeldBack::after_rollback();
+        Vbucket { is_returning: true, held_back, ..Vbucket::new(id, Begin::Zero, is_finite) }
     }
 
     pub(crate) fn id(&self) -> u16 {
@@ -171,22 +185,22 @@ impl Vbucket {
         match self.is_finite {
             false => Ask::Stream(resume, NO_END),
             // Nothing was received and there is nothing. If something was received, a stream shows whether it still holds.
-            true if resume.seqno == 0 && target == 0 => Ask::Nothing,
+            true if resume.seqno == 0 && target == 0 && self.at.uuid == 0 => Ask::Nothing,
             true => Ask::Stream(resume, target.max(resume.seqno)),
         }
     }
 
     /// The last seqno of the node.
-    pub(crate) fn on_high(&mut self, high: u64) {
+    pub(crate) fn on_high(&mut self, high: u64, out: &mut Vec<FeedEvent>) {
         self.target = Some(high);
         if self.wants_now {
             self.at = Position::at(0, high);
         }
-        if !self.is_caught_up {
+        if !self.is_caught_up || self.is_returning {
             self.goal = high;
-            // Of an empty vbucket nothing comes, and nothing can be taken back.
-            if high == 0 && self.at.seqno == 0 {
-                self.catch_up();
+            // Of an empty vbucket nothing comes, and nothing can be taken back, unless what was there is another history's.
+            if high == 0 && self.at.seqno == 0 && self.at.uuid == 0 {
+                self.catch_up(out);
             }
         }
     }
@@ -210,6 +224,11 @@ impl Vbucket {
         (self.has_walked, self.has_narrowed, self.rollbacks) = (false, false, 0);
         (self.pending, self.unordered) = (None, None);
         let uuid = log.first().map_or(0, |(uuid, _)| *uuid);
+        if self.at.uuid != 0 && uuid != self.at.uuid && !self.is_caught_up && !self.is_returning {
+            // The consumer may hold more than its position says, of the history before.
+            self.is_returning = true;
+            out.push(FeedEvent::Rollback { partition: self.id, to: PartitionSeqno(self.at.seqno) });
+        }
         if !self.is_told || uuid != self.at.uuid || log != self.log {
             self.is_told = true;
             out.push(FeedEvent::PartitionState { partition: self.id, uuid, failover_log: log.clone() });
@@ -221,7 +240,7 @@ impl Vbucket {
         self.at.uuid = uuid;
         self.log = log;
         if self.at.seqno >= self.goal {
-            self.catch_up();
+            self.catch_up(out);
         }
     }
 
@@ -290,7 +309,7 @@ impl Vbucket {
         }
     }
 
-    /// An item has come. What it begins is put before it; true if the vbucket is caught up with it.
+    /// An item has come. What it begins is put before it; true if it is the last of what there was: then [`on_goal`](Self::on_goal) follows.
     #[inline]
     pub(crate) fn on_item(&mut self, seqno: u64, out: &mut Vec<FeedEvent>) -> Result<bool, Disorder> {
         if let Some(highest) = &mut self.unordered {
@@ -301,7 +320,13 @@ impl Vbucket {
             return Err(Disorder { seqno, after: self.at.seqno });
         }
         self.go_to(seqno, out);
-        Ok(seqno >= self.goal && self.catch_up())
+        Ok(seqno >= self.goal)
+    }
+
+    /// What there was when it was opened has come, if an item said so: to be told after that item. Whether it is caught up with it.
+    #[cold]
+    pub(crate) fn on_goal(&mut self, out: &mut Vec<FeedEvent>) -> bool {
+        self.catch_up(out)
     }
 
     /// The position moves; a snapshot that was announced begins with it.
@@ -319,7 +344,7 @@ impl Vbucket {
         self.is_fresh = false;
     }
 
-    /// The position moves without an item (section 5.2, rule 4); true if the vbucket is caught up with it.
+    /// The position moves without an item (section 5.2, rule 4); as [`on_item`](Self::on_item).
     pub(crate) fn on_advanced(&mut self, seqno: u64, out: &mut Vec<FeedEvent>) -> Result<bool, Disorder> {
         if let Some(highest) = &mut self.unordered {
             *highest = seqno.max(*highest);
@@ -331,7 +356,7 @@ impl Vbucket {
         }
         self.go_to(seqno, out);
         out.push(FeedEvent::SeqnoAdvanced { partition: self.id, seqno: PartitionSeqno(seqno) });
-        Ok(seqno >= self.goal && self.catch_up())
+        Ok(seqno >= self.goal)
     }
 
     fn begin_snapshot(&mut self, start: u64, end: u64) {
@@ -354,15 +379,21 @@ impl Vbucket {
                 self.begin_snapshot(highest, highest);
                 self.at.seqno = highest;
                 out.push(FeedEvent::SeqnoAdvanced { partition: self.id, seqno: PartitionSeqno(highest) });
-                highest >= self.goal && self.catch_up()
+                highest >= self.goal && self.catch_up(out)
             }
             _ => false,
         }
     }
 
     /// The server has ended the stream (section 4.1). Each end is either wanted, or a reason to open again.
-    pub(crate) fn on_end(&mut self, reason: EndReason) -> Next {
-        (self.pending, self.unordered) = (None, None);
+    pub(crate) fn on_end(&mut self, reason: EndReason, out: &mut Vec<FeedEvent>) -> Next {
+        self.on_lost();
+        let is_all = reason == EndReason::FilterEmpty || reason == EndReason::Ok && self.is_finite;
+        if is_all && self.is_returning {
+            // What ends has come to its end, even where the server had less to tell than it counts.
+            self.is_returning = false;
+            out.push(FeedEvent::RollbackEnded { partition: self.id });
+        }
         match reason {
             EndReason::Ok if self.is_finite => Next::Done,
             EndReason::FilterEmpty => Next::Done,
@@ -374,10 +405,17 @@ impl Vbucket {
     /// The connection is gone, or the stream was given up.
     pub(crate) fn on_lost(&mut self) {
         (self.pending, self.unordered, self.walk) = (None, None, None);
+        if self.is_returning && !self.is_finite {
+            // Another failover may have taken some of it away, which nothing else would tell.
+            (self.target, self.goal) = (None, NO_END);
+        }
     }
 
-    fn catch_up(&mut self) -> bool {
+    fn catch_up(&mut self, out: &mut Vec<FeedEvent>) -> bool {
         self.goal = NO_END;
+        if std::mem::take(&mut self.is_returning) {
+            out.push(FeedEvent::RollbackEnded { partition: self.id });
+        }
         !std::mem::replace(&mut self.is_caught_up, true)
     }
 
@@ -389,10 +427,8 @@ impl Vbucket {
         let uuid = if to == 0 { 0 } else { self.log.first().map_or(0, |(uuid, _)| *uuid) };
         if to < self.at.seqno {
             out.push(FeedEvent::Rollback { partition: self.id, to: PartitionSeqno(to) });
-            if self.is_finite || !self.is_caught_up {
-                // What the server has now is another history's.
-                (self.target, self.goal) = (None, NO_END);
-            }
+            // What the server has now is another history's.
+            (self.is_returning, self.target, self.goal) = (true, None, NO_END);
         }
         (self.at, self.context) = (Position::at(uuid, to), Context::default());
         (self.pending, self.unordered) = (None, None);

@@ -225,6 +225,24 @@ pub async fn a_commit_leaves_sequence_documents_as_first_written(store: Store) {
     assert_eq!(before, after);
 }
 
+/// Also where it was committed more than once: a rollback removes it, and its number is given out again.
+pub async fn a_removed_sequence_document_makes_room_for_another(store: Store) {
+    let codec = small();
+    let key = CacheKey::Sequence(Sequence(1));
+    for _ in 0..2 {
+        store.commit(&batch(&codec, [entry(1, "first", &["a"]), entry(2, "neighbour", &["a"])])).await.must("commit");
+    }
+    let version = store.get(&key).await.must("read").must("be there").version;
+    store.remove(&key, Some(version)).await.must("remove");
+    let both = [Sequence(1), Sequence(2)];
+    let left = store.entries(&both).await.must("read");
+    assert!(left[0].is_none() && left[1].is_some(), "{left:?}");
+    store.commit(&batch(&codec, [entry(1, "second", &["a"])])).await.must("commit another");
+    let found = store.entries(&both).await.must("read");
+    let documents: Vec<&str> = found.iter().flatten().map(|entry| entry.document()).collect();
+    assert_eq!(documents, ["second", "neighbour"]);
+}
+
 /// Two writers that both believe that it is their turn: what is stored is what each alone would have stored, merged.
 pub async fn commits_of_two_writers_interleave(store: Store) {
     let codec = small();

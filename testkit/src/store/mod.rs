@@ -104,6 +104,7 @@ macro_rules! store_cases {
             primitives_and_commits_mix
             a_commit_may_be_repeated
             a_commit_leaves_sequence_documents_as_first_written
+            a_removed_sequence_document_makes_room_for_another
             commits_of_two_writers_interleave
             a_mark_may_come_before_its_row
             a_receipt_names_the_blocks_without_live_rows

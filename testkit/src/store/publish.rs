@@ -57,6 +57,7 @@ fn next(last: &PublishedClock, late: u64) -> Publication {
         late: clock.late,
         position: FeedPosition::default(),
         sequencer: SequencerState { next: clock.high.next(), ..SequencerState::default() },
+        floor: Default::default(),
     };
     let entries = [Arc::new(entry(number, "doc", &["a"]))].into_iter().collect();
     let record = BatchRecord { entries, late, ..BatchRecord::new(number, clock.epoch) };

@@ -15,7 +15,7 @@ use crate::observer;
 use crate::orders::{Order, Report};
 use crate::parcel::Parcel;
 use crate::status::VbucketState;
-use crate::vbucket::{Begin, Vbucket};
+use crate::vbucket::Vbucket;
 
 /// How often the map is asked for where nodes announce it: a notice may be lost.
 const RARE_POLL: Duration = Duration::from_secs(20);
@@ -98,7 +98,7 @@ impl Driver {
         let to = PartitionSeqno(0);
         let events = ids.clone().map(|id| FeedEvent::Rollback { partition: PartitionId(id), to }).collect();
         self.outlet.send(Parcel::own(events));
-        self.slots = ids.map(|id| Slot::new(Vbucket::new(id, Begin::Zero, self.plan.is_finite), now)).collect();
+        self.slots = ids.map(|id| Slot::new(Vbucket::taken_back(id, self.plan.is_finite), now)).collect();
         (0..self.slots.len() as u16).for_each(|id| {
             self.board.rolled_back(id);
             self.board.set_seqno(id, 0);

@@ -28,7 +28,7 @@ fn open(begin: Begin, is_finite: bool, high: u64) -> (Vbucket, Vec<FeedEvent>) {
     let mut vbucket = Vbucket::new(3, begin, is_finite);
     let mut out = Vec::new();
     assert_eq!(vbucket.ask(), Ask::High);
-    vbucket.on_high(high);
+    vbucket.on_high(high, &mut out);
     if vbucket.ask() == Ask::Log {
         vbucket.on_log(LOG.to_vec(), &mut out);
     }
@@ -95,6 +95,7 @@ fn seqno_advanced_completes_a_snapshot() {
     out.clear();
     vbucket.on_marker(0, 9);
     assert_eq!(vbucket.on_advanced(9, &mut out), Ok(true), "caught up");
+    assert!(vbucket.on_goal(&mut out));
     assert_eq!(out, [snapshot(0, 9), FeedEvent::SeqnoAdvanced { partition: partition(), seqno: PartitionSeqno(9) }]);
     assert_eq!(resumed(&vbucket), Position::at(0xb, 9));
 }
@@ -105,11 +106,12 @@ fn it_is_caught_up_once() {
     vbucket.on_marker(0, 9);
     assert_eq!(vbucket.on_item(4, &mut out), Ok(false));
     assert_eq!(vbucket.on_item(6, &mut out), Ok(true));
+    assert!(vbucket.on_goal(&mut out));
     assert_eq!(vbucket.on_item(9, &mut out), Ok(false));
     let (vbucket, _) = open(stored(0xb, 30, 30, 30), false, 30);
     assert!(vbucket.is_caught_up(), "the position is where the server is");
     let mut empty = Vbucket::new(3, Begin::Zero, false);
-    empty.on_high(0);
+    empty.on_high(0, &mut out);
     assert!(empty.is_caught_up(), "there is nothing to come");
 }
 
@@ -130,9 +132,9 @@ fn until_now_asks_up_to_what_there_is_and_may_go_past_it() {
     assert_eq!(vbucket.ask(), Ask::Stream(Position::default(), 7));
     vbucket.on_marker(0, 9);
     assert_eq!(vbucket.on_item(9, &mut out), Ok(true));
-    assert_eq!(vbucket.on_end(EndReason::Ok), Next::Done);
+    assert_eq!(vbucket.on_end(EndReason::Ok, &mut out), Next::Done);
     let mut empty = Vbucket::new(3, Begin::Zero, true);
-    empty.on_high(0);
+    empty.on_high(0, &mut out);
     assert_eq!(empty.ask(), Ask::Nothing);
     let (ahead, _) = open(stored(0xb, 30, 30, 30), true, 12);
     assert_eq!(ahead.ask(), Ask::Stream(Position::at(0xb, 30), 30), "only a stream shows that the server has lost something");
@@ -145,8 +147,90 @@ fn a_rollback_ends_with_a_new_end() {
     assert_eq!(vbucket.on_rollback(25, &mut out), Next::Ask);
     assert_eq!(out, [rollback(25)]);
     assert_eq!(vbucket.ask(), Ask::High, "the end is another one now");
-    vbucket.on_high(27);
+    vbucket.on_high(27, &mut out);
     assert_eq!(vbucket.ask(), Ask::Stream(Position::at(0xb, 25), 27));
+}
+
+fn ended() -> FeedEvent {
+    FeedEvent::RollbackEnded { partition: partition() }
+}
+
+#[test]
+fn a_rollback_ends_when_all_that_there_is_has_come() {
+    let (mut vbucket, mut out) = open(stored(0xb, 30, 30, 30), false, 30);
+    assert!(vbucket.is_caught_up());
+    out.clear();
+    assert_eq!(vbucket.on_rollback(25, &mut out), Next::Ask);
+    assert_eq!(vbucket.ask(), Ask::High, "another history may have less or more");
+    vbucket.on_high(28, &mut out);
+    let log = [(0xd, 25), (0xb, 20), (0xa, 0)];
+    vbucket.on_accepted(log.to_vec(), &mut out);
+    vbucket.on_marker(26, 40);
+    assert_eq!(vbucket.on_item(27, &mut out), Ok(false));
+    assert_eq!(out, [rollback(25), state(&log), snapshot(26, 40)]);
+    assert_eq!(vbucket.on_item(29, &mut out), Ok(true));
+    assert!(!vbucket.on_goal(&mut out), "it was caught up before");
+    assert_eq!(out[3..], [ended()]);
+    assert_eq!(vbucket.on_item(40, &mut out), Ok(false), "once");
+}
+
+#[test]
+fn a_rollback_to_where_there_is_nothing_more_ends_at_once() {
+    let (mut vbucket, mut out) = open(stored(0xb, 30, 30, 30), false, 30);
+    out.clear();
+    vbucket.on_rollback(25, &mut out);
+    vbucket.on_high(25, &mut out);
+    let log = [(0xd, 25), (0xb, 20), (0xa, 0)];
+    vbucket.on_accepted(log.to_vec(), &mut out);
+    assert_eq!(out, [rollback(25), state(&log), ended()]);
+
+    let (mut vbucket, mut out) = open(stored(0xb, 30, 30, 30), true, 30);
+    out.clear();
+    vbucket.on_rollback(0, &mut out);
+    vbucket.on_log(vec![(0xe, 0)], &mut out);
+    vbucket.on_high(0, &mut out);
+    assert_eq!((vbucket.ask(), &out[..]), (Ask::Nothing, &[rollback(0), ended()][..]), "the bucket was emptied");
+}
+
+#[test]
+fn what_another_failover_takes_while_a_rollback_lasts_is_not_waited_for() {
+    let (mut vbucket, mut out) = open(stored(0xb, 30, 30, 30), false, 30);
+    vbucket.on_rollback(25, &mut out);
+    vbucket.on_high(28, &mut out);
+    vbucket.on_accepted(vec![(0xd, 25), (0xb, 20), (0xa, 0)], &mut out);
+    vbucket.on_lost();
+    assert_eq!(vbucket.ask(), Ask::High);
+    vbucket.on_high(25, &mut out);
+    out.clear();
+    let log = [(0xf, 25), (0xb, 20), (0xa, 0)];
+    vbucket.on_accepted(log.to_vec(), &mut out);
+    assert_eq!(out, [state(&log), ended()]);
+}
+
+#[test]
+fn a_position_in_a_history_that_was_left_since_is_told_as_a_rollback_to_it() {
+    let log = [(0xe, 32), (0xb, 20), (0xa, 0)];
+    let mut vbucket = Vbucket::new(3, stored(0xb, 30, 30, 30), false);
+    let mut out = Vec::new();
+    vbucket.on_high(34, &mut out);
+    vbucket.on_accepted(log.to_vec(), &mut out);
+    assert_eq!(out, [rollback(30), state(&log)], "the consumer may hold 33 of the history before");
+    vbucket.on_marker(31, 34);
+    assert_eq!(vbucket.on_item(34, &mut out), Ok(true));
+    assert!(vbucket.on_goal(&mut out));
+    assert_eq!(out[2..], [snapshot(31, 34), ended()]);
+    vbucket.on_lost();
+    out.clear();
+    vbucket.on_accepted(vec![(0xf, 34), (0xe, 32)], &mut out);
+    assert_eq!(out, [state(&[(0xf, 34), (0xe, 32)])], "nothing of another history was delivered");
+}
+
+#[test]
+fn the_start_of_the_snapshot_is_remembered_over_a_restart() {
+    let (mut vbucket, mut out) = open(stored(0xb, 30, 24, 30), false, 30);
+    out.clear();
+    vbucket.on_rollback(27, &mut out);
+    assert_eq!(out, [rollback(23)]);
 }
 
 #[test]
@@ -155,6 +239,7 @@ fn a_rollback_drops_the_histories_that_begin_after_it() {
     out.clear();
     vbucket.on_rollback(15, &mut out);
     assert_eq!(out, [rollback(15)]);
+    vbucket.on_high(30, &mut out);
     assert_eq!(resumed(&vbucket), Position::at(0xa, 15));
     let next = [(0xd, 15), (0xa, 0)];
     vbucket.on_accepted(next.to_vec(), &mut out);
@@ -182,9 +267,11 @@ fn a_server_without_the_newest_history_is_joined_where_both_part() {
     assert_eq!((vbucket.ask(), out.len()), (Ask::Log, 0), "the log is worth a question before everything is thrown away");
     vbucket.on_log(vec![(0xe, 12), (0xa, 0)], &mut out);
     assert_eq!(out, [rollback(12)]);
+    vbucket.on_high(30, &mut out);
     assert_eq!(resumed(&vbucket), Position::at(0xa, 12));
     assert_eq!(vbucket.on_rollback(0, &mut out), Next::Ask);
     assert_eq!(out[1], rollback(0), "the second time it is obeyed");
+    vbucket.on_high(30, &mut out);
     assert_eq!(resumed(&vbucket), Position::default());
     assert_eq!(vbucket.on_rollback(0, &mut out), Next::STUCK);
 }
@@ -205,8 +292,10 @@ fn rollbacks_come_to_an_end() {
         assert_eq!(vbucket.on_rollback(1000, &mut out), Next::Ask);
     }
     vbucket.on_rollback(1000, &mut out);
+    vbucket.on_high(1000, &mut out);
     if vbucket.ask() == Ask::Log {
         vbucket.on_log(LOG.to_vec(), &mut out);
+        vbucket.on_high(1000, &mut out);
     }
     assert_eq!(resumed(&vbucket), Position::default());
 }
@@ -223,8 +312,8 @@ fn a_range_error_narrows_first_and_goes_back_then() {
 #[test]
 fn every_end_that_nobody_wanted_is_a_reason_to_open_again() {
     for code in 0..20 {
-        let (mut vbucket, _) = open(Begin::Zero, false, 5);
-        let next = vbucket.on_end(EndReason::from(code));
+        let (mut vbucket, mut out) = open(Begin::Zero, false, 5);
+        let next = vbucket.on_end(EndReason::from(code), &mut out);
         assert!(matches!((code, next), (7, Next::Done) | (_, Next::Again { .. })), "{code} {next:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! A consumer that keeps the documents that hold, as a cache would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -25,6 +25,8 @@ pub(crate) struct Follower {
     /// Events of any kind that were taken.
     pub(crate) taken: u64,
     pub(crate) rollbacks: Vec<(PartitionId, u64)>,
+    /// Partitions whose rollback has not ended.
+    pub(crate) returning: BTreeSet<PartitionId>,
     pub(crate) is_caught_up: bool,
 }
 
@@ -60,6 +62,7 @@ impl Follower {
             events: 0,
             taken: 0,
             rollbacks: Vec::new(),
+            returning: BTreeSet::new(),
             is_caught_up: false,
         }
     }
@@ -92,9 +95,11 @@ impl Follower {
             }
             FeedEvent::Rollback { partition, to } => {
                 self.rollbacks.push((*partition, to.0));
+                self.returning.insert(*partition);
                 self.last.insert(*partition, to.0);
                 self.documents.retain(|_, (place, seqno)| place != partition || *seqno <= to.0);
             }
+            FeedEvent::RollbackEnded { partition } => assert!(self.returning.remove(partition), "nothing was taken back"),
             FeedEvent::CaughtUp => {
                 assert!(!self.is_caught_up, "it is said once");
                 self.is_caught_up = true;

@@ -61,6 +61,9 @@ async fn what_the_server_takes_back_while_we_follow_is_taken_back() {
     let (partition, to) = follower.rollbacks[0];
     assert_eq!(partition.0, vbucket);
     assert!(to <= keep, "{to} {keep}");
+    follower.until(|follower| follower.returning.is_empty()).await;
+    // All that it has come again by then, and nothing more is written.
+    follower.has_exactly(keys("old-", 400).chain(keys("lost-", 400).filter(|key| !lost.contains(key))));
     write(&cluster, "new-", 400);
     follower.has(keys("new-", 400).chain(keys("old-", 400))).await;
     let kept = keys("lost-", 400).filter(|key| !lost.contains(key));
@@ -82,6 +85,28 @@ async fn what_the_server_took_back_while_we_were_away_is_taken_back() {
     assert!(follower.rollbacks[0].1 <= high - 2, "{:?}", follower.rollbacks);
     // It is told again what it may not have any more.
     assert_eq!(follower.events, high - 2 - follower.rollbacks[0].1);
+    follower.until(|follower| follower.returning.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_before_what_the_server_has_lost_is_told_too() {
+    let cluster = cluster(16, 0).await;
+    write(&cluster, "old-", 400);
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    let position = follower.position();
+    drop(follower);
+    write(&cluster, "lost-", 400);
+    let high = position.partitions[&PartitionId(3)].seqno;
+    assert!(cluster.high_seqno(3) > high + 1);
+    // Who opened the feed there may have seen what is lost now.
+    cluster.fail_over_vbucket(3, high + 1);
+    let mut follower = Follower::open_at(&cluster, "until=now", FeedStart::At(position)).await;
+    while let Some(batch) = follower.next().await {
+        batch.unwrap();
+    }
+    assert_eq!(follower.rollbacks, [(PartitionId(3), high)]);
+    assert!(follower.returning.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

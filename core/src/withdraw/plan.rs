@@ -1,0 +1,199 @@
+//! What a withdrawal changes: no I/O.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::batch::{entry_marks, entry_states};
+use crate::block::{Block, BlockState};
+use crate::channel::Channel;
+use crate::entry::ChangeEntry;
+use crate::key::BlockIndex;
+use crate::sequence::Sequence;
+
+/// Entries by sequence.
+pub(crate) type BySequence = BTreeMap<Sequence, Arc<ChangeEntry>>;
+
+/// What becomes of one state of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Edit {
+    /// Nothing is known of the sequence any more.
+    Clear,
+    /// It is superseded no longer: the entry's own state.
+    Restore(BlockState),
+}
+
+/// The states to be edited, by offset.
+pub(crate) type Edits = BTreeMap<u32, Edit>;
+
+/// What a withdrawal changes.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// By channel and block.
+    pub(crate) blocks: BTreeMap<(Channel, BlockIndex), Edits>,
+    /// Entries that are shown again in some channel.
+    pub(crate) restored: Vec<Arc<ChangeEntry>>,
+    /// Numbers that nothing accounts for any more: what is gone, and what only that said to be superseded.
+    pub(crate) numbers: Vec<Sequence>,
+}
+
+impl Plan {
+    /// The withdrawal of `gone`, where `named` are the stored entries, of whatever document, of the numbers that these say to be superseded.
+    ///
+    /// In each channel that the withdrawn entries of a document were in, the newest of what they named is shown again: marks that other entries
+    /// have left stay, and all older rows have one by then.
+    ///
+    /// A departure whose revision comes to be known as a whole is gone only to make room for that: whoever told of it is not gone with it. Its states are
+    /// right as they are.
+    pub(crate) fn new(gone: &BySequence, named: &BySequence, capacity: u32) -> Plan {
+        let tellers: BTreeSet<(&str, u64)> = gone.values().filter(|entry| entry.in_star()).map(|entry| told_by(entry)).collect();
+        let (room, gone): (BySequence, BySequence) =
+            gone.clone().into_iter().partition(|(_, entry)| !entry.in_star() && !tellers.contains(&told_by(entry)));
+        let mut named = named.clone();
+        named.extend(room.clone());
+        let mut plan = Plan { numbers: room.into_keys().collect(), ..Plan::default() };
+        let mut documents: BTreeMap<&str, Vec<&ChangeEntry>> = BTreeMap::new();
+        for entry in gone.values() {
+            documents.entry(entry.document()).or_default().push(entry);
+        }
+        for (document, gone_of) in documents {
+            plan.document(document, &gone_of, &gone, &named, capacity);
+        }
+        plan
+    }
+
+    fn document(&mut self, document: &str, gone_of: &[&ChangeEntry], gone: &BySequence, named: &BySequence, capacity: u32) {
+        let star = Channel::star();
+        let numbers: BTreeSet<Sequence> = gone_of.iter().flat_map(|entry| entry.supersedes()).copied().collect();
+        let numbers: Vec<Sequence> = numbers.into_iter().filter(|number| !gone.contains_key(number)).collect();
+        let surviving: Vec<&Arc<ChangeEntry>> =
+            numbers.iter().filter_map(|number| named.get(number)).filter(|entry| entry.document() == document).collect();
+
+        let mut newest: HashMap<Channel, (Sequence, BlockState)> = HashMap::new();
+        let mut marked: BTreeSet<(Channel, Sequence)> = BTreeSet::new();
+        // In the order of their sequences, so that the newest is the last.
+        for entry in &surviving {
+            entry_states(entry, &star, |change| {
+                if change.state.is_live() {
+                    newest.insert(change.channel.clone(), (change.sequence, change.state));
+                }
+            });
+            entry_marks(entry, &star, |change| {
+                marked.insert((change.channel.clone(), change.sequence));
+            });
+        }
+        let is_known =
+            |number: &Sequence| named.contains_key(number) || surviving.iter().any(|entry| entry.supersedes().contains(number));
+        let mut restored: BTreeSet<Sequence> = BTreeSet::new();
+        let mut edit = |channel: &Channel, sequence: Sequence, edit: Edit| {
+            let (index, offset) = Block::locate(sequence, capacity);
+            self.blocks.entry((channel.clone(), index)).or_default().insert(offset, edit);
+        };
+        for entry in gone_of {
+            entry_states(entry, &star, |change| {
+                edit(change.channel, change.sequence, Edit::Clear);
+            });
+            entry_marks(entry, &star, |change| {
+                let (channel, sequence) = (change.channel, change.sequence);
+                if gone.contains_key(&sequence) {
+                    edit(channel, sequence, Edit::Clear);
+                } else if let Some((_, state)) = newest.get(channel).filter(|(newest, _)| *newest == sequence) {
+                    edit(channel, sequence, Edit::Restore(*state));
+                    restored.insert(sequence);
+                } else if !named.contains_key(&sequence) && !marked.contains(&(channel.clone(), sequence)) {
+                    edit(channel, sequence, Edit::Clear);
+                }
+            });
+        }
+        self.numbers.extend(gone_of.iter().map(|entry| entry.sequence()));
+        self.numbers.extend(numbers.iter().filter(|number| !is_known(number)));
+        self.restored.extend(surviving.into_iter().filter(|entry| restored.contains(&entry.sequence())).cloned());
+    }
+}
+
+/// The document, and the mutation that told of the entry: both are of one partition.
+fn told_by(entry: &ChangeEntry) -> (&str, u64) {
+    (entry.document(), entry.origin().seqno.0)
+}
+
+/// Edits a block; whether that changes anything.
+pub(crate) fn edited(block: &Block, edits: &Edits) -> Option<Block> {
+    let after = |offset: u32, state: BlockState| match edits.get(&offset) {
+        Some(Edit::Clear) => BlockState::Absent,
+        Some(Edit::Restore(own)) if state == BlockState::Superseded => *own,
+        _ => state,
+    };
+    if block.iter().all(|(offset, state)| after(offset, state) == state) {
+        return None;
+    }
+    let mut edited = Block::new(block.capacity());
+    for (offset, state) in block.iter() {
+        edited.raise(offset, after(offset, state));
+    }
+    Some(edited)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::EntryFlags;
+    use crate::feed::{PartitionId, PartitionSeqno};
+    use crate::{Membership, block::BlockState::*};
+
+    fn entry(sequence: u64, seqno: u64, over: &[u64], channels: &[(&str, Membership)], flags: EntryFlags) -> Arc<ChangeEntry> {
+        let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", flags)
+            .unwrap()
+            .with_origin(PartitionId(0), PartitionSeqno(seqno))
+            .with_supersedes(over.iter().copied().map(Sequence));
+        let with = |entry: ChangeEntry, (name, membership): &(&str, Membership)| {
+            entry.with_channel(Channel::new(name).unwrap(), *membership)
+        };
+        Arc::new(channels.iter().fold(entry, with))
+    }
+
+    fn by(entries: &[&Arc<ChangeEntry>]) -> BySequence {
+        entries.iter().map(|entry| (entry.sequence(), (*entry).clone())).collect()
+    }
+
+    fn edits(plan: &Plan, channel: &str) -> Vec<(u32, Edit)> {
+        let at = (Channel::new(channel).unwrap(), BlockIndex(0));
+        plan.blocks.get(&at).into_iter().flatten().map(|(offset, edit)| (*offset, *edit)).collect()
+    }
+
+    const PLAIN: EntryFlags = EntryFlags(0);
+
+    #[test]
+    fn in_each_channel_the_newest_that_survives_is_shown_again() {
+        let first = entry(3, 1, &[], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
+        let second = entry(5, 2, &[3], &[("a", Membership::Removed)], PLAIN);
+        // 6 never came: only what is gone knows of it.
+        let third = entry(7, 8, &[3, 5, 6], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
+        let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
+        assert_eq!(edits(&plan, "*"), [(5, Edit::Restore(Present)), (6, Edit::Clear), (7, Edit::Clear)]);
+        assert_eq!(edits(&plan, "a"), [(5, Edit::Restore(Removal)), (6, Edit::Clear), (7, Edit::Clear)]);
+        assert_eq!(edits(&plan, "b"), [(3, Edit::Restore(Present)), (6, Edit::Clear), (7, Edit::Clear)]);
+        assert_eq!(plan.restored, [first, second]);
+        assert_eq!(plan.numbers, [Sequence(7), Sequence(6)]);
+    }
+
+    #[test]
+    fn a_departure_goes_with_who_told_of_it_and_otherwise_only_makes_room() {
+        let departure = entry(5, 9, &[3], &[("a", Membership::Removed)], EntryFlags::DEPARTURE);
+        let teller = entry(7, 9, &[3, 5], &[("b", Membership::Present)], PLAIN);
+        let both = Plan::new(&by(&[&departure, &teller]), &BySequence::new(), 100);
+        assert_eq!(edits(&both, "a"), [(3, Edit::Clear), (5, Edit::Clear)]);
+        let alone = Plan::new(&by(&[&departure]), &BySequence::new(), 100);
+        assert_eq!((alone.blocks.len(), &alone.numbers[..]), (0, &[Sequence(5)][..]));
+    }
+
+    #[test]
+    fn a_block_is_edited_only_where_it_must_be() {
+        let mut block = Block::new(100);
+        for (at, state) in [(1, Present), (2, Superseded), (3, Removal), (4, Superseded)] {
+            block.raise(at, state);
+        }
+        let edits = Edits::from([(1, Edit::Clear), (2, Edit::Restore(Present)), (3, Edit::Restore(Present)), (9, Edit::Clear)]);
+        let after = edited(&block, &edits).unwrap();
+        assert_eq!(after.iter().collect::<Vec<_>>(), [(2, Present), (3, Removal), (4, Superseded)]);
+        assert!(edited(&after, &edits).is_none(), "done twice, it changes nothing");
+    }
+}

@@ -1,0 +1,188 @@
+//! Taking back what the feed has taken back (ARCHITECTURE.md, "Rollback"). The writer does nothing else meanwhile.
+
+use std::collections::BTreeMap;
+
+use backon::Retryable as _;
+
+use super::rollback::Held;
+use super::{Item, Writer, backoff, log_retry};
+use crate::batch::Floor;
+use crate::error::{Error, Result};
+use crate::feed::{FeedPosition, PartitionId};
+use crate::fenced::Fenced;
+use crate::sequence::{Sequence, SequenceRange};
+use crate::withdraw::{self, BySequence, Search};
+
+/// Numbers that are looked at one by one, at most, for documents of which nothing else was stored.
+const PROBED: u64 = 100_000;
+
+/// Floors that are remembered, at most.
+const FLOORS: usize = 16;
+
+impl Writer {
+    fn fenced(&self) -> Fenced<'_> {
+        Fenced { store: self.store.as_ref(), term: self.clock.value.epoch, removes_unreadable: false }
+    }
+
+    /// Stores and publishes all that was applied.
+    async fn settle_all(&mut self) -> Result<()> {
+        loop {
+            while self.is_busy() {
+                self.settle().await?;
+            }
+            if self.assembler.waiting() == 0 {
+                return Ok(());
+            }
+            self.launch(None);
+        }
+    }
+
+    /// Finds what may have to be withdrawn, of all partitions of which that is not known.
+    pub(super) async fn search(&mut self) -> Result<()> {
+        self.settle_all().await?;
+        let after = self.rollbacks.wanted();
+        let limit = self.config.max_taken_back.saturating_sub(self.rollbacks.candidates());
+        let (floor, late) = (self.floor_after(&after), self.assembler.clock().late);
+        let search = Search { floor, late, probe: self.unaccounted(), limit, after };
+        let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
+        let attempt = || async { search.run(store, codec).await };
+        let found = attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
+        tracing::warn!(
+            partitions = search.after.len(),
+            entries = found.len(),
+            "the feed took something back; some may come again"
+        );
+        self.rollbacks.found(found);
+        Ok(())
+    }
+
+    /// Where entries lie that came from after these places, all others left out.
+    fn floor_after(&self, places: &BTreeMap<PartitionId, u64>) -> Floor {
+        let covers = |began: &FeedPosition| {
+            let at = |partition| began.partitions.get(partition).map_or(0, |at| at.seqno);
+            places.iter().all(|(partition, after)| at(partition) <= *after)
+        };
+        let known = self.floors.iter().rev().find(|(began, _)| covers(began));
+        known.map_or_else(Floor::default, |(_, floor)| *floor)
+    }
+
+    /// The floor of a position that the feed has not come to in one go: of an earlier one.
+    pub(super) fn floor_of(&self, position: &FeedPosition) -> Floor {
+        let is_before = |began: &FeedPosition| {
+            began.partitions.iter().all(|(id, at)| at.seqno <= position.partitions.get(id).map_or(0, |at| at.seqno))
+        };
+        let known = self.floors.iter().rev().find(|(began, _)| is_before(began));
+        known.map_or_else(Floor::default, |(_, floor)| *floor)
+    }
+
+    /// Remembers where entries lie that come from after a position.
+    pub(super) fn remember_floor(&mut self, position: &FeedPosition, floor: Floor) {
+        if self.floors.len() >= FLOORS {
+            // Every other one goes, so that some stay that are old.
+            let mut place = 0;
+            self.floors.retain(|_| {
+                place += 1;
+                place % 2 == 1
+            });
+        }
+        self.floors.push((position.clone(), floor));
+    }
+
+    /// Numbers for which a writer that crashed in the middle of a commit may have stored something that nobody knows of.
+    fn unaccounted(&self) -> Vec<SequenceRange> {
+        let sequencer = self.assembler.sequencer();
+        let state = sequencer.state(self.now());
+        let last = state.pending.last().map_or(sequencer.high(), |run| run.range.last());
+        let beyond = Sequence(last.0.saturating_add((self.config.max_batch * self.config.max_in_flight) as u64));
+        let all = SequenceRange::new(sequencer.stable().next(), beyond);
+        let mut missing = all.map(|all| state.missing_in(all)).unwrap_or_default();
+        for (first, last) in state.abandoned.iter() {
+            missing.insert(first, last);
+        }
+        let mut left = PROBED;
+        let mut ranges = Vec::new();
+        for (first, last) in missing.iter() {
+            let last = last.min(first.saturating_add(left.saturating_sub(1)));
+            if left > 0 {
+                left -= last - first + 1;
+                ranges.extend(SequenceRange::new(first, last));
+            }
+        }
+        ranges
+    }
+
+    /// A partition has delivered all it has: withdraws what it took back and has not brought again, then takes what waited for that.
+    pub(super) async fn end_rollback(&mut self, partition: PartitionId) -> Result<()> {
+        if self.rollbacks.needs_search() {
+            self.search().await?;
+        }
+        // Everything that came again is stored, and nothing of it is under way.
+        self.settle_all().await?;
+        let gone = self.rollbacks.end(partition);
+        if !gone.is_empty() {
+            self.withdraw(gone.into_iter().map(|entry| (entry.sequence(), entry)).collect()).await?;
+        }
+        let released = self.rollbacks.release();
+        self.forget_unstored(&released).await?;
+        tracing::info!(partition = partition.0, waited = released.len(), "a rollback has ended");
+        if !released.is_empty() {
+            let items =
+                released.into_iter().map(|Held { partition, seqno, decoded, .. }| Item::Decoded(partition, seqno, decoded));
+            let decoded = self.pointer_reader().read(items.collect(), 0).await?;
+            self.take(decoded);
+        }
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// A later revision accounts for those before it, also for such as the feed has left out. What of them has come now is to be stored: it is the
+    /// predecessor when the later one is taken back, and does not come again then.
+    async fn forget_unstored(&mut self, released: &[Held]) -> Result<()> {
+        let numbers: Vec<Sequence> = released.iter().filter_map(Held::sequence).collect();
+        let store = self.store.as_ref();
+        let attempt = || async { store.entries(&numbers).await };
+        let stored = attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
+        for (number, _) in numbers.into_iter().zip(stored).filter(|(_, stored)| stored.is_none()) {
+            self.assembler.forget(number);
+        }
+        Ok(())
+    }
+
+    /// The decision is published first: from then on it stands, and whoever takes over does what is left of it.
+    async fn withdraw(&mut self, gone: BySequence) -> Result<()> {
+        let policy = backoff(&self.config);
+        let (store, codec) = (self.store.clone(), self.codec.clone());
+        let attempt = || async { withdraw::plan(store.as_ref(), codec.as_ref(), &gone).await };
+        let (plan, _) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+        tracing::warn!(entries = gone.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
+        let entries: Vec<_> = gone.values().cloned().collect();
+        self.assembler.withdraw(entries.clone(), &plan.numbers);
+        self.rollbacks.recall(&plan.numbers);
+        self.publish_with_checkpoint().await?;
+
+        let fenced = self.fenced();
+        let attempt = || async { withdraw::hide(fenced, codec.as_ref(), &gone).await };
+        let (restored, pointers) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+        // Readers may have looked in between.
+        self.assembler.announce(entries.clone(), restored);
+        self.publish_with_checkpoint().await?;
+
+        let fenced = self.fenced();
+        let attempt = || async { withdraw::remove(fenced, &entries).await };
+        attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+        if let Some(cache) = &mut self.pointers {
+            let documents = entries.iter().map(|entry| entry.document().into()).collect();
+            cache.replace(documents, pointers, self.clock.value.batch, self.begun);
+        }
+        Ok(())
+    }
+
+    /// With a checkpoint: an older one may have some of what is gone as pending.
+    async fn publish_with_checkpoint(&mut self) -> Result<()> {
+        self.launch(Some(()));
+        while self.is_busy() {
+            self.settle().await?;
+        }
+        Ok(())
+    }
+}

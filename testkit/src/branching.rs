@@ -1,0 +1,309 @@
+//! A feed whose producer loses what it has delivered.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use sluicegate_core::feed::{FeedCapabilities, FeedInfo, PartitionPosition};
+use sluicegate_core::{
+    Error, ErrorKind, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, Mutation, PartitionId, PartitionSeqno, Result,
+};
+
+/// What happens to the producer while its feed is read.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// A key is written: what becomes of it is worked out from what the producer has of it then.
+    Write(Write),
+    /// A partition loses what it has after a place, given in percent of what it has.
+    FailOver(PartitionId, u64),
+    /// Somebody looks at everything that is there.
+    Look(Look),
+}
+
+/// What somebody does who looks at everything that is there, in the order of the partitions.
+#[derive(Clone)]
+pub struct Look(pub Arc<dyn Fn(Vec<Mutation>) + Send + Sync>);
+
+impl std::fmt::Debug for Look {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Look")
+    }
+}
+
+/// From a key's last mutation, if there is one, to its next value.
+pub type MakeValue = dyn Fn(Option<&Mutation>) -> String + Send + Sync;
+
+/// Makes the next mutation of a key: the partition is given out, and the seqno.
+#[derive(Clone)]
+pub struct Write {
+    /// The key.
+    pub key: String,
+    /// Given what is there: its value.
+    pub value: Arc<MakeValue>,
+}
+
+impl std::fmt::Debug for Write {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Write({})", self.key)
+    }
+}
+
+/// A finite feed of a producer with partitions that fail over: then it has lost the last of what it has delivered, and goes on with another history.
+/// It can be opened at a position of a history that was left since, and says what is taken back. Within a snapshot it leaves out all but the last
+/// change of a key.
+#[derive(Clone, Debug)]
+pub struct BranchingFeed(Arc<Mutex<Producer>>);
+
+#[derive(Debug)]
+struct Producer {
+    partitions: Vec<Partition>,
+    acts: VecDeque<Act>,
+    random: ChaCha8Rng,
+    last_uuid: u64,
+    tells_first: bool,
+}
+
+#[derive(Debug)]
+struct Partition {
+    items: Vec<Mutation>,
+    /// Identity of each history and where it begins, newest first.
+    log: Vec<(u64, u64)>,
+}
+
+impl Partition {
+    fn high(&self) -> u64 {
+        self.items.last().map_or(0, |item| item.seqno.0)
+    }
+
+    fn after(&self, seqno: u64) -> &[Mutation] {
+        &self.items[self.items.partition_point(|item| item.seqno.0 <= seqno)..]
+    }
+}
+
+impl BranchingFeed {
+    /// An empty producer.
+    pub fn new(partitions: u16, seed: u64) -> Self {
+        let partitions: Vec<Partition> =
+            (0..partitions.max(1)).map(|id| Partition { items: Vec::new(), log: vec![(u64::from(id) + 1, 0)] }).collect();
+        let last_uuid = partitions.len() as u64;
+        let random = ChaCha8Rng::seed_from_u64(seed);
+        BranchingFeed(Arc::new(Mutex::new(Producer { partitions, acts: VecDeque::new(), random, last_uuid, tells_first: false })))
+    }
+
+    /// Makes it one that tells what is taken back before anything that was written after.
+    #[must_use]
+    pub fn telling_first(self) -> Self {
+        self.0.lock().tells_first = true;
+        self
+    }
+
+    /// Does something now.
+    pub fn act(&self, act: Act) {
+        self.0.lock().act(act);
+    }
+
+    /// What is to happen while the feed is read, a bit at a time.
+    pub fn plan(&self, acts: impl IntoIterator<Item = Act>) {
+        self.0.lock().acts.extend(acts);
+    }
+
+    /// Everything that the producer has, in the order of its partitions: of each key all changes that were not lost.
+    pub fn surviving(&self) -> Vec<Mutation> {
+        self.0.lock().surviving()
+    }
+}
+
+impl Producer {
+    fn surviving(&self) -> Vec<Mutation> {
+        self.partitions.iter().flat_map(|partition| partition.items.clone()).collect()
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Write(Write { key, value }) => {
+                let count = self.partitions.len() as u64;
+                let id = key.bytes().fold(7u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte))) % count;
+                let partition = &mut self.partitions[id as usize];
+                let known = partition.items.iter().rev().find(|item| item.key == key.as_bytes());
+                let value = value(known);
+                let mut mutation = Mutation::new(key, value);
+                (mutation.partition, mutation.seqno) = (PartitionId(id as u16), PartitionSeqno(partition.high() + 1));
+                partition.items.push(mutation);
+            }
+            Act::FailOver(id, percent) => {
+                let Some(partition) = self.partitions.get_mut(usize::from(id.0)) else { return };
+                let keep = partition.high() * percent.min(100) / 100;
+                partition.items.retain(|item| item.seqno.0 <= keep);
+                partition.log.retain(|(_, begin)| *begin <= keep);
+                self.last_uuid += 1;
+                partition.log.insert(0, (self.last_uuid, keep));
+            }
+            Act::Look(Look(look)) => look(self.surviving()),
+        }
+    }
+}
+
+/// The last place up to `seqno` that both histories have in common.
+fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
+    let mut end = seqno;
+    for &(uuid, begin) in ours {
+        if begin <= end
+            && let Some(place) = theirs.iter().position(|(their, _)| *their == uuid)
+        {
+            return end.min(place.checked_sub(1).map_or(u64::MAX, |newer| theirs[newer].1));
+        }
+        end = end.min(begin);
+    }
+    0
+}
+
+/// Snapshots end where the seqno is a multiple of it, or with the last one. So what is delivered again is left out as before, but for what comes
+/// after a failover.
+const SNAPSHOT: u64 = 6;
+
+/// How far a stream is in one partition.
+#[derive(Debug, Default)]
+struct Place {
+    at: PartitionPosition,
+    /// Places at which snapshots ended.
+    boundaries: Vec<u64>,
+    /// What must have come before a rollback has ended.
+    returning: Option<u64>,
+}
+
+impl Place {
+    fn new(at: PartitionPosition) -> Self {
+        let inside = (1..=at.seqno).contains(&at.snapshot_start);
+        let complete = (at.seqno == at.snapshot_end).then_some(at.seqno);
+        let boundaries = inside.then(|| at.snapshot_start - 1).into_iter().chain(complete).collect();
+        Place { at, boundaries, returning: None }
+    }
+
+    /// What there is to tell of the partition next, a snapshot at most.
+    fn next(&mut self, id: u16, partition: &Partition, caught_up: bool, alone: bool) -> Vec<FeedEvent> {
+        let id = PartitionId(id);
+        let mut out = Vec::new();
+        let uuid = partition.log[0].0;
+        if self.at.uuid != uuid {
+            let common = if self.at.uuid == 0 {
+                self.at.seqno
+            } else {
+                common_point(&self.at.failover_log, &partition.log, self.at.seqno)
+            };
+            // In the middle of a snapshot not all keys are as they were at any place.
+            let is_inside = self.at.seqno < self.at.snapshot_end && common < self.at.snapshot_end;
+            let is_left = common < self.at.seqno || is_inside && self.at.seqno > 0;
+            if is_left {
+                let to = self.boundaries.iter().rev().find(|boundary| **boundary <= common).copied().unwrap_or(0);
+                self.boundaries.retain(|boundary| *boundary <= to);
+                (self.at.seqno, self.at.snapshot_start, self.at.snapshot_end) = (to, to, to);
+            }
+            if is_left || self.at.uuid != 0 && !caught_up {
+                out.push(FeedEvent::Rollback { partition: id, to: PartitionSeqno(self.at.seqno) });
+                self.returning = Some(0);
+            }
+            // Another history may have less: then less is waited for.
+            self.returning = self.returning.map(|_| partition.high());
+            (self.at.uuid, self.at.failover_log) = (uuid, partition.log.clone());
+            out.push(FeedEvent::PartitionState { partition: id, uuid, failover_log: partition.log.clone() });
+            if alone {
+                return out;
+            }
+        }
+        let rest = partition.after(self.at.seqno);
+        let begun = rest.partition_point(|item| item.seqno.0 <= self.at.snapshot_end);
+        let cut = rest.iter().position(|item| item.seqno.0.is_multiple_of(SNAPSHOT)).map_or(rest.len(), |last| last + 1);
+        let some = &rest[..cut.max(begun)];
+        if let (Some(first), Some(last)) = (some.first(), some.last()) {
+            let (start, end) = (first.seqno, last.seqno);
+            out.push(FeedEvent::SnapshotStart { partition: id, start, end });
+            let newest: HashMap<&[u8], PartitionSeqno> = some.iter().map(|item| (&item.key[..], item.seqno)).collect();
+            let kept = some.iter().filter(|item| newest[&item.key[..]] == item.seqno);
+            out.extend(kept.cloned().map(FeedEvent::Mutation));
+            (self.at.seqno, self.at.snapshot_start, self.at.snapshot_end) = (end.0, start.0, end.0);
+            self.boundaries.push(end.0);
+        }
+        if self.returning.is_some_and(|goal| self.at.seqno >= goal) {
+            self.returning = None;
+            out.push(FeedEvent::RollbackEnded { partition: id });
+        }
+        out
+    }
+
+    fn has_more(&self, partition: &Partition) -> bool {
+        self.at.uuid != partition.log[0].0 || self.at.seqno < partition.high() || self.returning.is_some()
+    }
+}
+
+#[derive(Debug)]
+struct Reading {
+    producer: Arc<Mutex<Producer>>,
+    places: Vec<Place>,
+    is_caught_up: bool,
+}
+
+impl Reading {
+    fn next(&mut self) -> Option<FeedBatch> {
+        let producer = self.producer.clone();
+        let mut producer = producer.lock();
+        loop {
+            let more: Vec<usize> =
+                (0..self.places.len()).filter(|id| self.places[*id].has_more(&producer.partitions[*id])).collect();
+            let acts_now = more.is_empty() || producer.random.random_bool(0.3);
+            if acts_now
+                && (self.is_caught_up || producer.random.random_bool(0.5))
+                && let Some(act) = producer.acts.pop_front()
+            {
+                producer.act(act);
+                continue;
+            }
+            if more.is_empty() && !self.is_caught_up {
+                self.is_caught_up = true;
+                return Some(vec![FeedEvent::CaughtUp].into());
+            }
+            if more.is_empty() && producer.acts.is_empty() {
+                return None;
+            }
+            if more.is_empty() {
+                continue;
+            }
+            let is_left = |id: &&usize| self.places[**id].at.uuid != producer.partitions[**id].log[0].0;
+            let first = more.iter().find(is_left).copied().filter(|_| producer.tells_first);
+            let id = first.unwrap_or_else(|| more[producer.random.random_range(0..more.len())]);
+            let Producer { partitions, tells_first, .. } = &mut *producer;
+            return Some(self.places[id].next(id as u16, &partitions[id], self.is_caught_up, *tells_first).into());
+        }
+    }
+}
+
+#[async_trait]
+impl Feed for BranchingFeed {
+    fn info(&self) -> FeedInfo {
+        let partitions = self.0.lock().partitions.len() as u16;
+        let capabilities = FeedCapabilities { positions: true, snapshots: true, deletions: false, finite: true };
+        FeedInfo { scheme: "branching", name: "branching".to_owned(), partitions, capabilities }
+    }
+
+    async fn open(&self, start: FeedStart) -> Result<FeedStream> {
+        let mut positions = match start {
+            FeedStart::Beginning => BTreeMap::new(),
+            FeedStart::At(position) => position.partitions,
+            FeedStart::Now => {
+                return Err(Error::new(ErrorKind::Unsupported, "this feed begins at its beginning or at a position")
+                    .with_operation("open"));
+            }
+        };
+        let count = self.0.lock().partitions.len() as u16;
+        let places = (0..count).map(|id| Place::new(positions.remove(&PartitionId(id)).unwrap_or_default())).collect();
+        let reading = Reading { producer: self.0.clone(), places, is_caught_up: false };
+        let batches = futures::stream::unfold(reading, |mut reading| async move {
+            let batch = reading.next()?;
+            Some((Ok(batch), reading))
+        });
+        Ok(batches.boxed())
+    }
+}

@@ -1,0 +1,339 @@
+//! The feed takes back what it has delivered: the cache must come out as if only what survived had ever been there.
+
+#![cfg(all(feature = "memory", feature = "replay"))]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use sluicegate::changes::{ChangesOptions, Delivery};
+use sluicegate::core::verify::{VerifyOptions, VerifyReport, verify};
+use sluicegate::decode::{DecodedDocument, Departure, Invalid};
+use sluicegate::pointer::Supersession;
+use sluicegate::{
+    CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, Membership, Mutation, MutationDecoder, ReaderConfig,
+    ReaderNode, Result, Sequence, Writer, WriterConfig,
+};
+use sluicegate_memory::MemoryStore;
+use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
+use sluicegate_testkit::observe::{Rows, rows};
+use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, Step, When};
+
+/// What a document's value holds: the metadata of a gateway, in short.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Metadata {
+    sequence: u64,
+    revision: String,
+    channels: Vec<String>,
+    /// The sequences of the revisions before.
+    recent: Vec<u64>,
+    /// Where it left channels before: sequence and revision.
+    left: BTreeMap<String, (u64, String)>,
+}
+
+impl Metadata {
+    fn of(mutation: &Mutation) -> Metadata {
+        serde_json::from_slice(&mutation.value).unwrap()
+    }
+}
+
+/// Understands these values.
+#[derive(Debug, Default)]
+struct Short;
+
+impl MutationDecoder for Short {
+    fn decode(&self, mutation: &Mutation) -> Decoded {
+        let Ok(metadata) = serde_json::from_slice::<Metadata>(&mutation.value) else {
+            return Decoded::Invalid(Invalid { reason: "no metadata".to_owned() });
+        };
+        let own = metadata.sequence;
+        let key = std::str::from_utf8(&mutation.key).unwrap();
+        let mut entry = ChangeEntry::new(Sequence(own), key, &metadata.revision, EntryFlags::default())
+            .unwrap()
+            .with_supersedes(metadata.recent.iter().copied().map(Sequence));
+        for name in &metadata.channels {
+            entry = entry.with_channel(Channel::new(name).unwrap(), Membership::Present);
+        }
+        let mut departures = Vec::new();
+        for (name, (sequence, revision)) in &metadata.left {
+            let channel = Channel::new(name).unwrap();
+            if *sequence == own {
+                entry = entry.with_channel(channel, Membership::Removed);
+            } else {
+                let (sequence, revision) = (Sequence(*sequence), revision.as_str().into());
+                let (membership, since) = (Membership::Removed, Sequence::ZERO);
+                departures.push(Departure { sequence, revision, channel, membership, since });
+            }
+        }
+        Decoded::Document(DecodedDocument { entry, unused: Default::default(), departures })
+    }
+}
+
+const CHANNELS: [&str; 4] = ["a", "b", "c", "d"];
+const PARTITIONS: u16 = 4;
+
+/// A gateway: gives out sequences, and writes revisions of documents over what the server has of them.
+#[derive(Debug, Default)]
+struct Gateway {
+    last: Arc<Mutex<u64>>,
+    revisions: u64,
+}
+
+impl Gateway {
+    /// A revision of a document in some channels. What it is based on is known when it is written.
+    fn write(&mut self, document: &str, channels: Vec<String>) -> Act {
+        self.revisions += 1;
+        let (counter, revision) = (self.last.clone(), self.revisions);
+        let value = move |known: Option<&Mutation>| {
+            let mut counter = counter.lock();
+            let before = known.map(Metadata::of).unwrap_or_default();
+            // A gateway does not write a sequence that is not above the document's last.
+            *counter = (*counter).max(before.sequence) + 1;
+            let (sequence, revision) = (*counter, format!("{revision}-x"));
+            let mut recent = before.recent;
+            recent.extend(Some(before.sequence).filter(|before| *before > 0));
+            let mut left = before.left;
+            for channel in before.channels.iter().filter(|channel| !channels.contains(channel)) {
+                left.insert(channel.clone(), (sequence, revision.clone()));
+            }
+            left.retain(|channel, _| !channels.contains(channel));
+            let metadata = Metadata { sequence, revision, channels: channels.clone(), recent, left };
+            serde_json::to_string(&metadata).unwrap()
+        };
+        Act::Write(Write { key: document.to_owned(), value: Arc::new(value) })
+    }
+
+    fn some(&mut self, count: usize, documents: usize, random: &mut ChaCha8Rng) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for _ in 0..count {
+            let channels = CHANNELS.iter().filter(|_| random.random_bool(0.4)).map(ToString::to_string).collect();
+            let document = format!("doc{}", random.random_range(0..documents));
+            acts.push(self.write(&document, channels));
+        }
+        acts
+    }
+
+    /// The counter was on the node that is gone, too: numbers that were lost are given out again.
+    fn lose(&self) -> Act {
+        let last = self.last.clone();
+        let look = move |surviving: Vec<Mutation>| {
+            *last.lock() = surviving.iter().map(|mutation| Metadata::of(mutation).sequence).max().unwrap_or(0);
+        };
+        Act::Look(Look(Arc::new(look)))
+    }
+}
+
+/// A producer with its gateway, and everything that will happen to it, from a seed.
+struct World {
+    feed: BranchingFeed,
+    gateway: Gateway,
+    random: ChaCha8Rng,
+    loses_counter: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        // A number that is given out again before its loss is told is another matter.
+        let loses_counter = seed.is_multiple_of(2);
+        let feed = BranchingFeed::new(PARTITIONS, seed);
+        let feed = if loses_counter { feed.telling_first() } else { feed };
+        let mut world = World { feed, gateway: Gateway::default(), random: random.clone(), loses_counter };
+        let count = random.random_range(10..80);
+        for act in world.gateway.some(count, 12, &mut random) {
+            world.feed.act(act);
+        }
+        world.random = random;
+        world
+    }
+
+    fn fail_over(&mut self) -> Act {
+        let partition = sluicegate::PartitionId(self.random.random_range(0..PARTITIONS));
+        let percent = *[0, 30, 60, 80, 90, 95].choose(&mut self.random).unwrap();
+        Act::FailOver(partition, percent)
+    }
+
+    /// Failovers, of one partition or of several, perhaps with the gateway's counter; and what is written after.
+    fn trouble(&mut self) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for _ in 0..self.random.random_range(1..4) {
+            acts.push(self.fail_over());
+        }
+        if self.loses_counter && self.random.random_bool(0.8) {
+            acts.push(self.gateway.lose());
+        }
+        let count = self.random.random_range(0..25);
+        acts.extend(self.gateway.some(count, 12, &mut self.random));
+        acts
+    }
+
+    /// The rows that a cache shows which saw nothing but what survived.
+    fn expected(&self) -> BTreeMap<String, Rows> {
+        let mut model = Model::new();
+        for mutation in self.feed.surviving() {
+            model.apply(&Short.decode(&mutation));
+        }
+        let row = |(sequence, document, revision, deleted, removed): (Sequence, String, String, bool, Vec<String>)| {
+            (sequence.0, document, revision, deleted, !removed.is_empty())
+        };
+        let rows = |name: &str| {
+            let channel = Channel::new(name).unwrap();
+            model.changes(&[channel], Sequence::ZERO, None, false).into_iter().map(row).collect()
+        };
+        CHANNELS.iter().chain(&["*"]).map(|name| (name.to_string(), rows(name))).collect()
+    }
+}
+
+fn config(seed: u64) -> WriterConfig {
+    let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": 8,
+        "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
+    let config: WriterConfig = serde_json::from_str(text).unwrap();
+    config.with_supersession(if seed % 4 < 2 { Supersession::Recents } else { Supersession::Pointers })
+}
+
+async fn run(store: Arc<dyn CacheStore>, feed: &dyn Feed, seed: u64) -> Result<u64> {
+    let mut writer = Writer::alone(store, Arc::new(Short), "branching", config(seed)).await?;
+    writer.run(feed, std::future::pending()).await?;
+    Ok(writer.stats().withdrawn)
+}
+
+async fn answers(reader: &ReaderNode) -> BTreeMap<String, Rows> {
+    let mut answers = BTreeMap::new();
+    for name in CHANNELS.iter().chain(&["*"]) {
+        let options = ChangesOptions::new().delivery(Delivery::Eager);
+        let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
+        answers.insert(name.to_string(), rows(&answer));
+    }
+    answers
+}
+
+async fn opened(store: &Arc<dyn CacheStore>) -> ReaderNode {
+    ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap()
+}
+
+async fn checked(store: &Arc<dyn CacheStore>) -> VerifyReport {
+    verify(store.as_ref(), &VerifyOptions::default().feed("branching")).await.unwrap()
+}
+
+#[track_caller]
+fn assert_same(found: &BTreeMap<String, Rows>, expected: &BTreeMap<String, Rows>, what: &str) {
+    for (channel, expected) in expected {
+        let found = &found[channel];
+        let lacks: Vec<_> = expected.iter().filter(|row| !found.contains(row)).collect();
+        let more: Vec<_> = found.iter().filter(|row| !expected.contains(row)).collect();
+        assert_eq!(found, expected, "{channel}: {what}: it lacks {lacks:?}, and has {more:?} instead");
+    }
+}
+
+/// A reader that was there all the time answers as one that has just come, and both as the model; and the cache is sound.
+async fn assert_settled(store: &Arc<dyn CacheStore>, reader: Option<&ReaderNode>, world: &World, what: &str) {
+    let expected = world.expected();
+    assert_same(&answers(&opened(store).await).await, &expected, what);
+    if let Some(reader) = reader {
+        reader.refresh().await.unwrap();
+        assert_same(&answers(reader).await, &expected, &format!("{what}: a reader that was there before"));
+    }
+    let report = checked(store).await;
+    assert!(report.is_clean(), "{what}: {report:#?}");
+}
+
+fn store(seed: u64) -> Arc<dyn CacheStore> {
+    if seed.is_multiple_of(3) { Arc::new(PlainStore::new()) } else { Arc::new(MemoryStore::new()) }
+}
+
+#[tokio::test]
+async fn what_comes_out_is_what_a_cache_of_the_surviving_history_shows() {
+    let mut withdrawn = 0;
+    for seed in 0..300 {
+        let mut world = World::new(seed);
+        let store = store(seed);
+        run(store.clone(), &world.feed, seed).await.unwrap();
+        assert_settled(&store, None, &world, &format!("seed {seed}, before")).await;
+        let reader = opened(&store).await;
+        answers(&reader).await;
+        for round in 0..3 {
+            let trouble = world.trouble();
+            if world.random.random_bool(0.5) {
+                // While nobody reads.
+                trouble.into_iter().for_each(|act| world.feed.act(act));
+            } else {
+                world.feed.plan(trouble);
+            }
+            withdrawn += run(store.clone(), &world.feed, seed).await.unwrap();
+            assert_settled(&store, Some(&reader), &world, &format!("seed {seed}, round {round}")).await;
+        }
+    }
+    println!("{withdrawn} entries withdrawn");
+    assert!(withdrawn > 1_000, "{withdrawn}");
+}
+
+#[tokio::test]
+async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
+    let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
+    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
+    let mut crashed = BTreeMap::<String, u64>::new();
+    for (seed, mut point) in (0..405).zip(points.into_iter().cycle()) {
+        let mut world = World::new(seed);
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        run(store.clone(), &world.feed, seed).await.unwrap();
+        let reader = opened(&store).await;
+        answers(&reader).await;
+        let trouble = world.trouble();
+        trouble.into_iter().for_each(|act| world.feed.act(act));
+        point.nth = world.random.random_range(1..8);
+        let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
+        faulty.crash_at(point);
+        let what = format!("seed {seed}, {point}");
+        match run(faulty.clone(), &world.feed, seed).await {
+            Ok(_) => assert!(!faulty.crashed(), "{what}"),
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Closed, "{what}: {e:?}");
+                *crashed.entry(format!("{:?} {:?}", point.step, point.when)).or_default() += 1;
+            }
+        }
+        run(store.clone(), &world.feed, seed).await.unwrap();
+        assert_settled(&store, Some(&reader), &world, &what).await;
+    }
+    println!("crashed at: {crashed:#?}");
+    assert!(crashed.len() >= 24, "{crashed:?}");
+}
+
+#[tokio::test]
+async fn a_writer_held_anywhere_in_a_rollback_while_another_takes_over_does_no_harm() {
+    let mut fenced = 0;
+    for seed in 0..150 {
+        let mut world = World::new(seed);
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        run(store.clone(), &world.feed, seed).await.unwrap();
+        let trouble = world.trouble();
+        trouble.into_iter().for_each(|act| world.feed.act(act));
+        let held = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
+        let mut pause = held.pause_at(world.random.random_range(1..400));
+        let feed = world.feed.clone();
+        let first = tokio::spawn(async move { run(held, &feed, seed).await });
+        tokio::select! {
+            _ = pause.reached() => {}
+            () = async { while !first.is_finished() { tokio::task::yield_now().await } } => {}
+        }
+        let second = tokio::spawn({
+            let (store, feed) = (store.clone(), world.feed.clone());
+            async move { run(store, &feed, seed).await }
+        });
+        for _ in 0..world.random.random_range(0..200) {
+            tokio::task::yield_now().await;
+        }
+        pause.resume();
+        if let Err(e) = first.await.unwrap() {
+            assert_eq!(e.kind(), ErrorKind::Fenced, "seed {seed}: {e:?}");
+            fenced += 1;
+        }
+        second.await.unwrap().unwrap();
+        assert_settled(&store, None, &world, &format!("seed {seed}")).await;
+    }
+    println!("{fenced} fenced");
+    assert!(fenced > 50, "{fenced}");
+}

@@ -319,18 +319,22 @@ impl Assembler {
     }
 
     /// The entries whose marks go with a batch of what is collected. Under load they wait until there are several times as many: the more there are,
-    /// the more fall into each block that has to be written. When nothing is collected all go.
+    /// the more fall into each block that has to be written. When nothing is collected all go. Late ones that the clock says to be marked never wait: after
+    /// a crash nobody would look for them.
     fn take_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
         let due = self.unmarked.range(..=self.published_stable).count();
-        if due < MARKS_AN_ENTRY * self.entries.len() {
-            return Vec::new();
-        }
+        let all = due >= MARKS_AN_ENTRY * self.entries.len();
+        let due = if all { due } else { self.unmarked.range(..=self.clock.marked).count() };
         std::iter::from_fn(|| self.unmarked.pop_first()).take(due).map(|(_, entry)| entry).collect()
     }
 
     fn next_clock(&mut self, now: Duration) -> PublishedClock {
         let (stable, high) = (self.sequencer.stable(), self.sequencer.high());
-        let first_unmarked = self.unmarked.keys().next().map_or(Sequence::MAX, |first| first.previous());
+        // What was given up may still come, and its marks wait until readers see it.
+        let may_come = self.sequencer.abandoned().within(self.published_stable.next().0, stable.0).next();
+        let first_unmarked = self.unmarked.keys().next().copied();
+        let first = first_unmarked.into_iter().chain(may_come.map(|(first, _)| Sequence(first))).min();
+        let first_unmarked = first.map_or(Sequence::MAX, Sequence::previous);
         PublishedClock {
             stable,
             high,
@@ -462,5 +466,27 @@ mod tests {
         assert_eq!(marks(&mut assembler), [13], "nothing came");
         assert!(!assembler.marks_due());
         assert_eq!(assembler.clock().marked, Sequence(13));
+    }
+
+    #[test]
+    fn marks_of_what_is_late_never_wait() {
+        let mut assembler = assembler();
+        for n in [1, 2, 4, 6] {
+            apply(&mut assembler, n, None);
+        }
+        assembler.end_of_feed(Duration::ZERO);
+        assert_eq!(assembler.tick(Duration::from_hours(100)).len(), 2);
+        let given_up = assembler.prepare(None, Duration::ZERO).publication.clock;
+        assert_eq!((given_up.stable, given_up.marked), (Sequence(6), Sequence(2)), "3 and 5 may come before readers see this");
+        apply(&mut assembler, 3, Some(1));
+        let late = assembler.prepare(None, Duration::ZERO);
+        assert!(late.batch.marks.is_empty(), "no reader knows of 3");
+        assembler.published(&given_up);
+        assembler.published(&late.publication.clock);
+        assert_eq!(marks(&mut assembler), [3]);
+        assert_eq!(assembler.clock().marked, Sequence(6));
+        apply(&mut assembler, 5, Some(2));
+        (7..=9).for_each(|n| apply(&mut assembler, n, None));
+        assert_eq!(marks(&mut assembler), [5], "the clock says that all up to 6 are marked");
     }
 }

@@ -248,7 +248,7 @@ fn store(seed: u64) -> Arc<dyn CacheStore> {
 #[tokio::test]
 async fn what_comes_out_is_what_a_cache_of_the_surviving_history_shows() {
     let mut withdrawn = 0;
-    for seed in 0..300 {
+    for seed in 0..1_500 {
         let mut world = World::new(seed);
         let store = store(seed);
         run(store.clone(), &world.feed, seed).await.unwrap();
@@ -276,7 +276,7 @@ async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
     let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
     let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
     let mut crashed = BTreeMap::<String, u64>::new();
-    for (seed, mut point) in (0..405).zip(points.into_iter().cycle()) {
+    for (seed, mut point) in (0..2_700).zip(points.into_iter().cycle()) {
         let mut world = World::new(seed);
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
         run(store.clone(), &world.feed, seed).await.unwrap();
@@ -289,7 +289,7 @@ async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
         faulty.crash_at(point);
         let what = format!("seed {seed}, {point}");
         match run(faulty.clone(), &world.feed, seed).await {
-            Ok(_) => assert!(!faulty.crashed(), "{what}"),
+            Ok(_) => assert!(!faulty.crashed() || point.when == When::After, "{what}"),
             Err(e) => {
                 assert_eq!(e.kind(), ErrorKind::Closed, "{what}: {e:?}");
                 *crashed.entry(format!("{:?} {:?}", point.step, point.when)).or_default() += 1;
@@ -305,7 +305,7 @@ async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_writer_held_anywhere_in_a_rollback_while_another_takes_over_does_no_harm() {
     let mut fenced = 0;
-    for seed in 0..150 {
+    for seed in 0..800 {
         let mut world = World::new(seed);
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
         run(store.clone(), &world.feed, seed).await.unwrap();

@@ -169,18 +169,13 @@ const SNAPSHOT: u64 = 6;
 #[derive(Debug, Default)]
 struct Place {
     at: PartitionPosition,
-    /// Places at which snapshots ended.
-    boundaries: Vec<u64>,
     /// What must have come before a rollback has ended.
     returning: Option<u64>,
 }
 
 impl Place {
     fn new(at: PartitionPosition) -> Self {
-        let inside = (1..=at.seqno).contains(&at.snapshot_start);
-        let complete = (at.seqno == at.snapshot_end).then_some(at.seqno);
-        let boundaries = inside.then(|| at.snapshot_start - 1).into_iter().chain(complete).collect();
-        Place { at, boundaries, returning: None }
+        Place { at, returning: None }
     }
 
     /// What there is to tell of the partition next, a snapshot at most.
@@ -198,9 +193,7 @@ impl Place {
             let is_inside = self.at.seqno < self.at.snapshot_end && common < self.at.snapshot_end;
             let is_left = common < self.at.seqno || is_inside && self.at.seqno > 0;
             if is_left {
-                let to = self.boundaries.iter().rev().find(|boundary| **boundary <= common).copied().unwrap_or(0);
-                self.boundaries.retain(|boundary| *boundary <= to);
-                (self.at.seqno, self.at.snapshot_start, self.at.snapshot_end) = (to, to, to);
+                self.at.roll_back(self.at.last_end(common));
             }
             if is_left || self.at.uuid != 0 && !caught_up {
                 out.push(FeedEvent::Rollback { partition: id, to: PartitionSeqno(self.at.seqno) });
@@ -224,8 +217,8 @@ impl Place {
             let newest: HashMap<&[u8], PartitionSeqno> = some.iter().map(|item| (&item.key[..], item.seqno)).collect();
             let kept = some.iter().filter(|item| newest[&item.key[..]] == item.seqno);
             out.extend(kept.cloned().map(FeedEvent::Mutation));
-            (self.at.seqno, self.at.snapshot_start, self.at.snapshot_end) = (end.0, start.0, end.0);
-            self.boundaries.push(end.0);
+            self.at.begin_snapshot(start.0, end.0);
+            self.at.seqno = end.0;
         }
         if self.returning.is_some_and(|goal| self.at.seqno >= goal) {
             self.returning = None;

@@ -1,14 +1,9 @@
 //! Where a vbucket can be taken up again (protocol, sections 5.1 and 5.4). Pure.
 
-use std::collections::VecDeque;
-
 use sluicegate_core::feed::PartitionPosition;
 
 /// The histories of a vbucket, newest first: identity, and the seqno at which each begins.
 pub(crate) type Histories = Vec<(u64, u64)>;
-
-/// Boundaries of snapshots that are remembered, of each vbucket.
-const MAX_BOUNDARIES: usize = 32;
 
 /// What the server is told of a position besides where it is (protocol, sections 3.5 and 5.1); 0 for nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,32 +74,6 @@ pub(crate) fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u6
     0
 }
 
-/// Places at which snapshots that were received ended, the last ones. Only there all keys are as they were on the server; elsewhere
-/// the server may have left out versions that it has replaced within the snapshot.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Boundaries(VecDeque<u64>);
-
-impl Boundaries {
-    pub(crate) fn push(&mut self, seqno: u64) {
-        if self.0.back() == Some(&seqno) {
-            return;
-        }
-        if self.0.len() == MAX_BOUNDARIES {
-            self.0.pop_front();
-        }
-        self.0.push_back(seqno);
-    }
-
-    /// The newest place up to `seqno`; `seqno` itself if none is remembered so far back.
-    pub(crate) fn up_to(&self, seqno: u64) -> u64 {
-        self.0.iter().rev().find(|boundary| **boundary <= seqno).copied().unwrap_or(seqno)
-    }
-
-    pub(crate) fn forget_after(&mut self, seqno: u64) {
-        self.0.retain(|boundary| *boundary <= seqno);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,16 +99,5 @@ mod tests {
         assert_eq!(common_point(&ours, &[(0xd, 30), (0xb, 20)], 25), 25);
         assert_eq!(common_point(&ours, &[(0xe, 0)], 60), 0);
         assert_eq!(common_point(&[], &[(0xe, 0)], 60), 0);
-    }
-
-    #[test]
-    fn only_the_last_boundaries_are_remembered() {
-        let mut boundaries = Boundaries::default();
-        assert_eq!(boundaries.up_to(12), 12);
-        (1..=100).for_each(|n| boundaries.push(n * 10));
-        assert_eq!((boundaries.up_to(995), boundaries.up_to(690), boundaries.up_to(5)), (990, 690, 5));
-        assert_eq!(boundaries.0.len(), MAX_BOUNDARIES);
-        boundaries.forget_after(900);
-        assert_eq!(boundaries.up_to(995), 900);
     }
 }

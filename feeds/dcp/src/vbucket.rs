@@ -1,13 +1,13 @@
 //! One vbucket: what was received of it, and what to ask for next (protocol, section 5). Pure: answers and messages come in, events
 //! for the consumer, requests and wishes go out.
 
-use sluicegate_core::feed::PartitionPosition;
+use sluicegate_core::feed::{PartitionPosition, SnapshotEnds};
 use sluicegate_core::{FeedEvent, PartitionId, PartitionSeqno};
 use sluicegate_mcbp::Status;
 use sluicegate_mcbp::dcp::EndReason;
 
 use crate::held_back::HeldBack;
-use crate::resume::{Boundaries, Context, Histories, Position, common_point};
+use crate::resume::{Context, Histories, Position, common_point};
 
 /// Rollbacks in a row after which the vbucket is begun anew.
 const MAX_ROLLBACKS: u32 = 16;
@@ -74,7 +74,10 @@ pub(crate) struct Vbucket {
     id: PartitionId,
     at: Position,
     log: Histories,
-    boundaries: Boundaries,
+    /// Where snapshots ended before that one.
+    ends: SnapshotEnds,
+    /// The seqno at which it began without having anything up to it.
+    began: u64,
     /// A snapshot that was announced, and of which nothing has come: it counts from its first item on (section 5.2, rule 2).
     pending: Option<(u64, u64)>,
     /// The purge seqno of the snapshot that was announced, if it was told.
@@ -108,20 +111,18 @@ pub(crate) struct Vbucket {
 impl Vbucket {
     pub(crate) fn new(id: u16, begin: Begin, is_finite: bool) -> Self {
         let is_now = begin == Begin::Now;
-        let mut boundaries = Boundaries::default();
-        let (at, context, log) = match begin {
-            Begin::Zero | Begin::Now => (Position::default(), Context::default(), Vec::new()),
-            Begin::At(position) => (Position::of(&position), Context::of(&position), position.failover_log),
+        let (at, context, log, ends) = match begin {
+            Begin::Zero | Begin::Now => Default::default(),
+            Begin::At(position) => {
+                (Position::of(&position), Context::of(&position), position.failover_log, position.snapshot_ends)
+            }
         };
-        if (1..=at.seqno).contains(&at.snapshot_start) {
-            // The snapshot before was complete.
-            boundaries.push(at.snapshot_start - 1);
-        }
         Vbucket {
             id: PartitionId(id),
             at,
             log,
-            boundaries,
+            ends,
+            began: 0,
             pending: None,
             pending_purge: None,
             context,
@@ -181,7 +182,7 @@ impl Vbucket {
         if self.wants_now || self.walk.is_some() {
             return Ask::Log;
         }
-        let resume = self.at.resume();
+        let resume = if self.has_narrowed { Position::at(self.at.uuid, self.at.seqno) } else { self.at.resume() };
         match self.is_finite {
             false => Ask::Stream(resume, NO_END),
             // Nothing was received and there is nothing. If something was received, a stream shows whether it still holds.
@@ -195,6 +196,7 @@ impl Vbucket {
         self.target = Some(high);
         if self.wants_now {
             self.at = Position::at(0, high);
+            self.began = high;
         }
         if !self.is_caught_up || self.is_returning {
             self.goal = high;
@@ -270,7 +272,6 @@ impl Vbucket {
             Status::NotMyVbucket => Next::SOON,
             Status::Range if self.at.seqno > 0 && !self.has_narrowed => {
                 self.has_narrowed = true;
-                self.at = Position::at(self.at.uuid, self.at.seqno);
                 Next::Ask
             }
             // The bucket may be another one of the same name: then the history says so.
@@ -360,8 +361,8 @@ impl Vbucket {
     }
 
     fn begin_snapshot(&mut self, start: u64, end: u64) {
-        if self.at.is_complete() {
-            self.boundaries.push(self.at.seqno);
+        if self.at.seqno > 0 && self.at.is_complete() {
+            self.ends.push(self.at.seqno);
         }
         (self.at.snapshot_start, self.at.snapshot_end) = (start, end);
     }
@@ -419,10 +420,11 @@ impl Vbucket {
         !std::mem::replace(&mut self.is_caught_up, true)
     }
 
-    /// Goes back to `to`, or before it to where a snapshot ended.
+    /// Goes back to `to`, or before it to where a snapshot ended: at other places the server may have left something out.
     fn take_back(&mut self, to: u64, out: &mut Vec<FeedEvent>) {
-        let to = self.boundaries.up_to(to.min(self.at.seqno));
-        self.boundaries.forget_after(to);
+        let is_at = self.at.seqno <= to && self.at.is_complete();
+        let to = if is_at { self.at.seqno } else { self.ends.up_to(to).unwrap_or(to.min(self.began)) };
+        self.ends.forget_after(to);
         self.log.retain(|(_, begin)| *begin <= to);
         let uuid = if to == 0 { 0 } else { self.log.first().map_or(0, |(uuid, _)| *uuid) };
         if to < self.at.seqno {

@@ -20,7 +20,20 @@ fn state(log: &[(u64, u64)]) -> FeedEvent {
 
 fn stored(uuid: u64, seqno: u64, start: u64, end: u64) -> Begin {
     let failover_log = LOG.to_vec();
-    Begin::At(PartitionPosition { uuid, seqno, snapshot_start: start, snapshot_end: end, failover_log, ..Default::default() })
+    let mut snapshot_ends = SnapshotEnds::default();
+    [12, 15, 25].into_iter().for_each(|end| snapshot_ends.push(end));
+    let (manifest_uid, purge_seqno) = (0, 0);
+    let (snapshot_start, snapshot_end) = (start, end);
+    Begin::At(PartitionPosition {
+        uuid,
+        seqno,
+        snapshot_start,
+        snapshot_end,
+        failover_log,
+        manifest_uid,
+        purge_seqno,
+        snapshot_ends,
+    })
 }
 
 /// A vbucket whose stream is open, of a server that has `high`.
@@ -226,11 +239,34 @@ fn a_position_in_a_history_that_was_left_since_is_told_as_a_rollback_to_it() {
 }
 
 #[test]
-fn the_start_of_the_snapshot_is_remembered_over_a_restart() {
-    let (mut vbucket, mut out) = open(stored(0xb, 30, 24, 30), false, 30);
+fn a_rollback_goes_to_where_a_snapshot_ended_over_restarts_too() {
+    for (asked, to) in [(40, 30), (30, 30), (29, 25), (25, 25), (24, 15), (11, 0)] {
+        let (mut vbucket, mut out) = open(stored(0xb, 30, 26, 30), false, 30);
+        out.clear();
+        vbucket.on_rollback(asked, &mut out);
+        let told: Vec<FeedEvent> = (to < 30).then(|| rollback(to)).into_iter().collect();
+        assert_eq!(out, told, "{asked}");
+    }
+    let (mut vbucket, mut out) = open(stored(0xb, 28, 26, 30), false, 30);
     out.clear();
-    vbucket.on_rollback(27, &mut out);
-    assert_eq!(out, [rollback(23)]);
+    vbucket.on_rollback(28, &mut out);
+    assert_eq!(out, [rollback(25)], "28 is in the middle of a snapshot");
+}
+
+#[test]
+fn what_began_at_its_end_does_not_go_back_before_that() {
+    let mut vbucket = Vbucket::new(3, Begin::Now, false);
+    let mut out = Vec::new();
+    vbucket.on_high(30, &mut out);
+    vbucket.on_log(LOG.to_vec(), &mut out);
+    vbucket.on_accepted(LOG.to_vec(), &mut out);
+    vbucket.on_marker(31, 40);
+    vbucket.on_item(33, &mut out).unwrap();
+    out.clear();
+    let mut other = vbucket.clone();
+    vbucket.on_rollback(32, &mut out);
+    other.on_rollback(27, &mut out);
+    assert_eq!(out, [rollback(30), rollback(27)]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The change feed: what it delivers, and where to open it.
 
-use std::collections::BTreeMap;
+mod position;
+
 use std::fmt;
 
 use async_trait::async_trait;
@@ -9,6 +10,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+
+pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
 
 /// Number of a partition (vbucket): the unit of order in the feed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -193,127 +196,6 @@ impl From<Vec<FeedEvent>> for FeedBatch {
     }
 }
 
-/// Position of one partition.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PartitionPosition {
-    /// Identity of the partition's history (DCP: vbucket uuid).
-    pub uuid: u64,
-    /// The last seqno whose effect is stored.
-    pub seqno: u64,
-    /// Start of the snapshot it lies in.
-    pub snapshot_start: u64,
-    /// End of the snapshot it lies in.
-    pub snapshot_end: u64,
-    /// The partition's histories as the feed last told them: identity, and the seqno at which each begins; newest first. With them a
-    /// producer that has lost the newest history can be joined at the last place both know (protocol, section 5.4).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failover_log: Vec<(u64, u64)>,
-    /// The last state of the partition's collections that was seen (DCP: manifest uid); 0 for none.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub manifest_uid: u64,
-    /// Up to where deletions may have been gone already when the snapshot was made; 0 if that is not known. A producer that has
-    /// removed more since must send everything again (protocol, section 5.3).
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub purge_seqno: u64,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-impl PartitionPosition {
-    /// Takes everything after `to` back: histories that begin later are gone with it.
-    fn roll_back(&mut self, to: u64) {
-        if !self.failover_log.is_empty() {
-            self.failover_log.retain(|(_, begin)| *begin <= to);
-            self.uuid = self.failover_log.first().map_or(0, |(uuid, _)| *uuid);
-        }
-        (self.seqno, self.snapshot_start, self.snapshot_end) = (to, to, to);
-        (self.manifest_uid, self.purge_seqno) = (0, 0);
-    }
-}
-
-/// Where a feed can be opened again: everything at or before it need not come again.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct FeedPosition {
-    /// By partition; a partition not named starts from its beginning.
-    pub partitions: BTreeMap<PartitionId, PartitionPosition>,
-}
-
-/// Follows a feed's events and knows the position after them.
-#[derive(Clone, Debug, Default)]
-pub struct PositionTracker {
-    partitions: Vec<Option<PartitionPosition>>,
-}
-
-impl PositionTracker {
-    /// Starts at `position`.
-    pub fn new(position: &FeedPosition) -> Self {
-        let mut tracker = PositionTracker::default();
-        for (id, at) in &position.partitions {
-            tracker.entry(*id).clone_from(at);
-        }
-        tracker
-    }
-
-    fn entry(&mut self, id: PartitionId) -> &mut PartitionPosition {
-        let index = usize::from(id.0);
-        if self.partitions.len() <= index {
-            self.partitions.resize_with(index + 1, || None);
-        }
-        self.partitions[index].get_or_insert_default()
-    }
-
-    /// Takes the event at `seqno` of `partition` into account.
-    #[inline]
-    pub fn advance(&mut self, partition: PartitionId, seqno: PartitionSeqno) {
-        let at = self.entry(partition);
-        at.seqno = at.seqno.max(seqno.0);
-        at.snapshot_end = at.snapshot_end.max(at.seqno);
-    }
-
-    /// Takes one event into account.
-    pub fn observe(&mut self, event: &FeedEvent) {
-        match event {
-            FeedEvent::Mutation(m) => self.advance(m.partition, m.seqno),
-            FeedEvent::SnapshotStart { partition, start, end } => {
-                let at = self.entry(*partition);
-                (at.snapshot_start, at.snapshot_end) = (start.0, end.0);
-            }
-            FeedEvent::Rollback { partition, to } => {
-                let at = self.entry(*partition);
-                if to.0 < at.seqno {
-                    at.roll_back(to.0);
-                }
-            }
-            FeedEvent::SeqnoAdvanced { partition, seqno } => self.advance(*partition, *seqno),
-            FeedEvent::PartitionState { partition, uuid, failover_log } => {
-                let at = self.entry(*partition);
-                at.uuid = *uuid;
-                at.failover_log.clone_from(failover_log);
-            }
-            FeedEvent::PartitionContext { partition, manifest_uid, purge_seqno } => {
-                let at = self.entry(*partition);
-                (at.manifest_uid, at.purge_seqno) = (*manifest_uid, *purge_seqno);
-            }
-            FeedEvent::RollbackEnded { .. } | FeedEvent::CaughtUp => {}
-        }
-    }
-
-    /// The position in one partition, if anything of it was observed.
-    pub fn at(&self, partition: PartitionId) -> Option<&PartitionPosition> {
-        self.partitions.get(usize::from(partition.0))?.as_ref()
-    }
-
-    /// The position after all events observed.
-    pub fn position(&self) -> FeedPosition {
-        let partitions = self.partitions.iter().enumerate();
-        FeedPosition { partitions: partitions.filter_map(|(id, at)| Some((PartitionId(id as u16), at.clone()?))).collect() }
-    }
-}
-
 /// Where to open a feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedStart {
@@ -381,65 +263,4 @@ pub trait Feed: Send + Sync + fmt::Debug + 'static {
     /// `Unsupported` for a start that the capabilities exclude; `Unavailable` where the producer cannot be reached;
     /// `RolledBack` where it no longer knows the position.
     async fn open(&self, start: FeedStart) -> Result<FeedStream>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_position_survives_json_and_names_only_partitions_that_were_seen() {
-        let mut tracker = PositionTracker::default();
-        let failover_log = vec![(99, 5), (98, 0)];
-        tracker.observe(&FeedEvent::PartitionState { partition: PartitionId(3), uuid: 99, failover_log: failover_log.clone() });
-        tracker.observe(&FeedEvent::SnapshotStart {
-            partition: PartitionId(3),
-            start: PartitionSeqno(5),
-            end: PartitionSeqno(9),
-        });
-        let mut mutation = Mutation::new("k", "");
-        (mutation.partition, mutation.seqno) = (PartitionId(3), PartitionSeqno(7));
-        tracker.observe(&FeedEvent::Mutation(mutation));
-        tracker.observe(&FeedEvent::PartitionContext { partition: PartitionId(3), manifest_uid: 4, purge_seqno: 6 });
-        let position = tracker.position();
-        let (snapshot_start, snapshot_end, manifest_uid, purge_seqno) = (5, 9, 4, 6);
-        let expected =
-            PartitionPosition { uuid: 99, seqno: 7, snapshot_start, snapshot_end, failover_log, manifest_uid, purge_seqno };
-        assert_eq!(position.partitions.iter().collect::<Vec<_>>(), [(&PartitionId(3), &expected)]);
-        let json = serde_json::to_string(&position).unwrap();
-        assert_eq!(serde_json::from_str::<FeedPosition>(&json).unwrap(), position);
-        assert_eq!(PositionTracker::new(&position).position(), position);
-    }
-
-    #[test]
-    fn a_rollback_takes_the_position_back() {
-        let mut tracker = PositionTracker::default();
-        let mut mutation = Mutation::new("k", "");
-        mutation.seqno = PartitionSeqno(70);
-        tracker.observe(&FeedEvent::Mutation(mutation));
-        tracker.observe(&FeedEvent::PartitionContext { partition: PartitionId(0), manifest_uid: 4, purge_seqno: 60 });
-        tracker.observe(&FeedEvent::Rollback { partition: PartitionId(0), to: PartitionSeqno(50) });
-        let at = &tracker.position().partitions[&PartitionId(0)];
-        assert_eq!((at.seqno, at.manifest_uid, at.purge_seqno), (50, 0, 0));
-    }
-
-    #[test]
-    fn a_rollback_takes_back_the_histories_that_begin_after_it() {
-        let partition = PartitionId(0);
-        let mut tracker = PositionTracker::default();
-        let failover_log = vec![(3, 60), (2, 40), (1, 0)];
-        tracker.observe(&FeedEvent::PartitionState { partition, uuid: 3, failover_log });
-        tracker.observe(&FeedEvent::SeqnoAdvanced { partition, seqno: PartitionSeqno(70) });
-        tracker.observe(&FeedEvent::Rollback { partition, to: PartitionSeqno(50) });
-        let at = &tracker.position().partitions[&partition];
-        assert_eq!((at.uuid, at.seqno, &at.failover_log[..]), (2, 50, &[(2, 40), (1, 0)][..]));
-    }
-
-    #[test]
-    fn a_position_without_a_failover_log_is_read_and_written_as_before() {
-        let json = r#"{"3":{"uuid":99,"seqno":7,"snapshot_start":5,"snapshot_end":9}}"#;
-        let position: FeedPosition = serde_json::from_str(json).unwrap();
-        assert_eq!(position.partitions[&PartitionId(3)].failover_log, []);
-        assert_eq!(serde_json::to_string(&position).unwrap(), json);
-    }
 }

@@ -1,0 +1,296 @@
+//! Where a feed is, and where it can go back to. No I/O.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{FeedEvent, PartitionId, PartitionSeqno};
+
+/// Seqnos at which snapshots of a partition ended, some of those that were taken: the farther back, the fewer.
+///
+/// Only there nothing was left out: within a snapshot the producer leaves out changes of keys that have a later one in it. Whoever goes back to another
+/// place may never get what was left out before it, if the later change is lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SnapshotEnds(Vec<u64>);
+
+impl SnapshotEnds {
+    /// So many are remembered.
+    const MOST: usize = 8;
+
+    /// Remembers one; it must be above all others, and is left out otherwise.
+    pub fn push(&mut self, seqno: u64) {
+        if self.0.last().is_some_and(|last| *last >= seqno) {
+            return;
+        }
+        self.0.push(seqno);
+        if self.0.len() > Self::MOST {
+            // The one that is missed least: its neighbours are close to one another, as seen from the newest. The first stays.
+            let gap = |place: usize| u128::from(self.0[place + 1] - self.0[place - 1]);
+            let age = |place: usize| u128::from(seqno - self.0[place - 1]);
+            let least = (1..Self::MOST).min_by(|a, b| (gap(*a) * age(*b)).cmp(&(gap(*b) * age(*a))));
+            self.0.remove(least.unwrap_or(0));
+        }
+    }
+
+    /// The newest up to `seqno`.
+    pub fn up_to(&self, seqno: u64) -> Option<u64> {
+        self.0.iter().rev().find(|end| **end <= seqno).copied()
+    }
+
+    /// Forgets those above `seqno`.
+    pub fn forget_after(&mut self, seqno: u64) {
+        self.0.retain(|end| *end <= seqno);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Position of one partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionPosition {
+    /// Identity of the partition's history (DCP: vbucket uuid).
+    pub uuid: u64,
+    /// The last seqno whose effect is stored.
+    pub seqno: u64,
+    /// Start of the snapshot it lies in.
+    pub snapshot_start: u64,
+    /// End of the snapshot it lies in.
+    pub snapshot_end: u64,
+    /// The partition's histories as the feed last told them: identity, and the seqno at which each begins; newest first. With them a
+    /// producer that has lost the newest history can be joined at the last place both know (protocol, section 5.4).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failover_log: Vec<(u64, u64)>,
+    /// The last state of the partition's collections that was seen (DCP: manifest uid); 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub manifest_uid: u64,
+    /// Up to where deletions may have been gone already when the snapshot was made; 0 if that is not known. A producer that has
+    /// removed more since must send everything again (protocol, section 5.3).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub purge_seqno: u64,
+    /// Where snapshots ended before that one.
+    #[serde(default, skip_serializing_if = "SnapshotEnds::is_empty")]
+    pub snapshot_ends: SnapshotEnds,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl PartitionPosition {
+    /// Whether nothing of the snapshot it lies in is still to come.
+    pub fn is_complete(&self) -> bool {
+        self.seqno == self.snapshot_end
+    }
+
+    /// The last place up to `seqno`, and up to where it is, at which nothing was left out; 0 if none is known.
+    pub fn last_end(&self, seqno: u64) -> u64 {
+        if self.seqno <= seqno && self.is_complete() { self.seqno } else { self.snapshot_ends.up_to(seqno).unwrap_or(0) }
+    }
+
+    /// A snapshot begins.
+    pub fn begin_snapshot(&mut self, start: u64, end: u64) {
+        if self.seqno > 0 && self.is_complete() {
+            self.snapshot_ends.push(self.seqno);
+        }
+        (self.snapshot_start, self.snapshot_end) = (start, end);
+    }
+
+    /// Takes everything after `to` back: histories that begin later are gone with it.
+    pub fn roll_back(&mut self, to: u64) {
+        if !self.failover_log.is_empty() {
+            self.failover_log.retain(|(_, begin)| *begin <= to);
+            self.uuid = self.failover_log.first().map_or(0, |(uuid, _)| *uuid);
+        }
+        (self.seqno, self.snapshot_start, self.snapshot_end) = (to, to, to);
+        (self.manifest_uid, self.purge_seqno) = (0, 0);
+        self.snapshot_ends.forget_after(to);
+    }
+}
+
+/// Where a feed can be opened again: everything at or before it need not come again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FeedPosition {
+    /// By partition; a partition not named starts from its beginning.
+    pub partitions: BTreeMap<PartitionId, PartitionPosition>,
+}
+
+/// Follows a feed's events and knows the position after them.
+#[derive(Clone, Debug, Default)]
+pub struct PositionTracker {
+    partitions: Vec<Option<PartitionPosition>>,
+}
+
+impl PositionTracker {
+    /// Starts at `position`.
+    pub fn new(position: &FeedPosition) -> Self {
+        let mut tracker = PositionTracker::default();
+        for (id, at) in &position.partitions {
+            tracker.entry(*id).clone_from(at);
+        }
+        tracker
+    }
+
+    fn entry(&mut self, id: PartitionId) -> &mut PartitionPosition {
+        let index = usize::from(id.0);
+        if self.partitions.len() <= index {
+            self.partitions.resize_with(index + 1, || None);
+        }
+        self.partitions[index].get_or_insert_default()
+    }
+
+    /// Takes the event at `seqno` of `partition` into account.
+    #[inline]
+    pub fn advance(&mut self, partition: PartitionId, seqno: PartitionSeqno) {
+        let at = self.entry(partition);
+        at.seqno = at.seqno.max(seqno.0);
+        at.snapshot_end = at.snapshot_end.max(at.seqno);
+    }
+
+    /// Takes one event into account.
+    pub fn observe(&mut self, event: &FeedEvent) {
+        match event {
+            FeedEvent::Mutation(m) => self.advance(m.partition, m.seqno),
+            FeedEvent::SnapshotStart { partition, start, end } => {
+                self.entry(*partition).begin_snapshot(start.0, end.0);
+            }
+            FeedEvent::Rollback { partition, to } => {
+                let at = self.entry(*partition);
+                if to.0 < at.seqno {
+                    at.roll_back(to.0);
+                }
+            }
+            FeedEvent::SeqnoAdvanced { partition, seqno } => self.advance(*partition, *seqno),
+            FeedEvent::PartitionState { partition, uuid, failover_log } => {
+                let at = self.entry(*partition);
+                at.uuid = *uuid;
+                at.failover_log.clone_from(failover_log);
+            }
+            FeedEvent::PartitionContext { partition, manifest_uid, purge_seqno } => {
+                let at = self.entry(*partition);
+                (at.manifest_uid, at.purge_seqno) = (*manifest_uid, *purge_seqno);
+            }
+            FeedEvent::RollbackEnded { .. } | FeedEvent::CaughtUp => {}
+        }
+    }
+
+    /// The position in one partition, if anything of it was observed.
+    pub fn at(&self, partition: PartitionId) -> Option<&PartitionPosition> {
+        self.partitions.get(usize::from(partition.0))?.as_ref()
+    }
+
+    /// The position after all events observed.
+    pub fn position(&self) -> FeedPosition {
+        let partitions = self.partitions.iter().enumerate();
+        FeedPosition { partitions: partitions.filter_map(|(id, at)| Some((PartitionId(id as u16), at.clone()?))).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::Mutation;
+
+    #[test]
+    fn a_position_survives_json_and_names_only_partitions_that_were_seen() {
+        let mut tracker = PositionTracker::default();
+        let failover_log = vec![(99, 5), (98, 0)];
+        tracker.observe(&FeedEvent::PartitionState { partition: PartitionId(3), uuid: 99, failover_log: failover_log.clone() });
+        tracker.observe(&FeedEvent::SnapshotStart {
+            partition: PartitionId(3),
+            start: PartitionSeqno(5),
+            end: PartitionSeqno(9),
+        });
+        let mut mutation = Mutation::new("k", "");
+        (mutation.partition, mutation.seqno) = (PartitionId(3), PartitionSeqno(7));
+        tracker.observe(&FeedEvent::Mutation(mutation));
+        tracker.observe(&FeedEvent::PartitionContext { partition: PartitionId(3), manifest_uid: 4, purge_seqno: 6 });
+        let position = tracker.position();
+        let (snapshot_start, snapshot_end, manifest_uid, purge_seqno) = (5, 9, 4, 6);
+        let expected = PartitionPosition {
+            uuid: 99,
+            seqno: 7,
+            snapshot_start,
+            snapshot_end,
+            failover_log,
+            manifest_uid,
+            purge_seqno,
+            ..PartitionPosition::default()
+        };
+        assert_eq!(position.partitions.iter().collect::<Vec<_>>(), [(&PartitionId(3), &expected)]);
+        let json = serde_json::to_string(&position).unwrap();
+        assert_eq!(serde_json::from_str::<FeedPosition>(&json).unwrap(), position);
+        assert_eq!(PositionTracker::new(&position).position(), position);
+    }
+
+    #[test]
+    fn a_rollback_takes_the_position_back() {
+        let mut tracker = PositionTracker::default();
+        let mut mutation = Mutation::new("k", "");
+        mutation.seqno = PartitionSeqno(70);
+        tracker.observe(&FeedEvent::Mutation(mutation));
+        tracker.observe(&FeedEvent::PartitionContext { partition: PartitionId(0), manifest_uid: 4, purge_seqno: 60 });
+        tracker.observe(&FeedEvent::Rollback { partition: PartitionId(0), to: PartitionSeqno(50) });
+        let at = &tracker.position().partitions[&PartitionId(0)];
+        assert_eq!((at.seqno, at.manifest_uid, at.purge_seqno), (50, 0, 0));
+    }
+
+    #[test]
+    fn a_rollback_takes_back_the_histories_that_begin_after_it() {
+        let partition = PartitionId(0);
+        let mut tracker = PositionTracker::default();
+        let failover_log = vec![(3, 60), (2, 40), (1, 0)];
+        tracker.observe(&FeedEvent::PartitionState { partition, uuid: 3, failover_log });
+        tracker.observe(&FeedEvent::SeqnoAdvanced { partition, seqno: PartitionSeqno(70) });
+        tracker.observe(&FeedEvent::Rollback { partition, to: PartitionSeqno(50) });
+        let at = &tracker.position().partitions[&partition];
+        assert_eq!((at.uuid, at.seqno, &at.failover_log[..]), (2, 50, &[(2, 40), (1, 0)][..]));
+    }
+
+    #[test]
+    fn a_position_without_a_failover_log_is_read_and_written_as_before() {
+        let json = r#"{"3":{"uuid":99,"seqno":7,"snapshot_start":5,"snapshot_end":9}}"#;
+        let position: FeedPosition = serde_json::from_str(json).unwrap();
+        assert_eq!(position.partitions[&PartitionId(3)].failover_log, []);
+        assert_eq!(serde_json::to_string(&position).unwrap(), json);
+    }
+
+    #[test]
+    fn the_ends_of_complete_snapshots_are_places_to_go_back_to() {
+        let partition = PartitionId(0);
+        let mut tracker = PositionTracker::default();
+        let snapshot =
+            |start, end| FeedEvent::SnapshotStart { partition, start: PartitionSeqno(start), end: PartitionSeqno(end) };
+        tracker.observe(&snapshot(0, 9));
+        tracker.advance(partition, PartitionSeqno(9));
+        tracker.observe(&snapshot(10, 20));
+        tracker.advance(partition, PartitionSeqno(15));
+        tracker.observe(&snapshot(16, 22));
+        tracker.advance(partition, PartitionSeqno(22));
+        let at = tracker.at(partition).unwrap().clone();
+        assert_eq!([30, 22, 21, 9, 8].map(|seqno| at.last_end(seqno)), [22, 22, 9, 9, 0], "15 is in the middle of a snapshot");
+        let json = serde_json::to_string(&at).unwrap();
+        assert_eq!(serde_json::from_str::<PartitionPosition>(&json).unwrap(), at);
+        tracker.observe(&FeedEvent::Rollback { partition, to: PartitionSeqno(9) });
+        tracker.observe(&snapshot(10, 18));
+        let at = tracker.at(partition).unwrap();
+        assert_eq!([30, 9, 8].map(|seqno| at.last_end(seqno)), [9, 9, 0]);
+    }
+
+    #[test]
+    fn of_many_ends_there_are_fewer_the_farther_they_are_back() {
+        let mut ends = SnapshotEnds::default();
+        (1..=100_000).for_each(|n| ends.push(n * 10));
+        ends.push(7);
+        assert_eq!((ends.0.len(), ends.0[0], ends.0[7]), (SnapshotEnds::MOST, 10, 1_000_000));
+        let ages: Vec<u64> = ends.0.iter().map(|end| 1_000_000 - end).collect();
+        assert!(ages.windows(2).all(|two| two[0] <= 40 * two[1].max(1)), "{ages:?}");
+        ends.forget_after(500_000);
+        assert!(ends.up_to(1_000_000).is_some_and(|end| end <= 500_000));
+        assert_eq!(ends.up_to(9), None);
+    }
+}

@@ -26,11 +26,11 @@ fn wanted() -> usize {
     }
 }
 
-/// One writer follows while frames come in pieces, it is held up until the server has sent all it may, a node is killed and started again, and
-/// vbuckets move. What it then has not taken, another one takes.
+/// One writer follows while frames come in pieces, it is held up until the server has sent all it may, a node is killed and started again,
+/// vbuckets move, and a third of them lose their last changes: these are withdrawn, and written again. What it then has not taken, another one takes.
 async fn every_answer_is_the_models_however_many_documents_and_whatever_happens_on_the_way(kind: Kind) {
     let copies = Copies::of(&SETS[0]);
-    let count = wanted().div_ceil(copies.documents).max(3) as u64;
+    let count = wanted().div_ceil(copies.documents).max(4) as u64;
     let began = Instant::now();
     let (cluster, store) = (cluster(1024).await, kind.fresh().await);
     cluster.set_faults(|faults| faults.split_percent = 10);
@@ -39,10 +39,11 @@ async fn every_answer_is_the_models_however_many_documents_and_whatever_happens_
     let following = PausingFeed::new(feed(&cluster, "config_poll_ms=50&buffer=1000000").await);
     let mut follower = writer(&store, &following).await;
     let mut held = following.pause_at(20);
+    let mut progress = follower.progress();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(async move {
         let ended = follower.run(&following, async move { drop(stopped.await) }).await;
-        ended.map(|_| follower.stats().received)
+        ended.map(|_| follower.stats())
     });
     let written = |numbers: std::ops::Range<u64>| {
         let mut events = 0;
@@ -66,18 +67,29 @@ async fn every_answer_is_the_models_however_many_documents_and_whatever_happens_
     events += written(first..rest);
     let moves: Vec<(u16, usize)> = (0..1024).step_by(5).map(|vbucket| (vbucket, usize::from(vbucket) % 3)).collect();
     cluster.rebalance(&moves);
-    events += written(rest..count);
+    events += written(rest..count - 1);
+    let before: Vec<u64> = (0..1024).map(|vbucket| cluster.high_seqno(vbucket)).collect();
+    events += written(count - 1..count);
+    progress.wait_for(|progress| progress.clock.high.0 >= count * copies.step).await.unwrap();
+    for vbucket in (0..1024).step_by(3) {
+        let last = cluster.high_seqno(vbucket).saturating_sub(3);
+        cluster.fail_over_vbucket(vbucket, last.max(before[usize::from(vbucket)]));
+    }
+    progress.wait_for(|progress| progress.stats.withdrawn > 0).await.unwrap();
+    events += written(count - 1..count);
     let wrote = began.elapsed();
 
     stop.send(()).unwrap();
-    let received = running.await.unwrap().unwrap();
+    let stats = running.await.unwrap().unwrap();
     let last = feed(&cluster, "until=now").await;
     let mut writer = writer(&store, last.as_ref()).await;
     writer.run(last.as_ref(), std::future::pending()).await.unwrap();
-    let (received, took) = (received + writer.stats().received, began.elapsed());
+    let (received, took) = (stats.received + writer.stats().received, began.elapsed());
+    let withdrawn = stats.withdrawn + writer.stats().withdrawn;
+    assert!(withdrawn > 300, "{withdrawn}");
     let documents = count as usize * copies.documents;
     println!(
-        "{kind:?}: {documents} documents in {events} events, written within {wrote:.1?}; {received} events received and stored within {took:.1?}: {:.0}/s",
+        "{kind:?}: {documents} documents in {events} events, written within {wrote:.1?}; {received} events received, {withdrawn} entries withdrawn, all stored within {took:.1?}: {:.0}/s",
         received as f64 / took.as_secs_f64()
     );
     let clock = clock(&store).await;

@@ -264,3 +264,184 @@ fn document_of(decoded: &Decoded) -> Option<&DecodedDocument> {
 fn document(decoded: &Decoded) -> Option<&str> {
     document_of(decoded).map(|document| document.entry.document())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{Principal, PrincipalKind};
+    use crate::entry::EntryFlags;
+
+    const P: PartitionId = PartitionId(3);
+    const OTHER: PartitionId = PartitionId(4);
+
+    fn entry(sequence: u64, document: &str, over: &[u64], at: (PartitionId, u64)) -> ChangeEntry {
+        ChangeEntry::new(Sequence(sequence), document, &format!("{sequence}-a"), EntryFlags::default())
+            .unwrap()
+            .with_origin(at.0, PartitionSeqno(at.1))
+            .with_supersedes(over.iter().copied().map(Sequence))
+    }
+
+    fn at(seqno: u64) -> Option<PartitionPosition> {
+        Some(PartitionPosition { seqno, ..PartitionPosition::default() })
+    }
+
+    /// A mutation that brings the entry; its partition was one seqno before it.
+    fn held(entry: &ChangeEntry) -> Held {
+        let Origin { partition, seqno } = entry.origin();
+        let document = DecodedDocument { entry: entry.clone(), unused: Default::default(), departures: Vec::new() };
+        Held { partition, seqno, decoded: Decoded::Document(document), before: at(seqno.0 - 1) }
+    }
+
+    /// What the writer does with a mutation: whether it waits.
+    fn comes(rollbacks: &mut Rollbacks, entry: &ChangeEntry) -> bool {
+        let held = held(entry);
+        let waits = rollbacks.judge(held.partition, held.seqno, &held.decoded);
+        if waits {
+            rollbacks.hold(held);
+        }
+        waits
+    }
+
+    /// The partition was at 9 and is taken back to `to`; these were found.
+    fn rollback(to: u64, found: &[&ChangeEntry]) -> Rollbacks {
+        let mut rollbacks = Rollbacks::default();
+        rollbacks.begin(P, PartitionSeqno(to), at(9));
+        assert_eq!(rollbacks.wanted(), [(P, to)].into());
+        rollbacks.found(found.iter().map(|entry| Arc::new((*entry).clone())).collect());
+        assert!(!rollbacks.needs_search());
+        rollbacks
+    }
+
+    fn sequences(entries: &[Arc<ChangeEntry>]) -> Vec<u64> {
+        entries.iter().map(|entry| entry.sequence().0).collect()
+    }
+
+    fn released(rollbacks: &mut Rollbacks) -> Vec<u64> {
+        rollbacks.release().iter().filter_map(Held::sequence).map(|sequence| sequence.0).collect()
+    }
+
+    #[test]
+    fn what_comes_again_as_it_was_stays_with_what_its_document_had_before() {
+        let (first, second) = (entry(10, "d", &[], (P, 6)), entry(12, "d", &[10], (P, 8)));
+        let lost = entry(13, "e", &[], (P, 9));
+        let mut rollbacks = rollback(5, &[&first, &second, &lost]);
+        assert!(!comes(&mut rollbacks, &second));
+        assert_eq!(sequences(&rollbacks.end(P)), [13]);
+        assert!(rollbacks.is_settled());
+    }
+
+    #[test]
+    fn what_comes_again_elsewhere_or_as_something_else_waits_and_what_it_was_goes() {
+        for other in [
+            entry(10, "d", &[], (P, 7)),
+            entry(10, "another", &[], (P, 6)),
+            entry(11, "d", &[], (P, 7)),
+            entry(14, "another", &[10], (OTHER, 2)),
+            entry(4, "another", &[], (OTHER, 2)),
+        ] {
+            let mut rollbacks = rollback(5, &[&entry(10, "d", &[4], (P, 6))]);
+            assert!(comes(&mut rollbacks, &other), "{other:?}");
+            assert!(comes(&mut rollbacks, &entry(20, other.document(), &[], (other.origin().partition, 30))), "in their order");
+            assert!(!comes(&mut rollbacks, &entry(21, "other than both", &[], (OTHER, 31))));
+            assert_eq!(sequences(&rollbacks.end(P)), [10]);
+            assert_eq!(released(&mut rollbacks), [other.sequence().0, 20]);
+            assert!(rollbacks.is_settled());
+        }
+    }
+
+    #[test]
+    fn numbers_that_others_account_for_wait_too() {
+        let mut rollbacks = rollback(5, &[&entry(10, "d", &[4], (P, 6))]);
+        for (number, waits) in [(3, false), (4, true), (10, true), (11, false)] {
+            let (sequence, kind) = (Sequence(number), PrincipalKind::User);
+            let principal = Principal { sequence, kind, name: "u".into(), document: Default::default() };
+            assert_eq!(rollbacks.judge(OTHER, PartitionSeqno(1), &Decoded::Principal(principal)), waits, "{number}");
+            let unused = Decoded::Unused(crate::sequence::SequenceRange::one(Sequence(number)));
+            assert_eq!(rollbacks.judge(OTHER, PartitionSeqno(1), &unused), waits, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_position_stays_before_the_rollback_and_before_what_waits() {
+        let mut rollbacks = rollback(5, &[&entry(10, "d", &[], (P, 6))]);
+        assert!(comes(&mut rollbacks, &entry(14, "d", &[], (OTHER, 21))));
+        assert!(comes(&mut rollbacks, &entry(15, "d", &[], (OTHER, 23))));
+        let position = || FeedPosition { partitions: [(P, at(7).unwrap()), (OTHER, at(30).unwrap())].into() };
+        let mut limited = position();
+        rollbacks.limit(&mut limited);
+        assert_eq!(limited.partitions, [(P, at(9).unwrap()), (OTHER, at(20).unwrap())].into());
+        rollbacks.end(P);
+        let mut limited = position();
+        rollbacks.limit(&mut limited);
+        assert_eq!(limited.partitions, [(P, at(7).unwrap()), (OTHER, at(20).unwrap())].into(), "these wait still");
+        rollbacks.release();
+        let mut limited = position();
+        rollbacks.limit(&mut limited);
+        assert_eq!(limited, position());
+    }
+
+    #[test]
+    fn a_partition_of_which_nothing_was_known_goes_on_at_its_beginning() {
+        let mut rollbacks = Rollbacks::default();
+        rollbacks.begin(P, PartitionSeqno(0), None);
+        let mut position = FeedPosition { partitions: [(P, at(7).unwrap())].into() };
+        rollbacks.limit(&mut position);
+        assert_eq!(position, FeedPosition::default());
+    }
+
+    #[test]
+    fn a_second_rollback_before_the_first_has_ended_forgets_what_waits_from_after_it() {
+        let (kept, lost) = (entry(10, "d", &[], (P, 6)), entry(12, "e", &[], (P, 8)));
+        let mut rollbacks = rollback(5, &[&kept, &lost]);
+        assert!(!comes(&mut rollbacks, &kept));
+        assert!(comes(&mut rollbacks, &entry(16, "e", &[], (P, 7))));
+        rollbacks.begin(P, PartitionSeqno(6), at(7));
+        assert_eq!(rollbacks.wanted(), [(P, 6)].into(), "what was found by then is a candidate still");
+        rollbacks.found(Vec::new());
+        let mut position = FeedPosition { partitions: [(P, at(6).unwrap())].into() };
+        rollbacks.limit(&mut position);
+        assert_eq!(position.partitions[&P].seqno, 9, "the first is not over");
+        assert_eq!(sequences(&rollbacks.end(P)), [12]);
+        assert_eq!(released(&mut rollbacks), [0; 0]);
+
+        let mut rollbacks = Rollbacks::default();
+        rollbacks.begin(P, PartitionSeqno(6), at(9));
+        rollbacks.begin(P, PartitionSeqno(4), at(6));
+        rollbacks.begin(P, PartitionSeqno(5), at(6));
+        assert_eq!(rollbacks.wanted(), [(P, 4)].into(), "nothing was looked for yet");
+    }
+
+    #[test]
+    fn each_partition_ends_for_itself() {
+        let (one, two) = (entry(10, "d", &[], (P, 6)), entry(11, "e", &[], (OTHER, 6)));
+        let mut rollbacks = rollback(5, &[&one]);
+        rollbacks.begin(OTHER, PartitionSeqno(2), None);
+        assert_eq!(rollbacks.wanted(), [(OTHER, 2)].into());
+        rollbacks.found(vec![Arc::new(two)]);
+        assert!(comes(&mut rollbacks, &entry(20, "e", &[], (OTHER, 7))));
+        assert_eq!(sequences(&rollbacks.end(P)), [10]);
+        assert_eq!(released(&mut rollbacks), [0; 0], "11 may come again yet");
+        assert!(!rollbacks.is_idle());
+        assert_eq!(sequences(&rollbacks.end(OTHER)), [11]);
+        assert_eq!(released(&mut rollbacks), [20]);
+        assert!(rollbacks.is_settled());
+    }
+
+    #[test]
+    fn a_duplicate_is_taken_once_its_number_is_free_again() {
+        let (reused, duplicate) = (entry(10, "new", &[], (OTHER, 3)), entry(2, "old", &[], (OTHER, 1)));
+        let mut rollbacks = Rollbacks::default();
+        rollbacks.remember(held(&reused));
+        rollbacks.remember(held(&duplicate));
+        rollbacks.begin(P, PartitionSeqno(5), at(9));
+        rollbacks.found(vec![Arc::new(entry(10, "d", &[], (P, 6)))]);
+        assert_eq!(sequences(&rollbacks.end(P)), [10]);
+        assert_eq!(released(&mut rollbacks), [10], "the number was given out again before anybody said that it was lost");
+
+        rollbacks.remember(held(&reused));
+        rollbacks.recall(&[Sequence(10)]);
+        assert_eq!(released(&mut rollbacks), [10]);
+        rollbacks.recall(&[Sequence(10)]);
+        assert_eq!(released(&mut rollbacks), [0; 0], "once");
+    }
+}

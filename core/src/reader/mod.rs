@@ -19,7 +19,8 @@ use tokio_util::task::AbortOnDropHandle;
 pub use subscribe::LateSubscription;
 pub use tail::ChannelView;
 
-use crate::block::{BlockCodec, BlockState};
+use crate::batch::LateEntry;
+use crate::block::{Block, BlockCodec, BlockState};
 use crate::changes::{Answer, AnswerRow, ChangesOptions, Delivery, LateCursor, Row, Source, keep_newest, merge};
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::PublishedClock;
@@ -554,13 +555,48 @@ impl Node {
         });
         late.sort_unstable_by_key(|(late, _)| late.sequence);
         late.dedup_by_key(|(late, _)| late.sequence);
-        let state = self.state.read();
-        let rows_of = |channel: &Channel| {
+        let mut rows = Vec::with_capacity(channels.len());
+        for channel in channels {
+            rows.push(self.newest_of_late(channel, &late, cut).await?);
+        }
+        Ok((rows, cursor))
+    }
+
+    /// The late entries that are the newest rows of their documents in `channel`: as its tail says; of what lies below that, its blocks.
+    async fn newest_of_late(&self, channel: &Channel, late: &[(LateEntry, Arc<ChangeEntry>)], cut: &Cut) -> Result<Vec<Row>> {
+        let (mut rows, valid_from, clock) = {
+            let state = self.state.read();
             let tail = state.tails.get(channel);
-            let newest = |entry: &ChangeEntry| !tail.is_some_and(|tail| tail.has_newer(entry));
-            late.iter().filter(|(_, entry)| newest(entry)).filter_map(|(_, entry)| Row::in_channel(entry, channel)).collect()
+            let newest = late.iter().filter(|(_, entry)| !tail.is_some_and(|tail| tail.has_newer(entry)));
+            let rows: Vec<Row> = newest.filter_map(|(_, entry)| Row::in_channel(entry, channel)).collect();
+            (rows, tail.map_or(cut.high.next(), |tail| tail.valid_from()), (state.clock.stable, state.clock.marked))
         };
-        Ok((channels.iter().map(rows_of).collect(), cursor))
+        if rows.first().is_none_or(|row| row.entry.sequence() >= valid_from) {
+            return Ok(rows);
+        }
+        let (store, codec, (stable, marked)) = (self.store.as_ref(), self.codec.as_ref(), clock);
+        // Rows whose marks may not have been written yet.
+        let unmarked = match SequenceRange::new(marked.next(), valid_from.previous()) {
+            Some(range) => scan::live_rows(store, codec, channel, range, scan::PAGE, stable, |_| false).await?,
+            None => Vec::new(),
+        };
+        let mut is_superseded = Vec::with_capacity(rows.len());
+        let mut known = None;
+        for row in &rows {
+            let sequence = row.entry.sequence();
+            let (index, offset) = Block::locate(sequence, codec.capacity());
+            let block = match known.take().filter(|(known, _)| *known == index) {
+                Some((_, block)) => block,
+                None => scan::block(store, codec, channel, index).await?,
+            };
+            let is_newer = |entry: &ChangeEntry| entry.document() == row.entry.document() && entry.sequence() > sequence;
+            let is_marked = sequence < valid_from && block.get(offset) == BlockState::Superseded;
+            is_superseded.push(is_marked || unmarked.iter().any(|(entry, _)| is_newer(entry)));
+            known = Some((index, block));
+        }
+        let mut is_superseded = is_superseded.into_iter();
+        rows.retain(|_| !is_superseded.next().unwrap_or(false));
+        Ok(rows)
     }
 
     fn fill_lock(&self, channel: &Channel) -> Arc<tokio::sync::Mutex<()>> {

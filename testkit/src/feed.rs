@@ -2,7 +2,7 @@
 //!
 //! Each public function is one case. [`feed_conformance!`](crate::feed_conformance) makes a test of each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -124,12 +124,21 @@ pub async fn everything_comes_from_the_beginning(feed: AFeed) {
 pub async fn a_partition_comes_in_the_order_of_its_seqnos(feed: AFeed) {
     let mut last: BTreeMap<PartitionId, PartitionSeqno> = BTreeMap::new();
     let mut snapshots: BTreeMap<PartitionId, (PartitionSeqno, PartitionSeqno)> = BTreeMap::new();
+    let mut unordered = BTreeSet::new();
     for event in all(&feed).await.into_iter().flat_map(|batch| batch.events) {
         match event {
             FeedEvent::SnapshotStart { partition, start, end } => {
                 assert!(start <= end, "{partition:?}: a snapshot from {start:?} to {end:?}");
                 snapshots.insert(partition, (start, end));
+                unordered.remove(&partition);
             }
+            FeedEvent::Unordered { partition } => drop(unordered.insert(partition)),
+            FeedEvent::SeqnoAdvanced { partition, seqno } => {
+                if unordered.remove(&partition) {
+                    last.insert(partition, seqno);
+                }
+            }
+            FeedEvent::Mutation(m) if unordered.contains(&m.partition) => {}
             FeedEvent::Rollback { partition, to } => drop(last.insert(partition, to)),
             FeedEvent::Mutation(m) => {
                 if let Some(before) = last.insert(m.partition, m.seqno) {
@@ -179,6 +188,10 @@ pub async fn an_event_keeps_to_what_is_declared(feed: AFeed) {
         match event {
             FeedEvent::SnapshotStart { partition, .. } => {
                 assert!(info.capabilities.snapshots, "a snapshot, and snapshots are not declared");
+                in_snapshot.insert(partition, true);
+            }
+            FeedEvent::Unordered { partition } => {
+                assert!(info.capabilities.snapshots, "something that has no order, and snapshots are not declared");
                 in_snapshot.insert(partition, true);
             }
             FeedEvent::Mutation(m) => {

@@ -140,6 +140,12 @@ pub enum FeedEvent {
         /// The partition.
         partition: PartitionId,
     },
+    /// What follows comes in no order, up to the partition's next [`SeqnoAdvanced`](FeedEvent::SeqnoAdvanced), which says where it is then, or
+    /// [`SnapshotStart`](FeedEvent::SnapshotStart), before which it has been given up (DCP: OSO snapshot). Until then the position stays where it was.
+    Unordered {
+        /// The partition.
+        partition: PartitionId,
+    },
     /// The position moves without an event about a key: what lies up to `seqno` concerns no one here.
     SeqnoAdvanced {
         /// The partition.
@@ -245,7 +251,7 @@ pub type FeedStream = BoxStream<'static, Result<FeedBatch>>;
 
 /// A source of mutations.
 ///
-/// Contract: events of one partition come in the order of their seqno within a snapshot, partitions interleave at will; an event may
+/// Contract: events of one partition come in the order of their seqno within a snapshot, unless [`Unordered`](FeedEvent::Unordered) was said before; partitions interleave at will; an event may
 /// come again after a reopening, and none that comes after the position of [`FeedStart::At`] is left out, except those of a key that
 /// has a later event (a server keeps only the last). All events of a key come in one partition. Each [`Rollback`](FeedEvent::Rollback) is followed by a
 /// [`RollbackEnded`](FeedEvent::RollbackEnded) of its partition, or by another `Rollback` of it; what is taken back while the feed is closed is told when it is

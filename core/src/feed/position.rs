@@ -1,6 +1,6 @@
 //! Where a feed is, and where it can go back to. No I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +123,8 @@ pub struct FeedPosition {
 #[derive(Clone, Debug, Default)]
 pub struct PositionTracker {
     partitions: Vec<Option<PartitionPosition>>,
+    /// Those whose events come in no order just now.
+    unordered: BTreeSet<PartitionId>,
 }
 
 impl PositionTracker {
@@ -146,6 +148,9 @@ impl PositionTracker {
     /// Takes the event at `seqno` of `partition` into account.
     #[inline]
     pub fn advance(&mut self, partition: PartitionId, seqno: PartitionSeqno) {
+        if !self.unordered.is_empty() && self.unordered.contains(&partition) {
+            return;
+        }
         let at = self.entry(partition);
         at.seqno = at.seqno.max(seqno.0);
         at.snapshot_end = at.snapshot_end.max(at.seqno);
@@ -156,15 +161,21 @@ impl PositionTracker {
         match event {
             FeedEvent::Mutation(m) => self.advance(m.partition, m.seqno),
             FeedEvent::SnapshotStart { partition, start, end } => {
+                self.unordered.remove(partition);
                 self.entry(*partition).begin_snapshot(start.0, end.0);
             }
             FeedEvent::Rollback { partition, to } => {
+                self.unordered.remove(partition);
                 let at = self.entry(*partition);
                 if to.0 < at.seqno {
                     at.roll_back(to.0);
                 }
             }
-            FeedEvent::SeqnoAdvanced { partition, seqno } => self.advance(*partition, *seqno),
+            FeedEvent::Unordered { partition } => drop(self.unordered.insert(*partition)),
+            FeedEvent::SeqnoAdvanced { partition, seqno } => {
+                self.unordered.remove(partition);
+                self.advance(*partition, *seqno);
+            }
             FeedEvent::PartitionState { partition, uuid, failover_log } => {
                 let at = self.entry(*partition);
                 at.uuid = *uuid;
@@ -279,6 +290,26 @@ mod tests {
         tracker.observe(&snapshot(10, 18));
         let at = tracker.at(partition).unwrap();
         assert_eq!([30, 9, 8].map(|seqno| at.last_end(seqno)), [9, 9, 0]);
+    }
+
+    #[test]
+    fn the_position_stays_while_events_come_in_no_order() {
+        let (partition, other) = (PartitionId(0), PartitionId(1));
+        let mut tracker = PositionTracker::default();
+        let seqno = |tracker: &PositionTracker, id| tracker.at(id).map_or(0, |at| at.seqno);
+        tracker.observe(&FeedEvent::Unordered { partition });
+        for n in [7, 2, 9] {
+            tracker.advance(partition, PartitionSeqno(n));
+            tracker.advance(other, PartitionSeqno(n));
+        }
+        assert_eq!((seqno(&tracker, partition), seqno(&tracker, other)), (0, 9));
+        let mut given_up = tracker.clone();
+        tracker.observe(&FeedEvent::SeqnoAdvanced { partition, seqno: PartitionSeqno(9) });
+        tracker.advance(partition, PartitionSeqno(10));
+        assert_eq!(seqno(&tracker, partition), 10);
+        given_up.observe(&FeedEvent::SnapshotStart { partition, start: PartitionSeqno(0), end: PartitionSeqno(9) });
+        given_up.advance(partition, PartitionSeqno(2));
+        assert_eq!(seqno(&given_up, partition), 2);
     }
 
     #[test]

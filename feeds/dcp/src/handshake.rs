@@ -35,6 +35,10 @@ fn wishes(target: &Target, has_snappy: bool, has_collections: bool) -> Vec<Wish>
         // It tells up to where deletions may be gone (section 4.2).
         wishes.push(wish("max_marker_version", "2.2", false));
     }
+    if options.out_of_order {
+        // The mode in which the last seqno is told (section 4.13); a server that does not know it, or decides otherwise, sends in order.
+        wishes.push(wish("enable_out_of_order_snapshots", "true_with_seqno_advanced", false));
+    }
     match options.compression {
         Compression::Force => wishes.push(wish("force_value_compression", "true", true)),
         Compression::On if !has_snappy => wishes.push(wish("enable_value_compression", "true", false)),

@@ -134,10 +134,9 @@ impl Connection {
             Command::DcpAbort(event) => self.on_advanced(envelope, event.abort_seqno).map(drop),
             Command::DcpCommit(_) => self.on_commit(envelope),
             Command::DcpOsoSnapshot(event) => {
-                // Not asked for, since positions inside are none.
                 let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
                 match event.boundary {
-                    OsoBoundary::Start => vbucket.on_unordered_begin(),
+                    OsoBoundary::Start => vbucket.on_unordered_begin(&mut self.out),
                     _ => self.caught_up += usize::from(vbucket.on_unordered_end(&mut self.out)),
                 }
                 Ok(())

@@ -368,8 +368,9 @@ impl Vbucket {
     }
 
     /// A snapshot in the order of keys begins: until it is over the position stays where it is.
-    pub(crate) fn on_unordered_begin(&mut self) {
+    pub(crate) fn on_unordered_begin(&mut self, out: &mut Vec<FeedEvent>) {
         self.unordered = Some(self.at.seqno);
+        out.push(FeedEvent::Unordered { partition: self.id });
     }
 
     /// Such a snapshot is over; true if the vbucket is caught up with it.

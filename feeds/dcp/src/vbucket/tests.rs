@@ -357,7 +357,8 @@ fn every_end_that_nobody_wanted_is_a_reason_to_open_again() {
 #[test]
 fn a_snapshot_in_the_order_of_keys_is_taken_up_from_before_it() {
     let (mut vbucket, mut out) = open(Begin::Zero, false, 9);
-    vbucket.on_unordered_begin();
+    out.clear();
+    vbucket.on_unordered_begin(&mut out);
     for seqno in [7, 2, 9, 4] {
         assert_eq!(vbucket.on_item(seqno, &mut out), Ok(false));
     }
@@ -365,6 +366,8 @@ fn a_snapshot_in_the_order_of_keys_is_taken_up_from_before_it() {
     lost.on_lost();
     assert_eq!(resumed(&lost), Position::default());
     assert!(vbucket.on_unordered_end(&mut out), "caught up");
+    let (partition, seqno) = (partition(), PartitionSeqno(9));
+    assert_eq!(out, [FeedEvent::Unordered { partition }, FeedEvent::SeqnoAdvanced { partition, seqno }]);
     assert_eq!(resumed(&vbucket), Position::at(0xb, 9));
 }
 

@@ -1,7 +1,8 @@
 //! What does not work, and what is said about it.
 
-use sluicegate_core::{ErrorKind, Feed as _, FeedStart, Registry};
+use sluicegate_core::{ErrorKind, Feed as _, FeedStart, PartitionId, Registry};
 use sluicegate_dcp::DcpFeed;
+use sluicegate_simulator::bucket::Content;
 
 use crate::follower::url;
 use crate::{Follower, cluster, keys};
@@ -83,4 +84,43 @@ async fn only_some_collections_arrive() {
         batch.unwrap();
     }
     follower.has_exactly(keys("order-", 200).chain(keys("cart-", 200)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_may_come_in_the_order_of_keys() {
+    let cluster = cluster(1, 100).await;
+    cluster.create_scope("shop").unwrap();
+    let orders = cluster.create_collection("shop", "orders", None).unwrap();
+    let write = |key: &str| {
+        cluster.write(orders, key.to_owned(), Content { value: "{}".into(), ..Content::default() }).unwrap();
+    };
+    let all: Vec<String> = keys("order-", 2_000).collect();
+    (0..all.len()).for_each(|n| write(&all[n * 7919 % all.len()]));
+    cluster.evict();
+    for (options, is_ordered) in [("", true), ("&out_of_order=true", false)] {
+        let options = format!("collections=shop.orders{options}");
+        let mut follower = Follower::open(&cluster, &options).await;
+        follower.until(|follower| follower.events > 100).await;
+        // Nothing can be taken up in the middle, so it is taken up from the beginning.
+        let in_between = follower.position();
+        let moved = in_between.partitions.values().any(|at| at.seqno > 0);
+        assert_eq!(moved, is_ordered, "{in_between:?}");
+        let mut another = Follower::open_at(&cluster, &options, FeedStart::At(in_between)).await;
+        for follower in [&mut follower, &mut another] {
+            follower.catch_up().await;
+            assert_eq!(follower.repeated == 0, is_ordered, "{}", follower.repeated);
+        }
+        follower.has_exactly(keys("order-", 2_000));
+        if !is_ordered {
+            another.has_exactly(keys("order-", 2_000));
+        }
+        let position = follower.position();
+        assert_eq!(position.partitions[&PartitionId(0)].seqno, cluster.high_seqno(0));
+
+        write("order-new");
+        let mut third = Follower::open_at(&cluster, &options, FeedStart::At(position)).await;
+        third.catch_up().await;
+        third.has_exactly(std::iter::once("order-new".to_owned()));
+        cluster.delete_from(orders, "order-new").unwrap();
+    }
 }

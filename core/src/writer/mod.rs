@@ -8,7 +8,7 @@ mod pointers;
 mod rollback;
 mod withdrawal;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -497,6 +497,8 @@ impl Writer {
     /// Takes what came of the feed; with a rollback among it, waits for the store.
     async fn apply(&mut self, mut decoded: DecodedBatch) -> Result<()> {
         let pointers = std::mem::take(&mut decoded.pointers);
+        // A node's partitions come back together: their ends are seen to together.
+        let mut ended = BTreeSet::new();
         for item in std::mem::take(&mut decoded.items) {
             match item {
                 Item::Decoded(partition, seqno, one) => {
@@ -509,10 +511,11 @@ impl Writer {
                 Item::Control(event) => {
                     match event {
                         FeedEvent::Rollback { partition, to } => {
+                            ended.remove(&partition);
                             self.rollbacks.begin(partition, to, self.tracker.at(partition).cloned());
                         }
                         FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(partition) => {
-                            self.end_rollback(partition).await?;
+                            ended.insert(partition);
                         }
                         FeedEvent::CaughtUp => self.is_caught_up = true,
                         _ => {}
@@ -520,6 +523,9 @@ impl Writer {
                     self.tracker.observe(&event);
                 }
             }
+        }
+        if !ended.is_empty() {
+            self.end_rollbacks(&ended).await?;
         }
         if let Some(cache) = &mut self.pointers {
             cache.used(decoded.number);

@@ -204,12 +204,12 @@ impl Rollbacks {
         wanted.into_iter().chain(waiting).for_each(|held| self.hold(held));
     }
 
-    /// All that the partition has was delivered: what of it is to be withdrawn.
-    pub(super) fn end(&mut self, partition: PartitionId) -> Vec<Arc<ChangeEntry>> {
-        self.partitions.remove(&partition);
+    /// All that these partitions have was delivered: what of it is to be withdrawn.
+    pub(super) fn end(&mut self, ended: &BTreeSet<PartitionId>) -> Vec<Arc<ChangeEntry>> {
+        self.partitions.retain(|partition, _| !ended.contains(partition));
         let (gone, left) = std::mem::take(&mut self.candidates)
             .into_iter()
-            .partition(|(_, candidate)| candidate.origin().partition == partition);
+            .partition(|(_, candidate)| ended.contains(&candidate.origin().partition));
         self.candidates = left;
         self.named = RangeSet::new();
         self.candidates.values().for_each(|entry| name(&mut self.named, entry));
@@ -326,7 +326,7 @@ mod tests {
         let lost = entry(13, "e", &[], (P, 9));
         let mut rollbacks = rollback(5, &[&first, &second, &lost]);
         assert!(!comes(&mut rollbacks, &second));
-        assert_eq!(sequences(&rollbacks.end(P)), [13]);
+        assert_eq!(sequences(&rollbacks.end(&[P].into())), [13]);
         assert!(rollbacks.is_settled());
     }
 
@@ -343,7 +343,7 @@ mod tests {
             assert!(comes(&mut rollbacks, &other), "{other:?}");
             assert!(comes(&mut rollbacks, &entry(20, other.document(), &[], (other.origin().partition, 30))), "in their order");
             assert!(!comes(&mut rollbacks, &entry(21, "other than both", &[], (OTHER, 31))));
-            assert_eq!(sequences(&rollbacks.end(P)), [10]);
+            assert_eq!(sequences(&rollbacks.end(&[P].into())), [10]);
             assert_eq!(released(&mut rollbacks), [other.sequence().0, 20]);
             assert!(rollbacks.is_settled());
         }
@@ -370,7 +370,7 @@ mod tests {
         let mut limited = position();
         rollbacks.limit(&mut limited);
         assert_eq!(limited.partitions, [(P, at(9).unwrap()), (OTHER, at(20).unwrap())].into());
-        rollbacks.end(P);
+        rollbacks.end(&[P].into());
         let mut limited = position();
         rollbacks.limit(&mut limited);
         assert_eq!(limited.partitions, [(P, at(7).unwrap()), (OTHER, at(20).unwrap())].into(), "these wait still");
@@ -401,7 +401,7 @@ mod tests {
         let mut position = FeedPosition { partitions: [(P, at(6).unwrap())].into() };
         rollbacks.limit(&mut position);
         assert_eq!(position.partitions[&P].seqno, 9, "the first is not over");
-        assert_eq!(sequences(&rollbacks.end(P)), [12]);
+        assert_eq!(sequences(&rollbacks.end(&[P].into())), [12]);
         assert_eq!(released(&mut rollbacks), [0; 0]);
 
         let mut rollbacks = Rollbacks::default();
@@ -419,10 +419,10 @@ mod tests {
         assert_eq!(rollbacks.wanted(), [(OTHER, 2)].into());
         rollbacks.found(vec![Arc::new(two)]);
         assert!(comes(&mut rollbacks, &entry(20, "e", &[], (OTHER, 7))));
-        assert_eq!(sequences(&rollbacks.end(P)), [10]);
+        assert_eq!(sequences(&rollbacks.end(&[P].into())), [10]);
         assert_eq!(released(&mut rollbacks), [0; 0], "11 may come again yet");
         assert!(!rollbacks.is_idle());
-        assert_eq!(sequences(&rollbacks.end(OTHER)), [11]);
+        assert_eq!(sequences(&rollbacks.end(&[OTHER].into())), [11]);
         assert_eq!(released(&mut rollbacks), [20]);
         assert!(rollbacks.is_settled());
     }
@@ -435,7 +435,7 @@ mod tests {
         rollbacks.remember(held(&duplicate));
         rollbacks.begin(P, PartitionSeqno(5), at(9));
         rollbacks.found(vec![Arc::new(entry(10, "d", &[], (P, 6)))]);
-        assert_eq!(sequences(&rollbacks.end(P)), [10]);
+        assert_eq!(sequences(&rollbacks.end(&[P].into())), [10]);
         assert_eq!(released(&mut rollbacks), [10], "the number was given out again before anybody said that it was lost");
 
         rollbacks.remember(held(&reused));

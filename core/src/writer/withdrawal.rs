@@ -1,6 +1,6 @@
 //! Taking back what the feed has taken back (ARCHITECTURE.md, "Rollback"). The writer does nothing else meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backon::Retryable as _;
 
@@ -111,20 +111,20 @@ impl Writer {
         ranges
     }
 
-    /// A partition has delivered all it has: withdraws what it took back and has not brought again, then takes what waited for that.
-    pub(super) async fn end_rollback(&mut self, partition: PartitionId) -> Result<()> {
+    /// These partitions have delivered all they have: withdraws what they took back and have not brought again, then takes what waited for that.
+    pub(super) async fn end_rollbacks(&mut self, ended: &BTreeSet<PartitionId>) -> Result<()> {
         if self.rollbacks.needs_search() {
             self.search().await?;
         }
         // Everything that came again is stored, and nothing of it is under way.
         self.settle_all().await?;
-        let gone = self.rollbacks.end(partition);
+        let gone = self.rollbacks.end(ended);
         if !gone.is_empty() {
             self.withdraw(gone.into_iter().map(|entry| (entry.sequence(), entry)).collect()).await?;
         }
         let released = self.rollbacks.release();
         self.forget_unstored(&released).await?;
-        tracing::info!(partition = partition.0, waited = released.len(), "a rollback has ended");
+        tracing::info!(partitions = ended.len(), waited = released.len(), "rollbacks have ended");
         if !released.is_empty() {
             let items =
                 released.into_iter().map(|Held { partition, seqno, decoded, .. }| Item::Decoded(partition, seqno, decoded));

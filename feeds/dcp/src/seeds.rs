@@ -44,7 +44,7 @@ impl Seeds {
         let Some((name, servers)) = &self.lookup else { return named(None) };
         let trouble = match tokio::time::timeout(self.patience, servers.srv(name)).await {
             Ok(Ok(records)) if records.is_empty() => return named(None),
-            Ok(Ok(records)) => match srv_seeds(records) {
+            Ok(Ok(records)) => match srv_seeds(records, |most| rand::random_range(0..=most)) {
                 addresses if addresses.is_empty() => "they say that there is no such service".to_owned(),
                 addresses => {
                     tracing::debug!(name, ?addresses, "the DNS says where to begin");

@@ -140,9 +140,22 @@ pub fn srv_name(hosts: &str, is_tls: bool) -> Option<String> {
     (is_name && !hosts.eq_ignore_ascii_case("localhost")).then(|| format!("{service}._tcp.{hosts}"))
 }
 
-/// Where to begin by these records, the most wanted first. Nothing if they say that there is no such service.
-pub fn srv_seeds(mut records: Vec<SrvRecord>) -> Vec<Address> {
-    records.sort_by(|a, b| (a.priority, b.weight, &a.target, a.port).cmp(&(b.priority, a.weight, &b.target, b.port)));
+/// Where to begin by these records: those of the lowest priority first, and among them each as often first as its weight says (RFC 2782). Nothing if
+/// they say that there is no such service. `random` gives a number from 0 to the one that it is given.
+pub fn srv_seeds(mut records: Vec<SrvRecord>, mut random: impl FnMut(u64) -> u64) -> Vec<Address> {
+    // Those without weight first: they are taken only where the number is 0.
+    records.sort_by(|a, b| (a.priority, a.weight, &a.target, a.port).cmp(&(b.priority, b.weight, &b.target, b.port)));
+    for first in 0..records.len() {
+        let equal = records[first..].iter().take_while(|record| record.priority == records[first].priority);
+        let weights: Vec<u64> = equal.map(|record| u64::from(record.weight)).collect();
+        let mut left = random(weights.iter().sum());
+        let chosen = weights.iter().position(|weight| {
+            let is_it = left <= *weight;
+            left = left.saturating_sub(*weight);
+            is_it
+        });
+        records[first..=first + chosen.unwrap_or(0)].rotate_right(1);
+    }
     let address = |record: SrvRecord| {
         let host = record.target.strip_suffix('.').unwrap_or(&record.target);
         (!host.is_empty() && record.port != 0).then(|| Address { host: host.to_owned(), port: record.port })
@@ -240,12 +253,18 @@ mod tests {
     }
 
     #[test]
-    fn the_most_wanted_records_come_first() {
+    fn the_lowest_priority_comes_first_and_weights_decide_among_equals() {
         let record = |priority, weight, target: &str, port| SrvRecord { priority, weight, port, target: target.to_owned() };
         let records =
             vec![record(2, 9, "c.", 3), record(1, 1, "b.", 2), record(1, 5, "a", 1), record(1, 1, "b.", 1), record(0, 0, ".", 7)];
-        assert_eq!(srv_seeds(records), [at("a", 1), at("b", 1), at("b", 2), at("c", 3)]);
-        assert_eq!(srv_seeds(vec![record(0, 0, ".", 0)]), []);
+        assert_eq!(srv_seeds(records.clone(), |_| 0), [at("b", 1), at("b", 2), at("a", 1), at("c", 3)]);
+        assert_eq!(srv_seeds(records.clone(), |sum| sum), [at("a", 1), at("b", 2), at("b", 1), at("c", 3)]);
+        let mut numbers = [0, 2, 4, 0, 0].into_iter();
+        let first = srv_seeds(records.clone(), |_| numbers.next().unwrap());
+        assert_eq!(first, [at("b", 2), at("a", 1), at("b", 1), at("c", 3)]);
+        let first = |number| srv_seeds(records.clone(), |sum| if sum == 7 { number } else { 0 })[0].clone();
+        assert_eq!((0..=7).filter(|number| first(*number) == at("a", 1)).count(), 5, "of eight numbers");
+        assert_eq!(srv_seeds(vec![record(0, 0, ".", 0)], |_| 0), []);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
+pub(crate) use position::least_missed;
 pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
 
 /// Number of a partition (vbucket): the unit of order in the feed.

@@ -6,6 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{FeedEvent, PartitionId, PartitionSeqno};
 
+/// Of ascending places, which one to forget so that fewer are left the farther they are back: its neighbours are close to one another, as seen from the
+/// newest. The first and the newest stay, if there are more than two.
+pub(crate) fn least_missed(places: &[u64]) -> usize {
+    let newest = places.last().copied().unwrap_or(0);
+    let gap = |at: usize| u128::from(places[at + 1] - places[at - 1]);
+    let age = |at: usize| u128::from(newest - places[at - 1]);
+    let between = 1..places.len().saturating_sub(1);
+    between.min_by(|a, b| (gap(*a) * age(*b)).cmp(&(gap(*b) * age(*a)))).unwrap_or(0)
+}
+
 /// Seqnos at which snapshots of a partition ended, some of those that were taken: the farther back, the fewer.
 ///
 /// Only there nothing was left out: within a snapshot the producer leaves out changes of keys that have a later one in it. Whoever goes back to another
@@ -25,11 +35,7 @@ impl SnapshotEnds {
         }
         self.0.push(seqno);
         if self.0.len() > Self::MOST {
-            // The one that is missed least: its neighbours are close to one another, as seen from the newest. The first stays.
-            let gap = |place: usize| u128::from(self.0[place + 1] - self.0[place - 1]);
-            let age = |place: usize| u128::from(seqno - self.0[place - 1]);
-            let least = (1..Self::MOST).min_by(|a, b| (gap(*a) * age(*b)).cmp(&(gap(*b) * age(*a))));
-            self.0.remove(least.unwrap_or(0));
+            self.0.remove(least_missed(&self.0));
         }
     }
 

@@ -4,6 +4,7 @@
 //! everything that decides happens on one task, in the order of the feed.
 
 mod config;
+mod floors;
 mod pointers;
 mod rollback;
 mod withdrawal;
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::batch::{BatchRecord, CommitReceipt, Floor, Gap, Publication};
+use crate::batch::{BatchRecord, CommitReceipt, Gap, Publication};
 use crate::block::{Block, BlockCodec, codec_named};
 use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
@@ -30,7 +31,7 @@ use crate::coordinate::next_epoch;
 use crate::decode::{Decoded, MutationDecoder};
 use crate::engine::{Assembler, Noted, Prepared, Sequencer, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
-use crate::feed::{Feed, FeedBatch, FeedEvent, FeedPosition, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
+use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
 use crate::fenced::Fenced;
 use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
@@ -41,6 +42,7 @@ use crate::store::{CacheStore, Versioned};
 use crate::withdraw;
 
 pub use config::WriterConfig;
+use floors::Floors;
 use pointers::{PointerCache, PointerReader};
 use rollback::{Held, Rollbacks};
 
@@ -106,7 +108,7 @@ pub struct Writer {
     /// What the feed took back, of which it is not known yet what comes again.
     rollbacks: Rollbacks,
     /// Where entries lie that came from after a position: as the checkpoint said, and as this term has found.
-    floors: Vec<(FeedPosition, Floor)>,
+    floors: Floors,
     /// All that earlier terms can have taken of the feed has come again.
     is_caught_up: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
@@ -247,7 +249,7 @@ impl Writer {
         Ok(Writer {
             pointers,
             rollbacks: Rollbacks::default(),
-            floors: checkpoint.map(|c| (c.position.clone(), c.floor)).into_iter().collect(),
+            floors: Floors::of(checkpoint),
             is_caught_up: false,
             begun: 0,
             tracker: checkpoint.map(|c| PositionTracker::new(&c.position)).unwrap_or_default(),
@@ -609,16 +611,17 @@ impl Writer {
             let is_reached = self.is_caught_up && self.rollbacks.is_settled();
             self.rollbacks.limit(&mut position);
             // Otherwise there are entries from after the position: those of an earlier term, or of after what waits.
-            let known = (!is_reached).then(|| self.floor_of(&position));
+            let known = (!is_reached).then(|| self.floors.of_position(&position));
             (position, known)
         });
+        let is_reached = position.as_ref().is_some_and(|(_, known)| known.is_none());
         if checkpoint.is_some() {
             self.checkpointed = Instant::now();
             self.dirty = false;
         }
         let Prepared { batch, mut publication } = self.assembler.prepare(position, self.now());
-        if let Some((_, checkpoint)) = &publication.checkpoint {
-            self.remember_floor(&checkpoint.position, checkpoint.floor);
+        if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {
+            self.floors.remember(&checkpoint.position, checkpoint.floor);
         }
         if let Some(cache) = &self.pointers {
             publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));

@@ -1,23 +1,19 @@
 //! Taking back what the feed has taken back (ARCHITECTURE.md, "Rollback"). The writer does nothing else meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use backon::Retryable as _;
 
 use super::rollback::Held;
 use super::{Item, Writer, backoff, log_retry};
-use crate::batch::Floor;
 use crate::error::{Error, Result};
-use crate::feed::{FeedPosition, PartitionId};
+use crate::feed::PartitionId;
 use crate::fenced::Fenced;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::withdraw::{self, BySequence, Search};
 
 /// Numbers that are looked at one by one, at most, for documents of which nothing else was stored.
 const PROBED: u64 = 100_000;
-
-/// Floors that are remembered, at most.
-const FLOORS: usize = 16;
 
 impl Writer {
     fn fenced(&self) -> Fenced<'_> {
@@ -42,7 +38,7 @@ impl Writer {
         self.settle_all().await?;
         let after = self.rollbacks.wanted();
         let limit = self.config.max_taken_back.saturating_sub(self.rollbacks.candidates());
-        let (floor, late) = (self.floor_after(&after), self.assembler.clock().late);
+        let (floor, late) = (self.floors.after(&after), self.assembler.clock().late);
         let search = Search { floor, late, probe: self.unaccounted(), limit, after };
         let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
         let attempt = || async { search.run(store, codec).await };
@@ -54,38 +50,6 @@ impl Writer {
         );
         self.rollbacks.found(found);
         Ok(())
-    }
-
-    /// Where entries lie that came from after these places, all others left out.
-    fn floor_after(&self, places: &BTreeMap<PartitionId, u64>) -> Floor {
-        let covers = |began: &FeedPosition| {
-            let at = |partition| began.partitions.get(partition).map_or(0, |at| at.seqno);
-            places.iter().all(|(partition, after)| at(partition) <= *after)
-        };
-        let known = self.floors.iter().rev().find(|(began, _)| covers(began));
-        known.map_or_else(Floor::default, |(_, floor)| *floor)
-    }
-
-    /// The floor of a position that the feed has not come to in one go: of an earlier one.
-    pub(super) fn floor_of(&self, position: &FeedPosition) -> Floor {
-        let is_before = |began: &FeedPosition| {
-            began.partitions.iter().all(|(id, at)| at.seqno <= position.partitions.get(id).map_or(0, |at| at.seqno))
-        };
-        let known = self.floors.iter().rev().find(|(began, _)| is_before(began));
-        known.map_or_else(Floor::default, |(_, floor)| *floor)
-    }
-
-    /// Remembers where entries lie that come from after a position.
-    pub(super) fn remember_floor(&mut self, position: &FeedPosition, floor: Floor) {
-        if self.floors.len() >= FLOORS {
-            // Every other one goes, so that some stay that are old.
-            let mut place = 0;
-            self.floors.retain(|_| {
-                place += 1;
-                place % 2 == 1
-            });
-        }
-        self.floors.push((position.clone(), floor));
     }
 
     /// Numbers for which a writer that crashed in the middle of a commit may have stored something that nobody knows of.

@@ -133,11 +133,7 @@ pub async fn a_partition_comes_in_the_order_of_its_seqnos(feed: AFeed) {
                 unordered.remove(&partition);
             }
             FeedEvent::Unordered { partition } => drop(unordered.insert(partition)),
-            FeedEvent::SeqnoAdvanced { partition, seqno } => {
-                if unordered.remove(&partition) {
-                    last.insert(partition, seqno);
-                }
-            }
+            FeedEvent::SeqnoAdvanced { partition, seqno } if unordered.remove(&partition) => drop(last.insert(partition, seqno)),
             FeedEvent::Mutation(m) if unordered.contains(&m.partition) => {}
             FeedEvent::Rollback { partition, to } => drop(last.insert(partition, to)),
             FeedEvent::Mutation(m) => {

@@ -540,26 +540,24 @@ impl Node {
         limit: Option<usize>,
     ) -> Result<(Vec<Vec<Row>>, LateCursor)> {
         let mut late = self.late_entries(after, cut.late).await?;
-        let concerns =
-            |entry: &ChangeEntry| entry.sequence() <= start && channels.iter().any(|channel| entry.membership(channel).is_some());
-        let mut cursor = cut.late;
-        let mut left = limit.unwrap_or(usize::MAX);
-        late.retain(|(late, entry)| {
-            let shown = concerns(entry) && late.number <= cursor.0;
-            if shown && left == 0 {
-                cursor = LateCursor(late.number - 1);
-                return false;
+        late.retain(|(_, entry)| entry.sequence() <= start && channels.iter().any(|channel| entry.membership(channel).is_some()));
+        let mut rest = &late[..];
+        loop {
+            let (some, more) = rest.split_at(rest.len().min(limit.unwrap_or(usize::MAX)));
+            let cursor = more.first().map_or(cut.late, |(next, _)| LateCursor(next.number - 1));
+            let mut some = some.to_vec();
+            some.sort_unstable_by_key(|(late, _)| late.sequence);
+            some.dedup_by_key(|(late, _)| late.sequence);
+            let mut rows = Vec::with_capacity(channels.len());
+            for channel in channels {
+                rows.push(self.newest_of_late(channel, &some, cut).await?);
             }
-            left -= usize::from(shown);
-            shown
-        });
-        late.sort_unstable_by_key(|(late, _)| late.sequence);
-        late.dedup_by_key(|(late, _)| late.sequence);
-        let mut rows = Vec::with_capacity(channels.len());
-        for channel in channels {
-            rows.push(self.newest_of_late(channel, &late, cut).await?);
+            // An answer without a row says that there is nothing more.
+            if some.is_empty() || more.is_empty() || rows.iter().any(|rows| !rows.is_empty()) {
+                return Ok((rows, cursor));
+            }
+            rest = more;
         }
-        Ok((rows, cursor))
     }
 
     /// The late entries that are the newest rows of their documents in `channel`: as its tail says; of what lies below that, its blocks.

@@ -35,6 +35,9 @@ pub struct WriterConfig {
     pub give_up_after_ms: u64,
     /// Entries that the feed may take back at a time: so many are kept in memory until it is known which of them come again.
     pub max_taken_back: usize,
+    /// How long rollbacks of other partitions are waited for when one has come, to look once for what they took back, in milliseconds. Nothing of
+    /// the feed is taken meanwhile.
+    pub gather_rollbacks_ms: u64,
     /// Slots of the ring of batch records, for a new cache.
     pub ring: u64,
     /// How earlier rows of a document are found.
@@ -58,6 +61,7 @@ impl Default for WriterConfig {
             checkpoint_interval_ms: 1_000,
             give_up_after_ms: 60_000,
             max_taken_back: 1_000_000,
+            gather_rollbacks_ms: 200,
             ring: 128,
             supersession: Supersession::default(),
             codec: "adaptive".to_owned(),

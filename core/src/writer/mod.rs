@@ -107,6 +107,9 @@ pub struct Writer {
     pointers: Option<PointerCache>,
     /// What the feed took back, of which it is not known yet what comes again.
     rollbacks: Rollbacks,
+    /// What came since the feed began to take back, and is not taken until no more rollbacks are waited for; and when that began.
+    deferred: Vec<DecodedBatch>,
+    deferred_since: Option<Instant>,
     /// Where entries lie that came from after a position: as the checkpoint said, and as this term has found.
     floors: Floors,
     /// All that earlier terms can have taken of the feed has come again.
@@ -152,6 +155,22 @@ struct DecodedBatch {
 enum Item {
     Decoded(PartitionId, PartitionSeqno, Decoded),
     Control(FeedEvent),
+}
+
+impl Item {
+    /// Whether it is taken back with everything of the partition after `to`.
+    fn is_void(&self, partition: PartitionId, to: PartitionSeqno) -> bool {
+        match self {
+            Item::Decoded(id, seqno, _) | Item::Control(FeedEvent::SeqnoAdvanced { partition: id, seqno }) => {
+                *id == partition && *seqno > to
+            }
+            Item::Control(FeedEvent::SnapshotStart { partition: id, start, end }) => {
+                *id == partition && *start >= to && *end > to
+            }
+            Item::Control(FeedEvent::RollbackEnded { partition: id }) => *id == partition,
+            Item::Control(_) => false,
+        }
+    }
 }
 
 impl Writer {
@@ -249,6 +268,8 @@ impl Writer {
         Ok(Writer {
             pointers,
             rollbacks: Rollbacks::default(),
+            deferred: Vec::new(),
+            deferred_since: None,
             floors: Floors::of(checkpoint),
             is_caught_up: false,
             begun: 0,
@@ -353,8 +374,11 @@ impl Writer {
             }
             let reading = ended.is_none();
             if !reading && decoding.is_empty() {
+                self.take_deferred().await?;
                 break;
             }
+            let gathered = self.deferred_since.unwrap_or(self.began) + Duration::from_millis(self.config.gather_rollbacks_ms);
+            let is_deferring = self.deferred_since.is_some();
             let room_to_read = self.queued_bytes < self.config.max_queue_bytes && decoding.len() < DECODE_AHEAD;
             let room_to_apply = self.in_flight.len() < self.config.max_in_flight;
             tokio::select! {
@@ -375,6 +399,7 @@ impl Writer {
                 },
                 Some(decoded) = decoding.next(), if room_to_apply => self.apply(decoded.map_err(task_failed)??).await?,
                 _ = ticks.tick() => self.tick(),
+                () = tokio::time::sleep_until(gathered), if is_deferring => self.take_deferred().await?,
             }
         }
         drop(stream);
@@ -420,6 +445,7 @@ impl Writer {
             self.settle().await?;
         }
         self.apply(decoded).await?;
+        self.take_deferred().await?;
         // Take what has finished meanwhile, without waiting for more.
         while self.is_busy()
             && let Some(settled) = self.settle().now_or_never()
@@ -496,26 +522,42 @@ impl Writer {
         !idle
     }
 
-    /// Takes what came of the feed; with a rollback among it, waits for the store.
-    async fn apply(&mut self, mut decoded: DecodedBatch) -> Result<()> {
-        let pointers = std::mem::take(&mut decoded.pointers);
-        // A node's partitions come back together: their ends are seen to together.
+    /// Takes what came of the feed, or puts it off if a rollback is among it.
+    async fn apply(&mut self, decoded: DecodedBatch) -> Result<()> {
+        let is_rollback = |item: &Item| matches!(item, Item::Control(FeedEvent::Rollback { .. }));
+        if !self.deferred.is_empty() || decoded.items.iter().any(is_rollback) {
+            self.defer(decoded);
+            return Ok(());
+        }
         let mut ended = BTreeSet::new();
-        for item in std::mem::take(&mut decoded.items) {
+        self.apply_now(decoded, &mut ended);
+        self.applied(&ended).await
+    }
+
+    /// The feed's events are applied, and these partitions have delivered all they have.
+    async fn applied(&mut self, ended: &BTreeSet<PartitionId>) -> Result<()> {
+        if !ended.is_empty() {
+            self.end_rollbacks(ended).await?;
+        }
+        if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
+            self.launch(Some(()));
+        }
+        Ok(())
+    }
+
+    fn apply_now(&mut self, decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) {
+        for item in decoded.items {
             match item {
                 Item::Decoded(partition, seqno, one) => {
-                    if !self.rollbacks.is_idle() && self.is_held(partition, seqno, &one).await? {
+                    if !self.rollbacks.is_idle() && self.is_held(partition, seqno, &one) {
                         self.tracker.advance(partition, seqno);
                         continue;
                     }
-                    self.take_one(partition, seqno, one, &pointers);
+                    self.take_one(partition, seqno, one, &decoded.pointers);
                 }
                 Item::Control(event) => {
                     match event {
-                        FeedEvent::Rollback { partition, to } => {
-                            ended.remove(&partition);
-                            self.rollbacks.begin(partition, to, self.tracker.at(partition).cloned());
-                        }
+                        FeedEvent::Rollback { partition, .. } => drop(ended.remove(&partition)),
                         FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(partition) => {
                             ended.insert(partition);
                         }
@@ -526,17 +568,10 @@ impl Writer {
                 }
             }
         }
-        if !ended.is_empty() {
-            self.end_rollbacks(&ended).await?;
-        }
         if let Some(cache) = &mut self.pointers {
             cache.used(decoded.number);
         }
         self.taken(decoded.bytes);
-        if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
-            self.launch(Some(()));
-        }
-        Ok(())
     }
 
     /// Takes mutations that no rollback keeps waiting.
@@ -582,16 +617,13 @@ impl Writer {
     }
 
     /// Whether a mutation has to wait until a rollback has ended; then it does.
-    async fn is_held(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> Result<bool> {
-        if self.rollbacks.needs_search() {
-            self.search().await?;
-        }
+    fn is_held(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
         let waits = self.rollbacks.judge(partition, seqno, decoded);
         if waits {
             let before = self.tracker.at(partition).cloned();
             self.rollbacks.hold(Held { partition, seqno, decoded: decoded.clone(), before });
         }
-        Ok(waits)
+        waits
     }
 
     fn tick(&mut self) {

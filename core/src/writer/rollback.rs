@@ -85,7 +85,8 @@ impl Rollbacks {
     }
 
     /// Whether entries must be looked for before anything else is taken: what comes may be of any of their numbers, given out again.
-    pub(super) fn needs_search(&self) -> bool {
+    #[cfg(test)]
+    fn needs_search(&self) -> bool {
         self.partitions.values().any(|unresolved| !unresolved.is_collected)
     }
 

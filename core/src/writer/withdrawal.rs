@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use backon::Retryable as _;
+use tokio::time::Instant;
 
 use super::rollback::Held;
-use super::{Item, Writer, backoff, log_retry};
+use super::{DecodedBatch, Item, Writer, backoff, log_retry};
 use crate::error::{Error, Result};
-use crate::feed::PartitionId;
+use crate::feed::{FeedEvent, PartitionId};
 use crate::fenced::Fenced;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::withdraw::{self, BySequence, Search};
@@ -33,8 +34,41 @@ impl Writer {
         }
     }
 
+    /// Puts off what came. A node's partitions are taken back one after the other: it would take too long to search the cache for each.
+    pub(super) fn defer(&mut self, decoded: DecodedBatch) {
+        let DecodedBatch { items, bytes, number, pointers } = decoded;
+        self.deferred_since.get_or_insert_with(Instant::now);
+        self.deferred.push(DecodedBatch { items: Vec::with_capacity(items.len()), bytes, number, pointers });
+        for item in items {
+            if let Item::Control(FeedEvent::Rollback { partition, to }) = item {
+                self.deferred.iter_mut().for_each(|batch| batch.items.retain(|item| !item.is_void(partition, to)));
+                self.rollbacks.begin(partition, to, self.tracker.at(partition).cloned());
+            }
+            if let Some(batch) = self.deferred.last_mut() {
+                batch.items.push(item);
+            }
+        }
+    }
+
+    /// Takes what was put off, if anything was, now that it is known what the cache has of what was taken back.
+    pub(super) async fn take_deferred(&mut self) -> Result<()> {
+        if self.deferred.is_empty() {
+            return Ok(());
+        }
+        self.deferred_since = None;
+        self.search().await?;
+        let mut ended = BTreeSet::new();
+        for batch in std::mem::take(&mut self.deferred) {
+            while self.in_flight.len() >= self.config.max_in_flight {
+                self.settle().await?;
+            }
+            self.apply_now(batch, &mut ended);
+        }
+        self.applied(&ended).await
+    }
+
     /// Finds what may have to be withdrawn, of all partitions of which that is not known.
-    pub(super) async fn search(&mut self) -> Result<()> {
+    async fn search(&mut self) -> Result<()> {
         self.settle_all().await?;
         let after = self.rollbacks.wanted();
         let limit = self.config.max_taken_back.saturating_sub(self.rollbacks.candidates());
@@ -77,9 +111,6 @@ impl Writer {
 
     /// These partitions have delivered all they have: withdraws what they took back and have not brought again, then takes what waited for that.
     pub(super) async fn end_rollbacks(&mut self, ended: &BTreeSet<PartitionId>) -> Result<()> {
-        if self.rollbacks.needs_search() {
-            self.search().await?;
-        }
         // Everything that came again is stored, and nothing of it is under way.
         self.settle_all().await?;
         let gone = self.rollbacks.end(ended);
@@ -148,5 +179,41 @@ impl Writer {
             self.settle().await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{Decoded, Ignored};
+    use crate::feed::PartitionSeqno;
+
+    #[test]
+    fn what_is_taken_back_before_it_was_taken_is_void() {
+        let (partition, other) = (PartitionId(1), PartitionId(2));
+        let seqno = PartitionSeqno;
+        let mutation = |partition, at| Item::Decoded(partition, seqno(at), Decoded::Ignored(Ignored::Deletion));
+        let snapshot = |start, end| Item::Control(FeedEvent::SnapshotStart { partition, start: seqno(start), end: seqno(end) });
+        let state = FeedEvent::PartitionState { partition, uuid: 7, failover_log: Vec::new() };
+        let void = [
+            mutation(partition, 11),
+            snapshot(10, 20),
+            snapshot(15, 20),
+            Item::Control(FeedEvent::SeqnoAdvanced { partition, seqno: seqno(11) }),
+            Item::Control(FeedEvent::RollbackEnded { partition }),
+        ];
+        let kept = [
+            mutation(partition, 10),
+            mutation(other, 11),
+            snapshot(1, 10),
+            snapshot(1, 20),
+            Item::Control(FeedEvent::SeqnoAdvanced { partition, seqno: seqno(10) }),
+            Item::Control(FeedEvent::RollbackEnded { partition: other }),
+            Item::Control(FeedEvent::Rollback { partition, to: seqno(20) }),
+            Item::Control(state),
+            Item::Control(FeedEvent::CaughtUp),
+        ];
+        assert!(void.iter().all(|item| item.is_void(partition, seqno(10))), "{void:?}");
+        assert!(!kept.iter().any(|item| item.is_void(partition, seqno(10))), "{kept:?}");
     }
 }

@@ -133,6 +133,7 @@ impl ChangeEntry {
     }
 
     /// Says where it came from.
+    #[cfg(feature = "runtime")]
     pub(crate) fn set_origin(&mut self, partition: PartitionId, seqno: PartitionSeqno) {
         self.origin = Origin { partition, seqno };
     }

@@ -118,6 +118,7 @@ impl Pointer {
     }
 
     /// Takes the rows that are `gone` back: the newest of the `surviving` entries has its channel again.
+    #[cfg(feature = "runtime")]
     pub(crate) fn withdraw<'a>(
         &mut self,
         is_gone: impl Fn(Sequence) -> bool,

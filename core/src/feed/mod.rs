@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
+#[cfg(feature = "runtime")]
 pub(crate) use position::least_missed;
 pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
 

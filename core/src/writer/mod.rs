@@ -5,37 +5,39 @@
 
 mod config;
 mod floors;
+mod intake;
+mod output;
 mod pointers;
 mod rollback;
 mod withdrawal;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
-use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::batch::{BatchRecord, CommitReceipt, Gap, Publication};
-use crate::block::{Block, BlockCodec, codec_named};
+use crate::batch::Gap;
+use crate::block::{BlockCodec, codec_named};
 use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit;
 use crate::coordinate::next_epoch;
-use crate::decode::{Decoded, MutationDecoder};
-use crate::engine::{Assembler, Noted, Prepared, Sequencer, SkippedRange, WriterStats};
+use crate::decode::MutationDecoder;
+use crate::engine::{Assembler, Noted, Sequencer, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
-use crate::feed::{Feed, FeedBatch, FeedEvent, FeedStart, PartitionId, PartitionSeqno, PositionTracker};
+use crate::feed::{Feed, FeedStart, PositionTracker};
 use crate::fenced::Fenced;
 use crate::key::{BlockIndex, CacheKey};
 use crate::meta::Meta;
-use crate::pointer::{Pointer, Supersession};
+use crate::pointer::Supersession;
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::store::{CacheStore, Versioned};
@@ -43,8 +45,10 @@ use crate::withdraw;
 
 pub use config::WriterConfig;
 use floors::Floors;
-use pointers::{PointerCache, PointerReader};
-use rollback::{Held, Rollbacks};
+use intake::{DecodedBatch, decode};
+use output::{InFlight, Publishing};
+use pointers::PointerCache;
+use rollback::Rollbacks;
 
 /// Why [`Writer::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,59 +122,6 @@ pub struct Writer {
     begun: u64,
     /// Tells who watches; made when somebody asks.
     progress: Option<watch::Sender<WriterProgress>>,
-}
-
-#[derive(Debug)]
-struct InFlight {
-    commit: AbortOnDropHandle<Result<CommitReceipt>>,
-    publication: Publication,
-    bytes: usize,
-}
-
-struct Publishing {
-    publish: BoxFuture<'static, Result<Versioned<PublishedClock>>>,
-    bytes: usize,
-    /// What it publishes.
-    record: Arc<BatchRecord>,
-}
-
-impl std::fmt::Debug for Publishing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Publishing({} bytes)", self.bytes)
-    }
-}
-
-/// A feed batch, decoded.
-#[derive(Debug)]
-struct DecodedBatch {
-    items: Vec<Item>,
-    bytes: usize,
-    /// The how-manieth it is.
-    number: u64,
-    /// The stored pointers of its documents, if the writer keeps any.
-    pointers: HashMap<Box<str>, Pointer>,
-}
-
-#[derive(Debug)]
-enum Item {
-    Decoded(PartitionId, PartitionSeqno, Decoded),
-    Control(FeedEvent),
-}
-
-impl Item {
-    /// Whether it is taken back with everything of the partition after `to`.
-    fn is_void(&self, partition: PartitionId, to: PartitionSeqno) -> bool {
-        match self {
-            Item::Decoded(id, seqno, _) | Item::Control(FeedEvent::SeqnoAdvanced { partition: id, seqno }) => {
-                *id == partition && *seqno > to
-            }
-            Item::Control(FeedEvent::SnapshotStart { partition: id, start, end }) => {
-                *id == partition && *start >= to && *end > to
-            }
-            Item::Control(FeedEvent::RollbackEnded { partition: id }) => *id == partition,
-            Item::Control(_) => false,
-        }
-    }
 }
 
 impl Writer {
@@ -409,55 +360,6 @@ impl Writer {
         }
     }
 
-    /// Takes one feed batch, waiting while too much is in flight. For callers that have no [`Feed`]; `flush` when done.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub async fn process(&mut self, batch: FeedBatch) -> Result<()> {
-        let bytes = batch.memory_bytes();
-        self.queued_bytes += bytes;
-        let items = decode(self.decoder.as_ref(), batch);
-        self.accept(items, bytes).await
-    }
-
-    /// Takes mutations that are decoded already, waiting while too much is in flight. They have no position, so no checkpoints are
-    /// stored from here on, and after a restart all must come again.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub async fn process_decoded(&mut self, decoded: Vec<Decoded>) -> Result<()> {
-        let bytes = decoded.len() * size_of::<Decoded>();
-        self.queued_bytes += bytes;
-        self.has_positions = false;
-        let items = decoded.into_iter().map(|d| Item::Decoded(PartitionId(0), PartitionSeqno(0), d)).collect();
-        self.accept(items, bytes).await
-    }
-
-    fn accept(&mut self, items: Vec<Item>, bytes: usize) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.accept_items(items, bytes))
-    }
-
-    async fn accept_items(&mut self, items: Vec<Item>, bytes: usize) -> Result<()> {
-        let decoded = self.pointer_reader().read(items, bytes).await?;
-        while self.in_flight.len() >= self.config.max_in_flight
-            || self.queued_bytes > self.config.max_queue_bytes && self.is_busy()
-        {
-            self.settle().await?;
-        }
-        self.apply(decoded).await?;
-        self.take_deferred().await?;
-        // Take what has finished meanwhile, without waiting for more.
-        while self.is_busy()
-            && let Some(settled) = self.settle().now_or_never()
-        {
-            settled?;
-        }
-        if self.should_launch() {
-            self.launch(None);
-        }
-        Ok(())
-    }
-
     /// As [`flush`](Self::flush), where nothing more will come for now: what is missing is not waited for, but skipped at once.
     ///
     /// # Errors
@@ -489,12 +391,6 @@ impl Writer {
         }
     }
 
-    fn pointer_reader(&mut self) -> PointerReader {
-        self.begun += 1;
-        let store = self.pointers.is_some().then(|| self.store.clone());
-        PointerReader::new(store, backoff(&self.config), self.begun)
-    }
-
     fn now(&self) -> Duration {
         self.began.elapsed()
     }
@@ -522,110 +418,6 @@ impl Writer {
         !idle
     }
 
-    /// Takes what came of the feed, or puts it off if a rollback is among it.
-    async fn apply(&mut self, decoded: DecodedBatch) -> Result<()> {
-        let is_rollback = |item: &Item| matches!(item, Item::Control(FeedEvent::Rollback { .. }));
-        if !self.deferred.is_empty() || decoded.items.iter().any(is_rollback) {
-            self.defer(decoded);
-            return Ok(());
-        }
-        let mut ended = BTreeSet::new();
-        self.apply_now(decoded, &mut ended);
-        self.applied(&ended).await
-    }
-
-    /// The feed's events are applied, and these partitions have delivered all they have.
-    async fn applied(&mut self, ended: &BTreeSet<PartitionId>) -> Result<()> {
-        if !ended.is_empty() {
-            self.end_rollbacks(ended).await?;
-        }
-        if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
-            self.launch(Some(()));
-        }
-        Ok(())
-    }
-
-    fn apply_now(&mut self, decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) {
-        for item in decoded.items {
-            match item {
-                Item::Decoded(partition, seqno, one) => {
-                    if !self.rollbacks.is_idle() && self.is_held(partition, seqno, &one) {
-                        self.tracker.advance(partition, seqno);
-                        continue;
-                    }
-                    self.take_one(partition, seqno, one, &decoded.pointers);
-                }
-                Item::Control(event) => {
-                    match event {
-                        FeedEvent::Rollback { partition, .. } => drop(ended.remove(&partition)),
-                        FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(partition) => {
-                            ended.insert(partition);
-                        }
-                        FeedEvent::CaughtUp => self.is_caught_up = true,
-                        _ => {}
-                    }
-                    self.tracker.observe(&event);
-                }
-            }
-        }
-        if let Some(cache) = &mut self.pointers {
-            cache.used(decoded.number);
-        }
-        self.taken(decoded.bytes);
-    }
-
-    /// Takes mutations that no rollback keeps waiting.
-    fn take(&mut self, decoded: DecodedBatch) {
-        for item in decoded.items {
-            if let Item::Decoded(partition, seqno, one) = item {
-                self.take_one(partition, seqno, one, &decoded.pointers);
-            }
-        }
-        self.taken(decoded.bytes);
-    }
-
-    #[inline]
-    fn take_one(
-        &mut self,
-        partition: PartitionId,
-        seqno: PartitionSeqno,
-        mut decoded: Decoded,
-        pointers: &HashMap<Box<str>, Pointer>,
-    ) {
-        if let Decoded::Document(document) = &decoded
-            && self.has_positions
-            && self.assembler.sequencer().is_accounted(document.entry.sequence())
-        {
-            let before = self.tracker.at(partition).cloned();
-            self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
-        }
-        self.tracker.advance(partition, seqno);
-        if let Some(cache) = &mut self.pointers {
-            cache.follow(&mut decoded, pointers, self.assembler.clock().batch + 1, &Channel::star());
-        }
-        self.assembler.apply(decoded, self.now());
-        // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
-        if self.assembler.waiting() >= self.config.max_batch {
-            self.launch(None);
-        }
-    }
-
-    fn taken(&mut self, bytes: usize) {
-        self.dirty = true;
-        self.waiting_bytes += bytes;
-        log_noted(&self.assembler.take_noted());
-    }
-
-    /// Whether a mutation has to wait until a rollback has ended; then it does.
-    fn is_held(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
-        let waits = self.rollbacks.judge(partition, seqno, decoded);
-        if waits {
-            let before = self.tracker.at(partition).cloned();
-            self.rollbacks.hold(Held { partition, seqno, decoded: decoded.clone(), before });
-        }
-        waits
-    }
-
     fn tick(&mut self) {
         log_noted(&self.assembler.tick(self.now()));
         self.tell_progress();
@@ -634,119 +426,6 @@ impl Writer {
             self.launch(Some(()));
         }
     }
-
-    /// Prepares a batch and begins to commit it; with a checkpoint if asked and the feed has positions. Between feed
-    /// batches only may a checkpoint be asked for.
-    fn launch(&mut self, checkpoint: Option<()>) {
-        let position = checkpoint.filter(|()| self.has_positions).map(|()| {
-            let mut position = self.tracker.position();
-            let is_reached = self.is_caught_up && self.rollbacks.is_settled();
-            self.rollbacks.limit(&mut position);
-            // Otherwise there are entries from after the position: those of an earlier term, or of after what waits.
-            let known = (!is_reached).then(|| self.floors.of_position(&position));
-            (position, known)
-        });
-        let is_reached = position.as_ref().is_some_and(|(_, known)| known.is_none());
-        if checkpoint.is_some() {
-            self.checkpointed = Instant::now();
-            self.dirty = false;
-        }
-        let Prepared { batch, mut publication } = self.assembler.prepare(position, self.now());
-        if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {
-            self.floors.remember(&checkpoint.position, checkpoint.floor);
-        }
-        if let Some(cache) = &self.pointers {
-            publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
-        }
-        let (store, policy) = (self.store.clone(), backoff(&self.config));
-        let commit = tokio::spawn(async move {
-            let attempt = || async { store.commit(&batch).await };
-            attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
-        });
-        let bytes = std::mem::take(&mut self.waiting_bytes);
-        self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
-    }
-
-    /// Waits until one more batch is committed or published. Cancel safe: what it waits for stays in `self`.
-    async fn settle(&mut self) -> Result<()> {
-        self.settle_one().await.map_err(name_repair)
-    }
-
-    async fn settle_one(&mut self) -> Result<()> {
-        if let Some(publishing) = &mut self.publishing {
-            let published = (&mut publishing.publish).await;
-            let (bytes, record) = (publishing.bytes, publishing.record.clone());
-            self.publishing = None;
-            self.clock = published?;
-            if let Some(cache) = &mut self.pointers {
-                cache.published(record.number, record.entries.iter().map(|entry| entry.document().into()), self.begun);
-            }
-            self.queued_bytes -= bytes;
-            self.assembler.published(&self.clock.value);
-            self.drop_emptied();
-            self.tell_progress();
-        } else if let Some(front) = self.in_flight.front_mut() {
-            let receipt = (&mut front.commit).await.map_err(task_failed)??;
-            let Some(InFlight { publication, bytes, .. }) = self.in_flight.pop_front() else { return Ok(()) };
-            for (channel, index) in receipt.emptied {
-                let last = Block::range(index, self.codec.capacity()).last();
-                self.emptied.insert((last, channel), index);
-            }
-            let record = publication.record.clone();
-            let (store, last, policy) = (self.store.clone(), self.clock.clone(), backoff(&self.config));
-            let publish = async move {
-                let attempt = || async { store.publish(&publication, &last).await };
-                attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
-            };
-            self.publishing = Some(Publishing { publish: publish.boxed(), bytes, record });
-        }
-        Ok(())
-    }
-
-    /// Takes blocks without anything live out of their directories, once every mark up to their end is stored (a restart finds unmarked
-    /// entries through the star channel's directory). One lot at a time: two that write the same directory would be in each other's way.
-    fn drop_emptied(&mut self) {
-        if self.dropping.as_ref().is_some_and(|dropping| !dropping.is_finished()) {
-            return;
-        }
-        let mut blocks = Vec::new();
-        while blocks.len() < DROP_AT_ONCE
-            && let Some(first) = self.emptied.first_entry()
-            && first.key().0 <= self.clock.value.marked
-        {
-            let ((_, channel), index) = first.remove_entry();
-            self.assembler.listed().remove(&channel, index);
-            blocks.push((channel, index));
-        }
-        if blocks.is_empty() {
-            return;
-        }
-        let (store, codec, count) = (self.store.clone(), self.codec.clone(), blocks.len());
-        // Only an optimization for readers: not waited for, and tried again never.
-        self.dropping = Some(tokio::spawn(async move {
-            if let Err(e) = commit::drop_blocks(store.as_ref(), blocks, codec.as_ref()).await {
-                tracing::warn!(blocks = count, error = ?e, "could not drop empty blocks from their directories");
-            }
-        }));
-    }
-}
-
-fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Item> {
-    let item = |event| match event {
-        FeedEvent::Mutation(mutation) => {
-            let mut decoded = decoder.decode(&mutation);
-            match &mut decoded {
-                Decoded::Document(document) => document.entry.set_origin(mutation.partition, mutation.seqno),
-                Decoded::Invalid(invalid) => {
-                    tracing::warn!(key = %mutation.key.escape_ascii(), reason = %invalid.reason, "a mutation cannot be understood; left out");
-                }
-                _ => {}
-            }
-            Item::Decoded(mutation.partition, mutation.seqno, decoded)
-        }
-        other => Item::Control(other),
-    };
-    batch.events.into_iter().map(item).collect()
 }
 
 fn backoff(config: &WriterConfig) -> ExponentialBuilder {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use backon::{ExponentialBuilder, Retryable};
 use rustc_hash::FxBuildHasher;
 
-use super::{DecodedBatch, Item, log_retry, name_repair};
+use super::intake::{DecodedBatch, Item};
+use super::{log_retry, name_repair};
 use crate::channel::Channel;
 use crate::decode::{Decoded, DecodedDocument};
 use crate::entry::ChangeEntry;

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use backon::Retryable as _;
 use tokio::time::Instant;
 
+use super::intake::{DecodedBatch, Item};
 use super::rollback::Held;
-use super::{DecodedBatch, Item, Writer, backoff, log_retry};
+use super::{Writer, backoff, log_retry};
 use crate::error::{Error, Result};
 use crate::feed::{FeedEvent, PartitionId};
 use crate::fenced::Fenced;

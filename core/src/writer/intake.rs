@@ -1,0 +1,228 @@
+//! Taking in what the feed delivers.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+use super::pointers::PointerReader;
+use super::rollback::Held;
+use super::{Writer, backoff, log_noted};
+use crate::channel::Channel;
+use crate::decode::{Decoded, MutationDecoder};
+use crate::error::Result;
+use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
+use crate::pointer::Pointer;
+
+/// A feed batch, decoded.
+#[derive(Debug)]
+pub(super) struct DecodedBatch {
+    pub(super) items: Vec<Item>,
+    pub(super) bytes: usize,
+    /// The how-manieth it is.
+    pub(super) number: u64,
+    /// The stored pointers of its documents, if the writer keeps any.
+    pub(super) pointers: HashMap<Box<str>, Pointer>,
+}
+
+#[derive(Debug)]
+pub(super) enum Item {
+    Decoded(PartitionId, PartitionSeqno, Decoded),
+    Control(FeedEvent),
+}
+
+impl Item {
+    /// Whether it is taken back with everything of the partition after `to`.
+    pub(super) fn is_void(&self, partition: PartitionId, to: PartitionSeqno) -> bool {
+        match self {
+            Item::Decoded(id, seqno, _) | Item::Control(FeedEvent::SeqnoAdvanced { partition: id, seqno }) => {
+                *id == partition && *seqno > to
+            }
+            Item::Control(FeedEvent::SnapshotStart { partition: id, start, end }) => {
+                *id == partition && *start >= to && *end > to
+            }
+            Item::Control(FeedEvent::RollbackEnded { partition: id }) => *id == partition,
+            Item::Control(_) => false,
+        }
+    }
+}
+
+impl Writer {
+    /// Takes one feed batch, waiting while too much is in flight. For callers that have no [`Feed`](crate::Feed); `flush` when done.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn process(&mut self, batch: FeedBatch) -> Result<()> {
+        let bytes = batch.memory_bytes();
+        self.queued_bytes += bytes;
+        let items = decode(self.decoder.as_ref(), batch);
+        self.accept(items, bytes).await
+    }
+
+    /// Takes mutations that are decoded already, waiting while too much is in flight. They have no position, so no checkpoints are
+    /// stored from here on, and after a restart all must come again.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn process_decoded(&mut self, decoded: Vec<Decoded>) -> Result<()> {
+        let bytes = decoded.len() * size_of::<Decoded>();
+        self.queued_bytes += bytes;
+        self.has_positions = false;
+        let items = decoded.into_iter().map(|d| Item::Decoded(PartitionId(0), PartitionSeqno(0), d)).collect();
+        self.accept(items, bytes).await
+    }
+
+    fn accept(&mut self, items: Vec<Item>, bytes: usize) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.accept_items(items, bytes))
+    }
+
+    async fn accept_items(&mut self, items: Vec<Item>, bytes: usize) -> Result<()> {
+        let decoded = self.pointer_reader().read(items, bytes).await?;
+        while self.in_flight.len() >= self.config.max_in_flight
+            || self.queued_bytes > self.config.max_queue_bytes && self.is_busy()
+        {
+            self.settle().await?;
+        }
+        self.apply(decoded).await?;
+        self.take_deferred().await?;
+        // Take what has finished meanwhile, without waiting for more.
+        while self.is_busy()
+            && let Some(settled) = self.settle().now_or_never()
+        {
+            settled?;
+        }
+        if self.should_launch() {
+            self.launch(None);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pointer_reader(&mut self) -> PointerReader {
+        self.begun += 1;
+        let store = self.pointers.is_some().then(|| self.store.clone());
+        PointerReader::new(store, backoff(&self.config), self.begun)
+    }
+
+    /// Takes what came of the feed, or puts it off if a rollback is among it.
+    pub(super) async fn apply(&mut self, decoded: DecodedBatch) -> Result<()> {
+        let is_rollback = |item: &Item| matches!(item, Item::Control(FeedEvent::Rollback { .. }));
+        if !self.deferred.is_empty() || decoded.items.iter().any(is_rollback) {
+            self.defer(decoded);
+            return Ok(());
+        }
+        let mut ended = BTreeSet::new();
+        self.apply_now(decoded, &mut ended);
+        self.applied(&ended).await
+    }
+
+    /// The feed's events are applied, and these partitions have delivered all they have.
+    pub(super) async fn applied(&mut self, ended: &BTreeSet<PartitionId>) -> Result<()> {
+        if !ended.is_empty() {
+            self.end_rollbacks(ended).await?;
+        }
+        if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
+            self.launch(Some(()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_now(&mut self, decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) {
+        for item in decoded.items {
+            match item {
+                Item::Decoded(partition, seqno, one) => {
+                    if !self.rollbacks.is_idle() && self.is_held(partition, seqno, &one) {
+                        self.tracker.advance(partition, seqno);
+                        continue;
+                    }
+                    self.take_one(partition, seqno, one, &decoded.pointers);
+                }
+                Item::Control(event) => {
+                    match event {
+                        FeedEvent::Rollback { partition, .. } => drop(ended.remove(&partition)),
+                        FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(partition) => {
+                            ended.insert(partition);
+                        }
+                        FeedEvent::CaughtUp => self.is_caught_up = true,
+                        _ => {}
+                    }
+                    self.tracker.observe(&event);
+                }
+            }
+        }
+        if let Some(cache) = &mut self.pointers {
+            cache.used(decoded.number);
+        }
+        self.taken(decoded.bytes);
+    }
+
+    /// Takes mutations that no rollback keeps waiting.
+    pub(super) fn take(&mut self, decoded: DecodedBatch) {
+        for item in decoded.items {
+            if let Item::Decoded(partition, seqno, one) = item {
+                self.take_one(partition, seqno, one, &decoded.pointers);
+            }
+        }
+        self.taken(decoded.bytes);
+    }
+
+    #[inline]
+    pub(super) fn take_one(
+        &mut self,
+        partition: PartitionId,
+        seqno: PartitionSeqno,
+        mut decoded: Decoded,
+        pointers: &HashMap<Box<str>, Pointer>,
+    ) {
+        if let Decoded::Document(document) = &decoded
+            && self.has_positions
+            && self.assembler.sequencer().is_accounted(document.entry.sequence())
+        {
+            let before = self.tracker.at(partition).cloned();
+            self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
+        }
+        self.tracker.advance(partition, seqno);
+        if let Some(cache) = &mut self.pointers {
+            cache.follow(&mut decoded, pointers, self.assembler.clock().batch + 1, &Channel::star());
+        }
+        self.assembler.apply(decoded, self.now());
+        // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
+        if self.assembler.waiting() >= self.config.max_batch {
+            self.launch(None);
+        }
+    }
+
+    pub(super) fn taken(&mut self, bytes: usize) {
+        self.dirty = true;
+        self.waiting_bytes += bytes;
+        log_noted(&self.assembler.take_noted());
+    }
+
+    /// Whether a mutation has to wait until a rollback has ended; then it does.
+    pub(super) fn is_held(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
+        let waits = self.rollbacks.judge(partition, seqno, decoded);
+        if waits {
+            let before = self.tracker.at(partition).cloned();
+            self.rollbacks.hold(Held { partition, seqno, decoded: decoded.clone(), before });
+        }
+        waits
+    }
+}
+
+pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Item> {
+    let item = |event| match event {
+        FeedEvent::Mutation(mutation) => {
+            let mut decoded = decoder.decode(&mutation);
+            match &mut decoded {
+                Decoded::Document(document) => document.entry.set_origin(mutation.partition, mutation.seqno),
+                Decoded::Invalid(invalid) => {
+                    tracing::warn!(key = %mutation.key.escape_ascii(), reason = %invalid.reason, "a mutation cannot be understood; left out");
+                }
+                _ => {}
+            }
+            Item::Decoded(mutation.partition, mutation.seqno, decoded)
+        }
+        other => Item::Control(other),
+    };
+    batch.events.into_iter().map(item).collect()
+}

@@ -1,0 +1,135 @@
+//! Storing and publishing what was taken in.
+
+use std::sync::Arc;
+
+use backon::Retryable as _;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{DROP_AT_ONCE, Writer, backoff, log_retry, name_repair, task_failed};
+use crate::batch::{BatchRecord, CommitReceipt, Publication};
+use crate::block::Block;
+use crate::clock::PublishedClock;
+use crate::commit;
+use crate::engine::Prepared;
+use crate::error::{Error, Result};
+use crate::store::Versioned;
+
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) commit: AbortOnDropHandle<Result<CommitReceipt>>,
+    pub(super) publication: Publication,
+    pub(super) bytes: usize,
+}
+
+pub(super) struct Publishing {
+    pub(super) publish: BoxFuture<'static, Result<Versioned<PublishedClock>>>,
+    pub(super) bytes: usize,
+    /// What it publishes.
+    pub(super) record: Arc<BatchRecord>,
+}
+
+impl std::fmt::Debug for Publishing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Publishing({} bytes)", self.bytes)
+    }
+}
+
+impl Writer {
+    /// Prepares a batch and begins to commit it; with a checkpoint if asked and the feed has positions. Between feed
+    /// batches only may a checkpoint be asked for.
+    pub(super) fn launch(&mut self, checkpoint: Option<()>) {
+        let position = checkpoint.filter(|()| self.has_positions).map(|()| {
+            let mut position = self.tracker.position();
+            let is_reached = self.is_caught_up && self.rollbacks.is_settled();
+            self.rollbacks.limit(&mut position);
+            // Otherwise there are entries from after the position: those of an earlier term, or of after what waits.
+            let known = (!is_reached).then(|| self.floors.of_position(&position));
+            (position, known)
+        });
+        let is_reached = position.as_ref().is_some_and(|(_, known)| known.is_none());
+        if checkpoint.is_some() {
+            self.checkpointed = Instant::now();
+            self.dirty = false;
+        }
+        let Prepared { batch, mut publication } = self.assembler.prepare(position, self.now());
+        if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {
+            self.floors.remember(&checkpoint.position, checkpoint.floor);
+        }
+        if let Some(cache) = &self.pointers {
+            publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
+        }
+        let (store, policy) = (self.store.clone(), backoff(&self.config));
+        let commit = tokio::spawn(async move {
+            let attempt = || async { store.commit(&batch).await };
+            attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
+        });
+        let bytes = std::mem::take(&mut self.waiting_bytes);
+        self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
+    }
+
+    /// Waits until one more batch is committed or published. Cancel safe: what it waits for stays in `self`.
+    pub(super) async fn settle(&mut self) -> Result<()> {
+        self.settle_one().await.map_err(name_repair)
+    }
+
+    pub(super) async fn settle_one(&mut self) -> Result<()> {
+        if let Some(publishing) = &mut self.publishing {
+            let published = (&mut publishing.publish).await;
+            let (bytes, record) = (publishing.bytes, publishing.record.clone());
+            self.publishing = None;
+            self.clock = published?;
+            if let Some(cache) = &mut self.pointers {
+                cache.published(record.number, record.entries.iter().map(|entry| entry.document().into()), self.begun);
+            }
+            self.queued_bytes -= bytes;
+            self.assembler.published(&self.clock.value);
+            self.drop_emptied();
+            self.tell_progress();
+        } else if let Some(front) = self.in_flight.front_mut() {
+            let receipt = (&mut front.commit).await.map_err(task_failed)??;
+            let Some(InFlight { publication, bytes, .. }) = self.in_flight.pop_front() else { return Ok(()) };
+            for (channel, index) in receipt.emptied {
+                let last = Block::range(index, self.codec.capacity()).last();
+                self.emptied.insert((last, channel), index);
+            }
+            let record = publication.record.clone();
+            let (store, last, policy) = (self.store.clone(), self.clock.clone(), backoff(&self.config));
+            let publish = async move {
+                let attempt = || async { store.publish(&publication, &last).await };
+                attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
+            };
+            self.publishing = Some(Publishing { publish: publish.boxed(), bytes, record });
+        }
+        Ok(())
+    }
+
+    /// Takes blocks without anything live out of their directories, once every mark up to their end is stored (a restart finds unmarked
+    /// entries through the star channel's directory). One lot at a time: two that write the same directory would be in each other's way.
+    pub(super) fn drop_emptied(&mut self) {
+        if self.dropping.as_ref().is_some_and(|dropping| !dropping.is_finished()) {
+            return;
+        }
+        let mut blocks = Vec::new();
+        while blocks.len() < DROP_AT_ONCE
+            && let Some(first) = self.emptied.first_entry()
+            && first.key().0 <= self.clock.value.marked
+        {
+            let ((_, channel), index) = first.remove_entry();
+            self.assembler.listed().remove(&channel, index);
+            blocks.push((channel, index));
+        }
+        if blocks.is_empty() {
+            return;
+        }
+        let (store, codec, count) = (self.store.clone(), self.codec.clone(), blocks.len());
+        // Only an optimization for readers: not waited for, and tried again never.
+        self.dropping = Some(tokio::spawn(async move {
+            if let Err(e) = commit::drop_blocks(store.as_ref(), blocks, codec.as_ref()).await {
+                tracing::warn!(blocks = count, error = ?e, "could not drop empty blocks from their directories");
+            }
+        }));
+    }
+}

@@ -211,7 +211,8 @@ impl Writer {
 
         assembler.announce(gone, restored);
 
-        let unmarked = scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await?;
+        let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
+        let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
 
         let now = Instant::now();

@@ -233,7 +233,7 @@ fn a_repair_can_forget_the_feeds_position_if_it_knows_the_feed() {
     assert_fails(run(&["verify", "--repair"]), 1, &["holds no cache"]);
     let (code, out, _) = ended(run(&["verify", "--repair", "--from-beginning", "--feed", &small()]));
     assert_eq!(code, 0, "{out}");
-    assert!(out.contains("removed") && out.contains("_checkpoint") && out.contains("clean"), "{out}");
+    assert!(out.contains("rebuilt") && out.contains("_checkpoint") && out.contains("clean"), "{out}");
 }
 
 #[test]

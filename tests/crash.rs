@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use sluicegate_core::batch::Checkpoint;
 use sluicegate_core::block::codec_named;
 use sluicegate_core::decode::{Decoded, MutationDecoder};
 use sluicegate_core::feed::{Feed, Mutation};
@@ -173,6 +174,32 @@ async fn a_store_that_fails_all_the_time_costs_time_and_nothing_else() {
 #[tokio::test]
 async fn on_redis_operations_that_fail_all_the_time_cost_time_and_nothing_else() {
     fail_all_the_time(Kind::Redis, 8).await;
+}
+
+/// The first one of a term, so that none of a writer was there when the next took over: it would be taken for what that one knows.
+#[tokio::test]
+async fn a_checkpoint_of_a_writer_that_was_held_is_refused_be_it_the_first() {
+    let seed = 0;
+    let generated = load(seed);
+    let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
+    let reference = undisturbed(&generated, &feed, seed).await;
+    let store = WatchedStore::new(Kind::Memory).await;
+    let held = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
+    // The term begins with one write of it.
+    let mut pause = held.pause_at_write(Step::Checkpoint, 2);
+    let first = tokio::spawn({
+        let feed = feed.clone();
+        async move { run(held, &feed, seed).await }
+    });
+    assert!(pause.reached().await);
+    drop(writer(store.clone(), seed).await.unwrap());
+    pause.resume();
+    assert_eq!(first.await.unwrap().unwrap_err().kind(), ErrorKind::Fenced);
+    let (key, epoch) = (CacheKey::Checkpoint("load".to_owned()), store.clocks.lock().last().unwrap().epoch);
+    let stored = store.get(&key).await.unwrap().unwrap();
+    assert_eq!(Checkpoint::from_bytes(&stored.value).unwrap(), Checkpoint::beginning(epoch));
+    run(store.clone(), &feed, seed).await.unwrap();
+    assert_eq!(content(&store, generated.truth.keys()).await, reference);
 }
 
 /// As many writers, each over its own load, are cut off at one step after another.

@@ -374,6 +374,13 @@ pub struct Floor {
 }
 
 impl Checkpoint {
+    /// The beginning of the feed. A term that finds no checkpoint leaves this one: a first checkpoint of a writer before it would otherwise be
+    /// taken for its own.
+    pub fn beginning(epoch: Epoch) -> Self {
+        let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
+        Checkpoint { epoch, batch: 0, late: 0, position, sequencer, floor: Floor::default() }
+    }
+
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
         to_json(self)

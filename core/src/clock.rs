@@ -101,7 +101,7 @@ pub struct PublishedClock {
     pub batch: u64,
     /// Every entry at or below it has its superseded predecessors marked in the blocks.
     pub marked: Sequence,
-    /// Number of the batch that the stored checkpoint belongs to; 0 if there is none.
+    /// Number of the batch that the stored checkpoint belongs to; 0 if that is the feed's beginning.
     pub checkpoint: u64,
 }
 

@@ -399,8 +399,8 @@ pub struct TakenOver {
     pub clock: Versioned<PublishedClock>,
     /// The last batch's record; `None` in a new cache, or if the store lost it.
     pub record: Option<BatchRecord>,
-    /// The stored checkpoint.
-    pub checkpoint: Option<Checkpoint>,
+    /// The stored checkpoint, now of the new epoch; without one, the [beginning](Checkpoint::beginning), which is stored now.
+    pub checkpoint: Checkpoint,
 }
 
 /// Begins the term `epoch`: first the clock, so that the old writer can publish no more; then checkpoint and late pages are stamped, so that
@@ -426,20 +426,8 @@ pub async fn take_over<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, feed: &s
     let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
     guard(epoch, clock.value.epoch)?;
 
-    let mut checkpoint = None;
-    let found = &mut checkpoint;
-    update(store, &CacheKey::Checkpoint(feed.to_owned()), |stored| {
-        let Some(bytes) = stored else { return Ok(None) };
-        let mut stored = Checkpoint::from_bytes(bytes)?;
-        guard(epoch, stored.epoch)?;
-        stored.epoch = epoch;
-        let bytes = stored.to_bytes();
-        *found = Some(stored);
-        Ok(Some(bytes))
-    })
-    .await?;
-
-    let late = clock.value.late.max(checkpoint.as_ref().map_or(0, |c| c.late));
+    let checkpoint = stamp_checkpoint(store, epoch, feed).await?;
+    let late = clock.value.late.max(checkpoint.late);
     for page in LatePage::of(late)..=LatePage::of(late + LATE_PAGE) {
         update(store, &CacheKey::Late(page), |stored| {
             let Some(bytes) = stored else { return Ok(None) };
@@ -455,4 +443,24 @@ pub async fn take_over<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, feed: &s
     let batch = clock.value.batch;
     let record = if batch == 0 { None } else { store.record(batch, meta.ring).await?.map(|r| (*r).clone()) };
     Ok(TakenOver { meta, clock, record, checkpoint })
+}
+
+/// Makes the checkpoint one of the term `epoch`, so that no writer before it can store one any more, a first one neither.
+///
+/// # Errors
+/// `Fenced` if it is of a later epoch; `Corrupt`, naming the key, if it cannot be read.
+pub(crate) async fn stamp_checkpoint<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, feed: &str) -> Result<Checkpoint> {
+    let mut checkpoint = Checkpoint::beginning(epoch);
+    let stamped = &mut checkpoint;
+    update(store, &CacheKey::Checkpoint(feed.to_owned()), |stored| {
+        *stamped = match stored {
+            Some(bytes) => Checkpoint::from_bytes(bytes)?,
+            None => Checkpoint::beginning(epoch),
+        };
+        guard(epoch, stamped.epoch)?;
+        stamped.epoch = epoch;
+        Ok(Some(stamped.to_bytes()))
+    })
+    .await?;
+    Ok(checkpoint)
 }

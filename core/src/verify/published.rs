@@ -30,7 +30,7 @@ pub(super) struct Published {
     late: BTreeMap<u64, Sequence>,
 }
 
-/// What a repair says of a checkpoint that is gone.
+/// What a repair says of a checkpoint that it puts back.
 const FROM_THE_BEGINNING: &str = "the next writer reads the feed from its beginning";
 
 /// What was read, if the store could read it, and what it is.
@@ -282,18 +282,14 @@ impl Pass<'_> {
         }
     }
 
-    /// The checkpoint of `feed`. Without one, a writer reads the feed from its beginning: what is cached already comes as duplicates.
+    /// The checkpoint of `feed`. A repair puts one that is of no use back to the feed's beginning: what is cached already comes as duplicates.
     pub(super) async fn checkpoint(&mut self, feed: &str, forget: bool) -> Result<()> {
         let key = CacheKey::Checkpoint(feed.to_owned());
         let (batch, high) = (self.clock.batch, self.clock.high);
         let Some(stored) = self.get(&key).await? else {
             if self.clock.checkpoint > 0 {
                 let detail = format!("the clock says that there is one, of batch {}", self.clock.checkpoint);
-                self.found(Problem::Missing, key.clone(), detail);
-                if self.term.is_some() {
-                    self.set_checkpoint_batch(0).await?;
-                    self.did(Action::Rebuilt, CacheKey::Clock, format!("{key} is gone: {FROM_THE_BEGINNING}"));
-                }
+                self.found(Problem::Missing, key, detail);
             }
             return Ok(());
         };
@@ -326,17 +322,24 @@ impl Pass<'_> {
             usable &= older.is_some();
             self.push(wrong);
         }
-        if self.term.is_none() {
-            return Ok(());
-        }
+        let Some(epoch) = self.term else { return Ok(()) };
         if !usable {
-            if self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
+            // Not removed: that would let a writer of an earlier term store its own.
+            let beginning = Checkpoint::beginning(epoch).to_bytes();
+            let put_back = |stored: Option<&[u8]>| {
+                Ok(if stored == bytes.as_deref() { Change::Put(beginning.clone()) } else { Change::Keep })
+            };
+            if self.rewrite(&key, put_back).await? {
                 self.set_checkpoint_batch(0).await?;
-                self.did(Action::Removed, key, FROM_THE_BEGINNING);
+                self.did(Action::Rebuilt, key, FROM_THE_BEGINNING);
             }
         } else if let Some(of) = older {
             self.set_checkpoint_batch(of).await?;
-            self.did(Action::Rebuilt, CacheKey::Clock, format!("the checkpoint is of batch {of}: a writer goes on from there"));
+            self.did(
+                Action::Rebuilt,
+                CacheKey::Clock,
+                format!("the checkpoint is of batch {of}: the next writer goes on from there"),
+            );
         }
         Ok(())
     }

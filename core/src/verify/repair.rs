@@ -6,9 +6,8 @@ use serde::Serialize;
 use super::findings::{Action, Repair};
 use super::sweep::Sweep;
 use super::{Look, Opened, VerifyOptions, VerifyReport, look, open};
-use crate::batch::Checkpoint;
 use crate::clock::{Epoch, PublishedClock};
-use crate::commit::{clock_lost, guard, update};
+use crate::commit::{clock_lost, guard, stamp_checkpoint, update};
 use crate::coordinate::next_epoch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
@@ -83,8 +82,8 @@ impl RepairReport {
 ///   those given up: a writer that reads the feed again from before it ([`from_beginning`](RepairOptions::from_beginning)) takes it as late. Without that,
 ///   the cache must be made anew in another namespace.
 /// * **Batch records** are removed: readers that are behind begin again from the clock. **Late pages** are rebuilt from batch records; for late
-///   numbers that these do not hold any more, requests with an older late cursor fail. A **checkpoint** is removed: the next writer reads the feed from its
-///   beginning.
+///   numbers that these do not hold any more, requests with an older late cursor fail. A **checkpoint** is put back to the
+///   feed's beginning: the next writer reads all of it.
 /// * The **clock** and the cache's **description** cannot be made up for. If one of them is wrong, nothing is repaired.
 ///
 /// A repair takes a term, as a writer does. So a live writer is fenced, and if one takes over meanwhile the repair ends as `Fenced`. Everything is
@@ -138,20 +137,10 @@ async fn begin(store: &dyn CacheStore, feed: Option<&str>) -> Result<Epoch> {
     })
     .await?;
     if let Some(feed) = feed {
-        let key = CacheKey::Checkpoint(feed.to_owned());
-        let stamped = update(store, &key, |stored| {
-            // One that cannot be read cannot be written over either.
-            let Some(Ok(mut checkpoint)) = stored.map(Checkpoint::from_bytes) else { return Ok(None) };
-            // One of a later term is wrong, or a writer has taken over: either is found out.
-            if checkpoint.epoch.supersedes(epoch) {
-                return Ok(None);
-            }
-            checkpoint.epoch = epoch;
-            Ok(Some(checkpoint.to_bytes()))
-        });
-        match stamped.await {
-            Err(e) if e.kind() == ErrorKind::Corrupt => {}
-            stamped => stamped?,
+        match stamp_checkpoint(store, epoch, feed).await {
+            // One that cannot be read cannot be written over either. One of a later term is wrong, or a writer has taken over: either is found out.
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Fenced) => {}
+            stamped => drop(stamped?),
         }
     }
     tracing::info!(%epoch, "repairing");

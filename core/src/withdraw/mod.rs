@@ -238,10 +238,9 @@ pub(crate) async fn finish(
     codec: &dyn BlockCodec,
     taken: &TakenOver,
 ) -> Result<(Vec<Arc<ChangeEntry>>, Vec<Arc<ChangeEntry>>)> {
-    let ahead = taken.checkpoint.as_ref().map(|checkpoint| checkpoint.batch).filter(|batch| *batch > taken.clock.value.batch);
-    let ahead = match ahead {
-        Some(batch) => fenced.store.record(batch, taken.meta.ring).await?,
-        None => None,
+    let ahead = match taken.checkpoint.batch {
+        batch if batch > taken.clock.value.batch => fenced.store.record(batch, taken.meta.ring).await?,
+        _ => None,
     };
     // A batch is begun only when all of a withdrawal before it is done.
     let record = ahead.as_deref().or(taken.record.as_ref());

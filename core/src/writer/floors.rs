@@ -17,11 +17,9 @@ pub(super) struct Floors {
 
 impl Floors {
     /// What an earlier term has left.
-    pub(super) fn of(checkpoint: Option<&Checkpoint>) -> Self {
+    pub(super) fn of(checkpoint: &Checkpoint) -> Self {
         let mut floors = Floors::default();
-        if let Some(checkpoint) = checkpoint {
-            floors.remember(&checkpoint.position, checkpoint.floor);
-        }
+        floors.remember(&checkpoint.position, checkpoint.floor);
         floors
     }
 

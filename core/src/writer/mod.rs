@@ -184,30 +184,27 @@ impl Writer {
 
         // The checkpoint may be one batch ahead of the clock; then it knows what the clock does not.
         let clock = &taken.clock.value;
-        let checkpoint = taken.checkpoint.as_ref();
-        let ahead = checkpoint.filter(|c| c.batch > clock.batch);
+        let checkpoint = &taken.checkpoint;
+        let ahead = (checkpoint.batch > clock.batch).then_some(&checkpoint.sequencer);
         let gap = |s: &SkippedRange| Gap { range: s.range, age_ms: s.missed_ms };
-        let (high, gaps, abandoned) = match (ahead.map(|c| &c.sequencer), &taken.record) {
+        let (high, gaps, abandoned) = match (ahead, &taken.record) {
             (Some(ahead), _) => (ahead.next.previous(), ahead.skipped.iter().map(gap).collect(), Some(&ahead.abandoned)),
             (None, Some(record)) => (clock.high, record.gaps.clone(), Some(&record.abandoned)),
             (None, None) if clock.gaps == 0 => (clock.high, Vec::new(), None),
             (None, None) => {
                 tracing::warn!(batch = clock.batch, "the last batch record is gone: what was missing is announced again as late");
                 // What came after the checkpoint comes again. What had come before it does not: nobody may wait for that.
-                let missing = SequenceRange::new(clock.stable.next(), clock.high).map(|range| match checkpoint {
-                    Some(checkpoint) => checkpoint.sequencer.missing_in(range),
-                    None => RangeSet::from(vec![range.into()]),
-                });
+                let missing =
+                    SequenceRange::new(clock.stable.next(), clock.high).map(|range| checkpoint.sequencer.missing_in(range));
                 let ranges = missing.iter().flat_map(RangeSet::iter).filter_map(|(first, last)| SequenceRange::new(first, last));
                 (clock.high, ranges.map(|range| Gap { range, age_ms: 0 }).collect(), None)
             }
         };
-        let state = checkpoint.map(|c| &c.sequencer);
-        let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, abandoned, state, Duration::ZERO);
-        let late = checkpoint.map_or(0, |c| c.late);
+        let sequencer =
+            Sequencer::resume(config.sequencer(), high, &gaps, abandoned, Some(&checkpoint.sequencer), Duration::ZERO);
         let mut last = clock.clone();
-        last.batch = last.batch.max(checkpoint.map_or(0, |c| c.batch));
-        let mut assembler = Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.to_owned(), last, late);
+        last.batch = last.batch.max(checkpoint.batch);
+        let mut assembler = Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.to_owned(), last, checkpoint.late);
 
         assembler.announce(gone, restored);
 
@@ -225,8 +222,8 @@ impl Writer {
             floors: Floors::of(checkpoint),
             is_caught_up: false,
             begun: 0,
-            tracker: checkpoint.map(|c| PositionTracker::new(&c.position)).unwrap_or_default(),
-            resume: checkpoint.is_some(),
+            tracker: PositionTracker::new(&checkpoint.position),
+            resume: !checkpoint.position.partitions.is_empty(),
             has_positions: true,
             store,
             decoder,

@@ -356,13 +356,16 @@ pub async fn concurrent_writers_publish_no_clock_that_goes_back(store: Store) {
     assert!(observer.await.is_ok(), "the observer saw a clock go back");
 }
 
-/// With its description, and a clock at zero.
+/// With its description, a clock at zero, and a checkpoint at the beginning: where there is none, an earlier writer could store its first.
 pub async fn a_term_makes_a_cache_where_there_is_none(store: Store) {
     assert_eq!(read_clock(&*store).await.must("read"), None);
     let taken = begin(&*store, 1).await;
     assert_eq!(taken.clock.value, PublishedClock { epoch: epoch(1), ..PublishedClock::new(taken.clock.value.cache.clone()) });
     assert_eq!(taken.meta, Meta::new(&*small(), RING, 0));
-    assert_eq!((taken.record, taken.checkpoint), (None, None));
+    let beginning = Checkpoint::beginning(epoch(1));
+    let stored = store.get(&checkpoint_key()).await.must("read").must("have a checkpoint");
+    assert_eq!(Checkpoint::from_bytes(&stored.value).must("be a checkpoint"), beginning);
+    assert_eq!((taken.record, taken.checkpoint), (None, beginning));
     assert_eq!(clock(&*store).await, taken.clock);
     let meta = store.get(&CacheKey::Meta).await.must("read").must("have a description");
     assert_eq!(Meta::from_bytes(&meta.value).must("be a description"), taken.meta);
@@ -379,7 +382,7 @@ pub async fn a_term_goes_on_with_what_there_is(store: Store) {
     assert_eq!(taken.clock.value, PublishedClock { epoch: epoch(2), ..publication.clock.clone() });
     assert_eq!(taken.record.as_ref(), Some(&*publication.record));
     let expected = publication.checkpoint.clone().must("have one").1;
-    assert_eq!(taken.checkpoint, Some(Checkpoint { epoch: epoch(2), ..expected }));
+    assert_eq!(taken.checkpoint, Checkpoint { epoch: epoch(2), ..expected });
     let page = late_page(&*store, 0).await.must("have a page");
     assert_eq!((page.epoch, numbers(&page)), (epoch(2), vec![1, 2]));
     store.publish(&next(&taken.clock.value, 1), &taken.clock).await.must("publish in the new term");

@@ -7,10 +7,9 @@ use futures::StreamExt as _;
 use sluicegate_core::batch::{BatchRecord, Checkpoint, LatePage, Publication};
 use sluicegate_core::block::TwoBit;
 use sluicegate_core::commit::take_over;
-use sluicegate_core::engine::SequencerState;
 use sluicegate_core::meta::Meta;
 use sluicegate_core::store::Expiry;
-use sluicegate_core::{CacheKey, CacheStore, Epoch, ErrorKind, FeedPosition, PublishedClock, Registry};
+use sluicegate_core::{CacheKey, CacheStore, Epoch, ErrorKind, PublishedClock, Registry};
 use sluicegate_memory::MemoryStore;
 
 #[tokio::test]
@@ -54,11 +53,9 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
     let store = MemoryStore::new();
     let (mine, later) = (Epoch { counter: 1, writer: 1 }, Epoch { counter: 2, writer: 2 });
     let last = take_over(&store, mine, "feed", &Meta::new(&TwoBit::default(), 8, 0)).await.unwrap().clock;
-    let checkpoint = |epoch| {
-        let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
-        Checkpoint { epoch, batch: 1, late: 1, position, sequencer, floor: Default::default() }
-    };
+    let checkpoint = |epoch| Checkpoint { batch: 1, late: 1, ..Checkpoint::beginning(epoch) };
     let key = CacheKey::Checkpoint("feed".to_owned());
+    store.remove(&key, None).await.unwrap();
     store.insert(&key, checkpoint(later).to_bytes(), Expiry::Never).await.unwrap();
     let record = BatchRecord {
         number: 1,

@@ -289,6 +289,58 @@ fn the_demonstration_ends_clean_and_fits_a_screen() {
     }
 }
 
+#[test]
+fn a_recorded_feed_answers_as_the_feed_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("recorded.ndjson.gz");
+    let file = file.to_str().unwrap();
+    let feed = "synthetic:?events=3000&seed=5&late=0.01&channels=20";
+    let record = ["record", "--feed", feed, "--to", file, "--format", "json"];
+    let (code, out, error) = ended(run(&record));
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &summary["ended"], &summary["mutations"]), (0, &"the feed ended".into(), &3000.into()), "{error}");
+    let answer = |feed: &str| {
+        let (code, out, error) =
+            ended(run(&["changes", "--channel", "ch1", "--channel", "ch2", "--format", "json", "--feed", feed]));
+        assert_eq!(code, 0, "{error}");
+        out
+    };
+    let recorded = answer(&format!("replay:{file}"));
+    assert!(recorded.len() > 1000);
+    assert_eq!(recorded, answer(feed));
+
+    assert_fails(run(&record), 1, &["recorded.ndjson.gz", "name another"]);
+    let another = folder.path().join("another");
+    let another = another.to_str().unwrap();
+    assert_fails(run(&["record", "--to", another]), 2, &["--feed"]);
+    assert_fails(run(&["record", "--feed", feed, "--to", another, "--now"]), 1, &["nothing new to wait for"]);
+    let (code, out, _) = ended(run(&["record", "--feed", feed, "--to", another, "--limit", "7"]));
+    assert!(code == 0 && out.contains("7 of them mutations") && out.contains("as many as were wanted"), "{out}");
+    assert_eq!(std::fs::read_to_string(another).unwrap().lines().count(), 1 + 7);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_recording_that_is_stopped_is_whole() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("stopped.gz");
+        let file = file.to_str().unwrap();
+        let args = ["record", "--feed", "synthetic:?rate=20000", "--format", "json", "--to", file];
+        let child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Until something is on the disk.
+        while std::fs::metadata(file).map_or(0, |file| file.len()) < 1000 {
+            std::thread::yield_now();
+        }
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let (got, out, error) = ended(child.wait_with_output().unwrap());
+        let summary: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((got, &summary["ended"]), (code, &Value::from("stopped")), "{error}");
+        let (code, out, error) = ended(run(&["verify", "--feed", &format!("replay:{file}"), "--format", "json"]));
+        assert_eq!(code, 0, "{out} {error}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_puts_away_what_was_taken_and_is_told_by_the_exit_code() {

@@ -2,6 +2,8 @@
 
 #[path = "dcp/killed.rs"]
 mod killed;
+#[path = "dcp/recorded.rs"]
+mod recorded;
 #[path = "dcp/scale.rs"]
 mod scale;
 mod support;
@@ -214,16 +216,22 @@ async fn assert_as_new(kind: Kind, store: &Arc<dyn CacheStore>, cluster: &Cluste
     assert!(report.is_clean(), "{report:#?}");
 }
 
-/// Vbuckets lose their last changes: while no writer follows, while one does; and what was lost is written again.
-async fn what_a_failover_loses_is_withdrawn(kind: Kind) {
-    let (recording, _) = load(&SETS[2]);
-    let all: Vec<Mutation> = recording.parts().into_iter().flat_map(|(_, part)| part).collect();
+/// All channels that documents are or were in.
+fn channels_of(mutations: &[Mutation]) -> BTreeSet<String> {
     let mut channels = BTreeSet::from(["*".to_owned()]);
-    for mutation in &all {
+    for mutation in mutations {
         if let Decoded::Document(document) = GatewayDecoder::default().decode(mutation) {
             channels.extend(document.entry.channels().iter().map(|change| change.channel.name().to_owned()));
         }
     }
+    channels
+}
+
+/// Vbuckets lose their last changes: while no writer follows, while one does; and what was lost is written again.
+async fn what_a_failover_loses_is_withdrawn(kind: Kind) {
+    let (recording, _) = load(&SETS[2]);
+    let all: Vec<Mutation> = recording.parts().into_iter().flat_map(|(_, part)| part).collect();
+    let channels = channels_of(&all);
     let (cluster, store) = (cluster(64).await, kind.fresh().await);
     let (first, rest) = all.split_at(all.len() / 2);
     let (second, last) = rest.split_at(rest.len() - 200);

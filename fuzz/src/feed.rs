@@ -3,14 +3,14 @@
 use std::sync::LazyLock;
 
 use bytes::{BufMut as _, Bytes};
-use sluicegate_core::feed::{Datatype, MutationKind};
+use sluicegate_core::feed::{Datatype, FeedCapabilities, FeedInfo, MutationKind};
 use sluicegate_core::store::Version;
-use sluicegate_core::{ChangeEntry, Decoded, GatewayDecoder, Mutation, MutationDecoder as _};
+use sluicegate_core::{ChangeEntry, Decoded, FeedEvent, GatewayDecoder, Mutation, MutationDecoder as _};
 use sluicegate_redis::pages;
-use sluicegate_replay::Recording;
+use sluicegate_replay::{Recorder, Recording};
 
 use crate::testdata::mutations;
-use crate::{Target, json_limit, presented, within};
+use crate::{Target, json_limit, presented, round_trip, within};
 
 pub(crate) const TARGETS: &[Target] = &[
     Target { name: "gateway-document", seeds: document_seeds, check: document },
@@ -64,15 +64,32 @@ fn recording_seeds() -> Vec<Vec<u8>> {
     let markers = r#"{"marker":1,"phase":"begin"}
 {"n":2,"vb":0,"op":"deletion","key":"","cas":"0","datatype":4,"xattrs_b64":{"b":"/w=="},"body_b64":""}
 {"marker":1,"phase":"end","after_n":2,"high_seq":9}"#;
-    vec![line.into(), markers.into(), format!("{line}\n\n{markers}\n").into()]
+    let written = r#"{"recording":1,"feed":"dcp:b","partitions":64,"snapshots":true}
+{"n":1,"vb":3,"seqno":1,"op":"expiration","key_b64":"/w==","cas":"7","datatype":0,"value_b64":"AA=="}"#;
+    let told = r#"{"recording":1,"feed":"dcp:b","partitions":64}
+{"n":1,"event":"history","vb":3,"uuid":"18446744073709551615","log":[["5",9],["4",0]]}
+{"n":2,"event":"snapshot","vb":3,"start":1,"end":9}"#;
+    vec![line.into(), markers.into(), format!("{line}\n\n{markers}\n").into(), written.into(), told.into()]
 }
 
 /// The lines of a recording, not compressed.
 fn recording(bytes: &[u8]) -> bool {
-    let Some(recording) = presented(within(json_limit(bytes), || Recording::from_reader(bytes))) else { return false };
-    assert!(recording.mutations.is_sorted_by(|a, b| a.seqno < b.seqno));
-    assert!(recording.mutations.iter().map(|mutation| mutation.key.len()).sum::<usize>() <= bytes.len());
-    true
+    let limit = json_limit(bytes);
+    if let Some(recording) = presented(within(limit, || Recording::from_reader(bytes))) {
+        assert!(recording.mutations.is_sorted_by(|a, b| a.seqno < b.seqno));
+        assert!(recording.mutations.iter().map(|mutation| mutation.key.len()).sum::<usize>() <= bytes.len());
+    }
+    let written = |events: &Vec<FeedEvent>| {
+        let mut recorder = Recorder::new(Vec::new(), &recorded_feed(), false).expect("memory");
+        events.iter().for_each(|event| recorder.write(event).expect("memory"));
+        recorder.finish().expect("memory").0
+    };
+    round_trip(bytes, limit, |bytes| Recording::events(bytes).collect(), written)
+}
+
+fn recorded_feed() -> FeedInfo {
+    let capabilities = FeedCapabilities::default();
+    FeedInfo { scheme: "some", name: "feed".to_owned(), partitions: u16::MAX, capabilities }
 }
 
 fn page_seeds() -> Vec<Vec<u8>> {

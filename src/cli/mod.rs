@@ -14,6 +14,8 @@ mod inspect;
 mod inspect_feed;
 mod output;
 mod progress;
+#[cfg(feature = "replay")]
+mod record;
 mod run;
 mod session;
 mod settings;
@@ -99,6 +101,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Check a whole cache against its own rules
     Verify(verify::VerifyArgs),
+    /// Write a feed's events to a file, to be played back without it
+    #[cfg(feature = "replay")]
+    Record(record::RecordArgs),
     /// Compare our answers with those that a gateway gave
     #[cfg(feature = "replay")]
     Compare(compare::CompareArgs),
@@ -110,6 +115,18 @@ enum Command {
     /// Show it at work, on recorded data
     #[cfg(all(feature = "memory", feature = "replay"))]
     Demo(demo::DemoArgs),
+}
+
+impl Command {
+    /// Whether it goes on until it is asked to stop, and then stops in order by itself.
+    fn stops_in_order(&self) -> bool {
+        match self {
+            Command::Run(_) => true,
+            #[cfg(feature = "replay")]
+            Command::Record(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// How a command prints what it found.
@@ -128,6 +145,16 @@ enum Exit {
     Done,
     Found,
     Interrupted,
+}
+
+/// What a command comes to that has stopped in order.
+impl From<Signal> for Exit {
+    fn from(signal: Signal) -> Self {
+        match signal {
+            Signal::Interrupt => Exit::Interrupted,
+            Signal::Terminate => Exit::Done,
+        }
+    }
 }
 
 /// Parses the command line and does what it says.
@@ -174,7 +201,7 @@ fn prepare(cli: Cli) -> Outcome<Exit> {
     }
     let settings = layers.settings()?;
     let terminal = Terminal::default();
-    let quiet = if matches!(command, Command::Run(_)) { "info" } else { "warn" };
+    let quiet = if command.stops_in_order() { "info" } else { "warn" };
     start_log(&settings, quiet, &layers, &terminal)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -189,17 +216,16 @@ fn prepare(cli: Cli) -> Outcome<Exit> {
 async fn execute(command: Command, settings: Settings, fed_by_flag: bool, terminal: Terminal) -> Outcome<Exit> {
     let signals = Signals::listen()?;
     let session = Session { settings, fed_by_flag, terminal, signals: signals.clone() };
-    if let Command::Run(args) = command {
-        // It stops in order by itself.
-        return run::run(args, session).await;
-    }
+    let stops_in_order = command.stops_in_order();
     let command = async {
         match command {
-            Command::Run(_) => Ok(Exit::Done),
+            Command::Run(args) => run::run(args, session).await,
             Command::Changes(args) => changes::run(args, session).await,
             Command::Follow(args) => follow::run(args, session).await,
             Command::Inspect(args) => inspect::run(args, session).await,
             Command::Verify(args) => verify::run(args, session).await,
+            #[cfg(feature = "replay")]
+            Command::Record(args) => record::run(args, session).await,
             #[cfg(feature = "replay")]
             Command::Compare(args) => compare::run(args, session).await,
             Command::Backends(args) => backends::run(args),
@@ -211,7 +237,7 @@ async fn execute(command: Command, settings: Settings, fed_by_flag: bool, termin
     };
     tokio::select! {
         exit = command => exit,
-        Signal::Interrupt | Signal::Terminate = signals.first() => Ok(Exit::Interrupted),
+        Signal::Interrupt | Signal::Terminate = signals.first(), if !stops_in_order => Ok(Exit::Interrupted),
     }
 }
 

@@ -11,7 +11,6 @@ use sluicegate::{PublishedClock, Sluicegate};
 use super::output::{Outcome, Table, grouped, json, text};
 use super::progress::Meter;
 use super::session::Session;
-use super::signal::Signal;
 use super::{Exit, Format};
 
 /// Follows the feed until it ends, or until Ctrl-C (exit code 130) or SIGTERM (0): then what was taken is put away first.
@@ -52,7 +51,7 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
     let mut cache = tokio::select! {
         cache = builder.start() => cache?,
         // There is no cache to read yet: what may have been taken from the feed is taken again.
-        signal = session.signals.first() => return Ok(exit_of(signal)),
+        signal = session.signals.first() => return Ok(signal.into()),
     };
     tracing::info!("ready");
     let meter = cache.writer().map(|status| Meter::start(&session.terminal, status));
@@ -63,7 +62,7 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
         },
         signal = session.signals.first() => {
             tracing::info!("stopping: what was taken from the feed is put away first");
-            ("stopped", exit_of(signal))
+            ("stopped", signal.into())
         }
     };
     let status = cache.shutdown().await?;
@@ -75,13 +74,6 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
         Format::Table => text(&table(&summary))?,
     }
     Ok(exit)
-}
-
-fn exit_of(signal: Signal) -> Exit {
-    match signal {
-        Signal::Interrupt => Exit::Interrupted,
-        Signal::Terminate => Exit::Done,
-    }
 }
 
 fn summary(names: (String, String), ended: &'static str, took: Duration, status: sluicegate::WriterStatus) -> Summary {

@@ -177,6 +177,23 @@ pub enum FeedEvent {
     CaughtUp,
 }
 
+impl FeedEvent {
+    /// The partition that it is about, if it is about one.
+    pub fn partition(&self) -> Option<PartitionId> {
+        match self {
+            FeedEvent::Mutation(mutation) => Some(mutation.partition),
+            FeedEvent::SnapshotStart { partition, .. }
+            | FeedEvent::Rollback { partition, .. }
+            | FeedEvent::RollbackEnded { partition }
+            | FeedEvent::Unordered { partition }
+            | FeedEvent::SeqnoAdvanced { partition, .. }
+            | FeedEvent::PartitionState { partition, .. }
+            | FeedEvent::PartitionContext { partition, .. } => Some(*partition),
+            FeedEvent::CaughtUp => None,
+        }
+    }
+}
+
 /// Some events, in the order of the feed.
 #[derive(Clone, Debug, Default)]
 pub struct FeedBatch {

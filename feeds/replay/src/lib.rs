@@ -2,7 +2,9 @@
 
 mod line;
 mod memory;
+mod notice;
 pub mod peer;
+mod recorder;
 mod recording;
 mod replay;
 mod stream;
@@ -11,6 +13,7 @@ mod text;
 mod transform;
 
 pub use memory::MemoryFeed;
+pub use recorder::{Recorded, Recorder};
 pub use recording::{Marker, Recording};
 pub use replay::{ReplayFeed, ReplayOptions};
 pub use synthetic::{Synthetic, SyntheticConfig, SyntheticFeed};

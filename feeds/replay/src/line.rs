@@ -1,4 +1,4 @@
-//! The lines of a recording: one JSON object each, a mutation or a marker.
+//! The lines of a recording, one JSON object each: an event, a marker, or first of all what the recording is. Here they are read.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,9 +15,9 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sluicegate_core::decode::attributes;
 use sluicegate_core::feed::{Datatype, MutationKind};
-use sluicegate_core::{Error, ErrorKind, Mutation, PartitionId, PartitionSeqno, Result, Sequence};
+use sluicegate_core::{Error, ErrorKind, FeedEvent, Mutation, PartitionId, PartitionSeqno, Result, Sequence};
 
-use crate::PARTITIONS;
+use crate::notice::{Header, Notice};
 use crate::recording::Marker;
 
 /// The longest line accepted; a longer one is refused before it is held in memory. A document is at most 20 MiB.
@@ -26,7 +26,8 @@ pub(crate) const MAX_LINE_BYTES: u64 = 64 << 20;
 /// What a line says.
 #[derive(Debug)]
 pub(crate) enum Line {
-    Mutation(Mutation),
+    /// An event and its index.
+    Event(u64, FeedEvent),
     /// All that was asked at the marker has been answered: its state is the state here.
     MarkerEnd(Marker),
     /// The answers of a marker begin here.
@@ -40,6 +41,10 @@ pub(crate) struct Lines<R> {
     buffer: Vec<u8>,
     number: u64,
     last_n: u64,
+    header: Header,
+    has_begun: bool,
+    /// A line that was read to see whether it is the header.
+    ahead: Option<Result<Line>>,
     failed: bool,
 }
 
@@ -76,7 +81,25 @@ pub(crate) fn open(path: &Path) -> Result<Lines<Box<dyn BufRead + Send>>> {
 impl<R: BufRead> Lines<R> {
     /// Reads from `reader`; `path` is for messages.
     pub(crate) fn new(reader: R, path: &Path) -> Self {
-        Lines { reader, file: path.to_owned(), buffer: Vec::new(), number: 0, last_n: 0, failed: false }
+        Lines {
+            reader,
+            file: path.to_owned(),
+            buffer: Vec::new(),
+            number: 0,
+            last_n: 0,
+            header: Header::default(),
+            has_begun: false,
+            ahead: None,
+            failed: false,
+        }
+    }
+
+    /// What the recording says of itself. Reads its beginning; what is wrong there shows with the first line.
+    pub(crate) fn header(&mut self) -> &Header {
+        if self.number == 0 {
+            self.ahead = self.next();
+        }
+        &self.header
     }
 
     fn read_line(&mut self) -> Result<Option<Line>> {
@@ -102,12 +125,20 @@ impl<R: BufRead> Lines<R> {
             if self.buffer.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let line = parse(&self.buffer)?;
-            if let Line::Mutation(m) = &line {
-                if m.seqno.0 <= self.last_n {
-                    return Err(Error::corrupt(format!("feed index {} does not come after {}", m.seqno.0, self.last_n)));
+            let line = match parse(&self.buffer, self.header.partitions)? {
+                Parsed::Line(line) => line,
+                Parsed::Header(header) if !self.has_begun => {
+                    (self.header, self.has_begun) = (header, true);
+                    continue;
                 }
-                self.last_n = m.seqno.0;
+                Parsed::Header(_) => return Err(Error::corrupt("what the recording is must be said in its first line")),
+            };
+            self.has_begun = true;
+            if let Line::Event(n, _) = &line {
+                if *n <= self.last_n {
+                    return Err(Error::corrupt(format!("feed index {n} does not come after {}", self.last_n)));
+                }
+                self.last_n = *n;
             }
             return Ok(Some(line));
         }
@@ -118,6 +149,9 @@ impl<R: BufRead> Iterator for Lines<R> {
     type Item = Result<Line>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(line) = self.ahead.take() {
+            return Some(line);
+        }
         if self.failed {
             return None;
         }
@@ -133,17 +167,23 @@ impl<R: BufRead> Iterator for Lines<R> {
 /// A line's fields, with the bytes of JSON values kept as they stand.
 #[derive(Deserialize)]
 struct Fields<'a> {
+    recording: Option<u32>,
+    #[serde(borrow)]
+    event: Option<Cow<'a, str>>,
     marker: Option<u32>,
     #[serde(borrow)]
     phase: Option<Cow<'a, str>>,
     after_n: Option<u64>,
     high_seq: Option<u64>,
     n: Option<u64>,
+    seqno: Option<u64>,
     vb: Option<u16>,
     #[serde(borrow)]
     op: Option<Cow<'a, str>>,
     #[serde(borrow)]
     key: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    key_b64: Option<Cow<'a, str>>,
     #[serde(borrow)]
     cas: Option<Cow<'a, str>>,
     #[serde(default)]
@@ -164,11 +204,40 @@ struct Fields<'a> {
     #[serde(borrow)]
     body_b64: Option<Cow<'a, str>>,
     body_len: Option<u64>,
+    #[serde(borrow)]
+    value_b64: Option<Cow<'a, str>>,
 }
 
-fn parse(line: &[u8]) -> Result<Line> {
-    let fields: Fields<'_> =
-        serde_json::from_slice(line).map_err(|e| Error::corrupt("not a line of a recording").with_source(e))?;
+enum Parsed {
+    Header(Header),
+    Line(Line),
+}
+
+fn parse(line: &[u8], partitions: u16) -> Result<Parsed> {
+    let no_line = |e| Error::corrupt("not a line of a recording").with_source(e);
+    let fields: Fields<'_> = serde_json::from_slice(line).map_err(no_line)?;
+    if fields.recording.is_some() {
+        let header: Header = serde_json::from_slice(line).map_err(no_line)?;
+        return header.checked().map(Parsed::Header);
+    }
+    let line = match fields.event {
+        Some(_) => {
+            let event = serde_json::from_slice::<Notice>(line).map_err(no_line)?.into();
+            Line::Event(required(fields.n, "n")?, event)
+        }
+        None => line_of(fields)?,
+    };
+    if let Line::Event(_, event) = &line
+        && let Some(PartitionId(partition)) = event.partition()
+        && partition >= partitions
+    {
+        return Err(Error::corrupt(format!("partition {partition} is out of range; there are {partitions}")));
+    }
+    Ok(Parsed::Line(line))
+}
+
+/// A marker or a mutation.
+fn line_of(fields: Fields<'_>) -> Result<Line> {
     if let Some(marker) = fields.marker {
         return match fields.phase.as_deref() {
             Some("begin") => Ok(Line::MarkerBegin),
@@ -181,19 +250,16 @@ fn parse(line: &[u8]) -> Result<Line> {
         };
     }
     let datatype = Datatype(required(fields.datatype, "datatype")?);
-    let partition = required(fields.vb, "vb")?;
-    if partition >= PARTITIONS {
-        return Err(Error::corrupt(format!("partition {partition} is out of range; there are {PARTITIONS}")));
-    }
-    Ok(Line::Mutation(Mutation {
+    let n = required(fields.n, "n")?;
+    let mutation = Mutation {
         kind: match required(fields.op.as_deref(), "op")? {
             "mutation" => MutationKind::Mutation,
             "deletion" => MutationKind::Deletion,
             "expiration" => MutationKind::Expiration,
             other => return Err(Error::corrupt(format!("unknown operation `{other}`"))),
         },
-        partition: PartitionId(partition),
-        seqno: PartitionSeqno(required(fields.n, "n")?),
+        partition: PartitionId(required(fields.vb, "vb")?),
+        seqno: PartitionSeqno(fields.seqno.unwrap_or(n)),
         value: value_of(&fields, datatype)?,
         cas: required(fields.cas.as_deref(), "cas")?
             .parse()
@@ -203,15 +269,22 @@ fn parse(line: &[u8]) -> Result<Line> {
         flags: fields.flags,
         expiry: fields.expiry,
         collection: fields.coll,
-        key: match required(fields.key, "key")? {
-            Cow::Borrowed(key) => Bytes::copy_from_slice(key.as_bytes()),
-            Cow::Owned(key) => Bytes::from(key),
+        key: match (fields.key, &fields.key_b64) {
+            (None, Some(text)) => from_base64("key_b64", text)?.into(),
+            (key, _) => match required(key, "key")? {
+                Cow::Borrowed(key) => Bytes::copy_from_slice(key.as_bytes()),
+                Cow::Owned(key) => Bytes::from(key),
+            },
         },
-    }))
+    };
+    Ok(Line::Event(n, FeedEvent::Mutation(mutation)))
 }
 
 /// The value as the wire has it.
 fn value_of(fields: &Fields<'_>, datatype: Datatype) -> Result<Bytes> {
+    if let Some(text) = &fields.value_b64 {
+        return Ok(from_base64("value_b64", text)?.into());
+    }
     let decoded;
     let body: &[u8] = match (fields.body, &fields.body_b64, fields.body_len) {
         (Some(body), _, _) => body.get().as_bytes(),
@@ -286,7 +359,7 @@ mod tests {
     fn mutation(fields: &str) -> Result<Mutation> {
         let text = format!(r#"{{"n":7,"vb":3,"op":"mutation","key":"k\u00e9","cas":"18446744073709551615",{fields}}}"#);
         match lines(&text).pop().unwrap()? {
-            Line::Mutation(m) => Ok(m),
+            Line::Event(_, FeedEvent::Mutation(m)) => Ok(m),
             other => panic!("{other:?}"),
         }
     }

@@ -3,7 +3,7 @@
 use std::io::BufRead;
 use std::path::Path;
 
-use sluicegate_core::{Error, ErrorKind, Mutation, Result, Sequence};
+use sluicegate_core::{Error, ErrorKind, FeedEvent, Mutation, Result, Sequence};
 
 use crate::line::{self, Line, Lines};
 
@@ -18,7 +18,8 @@ pub struct Marker {
     pub high_seq: Sequence,
 }
 
-/// A recording, all of it in memory. To follow one without holding it, use [`ReplayFeed`](crate::ReplayFeed).
+/// A gateway's recording, all of it in memory: mutations at the places of their indices, and markers. To follow one without holding it, and for one of any other
+/// feed, use [`ReplayFeed`](crate::ReplayFeed).
 #[derive(Clone, Debug, Default)]
 pub struct Recording {
     /// The mutations in the order of the feed; their `seqno` is the feed index, from 1.
@@ -31,7 +32,8 @@ impl Recording {
     /// Reads the recording at `path`, plain or gzip. Blocks.
     ///
     /// # Errors
-    /// `NotFound` or `Unavailable` if the file cannot be opened; `Corrupt`, naming file and line, for what cannot be understood.
+    /// `NotFound` or `Unavailable` if the file cannot be opened; `Corrupt`, naming file and line, for what cannot be understood; `Unsupported` for what another
+    /// feed's recording may hold besides.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         Recording::collect(line::open(path.as_ref())?)
     }
@@ -44,11 +46,29 @@ impl Recording {
         Recording::collect(Lines::new(reader, Path::new("-")))
     }
 
+    /// The events of a recording of whatever feed, which is not compressed. Blocks.
+    ///
+    /// # Errors
+    /// As [`from_reader`](Self::from_reader), in the place of the first event that cannot be understood; none comes after it.
+    pub fn events(reader: impl BufRead) -> impl Iterator<Item = Result<FeedEvent>> {
+        Lines::new(reader, Path::new("-")).filter_map(|line| match line {
+            Ok(Line::Event(_, event)) => Some(Ok(event)),
+            Ok(Line::MarkerBegin | Line::MarkerEnd(_)) => None,
+            Err(error) => Some(Err(error)),
+        })
+    }
+
     fn collect(lines: Lines<impl BufRead>) -> Result<Self> {
         let mut recording = Recording::default();
         for line in lines {
             match line? {
-                Line::Mutation(mutation) => recording.mutations.push(mutation),
+                Line::Event(n, FeedEvent::Mutation(mutation)) if mutation.seqno.0 == n => recording.mutations.push(mutation),
+                Line::Event(n, _) => {
+                    let message = format!(
+                        "event {n} has a place of its own, or is no mutation: not a gateway's recording, but one of a feed; play it back as one"
+                    );
+                    return Err(Error::new(ErrorKind::Unsupported, message).with_operation("read recording"));
+                }
                 Line::MarkerEnd(marker) => recording.markers.push(marker),
                 Line::MarkerBegin => {}
             }

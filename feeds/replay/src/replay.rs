@@ -1,16 +1,17 @@
 //! The `replay:` feed: a recording played back.
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
+use sluicegate_core::feed::{FeedCapabilities, FeedInfo, PartitionPosition, PositionTracker};
 use sluicegate_core::registry::{FeedFactory, Location};
-use sluicegate_core::{Error, Feed, FeedPosition, FeedStart, FeedStream, Mutation, Result};
+use sluicegate_core::{Error, ErrorKind, Feed, FeedEvent, FeedStart, FeedStream, PartitionId, Result};
 
-use crate::PARTITIONS;
 use crate::line::{self, Line, Lines};
+use crate::notice::Header;
 use crate::stream::{self, DEFAULT_BATCH, Pace};
 
 /// How a recording is played back. Built with `with_…`, or from the options of a `replay:` URL, which have the same names.
@@ -81,12 +82,13 @@ impl ReplayOptions {
 
 /// A recording played back as a feed. It ends, and can be opened as often as one likes.
 ///
-/// An event's position is its index in the recording, and a position holds the last index of each partition, so that the rest
-/// after any event is exactly what a stream opened there delivers.
+/// Positions are those of the feed that was recorded; in a gateway's recording an event's place is its index. The rest after any event is exactly what a
+/// stream opened at the position there delivers.
 #[derive(Clone, Debug)]
 pub struct ReplayFeed {
     path: PathBuf,
     options: ReplayOptions,
+    header: Header,
 }
 
 impl ReplayFeed {
@@ -97,8 +99,8 @@ impl ReplayFeed {
     pub async fn open(path: impl Into<PathBuf>, options: ReplayOptions) -> Result<Self> {
         options.validate()?;
         let path = path.into();
-        open_lines(&path).await?;
-        Ok(ReplayFeed { path, options })
+        let (header, _) = open_lines(&path).await?;
+        Ok(ReplayFeed { path, options, header })
     }
 
     async fn open_location(location: Location) -> Result<Self> {
@@ -114,64 +116,114 @@ impl Feed for ReplayFeed {
         FeedInfo {
             scheme: "replay",
             name: name.to_string_lossy().into_owned(),
-            partitions: PARTITIONS,
-            capabilities: FeedCapabilities { positions: true, snapshots: false, deletions: true, finite: true },
+            partitions: self.header.partitions,
+            capabilities: FeedCapabilities { positions: true, snapshots: self.header.snapshots, deletions: true, finite: true },
         }
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         let position = stream::position_of(start, "replay")?;
-        let lines = open_lines(&self.path).await?;
-        let until = self.options.until_marker;
-        let after = self.options.after;
-        let source = Playback { lines, position, after, until, file: self.path.clone(), ended: false };
+        let (_, lines) = open_lines(&self.path).await?;
+        let ReplayOptions { until_marker: until, after, .. } = self.options;
+        let ahead = position.partitions;
+        let source =
+            Playback { lines, ahead, tracker: PositionTracker::default(), after, until, file: self.path.clone(), ended: false };
         Ok(stream::blocking(source, self.options.pace()))
     }
 }
 
 type FileLines = Lines<Box<dyn BufRead + Send>>;
 
-async fn open_lines(path: &Path) -> Result<FileLines> {
+/// What the recording is, and all of its lines.
+async fn open_lines(path: &Path) -> Result<(Header, FileLines)> {
     let path = path.to_owned();
-    tokio::task::spawn_blocking(move || line::open(&path)).await.map_err(stream::stopped)?
+    let open = move || {
+        let mut lines = line::open(&path)?;
+        Ok((lines.header().clone(), lines))
+    };
+    tokio::task::spawn_blocking(open).await.map_err(stream::stopped)?
 }
 
-/// The mutations of a recording that come after a position, up to a marker.
+/// The events of a recording that come after a position, up to a marker.
 struct Playback<R> {
     lines: Lines<R>,
-    position: FeedPosition,
+    /// Where partitions begin that have not come to it yet.
+    ahead: BTreeMap<PartitionId, PartitionPosition>,
+    /// Where those partitions are.
+    tracker: PositionTracker,
     after: u64,
     until: Option<u32>,
     file: PathBuf,
     ended: bool,
 }
 
-impl<R: BufRead> Iterator for Playback<R> {
-    type Item = Result<Mutation>;
+impl<R: BufRead> Playback<R> {
+    /// Whether an event comes after the position. A partition comes to its position when it is there **in the history that the position names**: what was taken
+    /// back has the same seqnos as what took its place.
+    fn is_after(&mut self, event: &FeedEvent) -> bool {
+        let Some(id) = event.partition() else { return true };
+        let Some(position) = self.ahead.get(&id) else { return true };
+        let (at, uuid) = self.tracker.at(id).map_or((0, 0), |at| (at.seqno, at.uuid));
+        let next = match event {
+            FeedEvent::Mutation(mutation) => mutation.seqno.0,
+            FeedEvent::SeqnoAdvanced { seqno, .. } => seqno.0,
+            _ => 0,
+        };
+        let is_its_history = uuid == position.uuid || uuid == 0 || position.uuid == 0;
+        if is_its_history && (at >= position.seqno || next > position.seqno) {
+            self.ahead.remove(&id);
+            return true;
+        }
+        self.tracker.observe(event);
+        false
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
-        while !self.ended {
-            match self.lines.next() {
-                Some(Ok(Line::Mutation(mutation)))
-                    if mutation.seqno.0 <= self.after || stream::is_before(&mutation, &self.position) => {}
-                Some(Ok(Line::Mutation(mutation))) => return Some(Ok(mutation)),
-                Some(Ok(Line::MarkerEnd(marker))) => self.ended = self.until == Some(marker.marker),
-                Some(Ok(Line::MarkerBegin)) => {}
-                Some(Err(error)) => {
-                    self.ended = true;
-                    return Some(Err(error));
-                }
-                None => {
-                    self.ended = true;
-                    return self.until.map(|marker| {
-                        Err(Error::config(format!("the recording has no marker {marker}; change until_marker or leave it out"))
-                            .with_operation("read recording")
-                            .with_context("file", self.file.display()))
-                    });
-                }
+    /// What is wrong with the position: nothing where a partition has not come so far.
+    fn check_position(&self) -> Result<()> {
+        let strange = self.ahead.iter().find(|(id, position)| {
+            self.tracker.at(**id).is_some_and(|at| at.seqno >= position.seqno && at.uuid != position.uuid && position.uuid != 0)
+        });
+        match strange {
+            Some((id, position)) => Err(Error::new(
+                ErrorKind::RolledBack,
+                format!(
+                    "the recording does not have history {} of partition {}, where it was to go on; begin it anew",
+                    position.uuid, id.0
+                ),
+            )
+            .with_operation("read recording")
+            .with_context("file", self.file.display())),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<FeedEvent>> {
+        while let Some(line) = self.lines.next().transpose()? {
+            match line {
+                Line::Event(n, event) if n > self.after && self.is_after(&event) => return Ok(Some(event)),
+                Line::MarkerEnd(marker) if self.until == Some(marker.marker) => return self.check_position().map(|()| None),
+                _ => {}
             }
         }
-        None
+        if let Some(marker) = self.until {
+            return Err(Error::config(format!("the recording has no marker {marker}; change until_marker or leave it out"))
+                .with_operation("read recording")
+                .with_context("file", self.file.display()));
+        }
+        self.check_position().map(|()| None)
+    }
+}
+
+impl<R: BufRead> Iterator for Playback<R> {
+    type Item = Result<FeedEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let next = self.read().transpose();
+        self.ended = !matches!(next, Some(Ok(_)));
+        next
     }
 }
 

@@ -1,4 +1,4 @@
-//! From an iterator of mutations to a feed's stream: batches, pace, and no work ahead of the consumer.
+//! From an iterator of events to a feed's stream: batches, pace, and no work ahead of the consumer.
 
 use std::time::Duration;
 
@@ -75,11 +75,11 @@ struct Portion<I> {
     error: Option<Error>,
 }
 
-fn read_portion<I: Iterator<Item = Result<Mutation>>>(mut source: I, size: usize) -> Portion<I> {
+fn read_portion<I: Iterator<Item = Result<FeedEvent>>>(mut source: I, size: usize) -> Portion<I> {
     let mut events = Vec::with_capacity(size);
     for next in source.by_ref().take(size) {
         match next {
-            Ok(mutation) => events.push(FeedEvent::Mutation(mutation)),
+            Ok(event) => events.push(event),
             Err(error) => return Portion { source: None, events, error: Some(error) },
         }
     }
@@ -106,7 +106,7 @@ struct Reader<I> {
     delivered: u64,
 }
 
-impl<I: Iterator<Item = Result<Mutation>> + Send + 'static> Reader<I> {
+impl<I: Iterator<Item = Result<FeedEvent>> + Send + 'static> Reader<I> {
     fn read(&self, source: I) -> State<I> {
         let size = self.pace.batch();
         State::Reading(tokio::task::spawn_blocking(move || read_portion(source, size)))
@@ -161,7 +161,7 @@ pub(crate) fn stopped(e: JoinError) -> Error {
 /// portions, so that neither a forgotten stream nor a paused clock waits for one.
 pub(crate) fn blocking<I>(source: I, pace: Pace) -> FeedStream
 where
-    I: Iterator<Item = Result<Mutation>> + Send + 'static,
+    I: Iterator<Item = Result<FeedEvent>> + Send + 'static,
 {
     let reader = Reader { state: State::New(source), pace, started: Instant::now(), delivered: 0 };
     stream::unfold(reader, |mut reader| async move { Some((reader.next().await?, reader)) }).boxed()
@@ -174,11 +174,15 @@ mod tests {
 
     use super::*;
 
-    fn counted(read: &Arc<AtomicU64>, n: u64) -> impl Iterator<Item = Result<Mutation>> + Send + use<> {
+    fn some() -> FeedEvent {
+        FeedEvent::Mutation(Mutation::new("k", ""))
+    }
+
+    fn counted(read: &Arc<AtomicU64>, n: u64) -> impl Iterator<Item = Result<FeedEvent>> + Send + use<> {
         let read = read.clone();
         (0..n).map(move |_| {
             read.fetch_add(1, Ordering::SeqCst);
-            Ok(Mutation::new("k", ""))
+            Ok(some())
         })
     }
 
@@ -218,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_came_before_an_error_is_delivered_and_nothing_after_it() {
-        let source = (0..9).map(|n| if n == 5 { Err(Error::corrupt("five")) } else { Ok(Mutation::new("k", "")) });
+        let source = (0..9).map(|n| if n == 5 { Err(Error::corrupt("five")) } else { Ok(some()) });
         let batches: Vec<_> = blocking(source, Pace { rate: 0, batch: 3 }).collect().await;
         let lengths: Vec<_> = batches.iter().map(|b| b.as_ref().map(|b| b.events.len()).map_err(Error::kind)).collect();
         assert_eq!(lengths, [Ok(3), Ok(2), Err(ErrorKind::Corrupt)]);

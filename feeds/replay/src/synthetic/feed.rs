@@ -64,7 +64,7 @@ impl Feed for SyntheticFeed {
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         let position = stream::position_of(start, "synthetic")?;
         let source = Synthetic::new(self.config.clone(), self.seed)?.with_limit(self.events.unwrap_or(u64::MAX));
-        let rest = source.filter(move |mutation| !stream::is_before(mutation, &position)).map(Ok);
+        let rest = source.filter(move |mutation| !stream::is_before(mutation, &position)).map(FeedEvent::Mutation).map(Ok);
         let events = stream::blocking(rest, self.pace);
         if self.events.is_some() {
             return Ok(events);

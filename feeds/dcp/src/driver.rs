@@ -22,7 +22,7 @@ use crate::options::Target;
 use crate::orders::{Filter, Node, Order, Report};
 use crate::parcel::{Outlet, Parcel};
 use crate::status::{Board, VbucketState};
-use crate::tally::Tally;
+use crate::tally::{Gauges, Tally};
 use crate::vbucket::{Begin, Next, Vbucket};
 
 /// How often in a row a connection may fail with what no pause helps, before the feed ends with it: over some 15 seconds, since a node
@@ -90,6 +90,7 @@ pub(crate) struct Driver {
     observers: BTreeMap<Address, AbortHandle>,
     outlet: Outlet,
     board: Arc<Board>,
+    gauges: Gauges,
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
     next_id: u64,
@@ -122,6 +123,7 @@ impl Driver {
         let (reporter, reports) = mpsc::unbounded_channel();
         let horizon = plan.target.options.mitigate_rollbacks.then(|| Arc::new(Horizon::new(topology.num_vbuckets())));
         let mut driver = Driver {
+            gauges: Gauges::new(&plan.target.name()),
             horizon,
             observers: BTreeMap::new(),
             plan,
@@ -167,6 +169,7 @@ impl Driver {
         loop {
             let due = self.assign();
             self.tell_caught_up();
+            self.gauges.tell(&self.board);
             if self.slots.iter().all(|slot| matches!(slot.place, Place::Done)) {
                 return Ok(());
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use sluicegate_core::FeedEvent;
@@ -422,7 +422,8 @@ impl Connection {
             }
         } else {
             let events = std::mem::take(&mut self.out);
-            self.node.tally.delivered(events.len() as u64);
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.node.tally.delivered(&events, now);
             self.node.outlet.send(Parcel::new(events, bytes, self.credit.clone()));
         }
         let (resolved, caught_up) = (std::mem::take(&mut self.resolved), std::mem::take(&mut self.caught_up));

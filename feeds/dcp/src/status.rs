@@ -114,7 +114,9 @@ struct Cell {
     told: Mutex<(Option<Address>, Option<String>)>,
 }
 
-const STATES: [VbucketState; 4] = [VbucketState::Waiting, VbucketState::Opening, VbucketState::Streaming, VbucketState::Done];
+/// By number.
+pub(crate) const STATES: [VbucketState; 4] =
+    [VbucketState::Waiting, VbucketState::Opening, VbucketState::Streaming, VbucketState::Done];
 
 impl Board {
     pub(crate) fn new(vbuckets: usize) -> Self {
@@ -183,6 +185,17 @@ impl Board {
         if let Some(cell) = self.cells.get(usize::from(vbucket)) {
             cell.rollbacks.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// How many vbuckets are in each of [`STATES`], and how many seqnos are still to come of all of them.
+    pub(crate) fn summary(&self) -> ([u32; STATES.len()], u64) {
+        let (mut states, mut lag) = ([0; STATES.len()], 0u64);
+        for cell in &self.cells {
+            states[usize::from(cell.state.load(Ordering::Relaxed)) % STATES.len()] += 1;
+            let behind = cell.high.load(Ordering::Relaxed).saturating_sub(cell.seqno.load(Ordering::Relaxed));
+            lag = lag.saturating_add(behind);
+        }
+        (states, lag)
     }
 
     pub(crate) fn snapshot(&self) -> DcpStatus {

@@ -3,20 +3,86 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use parking_lot::Mutex;
+use sluicegate_core::FeedEvent;
+use sluicegate_core::feed::MutationKind;
 use sluicegate_mcbp::config::Address;
 use sluicegate_mcbp::dcp::EndReason;
 
-use crate::status::Board;
+use crate::status::{Board, STATES, VbucketState};
+
+/// What events are told apart as.
+const KINDS: [&str; 4] = ["mutation", "deletion", "expiration", "other"];
+
+/// The place in [`KINDS`].
+#[inline]
+fn kind_of(event: &FeedEvent) -> usize {
+    match event {
+        FeedEvent::Mutation(mutation) => match mutation.kind {
+            MutationKind::Mutation => 0,
+            MutationKind::Deletion => 1,
+            MutationKind::Expiration => 2,
+        },
+        _ => 3,
+    }
+}
+
+/// How long ago a document was changed: its compare-and-swap value is the server's time then, in nanoseconds since 1970, if it is one that the server gave.
+fn age_of(event: &FeedEvent, now: Duration) -> Option<Duration> {
+    match event {
+        FeedEvent::Mutation(mutation) => Some(now.saturating_sub(Duration::from_nanos(mutation.cas))),
+        _ => None,
+    }
+}
+
+/// What a feed tells of all its vbuckets together, now and then.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    lag: Gauge,
+    states: [Gauge; STATES.len()],
+}
+
+impl Gauges {
+    /// For the feed called `feed`.
+    pub(crate) fn new(feed: &str) -> Self {
+        let feed = ("feed", feed.to_owned());
+        let of_state = |state: VbucketState| {
+            let state = snake(&format!("{state:?}"));
+            gauge!("sluicegate_dcp_vbuckets", &[feed.clone(), ("state", state)])
+        };
+        let states = STATES.map(of_state);
+        Gauges { lag: gauge!("sluicegate_dcp_lag_seqnos", &[feed]), states }
+    }
+
+    pub(crate) fn tell(&self, board: &Board) {
+        let (states, lag) = board.summary();
+        self.set(states, lag);
+    }
+
+    fn set(&self, states: [u32; STATES.len()], lag: u64) {
+        self.lag.set(lag as f64);
+        for (gauge, count) in self.states.iter().zip(states) {
+            gauge.set(f64::from(count));
+        }
+    }
+}
+
+impl Drop for Gauges {
+    fn drop(&mut self) {
+        self.set([0; STATES.len()], 0);
+    }
+}
 
 /// Counts what happens on connections to one node.
 #[derive(Debug)]
 pub(crate) struct Tally {
     board: Arc<Board>,
     labels: [(&'static str, String); 2],
-    events: Counter,
+    events: [Counter; KINDS.len()],
+    age: Histogram,
     received: Counter,
     acknowledged: Counter,
     unacknowledged: Gauge,
@@ -34,7 +100,11 @@ impl Tally {
     pub(crate) fn new(board: Arc<Board>, feed: String, node: &Address) -> Self {
         let labels = [("feed", feed), ("node", node.to_string())];
         Tally {
-            events: counter!("sluicegate_dcp_events_total", &labels),
+            events: KINDS.map(|kind| {
+                let [feed, node] = labels.clone();
+                counter!("sluicegate_dcp_events_total", &[feed, node, ("kind", kind.to_owned())])
+            }),
+            age: histogram!("sluicegate_dcp_age_seconds", &labels),
             received: counter!("sluicegate_dcp_received_bytes_total", &labels),
             acknowledged: counter!("sluicegate_dcp_acknowledged_bytes_total", &labels),
             unacknowledged: gauge!("sluicegate_dcp_unacknowledged_bytes", &labels),
@@ -55,10 +125,21 @@ impl Tally {
         self.connection_errors.increment(1);
     }
 
-    /// Events are delivered.
-    pub(crate) fn delivered(&self, events: u64) {
-        self.board.events.fetch_add(events, Relaxed);
-        self.events.increment(events);
+    /// Events are delivered. `now` is the time since 1970.
+    pub(crate) fn delivered(&self, events: &[FeedEvent], now: Duration) {
+        self.board.events.fetch_add(events.len() as u64, Relaxed);
+        let mut kinds = [0; KINDS.len()];
+        for event in events {
+            kinds[kind_of(event)] += 1;
+        }
+        for (counter, count) in self.events.iter().zip(kinds) {
+            if count > 0 {
+                counter.increment(count);
+            }
+        }
+        if let Some(age) = events.iter().rev().find_map(|event| age_of(event, now)) {
+            self.age.record(age.as_secs_f64());
+        }
     }
 
     pub(crate) fn stale(&self) {

@@ -19,7 +19,7 @@ impl Kept {
     fn cell(&self, key: &Key) -> Arc<AtomicU64> {
         let labels = key.labels().filter(|label| label.key() != "node");
         let labels: Vec<String> = labels.map(|label| format!("{}={}", label.key(), label.value())).collect();
-        let node = key.labels().find(|label| label.key() == "node").expect("all are a node's").value();
+        let node = key.labels().find(|label| label.key() == "node").map_or("all", |label| label.value());
         self.0.lock().entry(format!("{}{{{}}} {node}", key.name(), labels.join(","))).or_default().clone()
     }
 
@@ -51,7 +51,16 @@ impl Recorder for Kept {
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        panic!("{key:?} is not documented")
+        Histogram::from_arc(Arc::new(Last(self.cell(key))))
+    }
+}
+
+/// Keeps the last value only.
+struct Last(Arc<AtomicU64>);
+
+impl metrics::HistogramFn for Last {
+    fn record(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
     }
 }
 
@@ -68,7 +77,13 @@ fn what_is_counted_is_what_the_readme_names() {
     }
 }
 
+/// Seconds since the time at which the cluster's clock stands.
+fn now() -> f64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() - 1_750_000_000.0
+}
+
 async fn follow(kept: &Kept) {
+    let began = now() - 0.001;
     let cluster = cluster(16, 300).await;
     let mut follower = Follower::open(&cluster, "").await;
     follower.catch_up().await;
@@ -77,10 +92,25 @@ async fn follow(kept: &Kept) {
     cluster.fail_over_vbucket(5, cluster.high_seqno(5) - 1);
     write(&cluster, "new-", 100);
     follower.has(keys("new-", 100)).await;
-    follower.until(|follower| !follower.rollbacks.is_empty()).await;
+    cluster.delete("new-0000007").unwrap();
+    let of_kind = |kind| kept.counted(&format!("sluicegate_dcp_events_total{{feed=default,kind={kind}}}"));
+    follower.until(|follower| !follower.rollbacks.is_empty() && of_kind("deletion") > 0).await;
     let counters = follower.feed.status().counters;
     let all = |name: &str| kept.counted(&format!("sluicegate_dcp_{name}{{feed=default}}"));
-    assert_eq!(all("events_total"), counters.events);
+    let kinds = ["mutation", "deletion", "expiration", "other"].map(of_kind);
+    assert_eq!(kinds.iter().sum::<u64>(), counters.events);
+    assert!(kinds[0] >= 399 && kinds[1] == 1 && kinds[3] > 16, "{kinds:?}");
+    // The mean of three nodes.
+    let age = kept.sums("sluicegate_dcp_age_seconds{feed=default}").1 / 3.0;
+    assert!((began..=now()).contains(&age), "{age}");
+    let vbuckets = |state: &str| kept.sums(&format!("sluicegate_dcp_vbuckets{{feed=default,state={state}}}")).1;
+    let streaming = async {
+        while vbuckets("streaming") != 16.0 || kept.sums("sluicegate_dcp_lag_seqnos{feed=default}").1 != 0.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), streaming).await.expect("all are told to be streaming");
+    assert_eq!((vbuckets("waiting"), vbuckets("opening"), vbuckets("done")), (0.0, 0.0, 0.0));
     assert_eq!(all("received_bytes_total"), counters.received_bytes);
     assert_eq!(all("acknowledged_bytes_total"), counters.acknowledged_bytes);
     assert_eq!((all("connections_total"), counters.connections), (3, 3));

@@ -32,6 +32,8 @@ const MAX_PERMANENT: u32 = 8;
 const MAX_REFUSALS: u32 = 5;
 /// A connection that has lived so long was a good one.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
+/// How often is told how far the feed is, at least.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// Least pause between two questions for the map.
 const MAP_PAUSE: Duration = Duration::from_millis(100);
 
@@ -290,7 +292,7 @@ impl Driver {
     /// Gives vbuckets to nodes. Says when there is something to do next.
     fn assign(&mut self) -> Instant {
         let now = Instant::now();
-        let mut next = now + self.poll_interval().min(Duration::from_secs(5));
+        let mut next = now + self.poll_interval().min(TELL_INTERVAL);
         next = self.bootstrap_due.map_or(next, |due| next.min(due));
         if self.wants_map && self.peers.values().any(|peer| peer.is_up) {
             next = next.min((self.asked_for_map + MAP_PAUSE).max(now + Duration::from_millis(1)));

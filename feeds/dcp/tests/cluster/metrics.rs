@@ -95,14 +95,6 @@ async fn follow(kept: &Kept) {
     cluster.delete("new-0000007").unwrap();
     let of_kind = |kind| kept.counted(&format!("sluicegate_dcp_events_total{{feed=default,kind={kind}}}"));
     follower.until(|follower| !follower.rollbacks.is_empty() && of_kind("deletion") > 0).await;
-    let counters = follower.feed.status().counters;
-    let all = |name: &str| kept.counted(&format!("sluicegate_dcp_{name}{{feed=default}}"));
-    let kinds = ["mutation", "deletion", "expiration", "other"].map(of_kind);
-    assert_eq!(kinds.iter().sum::<u64>(), counters.events);
-    assert!(kinds[0] >= 399 && kinds[1] == 1 && kinds[3] > 16, "{kinds:?}");
-    // The mean of three nodes.
-    let age = kept.sums("sluicegate_dcp_age_seconds{feed=default}").1 / 3.0;
-    assert!((began..=now()).contains(&age), "{age}");
     let vbuckets = |state: &str| kept.sums(&format!("sluicegate_dcp_vbuckets{{feed=default,state={state}}}")).1;
     let streaming = async {
         while vbuckets("streaming") != 16.0 || kept.sums("sluicegate_dcp_lag_seqnos{feed=default}").1 != 0.0 {
@@ -111,6 +103,14 @@ async fn follow(kept: &Kept) {
     };
     tokio::time::timeout(Duration::from_secs(60), streaming).await.expect("all are told to be streaming");
     assert_eq!((vbuckets("waiting"), vbuckets("opening"), vbuckets("done")), (0.0, 0.0, 0.0));
+    let counters = follower.feed.status().counters;
+    let all = |name: &str| kept.counted(&format!("sluicegate_dcp_{name}{{feed=default}}"));
+    let kinds = ["mutation", "deletion", "expiration", "other"].map(of_kind);
+    assert_eq!(kinds.iter().sum::<u64>(), counters.events);
+    assert!(kinds[0] >= 399 && kinds[1] == 1 && kinds[3] > 16, "{kinds:?}");
+    // The mean of three nodes.
+    let age = kept.sums("sluicegate_dcp_age_seconds{feed=default}").1 / 3.0;
+    assert!((began..=now()).contains(&age), "{age}");
     assert_eq!(all("received_bytes_total"), counters.received_bytes);
     assert_eq!(all("acknowledged_bytes_total"), counters.acknowledged_bytes);
     assert_eq!((all("connections_total"), counters.connections), (3, 3));

@@ -4,7 +4,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Client, Options, briefs, from, is_noop, small};
-use sluicegate_mcbp::dcp::{Change, OpenFlags, StreamFilter, StreamFlags, StreamRequest};
+use sluicegate_mcbp::dcp::{Change, MarkerFlags, OpenFlags, StreamFilter, StreamFlags, StreamRequest};
 use sluicegate_mcbp::hello::Feature;
 use sluicegate_mcbp::value::{Attribute, compress, decompress, join_attributes};
 use sluicegate_mcbp::{Command, Datatype, Empty, Message, Opcode, Parts, Reply, Request, Response, Status};
@@ -220,6 +220,34 @@ async fn one_collection_from_the_start_may_come_in_the_order_of_keys() {
         }
         assert_eq!(briefs(&client.until_end().await), expected);
     }
+}
+
+#[tokio::test]
+async fn all_changes_are_sent_to_who_asks_if_the_bucket_keeps_them() {
+    let options = || Options::with_collections().control("change_streams", "true");
+    let cluster = small(|config| (config.vbuckets, config.retains_history) = (1, true)).await;
+    for (key, value) in [("a", "1"), ("b", "2"), ("a", "3"), ("a", "4")] {
+        cluster.set(key, value).unwrap();
+    }
+    for evicted in [false, true] {
+        for (options, expected) in [
+            (options(), vec!["\0a=1@1", "\0b=2@2", "\0a=3@3", "\0a=4@4", "end Ok"]),
+            (Options::with_collections(), vec!["\0b=2@2", "\0a=4@4", "end Ok"]),
+        ] {
+            let has_history = expected.len() > 3;
+            let mut client = Client::dcp(&cluster, 0, &options).await;
+            client.stream(0, 4).await;
+            let (first, _) = client.next().await.unwrap();
+            let Command::DcpSnapshotMarker(marker) = first.command else { panic!("{first:?}") };
+            let all = MarkerFlags::HISTORY | MarkerFlags::DUPLICATE_KEYS;
+            assert_eq!((marker.flags.contains(all), marker.flags.contains(MarkerFlags::DISK)), (has_history, evicted));
+            assert_eq!(briefs(&client.until_end().await), expected);
+        }
+        cluster.evict();
+    }
+    let without = small(|_| ()).await;
+    let mut client = Client::dcp(&without, 0, &Options::with_collections()).await;
+    assert_eq!(client.control("change_streams", "true").await, Status::NotSupported);
 }
 
 #[tokio::test]

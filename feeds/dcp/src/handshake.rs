@@ -39,6 +39,9 @@ fn wishes(target: &Target, has_snappy: bool, has_collections: bool) -> Vec<Wish>
         // The mode in which the last seqno is told (section 4.13); a server that does not know it, or decides otherwise, sends in order.
         wishes.push(wish("enable_out_of_order_snapshots", "true_with_seqno_advanced", false));
     }
+    if options.history {
+        wishes.push(wish("change_streams", "true", true));
+    }
     match options.compression {
         Compression::Force => wishes.push(wish("force_value_compression", "true", true)),
         Compression::On if !has_snappy => wishes.push(wish("enable_value_compression", "true", false)),

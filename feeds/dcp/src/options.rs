@@ -54,6 +54,9 @@ pub struct DcpOptions {
     /// bucket. Default false: then sequences come in no order at all, more wait for one another, and a writer whose `max_pending` is lower than what comes
     /// that way calls many of them late. Only with `collections` that names one; servers from 7.0 on.
     pub out_of_order: bool,
+    /// Whether every change comes that the bucket still has, not only the last of each key. Default false. Only of buckets that keep a change history
+    /// (storage Magma, servers from 7.2 on).
+    pub history: bool,
     /// Whether values have their extended attributes. Default true: the gateway may keep its metadata there.
     pub xattrs: bool,
     /// Whether the server may send compressed values (`on`, default), must (`force`), or must not (`off`). They are delivered uncompressed.
@@ -114,6 +117,7 @@ impl Default for DcpOptions {
             scope: None,
             collections: None,
             out_of_order: false,
+            history: false,
             xattrs: true,
             compression: Compression::On,
             mitigate_rollbacks: false,

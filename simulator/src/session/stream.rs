@@ -95,6 +95,8 @@ pub(crate) struct Style {
     pub(crate) skips_deletes: bool,
     /// Whether durable writes are told as such, from their beginning.
     pub(crate) has_sync_writes: bool,
+    /// Whether changes that were replaced are sent too.
+    pub(crate) has_history: bool,
 }
 
 #[derive(Debug)]
@@ -202,11 +204,13 @@ impl Stream {
         !is_skipped && !is_hidden && self.filter.lets_through(item)
     }
 
-    /// Whether a change is sent in a snapshot that ends at `end`: the last one of a document, and all that durable writes consist of.
+    /// Whether a change is sent in a snapshot that ends at `end`: the last one of a document, or all if the history is; and all that durable writes
+    /// consist of.
     fn sends(&self, vbucket: &Vbucket, item: &Item, end: u64, style: &Style, from_disk: bool) -> bool {
         let is_told_whole = style.has_sync_writes && !from_disk;
         let is_of_durable = || item.is_hidden() || vbucket.prepared_of(item.seqno).is_some();
-        (item.superseded_by > end || is_told_whole && is_of_durable()) && self.wants(item, style, from_disk)
+        let is_kept = item.superseded_by > end || style.has_history;
+        (is_kept || is_told_whole && is_of_durable()) && self.wants(item, style, from_disk)
     }
 
     /// Begins the next snapshot; false if there is none.
@@ -247,7 +251,10 @@ impl Stream {
                 return false;
             }
         };
-        let flags = if from_disk { MarkerFlags::DISK } else { MarkerFlags::MEMORY } | MarkerFlags::CHECKPOINT;
+        let mut flags = if from_disk { MarkerFlags::DISK } else { MarkerFlags::MEMORY } | MarkerFlags::CHECKPOINT;
+        if style.has_history {
+            flags = flags | MarkerFlags::HISTORY | MarkerFlags::DUPLICATE_KEYS;
+        }
         let start = match from_disk {
             true => self.position,
             false => vbucket.after(self.position).first().map_or(end, |item| item.seqno),

@@ -1,11 +1,13 @@
 //! What does not work, and what is said about it.
 
+use futures::StreamExt as _;
 use sluicegate_core::{ErrorKind, Feed as _, FeedStart, PartitionId, Registry};
 use sluicegate_dcp::DcpFeed;
 use sluicegate_simulator::bucket::Content;
+use sluicegate_simulator::{Cluster, ClusterConfig};
 
 use crate::follower::url;
-use crate::{Follower, cluster, keys};
+use crate::{Follower, cluster, keys, write};
 
 async fn refused(url: &str) -> sluicegate_core::Error {
     DcpFeed::connect(url).await.unwrap_err()
@@ -123,4 +125,36 @@ async fn a_collection_may_come_in_the_order_of_keys() {
         third.has_exactly(std::iter::once("order-new".to_owned()));
         cluster.delete_from(orders, "order-new").unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_change_comes_of_a_bucket_that_keeps_them() {
+    let mut config = ClusterConfig::default();
+    (config.nodes, config.vbuckets, config.retains_history) = (2, 8, true);
+    let cluster = Cluster::start(config).await.unwrap();
+    let write_all = || (0..5).for_each(|_| write(&cluster, "again-", 40));
+    write_all();
+    cluster.evict();
+    for (options, expected) in [("", 40), ("history=true", 200)] {
+        let mut follower = Follower::open(&cluster, options).await;
+        follower.catch_up().await;
+        follower.has_exactly(keys("again-", 40));
+        assert_eq!((follower.events, follower.repeated), (expected, 0), "{options}");
+        // In the middle of them, too.
+        let mut third = Follower::open(&cluster, options).await;
+        third.until(|follower| follower.events > expected / 3).await;
+        let (taken, position) = (third.events, third.position());
+        let mut rest = Follower::open_at(&cluster, options, FeedStart::At(position)).await;
+        rest.catch_up().await;
+        assert_eq!((taken + rest.events, rest.rollbacks.len()), (expected, 0), "{options}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_keeps_no_changes_is_told_with_the_option() {
+    let cluster = cluster(8, 10).await;
+    let feed = DcpFeed::connect(&url(&cluster, "history=true")).await.unwrap();
+    let mut stream = feed.open(FeedStart::Beginning).await.unwrap();
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("change_streams=true") && !error.is_retryable(), "{error}");
 }

@@ -43,6 +43,7 @@ pub(super) struct Dcp {
     ready: VecDeque<(u16, Option<u16>)>,
     /// Streams that were closed by request, and whose end is to be told.
     closed: Vec<Stream>,
+    retains_history: bool,
     liveness: Liveness,
 }
 
@@ -154,6 +155,7 @@ impl Session {
             ready: VecDeque::new(),
             closed: Vec::new(),
             liveness: state.config.liveness,
+            retains_history: state.config.retains_history,
         });
         Some(done(Opcode::DcpOpen))
     }
@@ -272,6 +274,10 @@ impl Dcp {
             "flatbuffers_system_events" => {
                 form.has_flat_events |= is_true;
                 is_true
+            }
+            "change_streams" if self.retains_history => {
+                self.style.has_history = is_true;
+                is_boolean
             }
             "stream_buffer_size" | "change_streams" | "cache_transfer" => {
                 return Status::NotSupported;

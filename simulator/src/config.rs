@@ -45,6 +45,8 @@ pub struct ClusterConfig {
     /// Whether a stream of one collection from the start comes in the order of keys, if the client has asked for that (protocol,
     /// section 4.13).
     pub allows_oso: bool,
+    /// Whether the bucket is an ephemeral one: it says so, and that nothing of it is on a disk.
+    pub is_ephemeral: bool,
     /// Whether the bucket keeps all changes, until they are purged, for clients that ask for them (`change_streams`; protocol, section 3.3).
     pub retains_history: bool,
 }
@@ -76,6 +78,7 @@ impl Default for ClusterConfig {
             snapshot_items: u64::MAX,
             liveness: Liveness::Idle(Duration::from_secs(360)),
             allows_oso: true,
+            is_ephemeral: false,
             retains_history: false,
         }
     }

@@ -146,7 +146,7 @@ impl State {
         map["name"] = self.bucket.name().into();
         map["uuid"] = self.bucket.uuid().into();
         map["nodeLocator"] = "vbucket".into();
-        map["bucketType"] = "membase".into();
+        map["bucketType"] = if self.config.is_ephemeral { "ephemeral" } else { "membase" }.into();
         map["bucketCapabilitiesVer"] = "".into();
         map["bucketCapabilities"] = json!([
             "collections",

@@ -51,6 +51,10 @@ impl DcpFeed {
         let target = tokio::task::spawn_blocking(move || Target::new(&location, scheme)).await;
         let target = Arc::new(target.map_err(|e| Error::new(ErrorKind::Closed, "the runtime is shutting down").with_source(e))??);
         let (_, map) = bootstrap(&target, BTreeSet::new()).await.map_err(core_error)?;
+        if map.is_ephemeral && target.options.mitigate_rollbacks {
+            let message = "the bucket is ephemeral: nothing of it is ever on a disk, which mitigate_rollbacks would wait for";
+            return Err(Error::config(message).with_next_step("leave mitigate_rollbacks out"));
+        }
         let partitions = u16::try_from(map.num_vbuckets())
             .map_err(|_| Error::new(ErrorKind::Unsupported, "the bucket has more vbuckets than a feed can have partitions"))?;
         Ok(DcpFeed { target, partitions, board: Mutex::new(Arc::new(Board::new(usize::from(partitions)))) })

@@ -62,7 +62,8 @@ pub struct DcpOptions {
     /// Whether the server may send compressed values (`on`, default), must (`force`), or must not (`off`). They are delivered uncompressed.
     pub compression: Compression,
     /// Whether an event is delivered only once it is on the disks of all nodes that have a copy, so that no failover takes it back.
-    /// Default false. Not for buckets without disks: nothing of them would ever be delivered.
+    /// Default false. Not for ephemeral buckets, of which nothing would ever be delivered; refused where
+    /// the server says that the bucket is one.
     pub mitigate_rollbacks: bool,
     /// How often nodes are asked how far they are on disk, with `mitigate_rollbacks`, in milliseconds. Default 100.
     pub persistence_poll_ms: u64,

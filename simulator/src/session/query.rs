@@ -94,7 +94,7 @@ impl Session {
         let observed = ObservedSeqno {
             vbucket: id,
             vbucket_uuid: vbucket.vbucket_uuid(),
-            persisted: copy.persisted_seqno,
+            persisted: if state.config.is_ephemeral { 0 } else { copy.persisted_seqno },
             current: copy.high_seqno,
             failed_over,
         };

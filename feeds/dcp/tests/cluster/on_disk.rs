@@ -1,5 +1,10 @@
 //! Events that wait until they are on all disks.
 
+use sluicegate_core::ErrorKind;
+use sluicegate_dcp::DcpFeed;
+use sluicegate_simulator::{Cluster, ClusterConfig};
+
+use crate::follower::url;
 use crate::{Follower, cluster, keys, write};
 
 const OPTIONS: &str = "mitigate_rollbacks=true&persistence_poll_ms=10";
@@ -57,4 +62,17 @@ async fn what_is_lost_before_it_was_on_all_disks_was_never_there() {
     let kept = keys("lost-", 200).filter(|key| !waits(key));
     follower.has_exactly(keys("old-", 200).chain(keys("new-", 200)).chain(kept));
     assert_eq!(follower.rollbacks, []);
+}
+
+#[tokio::test]
+async fn of_a_bucket_that_is_never_on_a_disk_it_cannot_be_wanted() {
+    let mut config = ClusterConfig::default();
+    (config.vbuckets, config.is_ephemeral) = (8, true);
+    let cluster = Cluster::start(config).await.unwrap();
+    let error = DcpFeed::connect(&url(&cluster, "mitigate_rollbacks=true")).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::ConfigInvalid && error.to_string().contains("leave mitigate_rollbacks out"), "{error}");
+    write(&cluster, "some-", 20);
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    follower.has_exactly(keys("some-", 20));
 }

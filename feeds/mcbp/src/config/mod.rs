@@ -39,6 +39,8 @@ pub struct ClusterMap {
     pub name: String,
     /// Identity of the bucket: another one means that it was created again, and that nothing known of it holds.
     pub uuid: String,
+    /// Whether the bucket is said to be in memory alone, so that nothing of it is ever on a disk. Older servers do not say.
+    pub is_ephemeral: bool,
     /// What the bucket can do.
     pub capabilities: Vec<String>,
     /// How many copies a vbucket is to have besides the active one.

@@ -28,6 +28,8 @@ struct Text<'a> {
     uuid: String,
     #[serde(default, borrow)]
     node_locator: Cow<'a, str>,
+    #[serde(default, borrow)]
+    bucket_type: Cow<'a, str>,
     #[serde(default)]
     bucket_capabilities: Vec<String>,
     v_bucket_server_map: Option<VbucketText>,
@@ -116,6 +118,7 @@ pub(super) fn parse(json: &[u8], host: &str) -> Result<ClusterMap> {
         revision: Revision { epoch: text.rev_epoch, rev: text.rev },
         name: text.name,
         uuid: text.uuid,
+        is_ephemeral: text.bucket_type == "ephemeral",
         capabilities: text.bucket_capabilities,
         num_replicas: vbuckets.num_replicas,
         vbuckets: match_vbuckets(vbuckets.v_bucket_map, servers.len())?,

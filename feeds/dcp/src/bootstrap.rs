@@ -87,9 +87,18 @@ pub(crate) async fn filter(session: &mut Session, target: &Target) -> ClientResu
         filter.scope = Some(id_of(session, Command::GetScopeId, scope).await?);
     }
     for collection in options.collections.iter().flat_map(|names| names.split(',')) {
-        filter.collections.push(id_of(session, Command::GetCollectionId, collection).await?);
+        let id = match numbered(collection) {
+            Some(id) => id,
+            None => id_of(session, Command::GetCollectionId, collection).await?,
+        };
+        filter.collections.push(id);
     }
     Ok(filter)
+}
+
+/// A collection that is given by its number, as `0x8`: no name is like it, since there is a dot in each.
+fn numbered(collection: &str) -> Option<u32> {
+    u32::from_str_radix(collection.strip_prefix("0x")?, 16).ok()
 }
 
 async fn id_of(session: &mut Session, command: fn(kv::Path) -> Command, name: &str) -> ClientResult<u32> {
@@ -113,4 +122,15 @@ pub(crate) fn core_error(error: ClientError) -> Error {
     };
     let retry = if error.is_permanent() { Retry::Permanent } else { Retry::Temporary };
     Error::new(kind, error.to_string()).with_status(retry).with_operation("follow the bucket").with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_number_is_a_number() {
+        let numbers = ["0x8", "0xffffffff", "0x", "0x100000000", "0x8.a", "_default._default"].map(numbered);
+        assert_eq!(numbers, [Some(8), Some(u32::MAX), None, None, None, None]);
+    }
 }

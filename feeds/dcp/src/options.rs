@@ -48,7 +48,7 @@ pub struct DcpOptions {
     pub until: Option<Until>,
     /// Only this scope, by name. Needs a server with collections.
     pub scope: Option<String>,
-    /// Only these collections, by `scope.collection`, with commas between them. Needs a server with collections.
+    /// Only these collections, by `scope.collection` or a number such as `0x8`, with commas between them. Needs a server with collections.
     pub collections: Option<String>,
     /// Whether the server may send what there is of one collection in the order of keys, which costs it less where the collection is a small part of the
     /// bucket. Default false: then sequences come in no order at all, more wait for one another, and a writer whose `max_pending` is lower than what comes

@@ -13,8 +13,8 @@ use sluicegate::core::directory::Directory;
 use sluicegate::core::store::Expiry;
 use sluicegate::core::verify::{Problem, VerifyOptions, VerifyReport, verify};
 use sluicegate::{
-    BlockIndex, CacheKey, CacheStore, Channel, Epoch, ErrorKind, FeedEvent, PublishedClock, Sequence, Writer, WriterConfig,
-    WriterNode,
+    BlockIndex, CacheKey, CacheStore, Channel, Decoded, Epoch, ErrorKind, FeedEvent, MutationDecoder as _, PublishedClock,
+    Sequence, Writer, WriterConfig, WriterNode,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::MemoryFeed;
@@ -126,6 +126,40 @@ async fn a_superseded_document_may_be_gone() {
     store.remove(&sequence_key(1), None).await.unwrap();
     let report = checked(&store).await;
     assert!(report.is_clean(), "{:#?}", report.findings);
+}
+
+/// Sequence 8, in A and B, is stored and shown in A only, and then its writer is gone; the feed goes on with a later revision, above a number that is missing.
+async fn cut_off(later: &str) -> Arc<dyn CacheStore> {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let lines = ["1 a +A", "2 b +B", "3 c +A +B", "4 d +A", "5 e +B", "6 f +A", "7 g +B"];
+    write(&store, "first", &lines).await;
+    let Decoded::Document(document) = Notation.decode(&mutations(&["8 x +A +B"])[0]) else { panic!() };
+    store.insert(&sequence_key(8), document.entry.to_bytes(), Expiry::Never).await.unwrap();
+    restate(&store, "A", 0, &[(8, BlockState::Present)]).await;
+    write(&store, "first", &lines.into_iter().chain(["9 h +A", later]).collect::<Vec<_>>()).await;
+    store
+}
+
+/// As ARCHITECTURE.md says under "Known limits".
+#[tokio::test]
+async fn what_a_cut_off_commit_left_out_is_named_until_stable_passes_the_later_revision() {
+    let later = "12 x +A +B over 8";
+    let store = cut_off(later).await;
+    let report = checked(&store).await;
+    let clock = report.clock.as_ref().unwrap();
+    assert!(clock.stable < Sequence(12) && clock.high == Sequence(12), "{clock:?}");
+    assert_found(&report, Problem::WrongState, &block_key("*", 0));
+    assert_found(&report, Problem::WrongState, &block_key("B", 0));
+    assert!(
+        report.findings.len() == 2 && report.findings.iter().all(|f| f.detail.starts_with("it does not know 8")),
+        "{report:#?}"
+    );
+
+    // The numbers that were missing come, after what was taken already.
+    let lines = ["1 a +A"; 9].into_iter().chain([later, "10 z +A", "11 z +B over 10"]);
+    write(&store, "first", &lines.collect::<Vec<_>>()).await;
+    let report = checked(&store).await;
+    assert!(report.is_clean() && report.clock.as_ref().unwrap().marked >= Sequence(12), "{report:#?}");
 }
 
 #[tokio::test]

@@ -274,7 +274,10 @@ fn backends_lists_stores_feeds_and_codecs() {
     };
     assert_eq!(code, 0);
     assert!(names("stores").contains(&"memory".to_owned()) && names("feeds").contains(&"replay".to_owned()));
-    assert_eq!(names("codecs"), ["bytes", "two-bit", "adaptive"]);
+    assert_eq!(
+        (names("codecs"), &backends["default_codec"]),
+        (["adaptive", "bytes", "two-bit"].map(str::to_owned).to_vec(), &"adaptive".into())
+    );
     let (_, table, _) = ended(run(&["backends"]));
     assert!(table.contains("memory:") && table.contains("replay:"), "{table}");
 }

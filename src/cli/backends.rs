@@ -2,6 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
+use sluicegate::WriterConfig;
 use sluicegate::block::{Adaptive, ByteArray, TwoBit};
 
 use super::output::{Outcome, Table, json, text};
@@ -21,6 +22,8 @@ struct Backends {
     stores: Vec<Backend>,
     feeds: Vec<Backend>,
     codecs: Vec<Backend>,
+    /// What a new cache gets unless told otherwise.
+    default_codec: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,10 +39,11 @@ pub(crate) fn run(args: BackendsArgs) -> Outcome<Exit> {
         stores: registry.stores().map(|s| Backend { name: s.scheme, about: s.about }).collect(),
         feeds: registry.feeds().map(|f| Backend { name: f.scheme, about: f.about }).collect(),
         codecs: vec![
-            Backend { name: ByteArray::NAME, about: "a byte a sequence; what a new cache gets unless told otherwise" },
-            Backend { name: TwoBit::NAME, about: "two bits a sequence" },
             Backend { name: Adaptive::NAME, about: "a short list while few, a bitmap when that is smaller" },
+            Backend { name: ByteArray::NAME, about: "a byte a sequence" },
+            Backend { name: TwoBit::NAME, about: "two bits a sequence" },
         ],
+        default_codec: WriterConfig::default().codec,
     };
     match args.format {
         Format::Json => json(&backends)?,
@@ -53,7 +57,9 @@ fn table(backends: &Backends) -> String {
     let kinds = [("store", ":", &backends.stores), ("feed", ":", &backends.feeds), ("codec", "", &backends.codecs)];
     for (kind, colon, list) in kinds {
         for backend in list {
-            table.row([kind.to_owned(), format!("{}{colon}", backend.name), backend.about.to_owned()]);
+            let is_default = kind == "codec" && backend.name == backends.default_codec;
+            let about = format!("{}{}", backend.about, if is_default { "; the default" } else { "" });
+            table.row([kind.to_owned(), format!("{}{colon}", backend.name), about]);
         }
     }
     table.render(0)

@@ -94,6 +94,11 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
+    /// The index of the last event that was read; 0 before the first.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.last_n
+    }
+
     /// What the recording says of itself. Reads its beginning; what is wrong there shows with the first line.
     pub(crate) fn header(&mut self) -> &Header {
         if self.number == 0 {
@@ -118,7 +123,9 @@ impl<R: BufRead> Lines<R> {
                     return Err(Error::corrupt("the compressed data is damaged").with_source(e));
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                    return Err(Error::corrupt("the compressed data is cut off").with_source(e));
+                    let last = self.last_n;
+                    let message = format!("the compressed data is cut off; the option until={last} ends with what there is");
+                    return Err(Error::corrupt(message).with_source(e));
                 }
                 Err(e) => return Err(Error::new(ErrorKind::Unavailable, "the recording cannot be read").with_source(e)),
             }

@@ -84,7 +84,7 @@ impl<W: Write> Recorder<W> {
     pub fn new(out: W, info: &FeedInfo, is_compressed: bool) -> Result<Self> {
         let out = BufWriter::with_capacity(64 << 10, out);
         let out = match is_compressed {
-            true => Out::Gzip(Box::new(GzEncoder::new(out, Compression::default()))),
+            true => Out::Gzip(Box::new(GzEncoder::new(out, Compression::fast()))),
             false => Out::Plain(out),
         };
         let mut recorder = Recorder { out, line: Vec::new(), recorded: Recorded::default() };

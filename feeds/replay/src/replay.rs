@@ -21,6 +21,8 @@ use crate::stream::{self, DEFAULT_BATCH, Pace};
 pub struct ReplayOptions {
     /// Deliver only events after this index of the recording.
     pub after: u64,
+    /// Deliver up to this index of the recording, then end. Of a recording that was cut off, what there is.
+    pub until: Option<u64>,
     /// Deliver up to the end of this marker, then end.
     pub until_marker: Option<u32>,
     /// Events a second; 0 for as fast as they are taken.
@@ -31,7 +33,7 @@ pub struct ReplayOptions {
 
 impl Default for ReplayOptions {
     fn default() -> Self {
-        ReplayOptions { after: 0, until_marker: None, rate: 0, batch: DEFAULT_BATCH }
+        ReplayOptions { after: 0, until: None, until_marker: None, rate: 0, batch: DEFAULT_BATCH }
     }
 }
 
@@ -40,6 +42,13 @@ impl ReplayOptions {
     #[must_use]
     pub fn with_after(mut self, index: u64) -> Self {
         self.after = index;
+        self
+    }
+
+    /// Ends after this index of the recording.
+    #[must_use]
+    pub fn with_until(mut self, index: u64) -> Self {
+        self.until = Some(index);
         self
     }
 
@@ -124,10 +133,14 @@ impl Feed for ReplayFeed {
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         let position = stream::position_of(start, "replay")?;
         let (_, lines) = open_lines(&self.path).await?;
-        let ReplayOptions { until_marker: until, after, .. } = self.options;
-        let ahead = position.partitions;
-        let source =
-            Playback { lines, ahead, tracker: PositionTracker::default(), after, until, file: self.path.clone(), ended: false };
+        let source = Playback {
+            lines,
+            ahead: position.partitions,
+            tracker: PositionTracker::default(),
+            options: self.options.clone(),
+            file: self.path.clone(),
+            ended: false,
+        };
         Ok(stream::blocking(source, self.options.pace()))
     }
 }
@@ -151,8 +164,7 @@ struct Playback<R> {
     ahead: BTreeMap<PartitionId, PartitionPosition>,
     /// Where those partitions are.
     tracker: PositionTracker,
-    after: u64,
-    until: Option<u32>,
+    options: ReplayOptions,
     file: PathBuf,
     ended: bool,
 }
@@ -197,15 +209,24 @@ impl<R: BufRead> Playback<R> {
         }
     }
 
+    /// Whether the last event that was read is the last one wanted: what is after it may be damaged.
+    fn last_was(&self, until: Option<u64>) -> bool {
+        until.is_some_and(|until| self.lines.last_index() >= until)
+    }
+
     fn read(&mut self) -> Result<Option<FeedEvent>> {
-        while let Some(line) = self.lines.next().transpose()? {
+        let ReplayOptions { after, until, until_marker, .. } = self.options;
+        while !self.last_was(until)
+            && let Some(line) = self.lines.next().transpose()?
+        {
             match line {
-                Line::Event(n, event) if n > self.after && self.is_after(&event) => return Ok(Some(event)),
-                Line::MarkerEnd(marker) if self.until == Some(marker.marker) => return self.check_position().map(|()| None),
+                Line::Event(n, _) if until.is_some_and(|until| n > until) => return self.check_position().map(|()| None),
+                Line::Event(n, event) if n > after && self.is_after(&event) => return Ok(Some(event)),
+                Line::MarkerEnd(marker) if until_marker == Some(marker.marker) => return self.check_position().map(|()| None),
                 _ => {}
             }
         }
-        if let Some(marker) = self.until {
+        if let Some(marker) = until_marker.filter(|_| until.is_none()) {
             return Err(Error::config(format!("the recording has no marker {marker}; change until_marker or leave it out"))
                 .with_operation("read recording")
                 .with_context("file", self.file.display()));
@@ -230,7 +251,7 @@ impl<R: BufRead> Iterator for Playback<R> {
 inventory::submit! {
     FeedFactory {
         scheme: "replay",
-        about: "a recording of a gateway's feed, played back: replay:FILE?after=N&until_marker=K&rate=N&batch=N",
+        about: "a recording of a gateway's feed, played back: replay:FILE?after=N&until=N&until_marker=K&rate=N&batch=N",
         open: |location| Box::pin(async move {
             let feed: std::sync::Arc<dyn Feed> = std::sync::Arc::new(ReplayFeed::open_location(location).await?);
             Ok(feed)

@@ -228,8 +228,8 @@ async fn the_url_opens_it() {
 
     let error = open("?batch=0").await.unwrap_err().to_string();
     assert!(error.contains("batch=0"), "{error}");
-    let error = open("?until=0").await.unwrap_err().to_string();
-    assert!(error.contains("`until`"), "{error}");
+    let error = open("?upto=0").await.unwrap_err().to_string();
+    assert!(error.contains("`upto`"), "{error}");
     let error = open(".missing").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains(SMALL) && error.to_string().contains("check the path"), "{error}");

@@ -94,11 +94,6 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// The index of the last event that was read; 0 before the first.
-    pub(crate) fn last_index(&self) -> u64 {
-        self.last_n
-    }
-
     /// What the recording says of itself. Reads its beginning; what is wrong there shows with the first line.
     pub(crate) fn header(&mut self) -> &Header {
         if self.number == 0 {

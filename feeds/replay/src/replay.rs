@@ -137,6 +137,7 @@ impl Feed for ReplayFeed {
             lines,
             ahead: position.partitions,
             tracker: PositionTracker::default(),
+            taken: 0,
             options: self.options.clone(),
             file: self.path.clone(),
             ended: false,
@@ -164,6 +165,8 @@ struct Playback<R> {
     ahead: BTreeMap<PartitionId, PartitionPosition>,
     /// Where those partitions are.
     tracker: PositionTracker,
+    /// The index of the last event that was taken.
+    taken: u64,
     options: ReplayOptions,
     file: PathBuf,
     ended: bool,
@@ -209,18 +212,17 @@ impl<R: BufRead> Playback<R> {
         }
     }
 
-    /// Whether the last event that was read is the last one wanted: what is after it may be damaged.
-    fn last_was(&self, until: Option<u64>) -> bool {
-        until.is_some_and(|until| self.lines.last_index() >= until)
-    }
-
     fn read(&mut self) -> Result<Option<FeedEvent>> {
         let ReplayOptions { after, until, until_marker, .. } = self.options;
-        while !self.last_was(until)
+        // What comes after the last event that is wanted may be damaged.
+        while until.is_none_or(|until| self.taken < until)
             && let Some(line) = self.lines.next().transpose()?
         {
+            if let Line::Event(n, _) = line {
+                self.taken = n;
+            }
             match line {
-                Line::Event(n, _) if until.is_some_and(|until| n > until) => return self.check_position().map(|()| None),
+                Line::Event(n, _) if until.is_some_and(|until| n > until) => break,
                 Line::Event(n, event) if n > after && self.is_after(&event) => return Ok(Some(event)),
                 Line::MarkerEnd(marker) if until_marker == Some(marker.marker) => return self.check_position().map(|()| None),
                 _ => {}

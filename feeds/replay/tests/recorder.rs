@@ -270,7 +270,7 @@ async fn of_a_recording_that_was_cut_off_all_comes_that_was_flushed_and_then_an_
     }
     let error = stream.next().await.unwrap().unwrap_err();
     assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("until=3 ends with what there is"), "{error}");
-    for until in [0, 2, 3] {
+    for until in 0..=3 {
         let feed = ReplayFeed::open(&path, ReplayOptions::default().with_until(until)).await.unwrap();
         assert_eq!(events(&feed, FeedStart::Beginning).await.unwrap().len() as u64, until);
     }

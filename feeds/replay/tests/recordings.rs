@@ -249,11 +249,16 @@ async fn a_rate_slows_the_file_down() {
 }
 
 #[tokio::test]
-async fn a_recording_can_be_begun_after_any_event() {
+async fn a_recording_can_be_begun_after_any_event_and_ended_with_any() {
     let whole = Recording::read(testdata(SMALL)).unwrap().mutations;
     for after in [0, 1, 700, whole.len() as u64, u64::MAX] {
         let feed = ReplayFeed::open(testdata(SMALL), ReplayOptions::default().with_after(after)).await.unwrap();
         let rest: Vec<Mutation> = whole.iter().filter(|m| m.seqno.0 > after).cloned().collect();
         assert_eq!(mutations(&events(&feed, FeedStart::Beginning).await.unwrap()), rest, "after {after}");
+    }
+    for until in [0, 1, 2, 700, whole.len() as u64, u64::MAX] {
+        let feed = ReplayFeed::open(testdata(SMALL), ReplayOptions::default().with_after(1).with_until(until)).await.unwrap();
+        let part: Vec<Mutation> = whole.iter().filter(|m| m.seqno.0 > 1 && m.seqno.0 <= until).cloned().collect();
+        assert_eq!(mutations(&events(&feed, FeedStart::Beginning).await.unwrap()), part, "until {until}");
     }
 }

@@ -289,14 +289,8 @@ fn run(seed: u64, operations: usize) -> Result<usize, String> {
             }
             Op::Resume => {
                 let state = stored(&sequencer.state(now));
-                sequencer = Sequencer::resume(
-                    config,
-                    sequencer.high(),
-                    &sequencer.gaps(now),
-                    Some(sequencer.abandoned()),
-                    Some(&state),
-                    now,
-                );
+                sequencer =
+                    Sequencer::resume(config, sequencer.high(), &sequencer.gaps(now), Some(sequencer.abandoned()), &state, now);
                 model.resume(now);
             }
         }
@@ -431,7 +425,7 @@ fn ages_survive_a_restart_in_a_process_that_has_just_begun() {
     sequencer.tick(ms(6_000));
     sequencer.arrived(Sequence(5), ms(6_000));
     let (state, gaps) = (stored(&sequencer.state(ms(7_000))), sequencer.gaps(ms(7_000)));
-    let mut resumed = Sequencer::resume(SequencerConfig::default(), sequencer.high(), &gaps, None, Some(&state), ms(0));
+    let mut resumed = Sequencer::resume(SequencerConfig::default(), sequencer.high(), &gaps, None, &state, ms(0));
     assert_eq!(resumed.gaps(ms(0)), gaps);
     assert_eq!(resumed.settled(ms(0)), Sequence(3));
     assert_eq!(resumed.state(ms(0)).pending, state.pending);
@@ -451,7 +445,7 @@ fn nonsense_that_was_stored_neither_panics_nor_blocks() {
     let config = SequencerConfig { initial: Sequence(5), ..SequencerConfig::default() };
     for high in [0, 5, 9, u64::MAX] {
         let gaps = [gap(8, 9), gap(0, 3), gap(0, u64::MAX), gap(7, 8), gap(u64::MAX, u64::MAX)];
-        let mut sequencer = Sequencer::resume(config, Sequence(high), &gaps, None, Some(&state), ms(0));
+        let mut sequencer = Sequencer::resume(config, Sequence(high), &gaps, None, &state, ms(0));
         for s in [0, 5, 6, 7, 8, 9, 10, u64::MAX - 1, u64::MAX] {
             sequencer.arrived(Sequence(s), ms(0));
         }
@@ -534,7 +528,8 @@ impl Interpreter {
             "resume" => {
                 let (high, gaps) = (self.sequencer.high(), self.sequencer.gaps(self.now));
                 self.now = ms(0);
-                self.sequencer = Sequencer::resume(self.config, high, &gaps, None, self.checkpoint.as_ref(), self.now);
+                let checkpoint = self.checkpoint.clone().unwrap_or_default();
+                self.sequencer = Sequencer::resume(self.config, high, &gaps, None, &checkpoint, self.now);
             }
             _ => panic!("{line}: no such command"),
         }

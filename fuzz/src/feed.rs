@@ -18,11 +18,9 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "redis-page", seeds: page_seeds, check: page },
 ];
 
-const KINDS: [MutationKind; 3] = [MutationKind::Mutation, MutationKind::Deletion, MutationKind::Expiration];
-
 fn document_seeds() -> Vec<Vec<u8>> {
     let seed = |mutation: Mutation| {
-        let kind = KINDS.iter().position(|kind| *kind == mutation.kind).expect("one of them");
+        let kind = mutation.kind as usize;
         let mut bytes = vec![kind as u8, mutation.datatype.0, mutation.key.len() as u8];
         bytes.put_u64(mutation.cas);
         bytes.extend_from_slice(&mutation.key);
@@ -44,7 +42,7 @@ fn document(bytes: &[u8]) -> bool {
     let Some(([kind, datatype, key_len, cas @ ..], rest)) = bytes.split_first_chunk::<11>() else { return false };
     let (key, value) = rest.split_at(rest.len().min((*key_len).into()));
     let mutation = Mutation {
-        kind: KINDS[usize::from(*kind) % KINDS.len()],
+        kind: MutationKind::ALL[usize::from(*kind) % MutationKind::ALL.len()],
         datatype: Datatype(*datatype),
         cas: u64::from_be_bytes(*cas),
         ..Mutation::new(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))

@@ -185,7 +185,7 @@ impl Sequencer {
         high: Sequence,
         gaps: &[Gap],
         abandoned: Option<&RangeSet>,
-        checkpoint: Option<&SequencerState>,
+        checkpoint: &SequencerState,
         now: Duration,
     ) -> Self {
         let at = internal(now);
@@ -199,9 +199,9 @@ impl Sequencer {
         missing.sort_unstable();
         if let Some(abandoned) = abandoned {
             sequencer.abandoned = abandoned.clone();
-        } else if let Some(state) = checkpoint {
-            let given_up = state.abandoned.iter().filter_map(|(first, last)| SequenceRange::new(first, last));
-            for range in given_up.chain(state.skipped.iter().map(|skip| skip.range)).filter_map(below) {
+        } else {
+            let given_up = checkpoint.abandoned.iter().filter_map(|(first, last)| SequenceRange::new(first, last));
+            for range in given_up.chain(checkpoint.skipped.iter().map(|skip| skip.range)).filter_map(below) {
                 sequencer.abandoned.insert(range.first().0, range.last().0);
             }
         }
@@ -217,17 +217,15 @@ impl Sequencer {
                 sequencer.skipped.insert(first, Skip { last, missed, listed: missed });
             }
         }
-        if let Some(state) = checkpoint {
-            for run in &state.pending {
-                // `u64::MAX` is no sequence.
-                let (first, last) = (run.range.first().0.max(sequencer.next), run.range.last().0.min(u64::MAX - 1));
-                if let Some(range) = SequenceRange::new(first, last) {
-                    let count = usize::try_from(run.count.min(range.count())).unwrap_or(usize::MAX).max(1);
-                    sequencer.add_pending(range, since(run.age_ms), count);
-                }
+        for run in &checkpoint.pending {
+            // `u64::MAX` is no sequence.
+            let (first, last) = (run.range.first().0.max(sequencer.next), run.range.last().0.min(u64::MAX - 1));
+            if let Some(range) = SequenceRange::new(first, last) {
+                let count = usize::try_from(run.count.min(range.count())).unwrap_or(usize::MAX).max(1);
+                sequencer.add_pending(range, since(run.age_ms), count);
             }
-            sequencer.drain(at);
         }
+        sequencer.drain(at);
         sequencer
     }
 

@@ -36,6 +36,20 @@ pub enum MutationKind {
     Expiration,
 }
 
+impl MutationKind {
+    /// All of them, by number.
+    pub const ALL: [MutationKind; 3] = [MutationKind::Mutation, MutationKind::Deletion, MutationKind::Expiration];
+
+    /// Its name in recordings and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            MutationKind::Mutation => "mutation",
+            MutationKind::Deletion => "deletion",
+            MutationKind::Expiration => "expiration",
+        }
+    }
+}
+
 /// Bits that say how a value is encoded (protocol, section 1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Datatype(pub u8);

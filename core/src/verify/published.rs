@@ -30,9 +30,6 @@ pub(super) struct Published {
     late: BTreeMap<u64, Sequence>,
 }
 
-/// What a repair says of a checkpoint that it puts back.
-const FROM_THE_BEGINNING: &str = "the next writer reads the feed from its beginning";
-
 /// What was read, if the store could read it, and what it is.
 fn apart<T>(stored: Result<Bytes>, decode: impl FnOnce(&[u8]) -> Result<T>) -> (Option<Bytes>, Result<T>) {
     match stored {
@@ -331,7 +328,7 @@ impl Pass<'_> {
             };
             if self.rewrite(&key, put_back).await? {
                 self.set_checkpoint_batch(0).await?;
-                self.did(Action::Rebuilt, key, FROM_THE_BEGINNING);
+                self.did(Action::Rebuilt, key, "the next writer reads the feed from its beginning");
             }
         } else if let Some(of) = older {
             self.set_checkpoint_batch(of).await?;

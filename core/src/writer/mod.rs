@@ -76,9 +76,6 @@ pub struct WriterProgress {
 /// Feed batches being decoded ahead of the one task that applies them.
 const DECODE_AHEAD: usize = 8;
 
-/// Empty blocks dropped from their directories at once, at most: all of them are read.
-const DROP_AT_ONCE: usize = 1_024;
-
 /// The writer of one cache, for one term. Exclusive: there is one task that drives it.
 ///
 /// Made by [`Writer::take_over`]. Dropping it at any moment loses nothing: whoever takes over next goes on from the stored clock
@@ -200,8 +197,7 @@ impl Writer {
                 (clock.high, ranges.map(|range| Gap { range, age_ms: 0 }).collect(), None)
             }
         };
-        let sequencer =
-            Sequencer::resume(config.sequencer(), high, &gaps, abandoned, Some(&checkpoint.sequencer), Duration::ZERO);
+        let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
         let mut last = clock.clone();
         last.batch = last.batch.max(checkpoint.batch);
         let mut assembler = Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.to_owned(), last, checkpoint.late);

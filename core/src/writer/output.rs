@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{DROP_AT_ONCE, Writer, backoff, log_retry, name_repair, task_failed};
+use super::{Writer, backoff, log_retry, name_repair, task_failed};
 use crate::batch::{BatchRecord, CommitReceipt, Publication};
 use crate::block::Block;
 use crate::clock::PublishedClock;
@@ -16,6 +16,9 @@ use crate::commit;
 use crate::engine::Prepared;
 use crate::error::{Error, Result};
 use crate::store::Versioned;
+
+/// Empty blocks dropped from their directories at once, at most: all of them are read.
+const DROP_AT_ONCE: usize = 1_024;
 
 #[derive(Debug)]
 pub(super) struct InFlight {
@@ -75,7 +78,7 @@ impl Writer {
         self.settle_one().await.map_err(name_repair)
     }
 
-    pub(super) async fn settle_one(&mut self) -> Result<()> {
+    async fn settle_one(&mut self) -> Result<()> {
         if let Some(publishing) = &mut self.publishing {
             let published = (&mut publishing.publish).await;
             let (bytes, record) = (publishing.bytes, publishing.record.clone());
@@ -108,7 +111,7 @@ impl Writer {
 
     /// Takes blocks without anything live out of their directories, once every mark up to their end is stored (a restart finds unmarked
     /// entries through the star channel's directory). One lot at a time: two that write the same directory would be in each other's way.
-    pub(super) fn drop_emptied(&mut self) {
+    fn drop_emptied(&mut self) {
         if self.dropping.as_ref().is_some_and(|dropping| !dropping.is_finished()) {
             return;
         }

@@ -84,13 +84,8 @@ impl Rollbacks {
         known.is_collected = false;
     }
 
-    /// Whether entries must be looked for before anything else is taken: what comes may be of any of their numbers, given out again.
-    #[cfg(test)]
-    fn needs_search(&self) -> bool {
-        self.partitions.values().any(|unresolved| !unresolved.is_collected)
-    }
-
-    /// What is to be looked for: partitions, and the seqno after which.
+    /// What is to be looked for before anything else is taken, since what comes may be of any of its numbers, given out again: partitions, and the seqno
+    /// after which.
     pub(super) fn wanted(&self) -> BTreeMap<PartitionId, u64> {
         let uncollected = self.partitions.iter().filter(|(_, unresolved)| !unresolved.is_collected);
         uncollected.map(|(partition, unresolved)| (*partition, unresolved.after)).collect()
@@ -309,7 +304,7 @@ mod tests {
         rollbacks.begin(P, PartitionSeqno(to), at(9));
         assert_eq!(rollbacks.wanted(), [(P, to)].into());
         rollbacks.found(found.iter().map(|entry| Arc::new((*entry).clone())).collect());
-        assert!(!rollbacks.needs_search());
+        assert!(rollbacks.wanted().is_empty());
         rollbacks
     }
 

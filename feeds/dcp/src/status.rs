@@ -114,6 +114,19 @@ struct Cell {
     told: Mutex<(Option<Address>, Option<String>)>,
 }
 
+impl Cell {
+    /// The place of its state in [`STATES`].
+    fn state(&self) -> usize {
+        usize::from(self.state.load(Ordering::Relaxed)) % STATES.len()
+    }
+
+    /// The last seqno that came, and how many are still to come.
+    fn progress(&self) -> (u64, u64) {
+        let (seqno, high) = (self.seqno.load(Ordering::Relaxed), self.high.load(Ordering::Relaxed));
+        (seqno, high.saturating_sub(seqno))
+    }
+}
+
 /// By number.
 pub(crate) const STATES: [VbucketState; 4] =
     [VbucketState::Waiting, VbucketState::Opening, VbucketState::Streaming, VbucketState::Done];
@@ -191,9 +204,8 @@ impl Board {
     pub(crate) fn summary(&self) -> ([u32; STATES.len()], u64) {
         let (mut states, mut lag) = ([0; STATES.len()], 0u64);
         for cell in &self.cells {
-            states[usize::from(cell.state.load(Ordering::Relaxed)) % STATES.len()] += 1;
-            let behind = cell.high.load(Ordering::Relaxed).saturating_sub(cell.seqno.load(Ordering::Relaxed));
-            lag = lag.saturating_add(behind);
+            states[cell.state()] += 1;
+            lag = lag.saturating_add(cell.progress().1);
         }
         (states, lag)
     }
@@ -202,13 +214,13 @@ impl Board {
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
         let vbucket = |cell: &Cell| {
             let (node, last_error) = cell.told.lock().clone();
-            let (seqno, high) = (load(&cell.seqno), load(&cell.high));
+            let (seqno, lag) = cell.progress();
             VbucketStatus {
-                state: STATES[usize::from(cell.state.load(Ordering::Relaxed)) % STATES.len()],
+                state: STATES[cell.state()],
                 node: node.map(|node| node.to_string()),
                 seqno,
-                high_seqno: high.max(seqno),
-                lag: high.saturating_sub(seqno),
+                high_seqno: seqno + lag,
+                lag,
                 uuid: load(&cell.uuid),
                 reopens: cell.reopens.load(Ordering::Relaxed),
                 rollbacks: cell.rollbacks.load(Ordering::Relaxed),

@@ -14,19 +14,16 @@ use sluicegate_mcbp::dcp::EndReason;
 
 use crate::status::{Board, STATES, VbucketState};
 
-/// What events are told apart as.
-const KINDS: [&str; 4] = ["mutation", "deletion", "expiration", "other"];
+/// What events are told apart as: the kinds of mutations by their numbers, and the rest.
+const KINDS: [&str; MutationKind::ALL.len() + 1] =
+    [MutationKind::ALL[0].name(), MutationKind::ALL[1].name(), MutationKind::ALL[2].name(), "other"];
 
 /// The place in [`KINDS`].
 #[inline]
 fn kind_of(event: &FeedEvent) -> usize {
     match event {
-        FeedEvent::Mutation(mutation) => match mutation.kind {
-            MutationKind::Mutation => 0,
-            MutationKind::Deletion => 1,
-            MutationKind::Expiration => 2,
-        },
-        _ => 3,
+        FeedEvent::Mutation(mutation) => mutation.kind as usize,
+        _ => MutationKind::ALL.len(),
     }
 }
 

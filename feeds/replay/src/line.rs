@@ -254,12 +254,7 @@ fn line_of(fields: Fields<'_>) -> Result<Line> {
     let datatype = Datatype(required(fields.datatype, "datatype")?);
     let n = required(fields.n, "n")?;
     let mutation = Mutation {
-        kind: match required(fields.op.as_deref(), "op")? {
-            "mutation" => MutationKind::Mutation,
-            "deletion" => MutationKind::Deletion,
-            "expiration" => MutationKind::Expiration,
-            other => return Err(Error::corrupt(format!("unknown operation `{other}`"))),
-        },
+        kind: kind_named(required(fields.op.as_deref(), "op")?)?,
         partition: PartitionId(required(fields.vb, "vb")?),
         seqno: PartitionSeqno(fields.seqno.unwrap_or(n)),
         value: value_of(&fields, datatype)?,
@@ -308,6 +303,11 @@ fn value_of(fields: &Fields<'_>, datatype: Datatype) -> Result<Bytes> {
     let pairs = fields.xattrs.0.iter().map(|(key, value)| (&**key, value.get().as_bytes()));
     let pairs: Vec<_> = pairs.chain(binary.iter().map(|(key, value)| (*key, value.as_slice()))).collect();
     Ok(attributes::encode(pairs, body)?.into())
+}
+
+fn kind_named(name: &str) -> Result<MutationKind> {
+    let found = MutationKind::ALL.into_iter().find(|kind| kind.name() == name);
+    found.ok_or_else(|| Error::corrupt(format!("unknown operation `{name}`")))
 }
 
 fn required<T>(field: Option<T>, name: &str) -> Result<T> {

@@ -1,8 +1,6 @@
 //! The lines of a recording that are about no key: what it is, and what the feed told besides mutations. Read and written alike.
 
-use std::fmt;
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use sluicegate_core::feed::FeedInfo;
 use sluicegate_core::{Error, FeedEvent, PartitionId, PartitionSeqno, Result};
 
@@ -50,7 +48,8 @@ impl Header {
 }
 
 /// A number that other programs would read as a float: it is written as a string.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) struct Large(pub(crate) u64);
 
 impl Serialize for Large {
@@ -59,23 +58,11 @@ impl Serialize for Large {
     }
 }
 
-impl<'de> Deserialize<'de> for Large {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Visitor;
+impl TryFrom<String> for Large {
+    type Error = std::num::ParseIntError;
 
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Large;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a decimal number of 64 bits, in a string")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<Large, E> {
-                text.parse().map(Large).map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
-            }
-        }
-
-        deserializer.deserialize_str(Visitor)
+    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
+        text.parse().map(Large)
     }
 }
 

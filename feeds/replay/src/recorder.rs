@@ -12,7 +12,7 @@ use flate2::write::GzEncoder;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sluicegate_core::decode::attributes;
-use sluicegate_core::feed::{FeedInfo, MutationKind};
+use sluicegate_core::feed::FeedInfo;
 use sluicegate_core::{Error, ErrorKind, FeedEvent, Mutation, Result};
 
 use crate::line::MAX_LINE_BYTES;
@@ -50,6 +50,15 @@ impl<W: Write> fmt::Debug for Recorder<W> {
 enum Out<W: Write> {
     Plain(BufWriter<W>),
     Gzip(Box<GzEncoder<BufWriter<W>>>),
+}
+
+impl<W: Write> Out<W> {
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Out::Plain(out) => out,
+            Out::Gzip(out) => out,
+        }
+    }
 }
 
 impl Recorder<File> {
@@ -119,11 +128,7 @@ impl<W: Write> Recorder<W> {
     /// # Errors
     /// `Unavailable` if it cannot be written.
     pub fn flush(&mut self) -> Result<()> {
-        match &mut self.out {
-            Out::Plain(out) => out.flush(),
-            Out::Gzip(out) => out.flush(),
-        }
-        .map_err(unwritten)
+        self.out.writer().flush().map_err(unwritten)
     }
 
     /// Ends the recording, and gives back what it was written to.
@@ -149,11 +154,7 @@ impl<W: Write> Recorder<W> {
                 format!("the event takes a line of over {} MiB; leave it out, or do without a recording", MAX_LINE_BYTES >> 20);
             return Err(Error::new(ErrorKind::TooLarge, message).with_operation("record"));
         }
-        match &mut self.out {
-            Out::Plain(out) => out.write_all(&self.line),
-            Out::Gzip(out) => out.write_all(&self.line),
-        }
-        .map_err(unwritten)?;
+        self.out.writer().write_all(&self.line).map_err(unwritten)?;
         self.recorded.bytes += self.line.len() as u64;
         Ok(())
     }
@@ -193,21 +194,17 @@ struct MutationLine<'a> {
     value: Value<'a>,
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Value<'a> {
-    /// Where all of it can be written so that every byte is kept.
-    Apart {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        xattrs: Option<Attributes<'a>>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        body: Option<&'a RawValue>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        body_b64: Option<String>,
-    },
-    Whole {
-        value_b64: String,
-    },
+/// A value with its parts as they stand, or whole.
+#[derive(Default, Serialize)]
+struct Value<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    xattrs: Option<Attributes<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_b64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_b64: Option<String>,
 }
 
 /// The attributes of a value, in their order.
@@ -221,17 +218,12 @@ impl Serialize for Attributes<'_> {
 
 impl<'a> MutationLine<'a> {
     fn of(n: u64, mutation: &'a Mutation) -> Self {
-        let op = match mutation.kind {
-            MutationKind::Mutation => "mutation",
-            MutationKind::Deletion => "deletion",
-            MutationKind::Expiration => "expiration",
-        };
         let key = std::str::from_utf8(&mutation.key).ok();
         MutationLine {
             n,
             vb: mutation.partition.0,
             seqno: mutation.seqno.0,
-            op,
+            op: mutation.kind.name(),
             key,
             key_b64: key.is_none().then(|| BASE64.encode(&mutation.key)),
             cas: Large(mutation.cas),
@@ -240,7 +232,8 @@ impl<'a> MutationLine<'a> {
             coll: mutation.collection,
             flags: mutation.flags,
             expiry: mutation.expiry,
-            value: apart(mutation).unwrap_or_else(|| Value::Whole { value_b64: BASE64.encode(&mutation.value) }),
+            value: apart(mutation)
+                .unwrap_or_else(|| Value { value_b64: Some(BASE64.encode(&mutation.value)), ..Value::default() }),
         }
     }
 }
@@ -264,7 +257,7 @@ fn apart(mutation: &Mutation) -> Option<Value<'_>> {
     // As a JSON null a missing body is written.
     let as_json = json(body).filter(|body| body.get() != "null");
     let body_b64 = (as_json.is_none() && !body.is_empty()).then(|| BASE64.encode(body));
-    Some(Value::Apart { xattrs, body: as_json, body_b64 })
+    Some(Value { xattrs, body: as_json, body_b64, value_b64: None })
 }
 
 /// JSON in one line with nothing around it, as it stands.

@@ -253,7 +253,7 @@ impl<R: BufRead> Iterator for Playback<R> {
 inventory::submit! {
     FeedFactory {
         scheme: "replay",
-        about: "a recording of a gateway's feed, played back: replay:FILE?after=N&until=N&until_marker=K&rate=N&batch=N",
+        about: "a recording, played back: replay:FILE?after=N&until=N&until_marker=K&rate=N&batch=N",
         open: |location| Box::pin(async move {
             let feed: std::sync::Arc<dyn Feed> = std::sync::Arc::new(ReplayFeed::open_location(location).await?);
             Ok(feed)

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use sluicegate::changes::{AnswerRow, ChangesOptions, Delivery};
-use sluicegate::{Channel, Error, ErrorKind, Result, Sequence, Sluicegate, WriterConfig};
+use sluicegate::{Channel, DocumentId, Error, ErrorKind, Result, Sequence, Sluicegate, WriterConfig};
 
 /// What the follower got.
 #[derive(Default)]
 struct Got {
-    newest: HashMap<String, Sequence>,
+    newest: HashMap<DocumentId, Sequence>,
     highest: Sequence,
     rows: u64,
     /// Rows that came after one of a higher sequence.
@@ -27,7 +27,7 @@ struct Got {
 impl Got {
     fn take(&mut self, row: &AnswerRow) {
         let sequence = row.entry.sequence();
-        let last = self.newest.entry(row.entry.document().to_owned()).or_default();
+        let last = self.newest.entry(row.entry.document().into()).or_default();
         *last = sequence.max(*last);
         if sequence < self.highest {
             self.late += 1;
@@ -40,7 +40,7 @@ impl Got {
     }
 
     fn has(&self, row: &AnswerRow) -> bool {
-        self.newest.get(row.entry.document()).is_some_and(|last| *last >= row.entry.sequence())
+        self.newest.get(&row.entry.document().into()).is_some_and(|last| *last >= row.entry.sequence())
     }
 }
 

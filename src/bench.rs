@@ -229,7 +229,7 @@ pub async fn tail() -> Result<(Vec<ReadCost>, f64)> {
             std::hint::black_box(read);
         }));
         if let Some(changes) = view() {
-            let text = |entry: &ChangeEntry| entry.document().len() + entry.revision().len();
+            let text = |entry: &ChangeEntry| entry.key().len() + entry.revision().len();
             let entries: usize =
                 changes.rows().iter().map(|r| r.entry.memory_bytes() - text(&r.entry) + 2 * size_of::<usize>()).sum();
             entry_bytes = (entries as f64 + reader.stats().tail_bytes as f64) / rows as f64;

@@ -106,7 +106,7 @@ async fn assert_answers(store: &Arc<dyn CacheStore>, copies: &Copies, count: u64
                     let mut removed: Vec<String> = row.removed.iter().map(|channel| channel.name().to_owned()).collect();
                     removed.sort_unstable();
                     let entry = &row.entry;
-                    (row.id.sequence, entry.document().to_owned(), entry.revision().to_owned(), row.deleted, removed)
+                    (row.id.sequence, entry.key().to_owned(), entry.revision().to_owned(), row.deleted, removed)
                 })
                 .collect();
             if expected != answered {

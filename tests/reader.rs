@@ -112,7 +112,7 @@ async fn answers_are_those_of_the_model() {
                 .iter()
                 .map(|row| {
                     let removed: Vec<String> = row.removed.iter().map(|c| c.name().to_owned()).collect();
-                    (row.id.sequence, row.entry.document().to_owned(), row.entry.revision().to_owned(), row.deleted, removed)
+                    (row.id.sequence, row.entry.key().to_owned(), row.entry.revision().to_owned(), row.deleted, removed)
                 })
                 .collect();
             let expected = model.changes(&channels, options.since.sequence, options.limit, options.active_only);

@@ -43,9 +43,8 @@ impl WriteBatch {
     /// The changes of blocks, one delta a block.
     pub fn block_deltas(&self) -> Vec<BlockDelta> {
         let capacity = self.codec.capacity();
-        let star = Channel::star();
         let mut deltas: FxHashMap<(Channel, BlockIndex), BlockDelta> = FxHashMap::default();
-        self.for_each_change(&star, |change| {
+        self.for_each_change(|change| {
             let (index, offset) = Block::locate(change.sequence, capacity);
             let delta = deltas.entry((change.channel.clone(), index)).or_insert_with(|| BlockDelta {
                 channel: change.channel.clone(),
@@ -63,12 +62,12 @@ impl WriteBatch {
 
     /// Calls `change` for every state the batch raises.
     #[inline]
-    pub fn for_each_change<'a>(&'a self, star: &'a Channel, mut change: impl FnMut(StateChange<'a>)) {
+    pub fn for_each_change<'a>(&'a self, mut change: impl FnMut(StateChange<'a>)) {
         for entry in &self.entries {
-            entry_states(entry, star, &mut change);
+            entry_states(entry, &mut change);
         }
         for entry in &self.marks {
-            entry_marks(entry, star, &mut change);
+            entry_marks(entry, &mut change);
         }
     }
 }
@@ -89,10 +88,10 @@ pub struct StateChange<'a> {
 /// The states that `entry` itself raises. A departure is superseded in the star channel from the start: so the star
 /// channel's blocks know of every sequence document.
 #[inline]
-pub fn entry_states<'a>(entry: &'a ChangeEntry, star: &'a Channel, mut change: impl FnMut(StateChange<'a>)) {
+pub fn entry_states<'a>(entry: &'a ChangeEntry, mut change: impl FnMut(StateChange<'a>)) {
     let sequence = entry.sequence();
     let state = if entry.in_star() { BlockState::Present } else { BlockState::Superseded };
-    change(StateChange { channel: star, sequence, state, own: true });
+    change(StateChange { channel: entry.star(), sequence, state, own: true });
     for c in entry.channels() {
         let state = if c.membership.is_removal() { BlockState::Removal } else { BlockState::Present };
         change(StateChange { channel: &c.channel, sequence, state, own: true });
@@ -101,11 +100,11 @@ pub fn entry_states<'a>(entry: &'a ChangeEntry, star: &'a Channel, mut change: i
 
 /// The states that what `entry` supersedes gets.
 #[inline]
-pub fn entry_marks<'a>(entry: &'a ChangeEntry, star: &'a Channel, mut change: impl FnMut(StateChange<'a>)) {
+pub fn entry_marks<'a>(entry: &'a ChangeEntry, mut change: impl FnMut(StateChange<'a>)) {
     let state = BlockState::Superseded;
     for &sequence in entry.supersedes() {
         if entry.in_star() {
-            change(StateChange { channel: star, sequence, state, own: false });
+            change(StateChange { channel: entry.star(), sequence, state, own: false });
         }
         for c in entry.channels() {
             if sequence >= c.since {

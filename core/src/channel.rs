@@ -1,34 +1,49 @@
-//! Channel names, interned so that comparing and hashing one costs an integer.
+//! Channels, interned so that comparing and hashing one costs an integer.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use parking_lot::RwLock;
 use rustc_hash::{FxBuildHasher, FxHasher};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::document::CollectionId;
 use crate::error::{Error, Result};
 
 /// The longest channel name accepted, in bytes. Longer input is refused before it is stored.
 pub const MAX_CHANNEL_BYTES: usize = 4096;
 
-/// The name under which a document revision is published. Any Unicode; `*` is the star channel, which holds everything.
+/// A collection, and the name under which document revisions of that collection are published. The
+/// name is any Unicode; `*` is the star channel, which holds every document of the collection.
 ///
-/// Cheap to clone. The name's hash is kept beside it, so maps keyed by channels never hash the name again.
+/// Channels of one name in different collections are different channels.
+///
+/// Cheap to clone. The hash is kept beside the name, so maps keyed by channels never hash the name
+/// again.
 #[derive(Clone)]
 pub struct Channel(Arc<Inner>);
 
 struct Inner {
     hash: u64,
+    collection: CollectionId,
     name: Box<str>,
 }
 
 impl Channel {
-    /// The channel called `name`. Prefer an [`Interner`] where the same names come again and again.
+    /// The channel `name` of the default collection. Prefer an [`Interner`] for names that repeat.
     ///
     /// # Errors
     /// `TooLarge` over [`MAX_CHANNEL_BYTES`]; `ConfigInvalid` if it is empty.
     pub fn new(name: &str) -> Result<Self> {
+        Channel::of(CollectionId::DEFAULT, name)
+    }
+
+    /// The channel `name` of `collection`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(collection: CollectionId, name: &str) -> Result<Self> {
         if name.len() > MAX_CHANNEL_BYTES {
             return Err(Error::new(
                 crate::ErrorKind::TooLarge,
@@ -38,16 +53,50 @@ impl Channel {
         if name.is_empty() {
             return Err(Error::config("a channel name must not be empty"));
         }
-        Ok(Channel::unchecked(name))
+        Ok(Channel::unchecked(collection, name))
     }
 
-    /// The star channel.
+    /// The star channel of the default collection.
     pub fn star() -> Self {
-        Channel::unchecked("*")
+        Channel::star_of(CollectionId::DEFAULT)
     }
 
-    fn unchecked(name: &str) -> Self {
-        Channel(Arc::new(Inner { hash: hash_of(name), name: name.into() }))
+    /// The star channel of `collection`.
+    pub fn star_of(collection: CollectionId) -> Self {
+        Channel::shared_star(collection).clone()
+    }
+
+    /// The star channel of `collection`, without a reference count to be written to. Each collection's
+    /// is made once and kept for as long as the process runs.
+    #[inline]
+    pub fn shared_star(collection: CollectionId) -> &'static Self {
+        static DEFAULT: LazyLock<Channel> = LazyLock::new(|| Channel::unchecked(CollectionId::DEFAULT, "*"));
+        if collection.is_default() { &DEFAULT } else { Channel::shared_star_of_named(collection) }
+    }
+
+    fn shared_star_of_named(collection: CollectionId) -> &'static Self {
+        type Stars = std::collections::HashMap<CollectionId, &'static Channel, FxBuildHasher>;
+        static NAMED: LazyLock<RwLock<Stars>> = LazyLock::new(RwLock::default);
+        if let Some(star) = NAMED.read().get(&collection) {
+            return star;
+        }
+        let mut named = NAMED.write();
+        named.entry(collection).or_insert_with(|| Box::leak(Box::new(Channel::unchecked(collection, "*"))))
+    }
+
+    fn unchecked(collection: CollectionId, name: &str) -> Self {
+        Channel(Arc::new(Inner { hash: hash_of(collection, name), collection, name: name.into() }))
+    }
+
+    /// The collection.
+    pub fn collection(&self) -> CollectionId {
+        self.0.collection
+    }
+
+    /// The channel of the same name in `collection`.
+    #[must_use]
+    pub fn in_collection(self, collection: CollectionId) -> Self {
+        if self.0.collection == collection { self } else { Channel::unchecked(collection, &self.0.name) }
     }
 
     /// The name.
@@ -55,21 +104,23 @@ impl Channel {
         &self.0.name
     }
 
-    /// Whether this is the star channel.
+    /// Whether this is the star channel of its collection.
     pub fn is_star(&self) -> bool {
         &*self.0.name == "*"
     }
 }
 
-fn hash_of(name: &str) -> u64 {
+fn hash_of(collection: CollectionId, name: &str) -> u64 {
     let mut hasher = FxHasher::default();
     name.hash(&mut hasher);
+    collection.hash(&mut hasher);
     hasher.finish()
 }
 
 impl PartialEq for Channel {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || (self.0.hash == other.0.hash && self.0.name == other.0.name)
+        Arc::ptr_eq(&self.0, &other.0)
+            || (self.0.hash == other.0.hash && self.0.collection == other.0.collection && self.0.name == other.0.name)
     }
 }
 
@@ -89,28 +140,38 @@ impl PartialOrd for Channel {
 
 impl Ord for Channel {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.name.cmp(&other.0.name)
+        (self.0.collection, &self.0.name).cmp(&(other.0.collection, &other.0.name))
     }
 }
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.0.collection.is_default() {
+            write!(f, "{}/", self.0.collection)?;
+        }
         fmt::Debug::fmt(&*self.0.name, f)
     }
 }
 
+/// The name; in front of it, if it is not the default one, the collection's number.
 impl fmt::Display for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&*self.0.name, f)
+        if self.0.collection.is_default() {
+            // Pads, as the name alone would.
+            return fmt::Display::fmt(&*self.0.name, f);
+        }
+        f.pad(&format!("{}/{}", self.0.collection, self.0.name))
     }
 }
 
+/// The name only: what contains a channel says which collection it is of.
 impl Serialize for Channel {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
     }
 }
 
+/// A channel of the default collection; see [`Channel::in_collection`].
 impl<'de> Deserialize<'de> for Channel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
@@ -170,6 +231,17 @@ mod tests {
         assert_eq!(a, Channel::new("ch1").unwrap());
         assert!(Arc::ptr_eq(&a.0, &interner.channel("ch1").unwrap().0));
         assert_ne!(a, Channel::star());
+    }
+
+    #[test]
+    fn channels_of_one_name_in_two_collections_differ() {
+        let (a, b) = (Channel::of(CollectionId(8), "c").unwrap(), Channel::of(CollectionId(9), "c").unwrap());
+        assert_ne!(a, b);
+        assert_ne!(a, Channel::new("c").unwrap());
+        assert_eq!(b.clone().in_collection(CollectionId(8)), a);
+        assert!(Channel::star_of(CollectionId(8)).is_star());
+        assert_ne!(Channel::star_of(CollectionId(8)), Channel::star());
+        assert_eq!(format!("{a} {:?} {}", b, Channel::star()), r#"8/c 9/"c" *"#);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, Entries, 
 use crate::block::{Block, BlockCodec};
 use crate::channel::Channel;
 use crate::clock::{CacheId, Epoch, PublishedClock};
+use crate::collections::Collections;
 use crate::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
@@ -111,6 +112,16 @@ pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) 
 
     let emptied = deltas.into_iter().zip(live).filter(|(_, live)| *live == 0).map(|(delta, _)| (delta.channel, delta.index));
     Ok(CommitReceipt { emptied: emptied.collect() })
+}
+
+/// Adds to the stored list of collections what is missing there. Only adds, so a writer that is deposed
+/// and does not know it does no harm.
+pub(crate) async fn register_collections<S: CacheStore + ?Sized>(store: &S, collections: &Collections) -> Result<()> {
+    update(store, &CacheKey::Collections, |stored| {
+        let mut known = stored.map(Collections::from_bytes).transpose()?.unwrap_or_default();
+        Ok(known.merge(collections).then(|| known.to_bytes()))
+    })
+    .await
 }
 
 /// Runs all, [`PARALLEL`] at a time; their results in order, or the first error.

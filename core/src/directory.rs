@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
 use crate::clock::{from_json, to_json};
+use crate::document::CollectionId;
 use crate::error::{Error, Result};
 use crate::key::BlockIndex;
 use crate::sequence::{RangeSet, Sequence};
@@ -16,6 +17,9 @@ use crate::sequence::{RangeSet, Sequence};
 /// changes. So a drop never hides a row, whichever writers race.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directory {
+    /// The channel's collection. Since format 2.
+    #[serde(default, skip_serializing_if = "CollectionId::is_default_ref")]
+    collection: CollectionId,
     /// The channel's full name: keys of long names hold only a hash.
     pub channel: Channel,
     /// Grows with every rewrite.
@@ -29,7 +33,13 @@ pub struct Directory {
 impl Directory {
     /// The directory of a channel that holds nothing yet.
     pub fn new(channel: Channel) -> Self {
-        Directory { channel, generation: 0, valid_from: Sequence::ZERO, blocks: RangeSet::new() }
+        Directory {
+            collection: channel.collection(),
+            channel,
+            generation: 0,
+            valid_from: Sequence::ZERO,
+            blocks: RangeSet::new(),
+        }
     }
 
     /// Adds a block; whether it was new.
@@ -52,7 +62,8 @@ impl Directory {
     /// # Errors
     /// `Corrupt` if it is none, or another channel's (two long names with one hash).
     pub fn from_bytes(bytes: &[u8], channel: &Channel) -> Result<Self> {
-        let directory: Directory = from_json(bytes, "channel directory")?;
+        let mut directory: Directory = from_json(bytes, "channel directory")?;
+        directory.channel = directory.channel.in_collection(directory.collection);
         if directory.channel != *channel {
             return Err(Error::corrupt(format!(
                 "the directory is that of channel {:?}: two names share a key",

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::channel::Channel;
+use crate::document::{CollectionId, DocumentRef};
 use crate::error::{Error, Result};
 use crate::feed::{PartitionId, PartitionSeqno};
 use crate::sequence::{Sequence, SequenceList};
@@ -83,13 +84,18 @@ pub struct Origin {
 
 /// What the cache keeps of one sequence: which revision of which document, and which channels it concerns.
 ///
-/// Every entry is also in the star channel, unless it is a [`DEPARTURE`](EntryFlags::DEPARTURE); the star channel is not in `channels`.
+/// Every entry is also in the star channel of its collection, unless it is a
+/// [`DEPARTURE`](EntryFlags::DEPARTURE); the star channel is not in `channels`. All its channels are of
+/// its collection.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ChangeEntry {
     sequence: Sequence,
-    /// Document id and revision id, one after the other: one allocation for both.
+    /// The document's key, the revision id and the current version, one after the other: one
+    /// allocation for all.
     text: Box<str>,
     document_len: u32,
+    revision_len: u32,
+    collection: CollectionId,
     flags: EntryFlags,
     origin: Origin,
     channels: SmallVec<[ChannelChange; 1]>,
@@ -97,20 +103,34 @@ pub struct ChangeEntry {
 }
 
 impl ChangeEntry {
-    /// An entry without channels.
+    /// An entry of a document of the default collection, without channels.
     ///
     /// # Errors
-    /// `TooLarge` if document and revision id together exceed 4 GiB.
+    /// `TooLarge` if the document's key or the revision id exceeds 4 GiB.
     pub fn new(sequence: Sequence, document: &str, revision: &str, flags: EntryFlags) -> Result<Self> {
-        let document_len =
-            u32::try_from(document.len()).map_err(|_| Error::new(crate::ErrorKind::TooLarge, "a document id is over 4 GiB"))?;
-        let mut text = String::with_capacity(document.len() + revision.len());
+        ChangeEntry::versioned(sequence, document, revision, "", flags)
+    }
+
+    /// As [`new`](Self::new), with the revision's current version, `VERSION@SOURCE` as clients see it;
+    /// empty if it has none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn versioned(sequence: Sequence, document: &str, revision: &str, version: &str, flags: EntryFlags) -> Result<Self> {
+        let length = |text: &str, what| {
+            u32::try_from(text.len()).map_err(|_| Error::new(crate::ErrorKind::TooLarge, format!("a {what} is over 4 GiB")))
+        };
+        let (document_len, revision_len) = (length(document, "document id")?, length(revision, "revision id")?);
+        let mut text = String::with_capacity(document.len() + revision.len() + version.len());
         text.push_str(document);
         text.push_str(revision);
+        text.push_str(version);
         Ok(ChangeEntry {
             sequence,
             text: text.into_boxed_str(),
             document_len,
+            revision_len,
+            collection: CollectionId::DEFAULT,
             flags,
             origin: Origin::default(),
             channels: SmallVec::new(),
@@ -118,7 +138,20 @@ impl ChangeEntry {
         })
     }
 
-    /// Adds a channel.
+    /// Says which collection the document is in. Channels that it has already become those of the
+    /// same names in this collection.
+    #[must_use]
+    pub fn with_collection(mut self, collection: CollectionId) -> Self {
+        if self.collection != collection {
+            self.collection = collection;
+            for change in &mut self.channels {
+                change.channel = change.channel.clone().in_collection(collection);
+            }
+        }
+        self
+    }
+
+    /// Adds a channel, as [`push_channel`](Self::push_channel) does.
     #[must_use]
     pub fn with_channel(mut self, channel: Channel, membership: Membership) -> Self {
         self.push_channel(ChannelChange { channel, membership, since: Sequence::ZERO });
@@ -145,10 +178,12 @@ impl ChangeEntry {
         self
     }
 
-    /// Adds a channel. The star channel is implied and ignored here.
+    /// Adds a channel: the one of this name in the entry's collection. The star channel is implied and
+    /// ignored here.
     pub fn push_channel(&mut self, change: ChannelChange) {
         if !change.channel.is_star() {
-            self.channels.push(change);
+            let channel = change.channel.in_collection(self.collection);
+            self.channels.push(ChannelChange { channel, ..change });
         }
     }
 
@@ -176,14 +211,37 @@ impl ChangeEntry {
         self.sequence
     }
 
-    /// The document's id.
-    pub fn document(&self) -> &str {
+    /// The document: its collection and its key.
+    pub fn document(&self) -> DocumentRef<'_> {
+        DocumentRef { collection: self.collection, key: self.key() }
+    }
+
+    /// The document's key, which clients know as its id. Another collection may have a document of the
+    /// same key: to compare documents, compare [`document`](Self::document).
+    pub fn key(&self) -> &str {
         &self.text[..self.document_len as usize]
+    }
+
+    /// The collection of the document and of all its channels.
+    pub fn collection(&self) -> CollectionId {
+        self.collection
+    }
+
+    /// The star channel of its collection.
+    #[inline]
+    pub fn star(&self) -> &'static Channel {
+        Channel::shared_star(self.collection)
     }
 
     /// The revision's id.
     pub fn revision(&self) -> &str {
-        &self.text[self.document_len as usize..]
+        let start = self.document_len as usize;
+        &self.text[start..start + self.revision_len as usize]
+    }
+
+    /// The revision's current version, `VERSION@SOURCE`; empty if the gateway gave it none.
+    pub fn version(&self) -> &str {
+        &self.text[self.document_len as usize + self.revision_len as usize..]
     }
 
     /// Its flags.
@@ -196,7 +254,7 @@ impl ChangeEntry {
         self.flags.contains(EntryFlags::DELETED)
     }
 
-    /// Whether it is in the star channel.
+    /// Whether it is in the star channel of its collection.
     pub fn in_star(&self) -> bool {
         !self.flags.contains(EntryFlags::DEPARTURE)
     }
@@ -224,7 +282,7 @@ impl ChangeEntry {
     /// How it stands in `channel`, if it concerns it.
     pub fn membership(&self, channel: &Channel) -> Option<Membership> {
         if channel.is_star() {
-            return self.in_star().then_some(Membership::Present);
+            return (self.in_star() && channel.collection() == self.collection).then_some(Membership::Present);
         }
         self.channels.iter().find(|c| c.channel == *channel).map(|c| c.membership)
     }
@@ -266,6 +324,9 @@ impl ChangeEntry {
 impl fmt::Debug for ChangeEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{} {} {}", self.sequence, self.document(), self.revision())?;
+        if !self.version().is_empty() {
+            write!(f, " {}", self.version())?;
+        }
         for change in &self.channels {
             let sign = if change.membership.is_removal() { "-" } else { "+" };
             write!(f, " {sign}{}", change.channel)?;
@@ -289,10 +350,16 @@ struct Stored<'a> {
     doc: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     rev: std::borrow::Cow<'a, str>,
+    /// Since format 2.
+    #[serde(borrow, default)]
+    cv: std::borrow::Cow<'a, str>,
+    /// Since format 2.
+    #[serde(default)]
+    col: CollectionId,
     #[serde(default)]
     flags: u8,
-    #[serde(default)]
-    ch: SmallVec<[StoredChannel; 4]>,
+    #[serde(borrow, default)]
+    ch: SmallVec<[StoredChannel<'a>; 4]>,
     #[serde(default, rename = "sup")]
     supersedes: SequenceList,
     vb: u16,
@@ -301,7 +368,7 @@ struct Stored<'a> {
 
 /// `[name, membership, since]`
 #[derive(Deserialize)]
-struct StoredChannel(Channel, u8, Sequence);
+struct StoredChannel<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>, u8, Sequence);
 
 struct ChannelsToStore<'a>(&'a [ChannelChange]);
 
@@ -315,10 +382,18 @@ impl Serialize for ChangeEntry {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct as _;
         let lists = usize::from(!self.channels.is_empty()) + usize::from(!self.supersedes.is_empty());
-        let mut out = serializer.serialize_struct("Entry", 5 + usize::from(self.flags.0 != 0) + lists)?;
+        let (has_version, has_collection) = (!self.version().is_empty(), !self.collection.is_default());
+        let options = usize::from(self.flags.0 != 0) + usize::from(has_version) + usize::from(has_collection);
+        let mut out = serializer.serialize_struct("Entry", 5 + options + lists)?;
         out.serialize_field("seq", &self.sequence)?;
-        out.serialize_field("doc", self.document())?;
+        out.serialize_field("doc", self.key())?;
         out.serialize_field("rev", self.revision())?;
+        if has_version {
+            out.serialize_field("cv", self.version())?;
+        }
+        if has_collection {
+            out.serialize_field("col", &self.collection)?;
+        }
         if self.flags.0 != 0 {
             out.serialize_field("flags", &self.flags)?;
         }
@@ -338,10 +413,12 @@ impl<'de> Deserialize<'de> for ChangeEntry {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
         let stored = Stored::deserialize(deserializer)?;
-        let mut entry = ChangeEntry::new(stored.seq, &stored.doc, &stored.rev, EntryFlags(stored.flags))
+        let mut entry = ChangeEntry::versioned(stored.seq, &stored.doc, &stored.rev, &stored.cv, EntryFlags(stored.flags))
             .map_err(D::Error::custom)?
+            .with_collection(stored.col)
             .with_origin(PartitionId(stored.vb), PartitionSeqno(stored.sq));
-        for StoredChannel(channel, membership, since) in stored.ch {
+        for StoredChannel(name, membership, since) in stored.ch {
+            let channel = Channel::of(stored.col, &name).map_err(D::Error::custom)?;
             let membership = match membership {
                 0 => Membership::Present,
                 1 => Membership::Removed,
@@ -377,7 +454,25 @@ mod tests {
     fn a_sequence_document_reads_back_as_written() {
         let entry = sample();
         assert_eq!(ChangeEntry::from_bytes(&entry.to_bytes()).unwrap(), entry);
-        assert_eq!((entry.document(), entry.revision()), ("dö\"c", "2-abc"));
+        assert_eq!((entry.key(), entry.revision(), entry.version()), ("dö\"c", "2-abc", ""));
+        let named = ChangeEntry::versioned(Sequence(3), "d", "1-a", "18a@x", EntryFlags::default()).unwrap();
+        let named = named.with_channel(Channel::new("c").unwrap(), Membership::Present).with_collection(CollectionId(8));
+        assert_eq!(ChangeEntry::from_bytes(&named.to_bytes()).unwrap(), named);
+        assert_eq!((named.revision(), named.version(), named.document().to_string()), ("1-a", "18a@x", "8/d".to_owned()));
+        assert_eq!(named.membership(&Channel::new("c").unwrap()), None);
+        assert_eq!(named.membership(&Channel::of(CollectionId(8), "c").unwrap()), Some(Membership::Present));
+        assert_eq!(
+            (named.membership(&Channel::star()), named.membership(&Channel::star_of(CollectionId(8)))),
+            (None, Some(Membership::Present))
+        );
+    }
+
+    #[test]
+    fn a_sequence_document_of_format_1_reads_as_it_was() {
+        let stored = br#"{"seq":7,"doc":"d","rev":"1-a","ch":[["a",0,0]],"sup":[3],"vb":2,"sq":9}"#;
+        let entry = ChangeEntry::from_bytes(stored).unwrap();
+        assert_eq!((entry.collection(), entry.version()), (CollectionId::DEFAULT, ""));
+        assert_eq!(entry.to_bytes(), &stored[..]);
     }
 
     #[test]
@@ -390,7 +485,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_small() {
-        assert!(size_of::<ChangeEntry>() <= 136, "{}", size_of::<ChangeEntry>());
+        assert!(size_of::<ChangeEntry>() <= 144, "{}", size_of::<ChangeEntry>());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
+use crate::document::{CollectionId, DocumentId};
 use crate::sequence::Sequence;
 
 /// Number of a cache block in its channel: `sequence / capacity`.
@@ -12,7 +13,7 @@ use crate::sequence::Sequence;
 #[serde(transparent)]
 pub struct BlockIndex(pub u64);
 
-/// Address of one document of the cache (cache format, version 1). A backend may keep what is behind a key in any
+/// Address of one document of the cache (cache format). A backend may keep what is behind a key in any
 /// structure of its own, as long as the conformance suite cannot tell.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -35,8 +36,10 @@ pub enum CacheKey {
     Late(u64),
     /// Feed position and sequencer state to restart from. Holds the feed's name.
     Checkpoint(String),
-    /// The newest rows of one document. Holds the document's id.
-    Document(Box<str>),
+    /// The newest rows of one document.
+    Document(DocumentId),
+    /// The collections that have documents in the cache. Since format 2.
+    Collections,
     /// The coordination document.
     Writer,
 }
@@ -44,11 +47,18 @@ pub enum CacheKey {
 /// Longest key text before the channel name is replaced by a hash (Couchbase allows 250 bytes; the rest is room for a namespace).
 pub const MAX_KEY_BYTES: usize = 200;
 
+/// What of it a name may take up.
+const MAX_NAME_BYTES: usize = MAX_KEY_BYTES - 40;
+
 impl CacheKey {
     /// The canonical text of the key in `namespace` (default `_cache`).
     ///
-    /// Injective: `%`, `:`, `[` and `]` in a channel, feed or namespace name are percent-escaped, and names whose key would exceed
-    /// [`MAX_KEY_BYTES`] are replaced by `#` and a 128-bit hash (the directory keeps the full name, so that a collision is noticed).
+    /// Channels and documents of the default collection have their name between the brackets, those of
+    /// others the collection's number, a colon and the name.
+    ///
+    /// Injective: `%`, `:`, `[`, `]` and `#` in a channel, document, feed or namespace name are
+    /// percent-escaped, and names whose key would exceed [`MAX_KEY_BYTES`] are replaced by `#` and a
+    /// 128-bit hash (the directory keeps the full name, so that a collision is noticed).
     pub fn canonical(&self, namespace: &str) -> String {
         let mut out = String::with_capacity(48);
         escape_into(&mut out, namespace);
@@ -56,14 +66,15 @@ impl CacheKey {
         let _ = match self {
             CacheKey::Meta => write!(out, ":_meta"),
             CacheKey::Sequence(n) => write!(out, ":_seq:[{n}]"),
-            CacheKey::Block(channel, index) => write!(out, ":[{}]:block[{}]", name(channel.name()), index.0),
-            CacheKey::Counter(channel) => write!(out, ":_count:[{}]", name(channel.name())),
-            CacheKey::Directory(channel) => write!(out, ":_dir:[{}]", name(channel.name())),
+            CacheKey::Block(channel, index) => write!(out, ":[{}]:block[{}]", channel_name(channel), index.0),
+            CacheKey::Counter(channel) => write!(out, ":_count:[{}]", channel_name(channel)),
+            CacheKey::Directory(channel) => write!(out, ":_dir:[{}]", channel_name(channel)),
             CacheKey::Clock => write!(out, "_stableSeq"),
             CacheKey::Batch(slot) => write!(out, ":_batch:[{slot}]"),
             CacheKey::Late(page) => write!(out, ":_late:[{page}]"),
             CacheKey::Checkpoint(feed) => write!(out, ":_checkpoint:[{}]", name(feed)),
-            CacheKey::Document(id) => write!(out, ":_doc:[{}]", name(id)),
+            CacheKey::Document(id) => write!(out, ":_doc:[{}]", qualified(id.collection, &id.key)),
+            CacheKey::Collections => write!(out, ":_collections"),
             CacheKey::Writer => write!(out, ":_writer"),
         };
         out
@@ -87,10 +98,27 @@ fn escape_into(out: &mut String, text: &str) {
     }
 }
 
+fn channel_name(channel: &Channel) -> String {
+    qualified(channel.collection(), channel.name())
+}
+
+/// A name in a collection. No escaped name holds a colon.
+fn qualified(collection: CollectionId, text: &str) -> String {
+    if collection.is_default() {
+        return name(text);
+    }
+    let collection = format!("{collection}:");
+    format!("{collection}{}", name_within(MAX_NAME_BYTES - collection.len(), text))
+}
+
 fn name(text: &str) -> String {
+    name_within(MAX_NAME_BYTES, text)
+}
+
+fn name_within(limit: usize, text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     escape_into(&mut out, text);
-    if out.len() > MAX_KEY_BYTES - 40 {
+    if out.len() > limit {
         let hash = fnv1a_128(text.as_bytes());
         return format!("#{hash:032x}");
     }
@@ -126,6 +154,10 @@ mod tests {
             CacheKey::Directory(channel(a)),
             CacheKey::Checkpoint(a.to_owned()),
             CacheKey::Document(a.into()),
+            CacheKey::Collections,
+            CacheKey::Block(channel(a).in_collection(CollectionId((n as u32).saturating_add(1))), BlockIndex(n)),
+            CacheKey::Counter(channel(a).in_collection(CollectionId((n as u32).saturating_add(1)))),
+            CacheKey::Document(DocumentId::new(CollectionId((n as u32).saturating_add(1)), a)),
         ]
     }
 
@@ -166,5 +198,8 @@ mod tests {
         assert_eq!(CacheKey::Counter(channel("ABC")).to_string(), "_cache:_count:[ABC]");
         assert_eq!(CacheKey::Clock.to_string(), "_cache_stableSeq");
         assert_eq!(CacheKey::Directory(channel("a]:b")).to_string(), "_cache:_dir:[a%5D%3Ab]");
+        let of_collection = channel("A:B").in_collection(CollectionId(8));
+        assert_eq!(CacheKey::Block(of_collection, BlockIndex(3)).to_string(), "_cache:[8:A%3AB]:block[3]");
+        assert_eq!(CacheKey::Document(DocumentId::new(CollectionId(8), "d")).to_string(), "_cache:_doc:[8:d]");
     }
 }

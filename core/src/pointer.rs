@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::{from_json, to_json};
 use crate::decode::DecodedDocument;
+use crate::document::{CollectionId, DocumentRef};
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::sequence::Sequence;
@@ -28,21 +29,26 @@ pub enum Supersession {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pointer {
-    /// The document's full id: keys of long ids hold only a hash.
+    /// The document's collection. Since format 2.
+    #[serde(rename = "col", default, skip_serializing_if = "CollectionId::is_default_ref")]
+    collection: CollectionId,
+    /// The document's full key: keys of long ids hold only a hash.
     #[serde(rename = "doc")]
-    document: Box<str>,
+    key: Box<str>,
+    /// By channel, whose collection is the document's.
     rows: ChannelMap<Sequence>,
 }
 
 impl Pointer {
     /// Of a document without rows.
-    pub fn new(document: &str) -> Self {
-        Pointer { document: document.into(), rows: ChannelMap::default() }
+    pub fn new<'a>(document: impl Into<DocumentRef<'a>>) -> Self {
+        let DocumentRef { collection, key } = document.into();
+        Pointer { collection, key: key.into(), rows: ChannelMap::default() }
     }
 
     /// The document.
-    pub fn document(&self) -> &str {
-        &self.document
+    pub fn document(&self) -> DocumentRef<'_> {
+        DocumentRef { collection: self.collection, key: &self.key }
     }
 
     /// The newest row in `channel`, if there is one.
@@ -51,13 +57,13 @@ impl Pointer {
     }
 
     /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the place of.
-    pub fn follow_document(&mut self, document: &mut DecodedDocument, star: &Channel) {
+    pub fn follow_document(&mut self, document: &mut DecodedDocument) {
         self.follow_departures(document);
-        self.follow(&mut document.entry, star);
+        self.follow(&mut document.entry);
     }
 
     /// Takes the rows of `entry`, and adds to what the entry supersedes the rows it takes the place of.
-    pub fn follow(&mut self, entry: &mut ChangeEntry, star: &Channel) {
+    pub fn follow(&mut self, entry: &mut ChangeEntry) {
         let sequence = entry.sequence();
         let mut take = |channel: &Channel| match self.rows.get_mut(channel) {
             Some(row) if *row >= sequence => None,
@@ -67,7 +73,7 @@ impl Pointer {
                 None
             }
         };
-        let mut older = if entry.in_star() { take(star).into_iter().collect() } else { Vec::new() };
+        let mut older = if entry.in_star() { take(entry.star()).into_iter().collect() } else { Vec::new() };
         for change in entry.channels_mut() {
             if let Some(row) = take(&change.channel) {
                 change.since = change.since.min(row);
@@ -109,8 +115,8 @@ impl Pointer {
     }
 
     /// Takes the rows of an entry as it is stored, in whatever order entries come.
-    pub(crate) fn raise(&mut self, entry: &ChangeEntry, star: &Channel) {
-        let in_star = entry.in_star().then_some(star);
+    pub(crate) fn raise(&mut self, entry: &ChangeEntry) {
+        let in_star = entry.in_star().then(|| entry.star());
         for channel in in_star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
             let row = self.rows.entry(channel.clone()).or_default();
             *row = entry.sequence().max(*row);
@@ -142,10 +148,15 @@ impl Pointer {
     ///
     /// # Errors
     /// `Corrupt` if it is none, or another document's (two long ids with one hash).
-    pub fn from_bytes(bytes: &[u8], document: &str) -> Result<Self> {
-        let pointer: Pointer = from_json(bytes, "pointer")?;
-        if &*pointer.document != document {
-            return Err(Error::corrupt(format!("the pointer is that of document {:?}: two ids share a key", pointer.document)));
+    pub fn from_bytes<'a>(bytes: &[u8], document: impl Into<DocumentRef<'a>>) -> Result<Self> {
+        let mut pointer: Pointer = from_json(bytes, "pointer")?;
+        if pointer.document() != document.into() {
+            let stored = pointer.document().to_string();
+            return Err(Error::corrupt(format!("the pointer is that of document {stored:?}: two ids share a key")));
+        }
+        if !pointer.collection.is_default() {
+            let rows = std::mem::take(&mut pointer.rows);
+            pointer.rows = rows.into_iter().map(|(channel, row)| (channel.in_collection(pointer.collection), row)).collect();
         }
         Ok(pointer)
     }
@@ -165,20 +176,31 @@ mod tests {
 
     #[test]
     fn an_entry_supersedes_the_newest_row_of_each_channel_it_enters() {
-        let star = Channel::star();
         let mut pointer = Pointer::new("d");
-        pointer.follow(&mut entry(3, &[("a", Membership::Present), ("b", Membership::Present)]), &star);
+        pointer.follow(&mut entry(3, &[("a", Membership::Present), ("b", Membership::Present)]));
         let mut second = entry(7, &[("a", Membership::Present), ("b", Membership::Removed)]);
-        pointer.follow(&mut second, &star);
+        pointer.follow(&mut second);
         assert_eq!(second.supersedes(), [Sequence(3)]);
         let mut third = entry(9, &[("b", Membership::Present)]);
-        pointer.follow(&mut third, &star);
+        pointer.follow(&mut third);
         assert_eq!(third.supersedes(), [Sequence(7)]);
         let mut again = entry(7, &[("a", Membership::Present)]);
-        pointer.follow(&mut again, &star);
+        pointer.follow(&mut again);
         assert!(again.supersedes().is_empty());
         assert_eq!(pointer.row(&Channel::new("a").unwrap()), Some(Sequence(7)));
         assert_eq!(Pointer::from_bytes(&pointer.to_bytes(), "d").unwrap(), pointer);
         assert!(Pointer::from_bytes(&pointer.to_bytes(), "e").is_err());
+    }
+
+    #[test]
+    fn a_pointer_is_of_a_document_of_one_collection() {
+        let collection = CollectionId(8);
+        let mut pointer = Pointer::new(DocumentRef { collection, key: "d" });
+        let entry = entry(3, &[("a", Membership::Present)]);
+        pointer.follow(&mut entry.with_collection(collection));
+        let read = Pointer::from_bytes(&pointer.to_bytes(), pointer.document()).unwrap();
+        assert_eq!(read, pointer);
+        assert_eq!(read.row(&Channel::of(collection, "a").unwrap()), Some(Sequence(3)));
+        assert!(Pointer::from_bytes(&pointer.to_bytes(), "d").is_err());
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use crate::block::{Block, BlockCodec, BlockState};
 use crate::channel::Channel;
+use crate::collections::Collections;
 use crate::directory::Directory;
+use crate::document::CollectionId;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::key::{BlockIndex, CacheKey};
@@ -55,21 +57,52 @@ pub async fn entries<S: CacheStore + ?Sized>(
     let found = store.entries(sequences).await?;
     for (sequence, entry) in sequences.iter().zip(&found) {
         // 0 stands for one that nobody knows.
-        if entry.is_none() && (*sequence == Sequence::ZERO || star_state(store, codec, *sequence).await?.is_live()) {
+        if entry.is_none() && (*sequence == Sequence::ZERO || is_live_in_a_star(store, codec, *sequence).await?) {
             return Err(missing(*sequence));
         }
     }
     Ok(found)
 }
 
-/// What the star channel says of a sequence. It names every one that has a document, from the commit that stores it until it is withdrawn; and those
-/// that a later revision of their document supersedes, whether they have ever come or not.
+/// The star channels of all collections that have documents in the cache.
+///
+/// # Errors
+/// `Corrupt`, naming the key, or what the store says.
+pub async fn stars<S: CacheStore + ?Sized>(store: &S) -> Result<Vec<Channel>> {
+    let key = CacheKey::Collections;
+    let Some(found) = store.get(&key).await? else { return Ok(vec![Channel::star()]) };
+    let known = Collections::from_bytes(&found.value).map_err(|e| e.with_context("key", &key))?;
+    Ok(known.used().map(Channel::star_of).collect())
+}
+
+/// What the star channel of `collection` says of a sequence. It names every one that has a document of
+/// the collection, from the commit that stores it until it is withdrawn; and those that a later
+/// revision of their document supersedes, whether they have ever come or not.
 ///
 /// # Errors
 /// As [`directory`].
-pub async fn star_state<S: CacheStore + ?Sized>(store: &S, codec: &dyn BlockCodec, sequence: Sequence) -> Result<BlockState> {
+pub async fn star_state<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    collection: CollectionId,
+    sequence: Sequence,
+) -> Result<BlockState> {
     let (index, offset) = Block::locate(sequence, codec.capacity());
-    Ok(block(store, codec, &Channel::star(), index).await?.get(offset))
+    Ok(block(store, codec, Channel::shared_star(collection), index).await?.get(offset))
+}
+
+/// Whether the star channel of any collection shows a sequence.
+pub(crate) async fn is_live_in_a_star<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    sequence: Sequence,
+) -> Result<bool> {
+    for star in stars(store).await? {
+        if star_state(store, codec, star.collection(), sequence).await?.is_live() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Live rows of `channel` in `range`, lowest first, until `enough` says so after a page. Each with the state its block gives.
@@ -105,20 +138,21 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
             let room = page - wanted.len();
             wanted.extend(live.by_ref().take(room).map(|(at, state)| (Sequence(base.first().0 + u64::from(at)), state)));
             if wanted.len() == page {
-                read_page(store, codec, &mut wanted, &mut rows, promised).await?;
+                read_page(store, codec, channel, &mut wanted, &mut rows, promised).await?;
                 if enough(&rows) {
                     return Ok(rows);
                 }
             }
         }
     }
-    read_page(store, codec, &mut wanted, &mut rows, promised).await?;
+    read_page(store, codec, channel, &mut wanted, &mut rows, promised).await?;
     Ok(rows)
 }
 
 async fn read_page<S: CacheStore + ?Sized>(
     store: &S,
     codec: &dyn BlockCodec,
+    channel: &Channel,
     wanted: &mut Vec<(Sequence, BlockState)>,
     rows: &mut Vec<(Arc<ChangeEntry>, BlockState)>,
     promised: Sequence,
@@ -127,7 +161,8 @@ async fn read_page<S: CacheStore + ?Sized>(
     for (entry, (sequence, state)) in store.entries(&sequences).await?.into_iter().zip(wanted.drain(..)) {
         match entry {
             Some(entry) => rows.push((entry, state)),
-            None if sequence > promised || star_state(store, codec, sequence).await? == BlockState::Absent => {}
+            None if sequence > promised
+                || star_state(store, codec, channel.collection(), sequence).await? == BlockState::Absent => {}
             None => return Err(missing(sequence)),
         }
     }
@@ -186,7 +221,7 @@ pub async fn for_each<S: CacheStore + ?Sized>(
     Ok(())
 }
 
-/// Every entry stored above `sequence`, whether live or not, lowest first: what the star channel's blocks name.
+/// Every entry stored above `sequence`, whether live or not, lowest first: what the star channels' blocks name.
 ///
 /// A block may name an entry whose document is not there yet: its commit has not ended, so nobody was promised it. It is left out.
 ///
@@ -197,8 +232,11 @@ pub async fn stored_above<S: CacheStore + ?Sized>(
     codec: &dyn BlockCodec,
     sequence: Sequence,
 ) -> Result<Vec<Arc<ChangeEntry>>> {
-    match SequenceRange::new(sequence.next(), Sequence::MAX) {
-        Some(range) => logged(store, codec, &Channel::star(), range).await,
-        None => Ok(Vec::new()),
+    let Some(range) = SequenceRange::new(sequence.next(), Sequence::MAX) else { return Ok(Vec::new()) };
+    let mut above = Vec::new();
+    for star in stars(store).await? {
+        above.extend(logged(store, codec, &star, range).await?);
     }
+    above.sort_by_key(|entry| entry.sequence());
+    Ok(above)
 }

@@ -149,7 +149,7 @@ fn pointer_seeds() -> Vec<Vec<u8>> {
     let mut pointer = Pointer::new("d");
     let empty = pointer.to_bytes();
     for entry in entries() {
-        pointer.follow(&mut ChangeEntry::clone(&entry), &Channel::star());
+        pointer.follow(&mut ChangeEntry::clone(&entry));
     }
     vec![empty.to_vec(), pointer.to_bytes().to_vec()]
 }

@@ -105,7 +105,7 @@ pub(crate) fn rows(rows: &[AnswerRow]) -> Table {
             let names: Vec<&str> = row.removed.iter().map(Channel::name).collect();
             notes.push(format!("removed from {}", names.join(", ")));
         }
-        let (id, revision) = (row.entry.document().to_owned(), row.entry.revision().to_owned());
+        let (id, revision) = (row.entry.key().to_owned(), row.entry.revision().to_owned());
         table.row([row.id.to_string(), id, revision, notes.join(", ")]);
     }
     table

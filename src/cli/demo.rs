@@ -223,7 +223,7 @@ fn hold_back(events: &[Mutation]) -> Option<(usize, String, Sequence)> {
     let highest = events.iter().filter_map(document).map(|entry| entry.sequence()).max()?;
     events.iter().enumerate().find_map(|(at, event)| {
         let entry = document(event).filter(|entry| entry.sequence() < highest)?;
-        Some((at, entry.document().to_owned(), entry.sequence()))
+        Some((at, entry.key().to_owned(), entry.sequence()))
     })
 }
 

@@ -274,7 +274,7 @@ impl View for SequenceView {
         let origin = entry.origin();
         let mut out = Table::pairs([
             ("sequence", entry.sequence().to_string()),
-            ("document", entry.document().to_owned()),
+            ("document", entry.key().to_owned()),
             ("revision", entry.revision().to_owned()),
             ("deleted", if entry.is_deleted() { "yes" } else { "no" }.to_owned()),
             ("supersedes", supersedes),

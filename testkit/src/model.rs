@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sluicegate_core::decode::DecodedDocument;
-use sluicegate_core::{Channel, Decoded, Membership, Sequence};
+use sluicegate_core::{Channel, Decoded, DocumentId, Membership, Sequence};
 
 /// A row of an answer: sequence, document, revision, deleted, and the channels of the request it was removed from, sorted.
 pub type AnswerRow = (Sequence, String, String, bool, Vec<String>);
@@ -17,7 +17,7 @@ pub struct Model {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
     sequence: Sequence,
-    document: String,
+    document: DocumentId,
     revision: String,
     deleted: bool,
     removed: bool,
@@ -48,7 +48,7 @@ impl Model {
         let entry = &document.entry;
         let row = |membership: Membership| Row {
             sequence: entry.sequence(),
-            document: entry.document().to_owned(),
+            document: entry.document().into(),
             revision: entry.revision().to_owned(),
             deleted: match membership {
                 Membership::Present => entry.is_deleted(),
@@ -57,7 +57,7 @@ impl Model {
             removed: membership.is_removal(),
         };
         if entry.in_star() {
-            self.add(&Channel::star(), row(Membership::Present));
+            self.add(entry.star(), row(Membership::Present));
         }
         for change in entry.channels() {
             self.add(&change.channel, row(change.membership));
@@ -96,7 +96,7 @@ impl Model {
 
     /// Each document of a channel once, at its newest sequence there: rows come in order, so the last one wins.
     fn newest(&self, channel: &Channel) -> Vec<Row> {
-        let mut newest: HashMap<&str, &Row> = HashMap::new();
+        let mut newest: HashMap<&DocumentId, &Row> = HashMap::new();
         for row in self.rows.get(channel).into_iter().flat_map(BTreeMap::values) {
             newest.insert(&row.document, row);
         }
@@ -108,5 +108,5 @@ fn answer(merged: Merged) -> AnswerRow {
     let Merged { row, mut removed_from, .. } = merged;
     removed_from.sort_unstable();
     removed_from.dedup();
-    (row.sequence, row.document, row.revision, row.deleted, removed_from)
+    (row.sequence, row.document.key.into(), row.revision, row.deleted, removed_from)
 }

@@ -15,7 +15,7 @@ pub type Rows = Vec<(u64, String, String, bool, bool)>;
 pub fn rows(answer: &Answer) -> Rows {
     let row = |row: &AnswerRow| {
         let entry = &row.entry;
-        (row.id.sequence.0, entry.document().to_owned(), entry.revision().to_owned(), row.deleted, !row.removed.is_empty())
+        (row.id.sequence.0, entry.document().to_string(), entry.revision().to_owned(), row.deleted, !row.removed.is_empty())
     };
     answer.rows.iter().map(row).collect()
 }
@@ -67,7 +67,7 @@ impl Content {
                 }
                 CacheKey::Sequence(sequence) => {
                     let entry = store.entries(&[*sequence]).await.must("read an entry").remove(0);
-                    let names = entry.map(|entry| (entry.document().to_owned(), entry.revision().to_owned()));
+                    let names = entry.map(|entry| (entry.document().to_string(), entry.revision().to_owned()));
                     content.entries.insert(sequence.0, names);
                 }
                 _ => {}

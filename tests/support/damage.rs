@@ -96,7 +96,7 @@ impl Content {
             let answer = reader.changes(std::slice::from_ref(channel), &options).await.unwrap().answer();
             let row = |row: &sluicegate::changes::AnswerRow| {
                 let entry = &row.entry;
-                (row.id.sequence.0, entry.document().to_owned(), entry.revision().to_owned(), !row.removed.is_empty())
+                (row.id.sequence.0, entry.key().to_owned(), entry.revision().to_owned(), !row.removed.is_empty())
             };
             answers.insert(channel.name().to_owned(), answer.rows.iter().map(row).collect());
         }
@@ -109,7 +109,7 @@ impl Content {
         for entry in entries.values() {
             let key = CacheKey::Document(entry.document().into());
             if let Some(bytes) = stored(store.as_ref(), &key).await {
-                pointers.insert(entry.document().to_owned(), serde_json::from_slice(&bytes).unwrap());
+                pointers.insert(entry.document().to_string(), serde_json::from_slice(&bytes).unwrap());
             }
         }
         Content { entries, blocks, listed, late, pointers, answers }

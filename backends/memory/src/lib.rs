@@ -22,7 +22,7 @@ use sluicegate_core::commit::store_pointers;
 use sluicegate_core::registry::{Location, Opening, StoreFactory};
 use sluicegate_core::store::{Capabilities, Expiry, StoreInfo, Version, Versioned, Write};
 use sluicegate_core::{
-    BlockCodec, CacheKey, CacheStore, ChangeEntry, Channel, Error, ErrorKind, PublishedClock, Result, Sequence,
+    BlockCodec, CacheKey, CacheStore, ChangeEntry, Channel, CollectionId, Error, ErrorKind, PublishedClock, Result, Sequence,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -301,13 +301,13 @@ impl Inner {
 
         // Whoever gets a turn in between may write what this commit wrote already: so each turn has a version of its own, and
         // directories and counters follow when all blocks are raised, as in the provided algorithm.
-        let star = Channel::star();
+        let star = Channel::shared_star(CollectionId::DEFAULT);
         let mut channels = self.channels.write();
         let mut raising = Raising::new(&mut channels, batch, self.next_version());
         for some in batch.entries.chunks(TURN) {
             for entry in some {
-                entry_states(entry, &star, |change| {
-                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, &star));
+                entry_states(entry, |change| {
+                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, star));
                 });
             }
             raising.check()?;
@@ -316,8 +316,8 @@ impl Inner {
         }
         for some in batch.marks.chunks(TURN) {
             for entry in some {
-                entry_marks(entry, &star, |change| {
-                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, &star));
+                entry_marks(entry, |change| {
+                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, star));
                 });
             }
             raising.check()?;

@@ -128,7 +128,7 @@ pub(crate) fn ranges_bytes(set: &RangeSet) -> usize {
 pub(crate) fn key_bytes(key: &CacheKey) -> usize {
     match key {
         CacheKey::Checkpoint(feed) => feed.len(),
-        CacheKey::Document(id) => id.len(),
+        CacheKey::Document(id) => id.key.len(),
         _ => 0,
     }
 }

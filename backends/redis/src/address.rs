@@ -68,7 +68,7 @@ impl Addresses {
             CacheKey::Directory(channel) => self.tagged(self.channel_tag(channel), key, Shape::Document),
             CacheKey::Counter(channel) => self.tagged(self.channel_tag(channel), key, Shape::Counter),
             CacheKey::Document(id) => {
-                let tag = u64::from(fold(2, id.as_bytes())) % POINTER_TAGS;
+                let tag = u64::from(fold(2, id.key.as_bytes())) % POINTER_TAGS;
                 self.tagged(fold(3, &tag.to_le_bytes()), key, Shape::Document)
             }
             _ => self.tagged(self.tag(), key, Shape::Document),
@@ -99,7 +99,8 @@ impl Addresses {
     }
 
     fn channel_tag(&self, channel: &Channel) -> u16 {
-        fold(4, channel.name().as_bytes())
+        // Adds nothing for the default collection: its keys are what they were before there were others.
+        fold(4, channel.name().as_bytes()) ^ channel.collection().0 as u16
     }
 
     fn tagged(&self, tag: u16, key: &CacheKey, shape: Shape) -> Address {

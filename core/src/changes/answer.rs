@@ -118,7 +118,7 @@ impl Serialize for AnswerRow {
 
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("seq", &self.id)?;
-        map.serialize_entry("id", self.entry.document())?;
+        map.serialize_entry("id", self.entry.key())?;
         if self.deleted {
             map.serialize_entry("deleted", &true)?;
         }

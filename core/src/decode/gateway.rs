@@ -3,10 +3,11 @@
 use smallvec::SmallVec;
 
 use super::attributes;
-use super::interner::SharedInterner;
+use super::interner::Interners;
 use super::json::Scanner;
 use super::metadata::{Metadata, Removal};
 use super::{Decoded, DecodedDocument, Departure, Ignored, Invalid, MutationDecoder, Principal, PrincipalKind};
+use crate::document::CollectionId;
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags, Membership};
 use crate::feed::{Mutation, MutationKind};
 use crate::sequence::{Sequence, SequenceRange};
@@ -49,7 +50,7 @@ impl Default for GatewayOptions {
 pub struct GatewayDecoder {
     /// Prefix with the colon.
     prefix: Box<[u8]>,
-    channels: SharedInterner,
+    channels: Interners,
 }
 
 impl Default for GatewayDecoder {
@@ -62,7 +63,7 @@ impl GatewayDecoder {
     /// A decoder with these options.
     pub fn new(options: &GatewayOptions) -> Self {
         let prefix = format!("{}:", options.metadata_prefix).into_bytes().into_boxed_slice();
-        GatewayDecoder { prefix, channels: SharedInterner::with_capacity(options.channel_capacity) }
+        GatewayDecoder { prefix, channels: Interners::with_capacity(options.channel_capacity) }
     }
 
     fn try_decode(&self, mutation: &Mutation) -> Result<Decoded, Invalid> {
@@ -110,8 +111,10 @@ impl GatewayDecoder {
         }
         let own = metadata.sequence;
         let flags = EntryFlags((metadata.flags & FLAGS) as u8);
+        let collection = CollectionId(mutation.collection);
         let mut entry = ChangeEntry::new(Sequence(own), id, &metadata.revision, flags)
             .map_err(refused)?
+            .with_collection(collection)
             .with_origin(mutation.partition, mutation.seqno);
 
         let mut superseded = Superseded::new(metadata)?;
@@ -132,7 +135,7 @@ impl GatewayDecoder {
             if let Some(departure) = reach.departure.filter(|_| remembered.is_none_or(|remembered| remembered <= left)) {
                 superseded.sequences.push(Sequence(departure));
             }
-            let channel = self.channels.channel(&state.name).map_err(refused)?;
+            let channel = self.channels.channel(collection, &state.name).map_err(refused)?;
             let since = Sequence(reach.since);
             match &state.removal {
                 Some(removal) if left != own => departures.push(Departure {

@@ -4,11 +4,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rustc_hash::FxBuildHasher;
 
 use crate::channel::Channel;
+use crate::document::CollectionId;
 use crate::error::{Error, Result};
 
 /// How many parts the names are spread over, so that threads seldom meet at one lock.
@@ -21,6 +23,40 @@ pub(super) struct SharedInterner {
     shards: Box<[Shard]>,
     /// Names a part may hold.
     capacity: usize,
+    collection: CollectionId,
+}
+
+/// One interner a collection.
+#[derive(Debug)]
+pub(super) struct Interners {
+    default: SharedInterner,
+    others: RwLock<HashMap<CollectionId, Arc<SharedInterner>, FxBuildHasher>>,
+    capacity: usize,
+}
+
+impl Interners {
+    /// Interners that remember about `capacity` names at most, each.
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        let default = SharedInterner::new(capacity, CollectionId::DEFAULT);
+        Interners { default, others: RwLock::default(), capacity }
+    }
+
+    /// The channel `name` of `collection`.
+    #[inline]
+    pub(super) fn channel(&self, collection: CollectionId, name: &[u8]) -> Result<Channel> {
+        if collection.is_default() {
+            return self.default.channel(name);
+        }
+        self.of(collection).channel(name)
+    }
+
+    fn of(&self, collection: CollectionId) -> Arc<SharedInterner> {
+        if let Some(interner) = self.others.read().get(&collection) {
+            return interner.clone();
+        }
+        let make = || Arc::new(SharedInterner::new(self.capacity, collection));
+        self.others.write().entry(collection).or_insert_with(make).clone()
+    }
 }
 
 /// On cache lines of its own.
@@ -29,10 +65,10 @@ pub(super) struct SharedInterner {
 struct Shard(RwLock<HashMap<Box<[u8]>, Channel, FxBuildHasher>>);
 
 impl SharedInterner {
-    /// One that remembers about `capacity` names at most.
-    pub(super) fn with_capacity(capacity: usize) -> Self {
+    /// One for the names of `collection` that remembers about `capacity` names at most.
+    fn new(capacity: usize, collection: CollectionId) -> Self {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        SharedInterner { shards, capacity: capacity.div_ceil(SHARDS).max(1) }
+        SharedInterner { shards, capacity: capacity.div_ceil(SHARDS).max(1), collection }
     }
 
     /// The channel called `name`.
@@ -53,7 +89,7 @@ impl SharedInterner {
     #[cold]
     fn insert(&self, shard: &RwLock<HashMap<Box<[u8]>, Channel, FxBuildHasher>>, name: &[u8]) -> Result<Channel> {
         let text = std::str::from_utf8(name).map_err(|_| Error::corrupt("a channel name is not UTF-8"))?;
-        let channel = Channel::new(text)?;
+        let channel = Channel::of(self.collection, text)?;
         let mut known = shard.write();
         if let Some(channel) = known.get(name) {
             return Ok(channel.clone());
@@ -78,7 +114,7 @@ mod tests {
 
     #[test]
     fn one_name_is_one_channel_on_every_thread() {
-        let interner = SharedInterner::with_capacity(10_000);
+        let interner = SharedInterner::new(10_000, CollectionId::DEFAULT);
         let channels: Vec<Vec<Channel>> = std::thread::scope(|scope| {
             let names = || (0..200).map(|n| interner.channel(n.to_string().as_bytes()).unwrap()).collect();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(names)).collect();
@@ -91,8 +127,17 @@ mod tests {
     }
 
     #[test]
+    fn names_of_two_collections_are_two_channels() {
+        let interners = Interners::with_capacity(10);
+        let channel = |id| interners.channel(CollectionId(id), b"a").unwrap();
+        assert_ne!(channel(0), channel(8));
+        assert_eq!(channel(8), Channel::of(CollectionId(8), "a").unwrap());
+        assert!(std::ptr::eq(channel(8).name(), channel(8).name()));
+    }
+
+    #[test]
     fn it_stays_within_its_capacity() {
-        let interner = SharedInterner::with_capacity(100);
+        let interner = SharedInterner::new(100, CollectionId::DEFAULT);
         for n in 0..10_000 {
             interner.channel(n.to_string().as_bytes()).unwrap();
         }
@@ -102,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_bad_name_is_refused_and_not_remembered() {
-        let interner = SharedInterner::with_capacity(100);
+        let interner = SharedInterner::new(100, CollectionId::DEFAULT);
         assert!(interner.channel(b"").is_err());
         assert!(interner.channel(&[b'x'; 5000]).is_err());
         assert!(interner.channel(b"\xff").is_err());

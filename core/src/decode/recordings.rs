@@ -157,7 +157,7 @@ impl Model {
             }
             let left: Vec<_> = departures.iter().filter(|d| d.sequence == old).collect();
             let Some(first) = left.first() else { continue };
-            let mut departed = ChangeEntry::new(old, entry.document(), &first.revision, EntryFlags::DEPARTURE)
+            let mut departed = ChangeEntry::new(old, entry.key(), &first.revision, EntryFlags::DEPARTURE)
                 .unwrap()
                 .with_supersedes(entry.supersedes().iter().copied().filter(|s| *s < old));
             for d in left {
@@ -172,14 +172,13 @@ impl Model {
     }
 
     fn store(&mut self, entry: ChangeEntry) {
-        let star = Channel::star();
-        let rows = self.rows.entry(entry.document().to_owned()).or_default();
+        let rows = self.rows.entry(entry.key().to_owned()).or_default();
         let states = &mut self.states;
-        entry_states(&entry, &star, |change| {
+        entry_states(&entry, |change| {
             rows.push((change.channel.clone(), change.sequence.0));
             *states.entry((change.channel.clone(), change.sequence.0)).or_default() |= change.state as u8;
         });
-        entry_marks(&entry, &star, |change| {
+        entry_marks(&entry, |change| {
             *states.entry((change.channel.clone(), change.sequence.0)).or_default() |= change.state as u8;
         });
         self.entries.insert(entry.sequence().0, entry);
@@ -205,7 +204,7 @@ impl Model {
     /// All rows that are not superseded, by document.
     fn live_rows(&self) -> BTreeSet<(String, Row)> {
         let live = self.states.keys().filter_map(|(channel, sequence)| {
-            Some((self.entries.get(sequence)?.document().to_owned(), self.live(channel, *sequence)?))
+            Some((self.entries.get(sequence)?.key().to_owned(), self.live(channel, *sequence)?))
         });
         live.collect()
     }

@@ -9,6 +9,7 @@ use crate::batch::{BatchRecord, Checkpoint, Entries, Floor, LateEntry, ListedBlo
 use crate::block::BlockCodec;
 use crate::clock::PublishedClock;
 use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
+use crate::document::{CollectionId, DocumentRef};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
 use crate::feed::FeedPosition;
 use crate::sequence::{Sequence, SequenceList, SequenceRange};
@@ -114,6 +115,8 @@ pub struct Assembler {
     /// The stable sequence that readers are known to see.
     published_stable: Sequence,
     listed: Arc<ListedBlocks>,
+    /// Collections of the entries so far, the default one left out.
+    collections: BTreeSet<CollectionId>,
     entries: Vec<Arc<ChangeEntry>>,
     late: Vec<LateEntry>,
     principals: Vec<PrincipalChange>,
@@ -141,6 +144,7 @@ impl Assembler {
             published_stable: clock.stable,
             clock: PublishedClock { late: clock.late.max(late), ..clock },
             listed: Arc::default(),
+            collections: BTreeSet::new(),
             entries: Vec::new(),
             late: Vec::new(),
             principals: Vec::new(),
@@ -168,6 +172,11 @@ impl Assembler {
     /// The blocks known to be in their directory.
     pub fn listed(&self) -> &ListedBlocks {
         &self.listed
+    }
+
+    /// The collections of all entries that this term has taken, the default one left out.
+    pub fn collections(&self) -> &BTreeSet<CollectionId> {
+        &self.collections
     }
 
     /// How many entries wait to be prepared.
@@ -235,6 +244,9 @@ impl Assembler {
     fn store(&mut self, entry: ChangeEntry, arrival: Arrival) {
         let entry = Arc::new(entry);
         self.stats.cached += 1;
+        if !entry.collection().is_default() {
+            self.collections.insert(entry.collection());
+        }
         if arrival == Arrival::Late {
             self.stats.late += 1;
             self.clock.late += 1;
@@ -265,8 +277,9 @@ impl Assembler {
     /// Says once more what is `gone`, for the next batch, and that those `restored` are shown in its place: they are late if high has passed what is gone.
     pub fn announce(&mut self, gone: Vec<Arc<ChangeEntry>>, restored: Vec<Arc<ChangeEntry>>) {
         let high = self.clock.high;
-        let shown: BTreeSet<&str> = gone.iter().filter(|entry| entry.sequence() <= high).map(|entry| entry.document()).collect();
-        for entry in restored.into_iter().filter(|entry| entry.sequence() <= high && shown.contains(entry.document())) {
+        let shown: BTreeSet<DocumentRef<'_>> =
+            gone.iter().filter(|entry| entry.sequence() <= high).map(|entry| entry.document()).collect();
+        for entry in restored.into_iter().filter(|entry| entry.sequence() <= high && shown.contains(&entry.document())) {
             self.clock.late += 1;
             self.late.push(LateEntry { number: self.clock.late, sequence: entry.sequence() });
             self.withdrawn.restored.push(entry);
@@ -410,8 +423,9 @@ fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Depart
         let origin = newer.origin();
         let made = match entry.take() {
             Some(entry) => entry,
-            None => ChangeEntry::new(sequence, newer.document(), &departure.revision, flags)
+            None => ChangeEntry::new(sequence, newer.key(), &departure.revision, flags)
                 .ok()?
+                .with_collection(newer.collection())
                 .with_origin(origin.partition, origin.seqno)
                 .with_supersedes(newer.supersedes().iter().copied().filter(|s| *s < sequence)),
         };

@@ -13,6 +13,7 @@ use crate::batch::LateEntry;
 use crate::block::{Block, BlockState};
 use crate::changes::{ChangesOptions, LateCursor, Row, keep_newest};
 use crate::channel::Channel;
+use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::scan;
@@ -103,7 +104,7 @@ impl Node {
             self.counters.misses.fetch_add(1, Ordering::Relaxed);
             // Documents that the tail shows at a newer sequence. Their rows below are filled into the tail all the same: who sees only what
             // is stable may need them.
-            let newer: FxHashSet<&str> = view.rows().iter().map(|row| row.entry.document()).collect();
+            let newer: FxHashSet<DocumentRef<'_>> = view.rows().iter().map(|row| row.entry.document()).collect();
             let (rows, complete) = self.read_rows(&channel, range, options, (cut.stable, &missing), &newer).await?;
             if fills && complete {
                 let mut state = self.state.write();
@@ -117,7 +118,7 @@ impl Node {
                 }
             }
             let mut all = rows;
-            all.retain(|row| !newer.contains(row.entry.document()));
+            all.retain(|row| !newer.contains(&row.entry.document()));
             if complete {
                 all.extend_from_slice(view.rows());
             }
@@ -141,12 +142,12 @@ impl Node {
         range: SequenceRange,
         options: &ChangesOptions,
         (promised, missing): (Sequence, &RangeSet),
-        newer: &FxHashSet<&str>,
+        newer: &FxHashSet<DocumentRef<'_>>,
     ) -> Result<(Vec<Row>, bool)> {
         let limit = options.limit.unwrap_or(usize::MAX);
         let counts = |entry: &ChangeEntry, state: BlockState| {
             (!options.active_only || state == BlockState::Present && !entry.is_deleted())
-                && !newer.contains(entry.document())
+                && !newer.contains(&entry.document())
                 && !missing.contains(entry.sequence().0)
         };
         let mut counted = (0, 0);

@@ -154,9 +154,8 @@ impl State {
         let numbers = numbers(gone);
         self.late.retain(|(late, _)| !numbers.contains(&late.sequence));
         self.pending.retain(|sequence, _| !numbers.contains(sequence));
-        let star = Channel::star();
         for entry in gone {
-            for channel in entry.channels().iter().map(|change| &change.channel).chain([&star]) {
+            for channel in entry.channels().iter().map(|change| &change.channel).chain([entry.star()]) {
                 if let Some(tail) = self.tails.remove(channel) {
                     tail.changed.notify_waiters();
                 }
@@ -174,12 +173,11 @@ impl State {
                 touched.insert(change.channel.clone(), ());
             }
         }
-        let star = Channel::star();
         if entry.in_star()
-            && let Some(tail) = self.tails.get_mut(&star)
+            && let Some(tail) = self.tails.get_mut(entry.star())
         {
             tail.insert(Row::new(entry.clone(), crate::Membership::Present), stable);
-            touched.insert(star, ());
+            touched.insert(entry.star().clone(), ());
         }
     }
 

@@ -10,6 +10,7 @@ use rustc_hash::FxBuildHasher;
 use tokio::sync::Notify;
 
 use crate::changes::Row;
+use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::sequence::Sequence;
 
@@ -59,7 +60,7 @@ impl ChannelView {
     }
 }
 
-fn hash(document: &str) -> u64 {
+fn hash(document: DocumentRef<'_>) -> u64 {
     FxBuildHasher.hash_one(document)
 }
 
@@ -101,7 +102,7 @@ impl Tail {
         self.rows.binary_search_by_key(&sequence, |row| row.sequence)
     }
 
-    fn newest_of(&self, document: &str) -> Option<Sequence> {
+    fn newest_of(&self, document: DocumentRef<'_>) -> Option<Sequence> {
         let same = |n: &u64| self.position(Sequence(*n)).is_ok_and(|at| self.rows[at].entry.document() == document);
         self.documents.find(hash(document), same).map(|n| Sequence(*n))
     }
@@ -112,7 +113,7 @@ impl Tail {
     }
 
     /// Makes `sequence` the newest of its document, whose newest was `before`.
-    fn set_newest(&mut self, document: &str, before: Option<Sequence>, now: Option<Sequence>) {
+    fn set_newest(&mut self, document: DocumentRef<'_>, before: Option<Sequence>, now: Option<Sequence>) {
         let hash = hash(document);
         if let Some(before) = before
             && let Ok(found) = self.documents.find_entry(hash, |n| *n == before.0)

@@ -1,10 +1,10 @@
 //! The pointers of documents, where a writer keeps them.
 
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 use super::findings::{Action, Finding};
 use super::pass::{Change, Pass};
-use crate::channel::Channel;
+use crate::document::{DocumentId, DocumentRef};
 use crate::entry::ChangeEntry;
 use crate::error::Result;
 use crate::key::CacheKey;
@@ -20,12 +20,12 @@ pub(super) struct Pointers {
     kept: bool,
     asked: usize,
     /// Those that cannot be read, as they must be.
-    broken: HashMap<Box<str>, Pointer>,
+    broken: HashMap<DocumentId, Pointer>,
 }
 
 impl Pointers {
     /// Looks at the pointers of documents that are met for the first time. The highest sequences come first: so nothing of them was missed.
-    pub(super) async fn check(&mut self, pass: &mut Pass<'_>, mut documents: Vec<&str>) -> Result<()> {
+    pub(super) async fn check(&mut self, pass: &mut Pass<'_>, mut documents: Vec<DocumentRef<'_>>) -> Result<()> {
         if documents.is_empty() || !self.kept && self.asked >= ENOUGH {
             return Ok(());
         }
@@ -45,9 +45,9 @@ impl Pointers {
     }
 
     /// Takes the rows of an entry of a document whose pointer is broken.
-    pub(super) fn raise(&mut self, entry: &ChangeEntry, star: &Channel) {
-        if let Some(pointer) = self.broken.get_mut(entry.document()) {
-            pointer.raise(entry, star);
+    pub(super) fn raise(&mut self, entry: &ChangeEntry) {
+        if let Some(pointer) = self.broken.get_mut(&entry.document()) {
+            pointer.raise(entry);
         }
     }
 

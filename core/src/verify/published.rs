@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::findings::{Action, Finding, Problem};
 use super::pass::{Change, Document, Pass};
 use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, LatePage};
-use crate::block::BlockState;
 use crate::entry::ChangeEntry;
 use crate::error::{ErrorKind, Result};
 use crate::key::CacheKey;
@@ -271,11 +270,11 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Whether the star channel shows a sequence, or cannot tell.
+    /// Whether a star channel shows a sequence, or cannot tell.
     async fn is_shown(&self, sequence: Sequence) -> Result<bool> {
-        match scan::star_state(self.store, self.codec.as_ref(), sequence).await {
+        match scan::is_live_in_a_star(self.store, self.codec.as_ref(), sequence).await {
             Err(e) if e.kind() == ErrorKind::Corrupt => Ok(true),
-            state => state.map(BlockState::is_live),
+            shown => shown,
         }
     }
 

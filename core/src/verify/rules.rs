@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 
 use crate::block::{Block, BlockState};
 use crate::channel::{Channel, ChannelMap};
+use crate::document::DocumentRef;
 use crate::key::BlockIndex;
 use crate::sequence::Sequence;
 
@@ -137,6 +138,11 @@ impl Marks {
         }
     }
 
+    /// The highest block number on which marks fall.
+    pub(super) fn highest(&self) -> Option<BlockIndex> {
+        self.ahead.keys().next_back().copied()
+    }
+
     /// The marks on the blocks of number `index`.
     pub(super) fn take(&mut self, index: BlockIndex) -> ChannelMap<Marked> {
         self.ahead.remove(&index).unwrap_or_default()
@@ -169,12 +175,12 @@ impl Newest {
     }
 
     /// Whether a row of the document was met in the channel.
-    pub(super) fn knows(&self, channel: &Channel, document: &str) -> bool {
+    pub(super) fn knows(&self, channel: &Channel, document: DocumentRef<'_>) -> bool {
         self.rows.contains_key(&self.hasher.hash_one((channel.name(), document)))
     }
 
     /// Takes a row. Two documents may be taken for one, hardly ever: whoever relies on it compares them.
-    pub(super) fn meet(&mut self, channel: &Channel, document: &str, sequence: Sequence) -> Met {
+    pub(super) fn meet(&mut self, channel: &Channel, document: DocumentRef<'_>, sequence: Sequence) -> Met {
         let key = self.hasher.hash_one((channel.name(), document));
         let Some(known) = self.rows.get_mut(&key) else {
             self.rows.insert(key, sequence);
@@ -246,14 +252,14 @@ mod tests {
         for order in [[a, b, c], [c, b, a], [b, c, a], [a, c, b], [c, a, b], [b, a, c]] {
             let mut newest = Newest::new(Sequence(10));
             for sequence in order {
-                newest.meet(&star, "d", sequence);
+                newest.meet(&star, "d".into(), sequence);
             }
-            assert_eq!(newest.meet(&star, "d", Sequence(1)), Met::Older { than: b }, "{order:?}");
+            assert_eq!(newest.meet(&star, "d".into(), Sequence(1)), Met::Older { than: b }, "{order:?}");
         }
         let mut newest = Newest::new(Sequence(10));
-        assert_eq!(newest.meet(&star, "d", a), Met::First);
-        assert_eq!(newest.meet(&star, "e", b), Met::First);
-        assert_eq!(newest.meet(&star, "d", c), Met::Newer { than: a });
-        assert!(newest.knows(&star, "e") && !newest.knows(&star, "f"));
+        assert_eq!(newest.meet(&star, "d".into(), a), Met::First);
+        assert_eq!(newest.meet(&star, "e".into(), b), Met::First);
+        assert_eq!(newest.meet(&star, "d".into(), c), Met::Newer { than: a });
+        assert!(newest.knows(&star, "e".into()) && !newest.knows(&star, "f".into()));
     }
 }

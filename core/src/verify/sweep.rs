@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::Poll;
 
 use super::findings::{Action, Finding, Problem};
 use super::pass::{Change, Document, Pass};
@@ -13,6 +14,7 @@ use crate::batch::{entry_marks, entry_states};
 use crate::block::{Block, BlockState};
 use crate::channel::{Channel, ChannelMap};
 use crate::directory::Directory;
+use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::error::{ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
@@ -21,6 +23,27 @@ use crate::sequence::{RangeSet, Sequence};
 
 /// Blocks read at once.
 const BLOCKS: usize = 64;
+
+/// So many block numbers that no directory lists are looked at in any case.
+const FEW_BLOCKS: u64 = 1_024;
+
+/// Whether other channels of the star channel's collection are among those that list a block.
+fn others_list(star: &Channel, channels: &[Channel]) -> bool {
+    channels.iter().any(|channel| channel.collection() == star.collection() && !channel.is_star())
+}
+
+/// Lets other tasks have a turn.
+async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
 
 /// What is known of a channel.
 #[derive(Debug, Default)]
@@ -41,14 +64,18 @@ struct Seen {
 pub(super) struct Sweep<'p, 'a> {
     pass: &'p mut Pass<'a>,
     capacity: u32,
-    star: Channel,
+    /// The star channels.
+    stars: Vec<Channel>,
+    /// Block numbers to be looked at.
+    todo: RangeSet,
     seen: ChannelMap<Seen>,
     /// The same channels, in the order in which they were met.
     order: Vec<Channel>,
     /// Channels whose directory lists a block that was passed before they were met.
     late: Vec<Channel>,
-    /// The lowest block number from which on the star channel's directory cannot be relied on: a block of it that is gone may have been there.
-    unreliable_from: Option<u64>,
+    /// For star channels whose directory cannot be relied on, the block number from which on that is
+    /// so: a block that is gone may have been there.
+    unreliable_from: ChannelMap<u64>,
     marks: Marks,
     newest: Newest,
     pointers: Pointers,
@@ -76,11 +103,12 @@ impl<'p, 'a> Sweep<'p, 'a> {
         let capacity = pass.codec.capacity();
         let mut sweep = Sweep {
             capacity,
-            star: Channel::star(),
+            stars: Vec::new(),
+            todo: RangeSet::new(),
             seen: ChannelMap::default(),
             order: Vec::new(),
             late: Vec::new(),
-            unreliable_from: None,
+            unreliable_from: ChannelMap::default(),
             marks: Marks::new(capacity),
             newest: Newest::new(pass.clock.marked),
             pointers: Pointers::default(),
@@ -88,13 +116,15 @@ impl<'p, 'a> Sweep<'p, 'a> {
             lost_above: RangeSet::new(),
             pass,
         };
-        sweep.know(&Channel::star(), None).await?;
+        sweep.know_stars().await?;
         for channel in known {
             sweep.know(channel, None).await?;
         }
-        let top = sweep.extent().await?;
-        for index in (0..=top.0).rev() {
-            sweep.window(BlockIndex(index)).await?;
+        sweep.extent().await?;
+        while let Some(index) = sweep.next_index() {
+            sweep.window(index).await?;
+            // A store in memory is always ready: let others, such as a signal handler, have a turn.
+            yield_now().await;
         }
         for channel in sweep.order.clone() {
             sweep.directory(&channel).await?;
@@ -103,6 +133,29 @@ impl<'p, 'a> Sweep<'p, 'a> {
         sweep.pointers.write(sweep.pass).await?;
         sweep.pass.report.channels = sweep.order.len() as u64;
         Ok(Swept { channels: sweep.order, again: !sweep.late.is_empty(), lost: sweep.lost, lost_above: sweep.lost_above })
+    }
+
+    /// Reads which star channels there are, and their directories.
+    async fn know_stars(&mut self) -> Result<()> {
+        self.stars = match scan::stars(self.pass.store).await {
+            Ok(stars) => stars,
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                self.pass.push(Finding::unreadable(CacheKey::Collections, &e));
+                vec![Channel::star()]
+            }
+            Err(e) => return Err(e),
+        };
+        for star in self.stars.clone() {
+            self.know(&star, None).await?;
+        }
+        Ok(())
+    }
+
+    /// The next block number to be looked at: the highest that is left.
+    fn next_index(&mut self) -> Option<BlockIndex> {
+        let next = self.todo.last().max(self.marks.highest().map(|index| index.0))?;
+        self.todo.remove(next, next);
+        Some(BlockIndex(next))
     }
 
     /// Reads a channel's directory, once. `at`: the window in which it is met.
@@ -123,37 +176,67 @@ impl<'p, 'a> Sweep<'p, 'a> {
         {
             self.late.push(channel.clone());
         }
+        let below = at.map_or(u64::MAX, |at| at.0.saturating_sub(1));
+        for (first, last) in directory.iter().flat_map(|directory| directory.blocks.within(0, below)) {
+            self.todo.insert(first, last);
+        }
         self.seen.insert(channel.clone(), Seen { directory, ..Seen::default() });
         self.order.push(channel.clone());
         Ok(())
     }
 
-    /// The highest block number there can be; finds out whether the star channel's directory can be relied on.
-    async fn extent(&mut self) -> Result<BlockIndex> {
-        let last = self.pass.published.batches.keys().next_back().copied().unwrap_or_default();
-        let (index, _) = Block::locate(last.max(self.pass.clock.high), self.capacity);
-        let listed = self.seen.values().filter_map(|seen| seen.directory.as_ref()?.blocks.last()).max();
-        let mut top = index.0.max(listed.unwrap_or(0));
-        let directory = self.seen.get(&self.star).and_then(|seen| seen.directory.as_ref());
-        if directory.is_some_and(|directory| !directory.blocks.is_empty()) {
-            return Ok(BlockIndex(top));
+    /// Finds out which block numbers are to be looked at, beside those that directories list; and which
+    /// star channels' directories cannot be relied on.
+    ///
+    /// A star channel's block in which nothing is live need not be listed, so numbers that no directory
+    /// lists are looked at, too: but only where that costs no more than what is listed.
+    async fn extent(&mut self) -> Result<()> {
+        let published: Vec<Sequence> = self.pass.published.batches.keys().copied().collect();
+        for sequence in published {
+            let (index, _) = Block::locate(sequence, self.capacity);
+            self.todo.insert(index.0, index.0);
         }
-        // Nothing is listed: either nothing was ever stored, or the directory is gone.
-        while self.star_block_from(top + 1, top + 1).await?.is_some() {
-            top += 1;
+        let (high, _) = Block::locate(self.pass.clock.high, self.capacity);
+        let listed: Vec<(u64, u64)> = self.todo.iter().collect();
+        let few = self.todo.count().saturating_mul(4).saturating_add(FEW_BLOCKS);
+        let mut next = 0;
+        for (first, last) in listed.into_iter().chain([(high.0, high.0)]) {
+            if first.saturating_sub(next) <= few {
+                self.todo.insert(next, first);
+            }
+            next = next.max(last.saturating_add(1));
         }
-        let first = self.star_block_from(0, top).await?;
-        let is_used = first.is_some() || self.counted(&Channel::star()).await? != Some(0);
-        self.unreliable_from = is_used.then_some(first.unwrap_or(0));
-        Ok(BlockIndex(top))
+        let mut top = self.todo.last().unwrap_or(0);
+        for star in self.stars.clone() {
+            let directory = self.seen.get(&star).and_then(|seen| seen.directory.as_ref());
+            if directory.is_some_and(|directory| !directory.blocks.is_empty()) {
+                continue;
+            }
+            // Nothing is listed: either nothing was ever stored, or the directory is gone.
+            while self.star_block_from(&star, top + 1, top + 1).await?.is_some() {
+                top += 1;
+                self.todo.insert(top, top);
+            }
+            let mut first = None;
+            for (a, b) in self.todo.iter() {
+                first = self.star_block_from(&star, a, b).await?;
+                if first.is_some() {
+                    break;
+                }
+            }
+            if first.is_some() || self.counted(&star).await? != Some(0) {
+                self.unreliable_from.insert(star, first.unwrap_or(0));
+            }
+        }
+        Ok(())
     }
 
-    /// The first number from `first` to `last` of which the star channel has a block.
-    async fn star_block_from(&self, first: u64, last: u64) -> Result<Option<u64>> {
+    /// The first number from `first` to `last` of which a star channel has a block.
+    async fn star_block_from(&self, star: &Channel, first: u64, last: u64) -> Result<Option<u64>> {
         let mut next = first;
         while next <= last {
             let some: Vec<u64> = (next..=last).take(BLOCKS).collect();
-            let keys: Vec<CacheKey> = some.iter().map(|index| CacheKey::Block(self.star.clone(), BlockIndex(*index))).collect();
+            let keys: Vec<CacheKey> = some.iter().map(|index| CacheKey::Block(star.clone(), BlockIndex(*index))).collect();
             let found = self.pass.get_many(&keys).await?;
             if let Some(at) = found.iter().position(Option::is_some) {
                 return Ok(Some(some[at]));
@@ -179,7 +262,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
 
     async fn window(&mut self, index: BlockIndex) -> Result<()> {
         let mut window = Window::new(index, self.capacity);
-        let mut channels = vec![self.star.clone()];
+        let mut channels = self.stars.clone();
         channels.extend(self.order.iter().filter(|channel| !channel.is_star() && self.lists(channel, index)).cloned());
         let recorded = self.pass.published.batches.range(window.range.first()..=window.range.last());
         window.ask(recorded.map(|(sequence, _)| *sequence));
@@ -219,7 +302,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
                     self.pass.report.rows += u64::from(block.live_count());
                     let named: Vec<Sequence> = block.iter().map(|(offset, _)| window.sequence(offset)).collect();
                     window.ask(named);
-                } else if channel.is_star() && self.may_be_lost(&stored, index, channels.len() > 1) {
+                } else if channel.is_star() && self.may_be_lost(channel, &stored, index, others_list(channel, channels)) {
                     let (first, last) = (window.range.first().0, window.range.last().0);
                     window.ask((first..=last).map(Sequence));
                 }
@@ -229,12 +312,13 @@ impl<'p, 'a> Sweep<'p, 'a> {
         Ok(())
     }
 
-    /// Whether a block of the star channel that cannot be read may have named something; `others`: whether other channels list theirs.
-    fn may_be_lost(&self, stored: &Stored, index: BlockIndex, others: bool) -> bool {
+    /// Whether a block of a star channel that cannot be read may have named something; `others`:
+    /// whether other channels of the collection list theirs.
+    fn may_be_lost(&self, star: &Channel, stored: &Stored, index: BlockIndex, others: bool) -> bool {
         matches!(stored, Stored::Unreadable(_))
             || others
-            || self.lists(&self.star, index)
-            || self.unreliable_from.is_some_and(|first| first <= index.0)
+            || self.lists(star, index)
+            || self.unreliable_from.get(star).is_some_and(|first| *first <= index.0)
     }
 
     /// Reads documents, and takes down what follows from them.
@@ -265,7 +349,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             }
         }
         self.pass.report.documents += entries.len() as u64;
-        let first_met = |entry: &&Arc<ChangeEntry>| entry.in_star() && !self.newest.knows(&self.star, entry.document());
+        let first_met = |entry: &&Arc<ChangeEntry>| entry.in_star() && !self.newest.knows(entry.star(), entry.document());
         let documents = entries.iter().filter(first_met).map(|entry| entry.document()).collect();
         self.pointers.check(self.pass, documents).await?;
         for entry in entries {
@@ -277,7 +361,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
     fn entry(&mut self, window: &mut Window, entry: &ChangeEntry) {
         let sequence = entry.sequence();
         window.documents.insert(sequence.0, sequence.0);
-        entry_states(entry, &self.star, |change| {
+        entry_states(entry, |change| {
             let offset = window.offset(change.sequence);
             window.cell(change.channel).own.raise(offset, change.state);
         });
@@ -286,9 +370,9 @@ impl<'p, 'a> Sweep<'p, 'a> {
             return;
         }
         let certain = sequence <= self.pass.clock.marked;
-        entry_marks(entry, &self.star, |change| self.marks.add(change.channel, change.sequence, certain));
+        entry_marks(entry, |change| self.marks.add(change.channel, change.sequence, certain));
 
-        let star = entry.in_star().then_some(&self.star);
+        let star = entry.in_star().then(|| entry.star());
         for channel in star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
             let (older, newer) = match self.newest.meet(channel, entry.document(), sequence) {
                 Met::First => continue,
@@ -300,7 +384,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             }
         }
         if self.pass.is_required(sequence) {
-            self.pointers.raise(entry, &self.star);
+            self.pointers.raise(entry);
         }
     }
 
@@ -358,7 +442,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             if certain && says != BlockState::Superseded {
                 // Only by their hashes they are one document.
                 let both = self.pass.store.entries(&[row, newer]).await?;
-                let documents: Vec<&str> = both.iter().flatten().map(|entry| entry.document()).collect();
+                let documents: Vec<DocumentRef<'_>> = both.iter().flatten().map(|entry| entry.document()).collect();
                 if documents.len() < 2 || documents[0] != documents[1] {
                     continue;
                 }
@@ -450,7 +534,11 @@ impl<'p, 'a> Sweep<'p, 'a> {
             let mut directory = match stored.map(|bytes| Directory::from_bytes(bytes, channel)) {
                 Some(Ok(directory)) => directory,
                 // Above whatever it had: it grows at most once a batch and block.
-                _ => Directory { generation: first_generation, ..Directory::new(channel.clone()) },
+                _ => {
+                    let mut directory = Directory::new(channel.clone());
+                    directory.generation = first_generation;
+                    directory
+                }
             };
             for (first, last) in seen.needed.iter() {
                 directory.blocks.insert(first, last);

@@ -189,7 +189,7 @@ impl Window {
         }
         offsets.sort_unstable();
         offsets.dedup();
-        let star = self.cells.get(&Channel::star()).and_then(|cell| cell.stored.as_ref());
+        let star = self.cells.get(Channel::shared_star(channel.collection())).and_then(|cell| cell.stored.as_ref());
         let mut expected = 0;
         for offset in offsets {
             let sequence = self.sequence(offset);

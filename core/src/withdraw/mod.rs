@@ -15,6 +15,7 @@ use crate::block::BlockCodec;
 use crate::channel::Channel;
 use crate::commit::TakenOver;
 use crate::directory::Directory;
+use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::PartitionId;
@@ -68,7 +69,9 @@ impl Search {
             if found.len() <= self.limit { Ok(()) } else { Err(too_many(self.limit)) }
         };
         if let Some(range) = SequenceRange::new(above.next(), Sequence::MAX) {
-            scan::for_each(store, codec, &Channel::star(), range, &mut take).await?;
+            for star in scan::stars(store).await? {
+                scan::for_each(store, codec, &star, range, &mut take).await?;
+            }
         }
         let mut probe: Vec<Sequence> =
             self.probe.iter().flat_map(|range| range.first().0..=range.last().0).map(Sequence).collect();
@@ -200,7 +203,7 @@ async fn list(fenced: Fenced<'_>, channel: &Channel, blocks: Vec<BlockIndex>) ->
 
 /// Takes pointers back to what survives, where there are any; as they are then.
 async fn restore_pointers(fenced: Fenced<'_>, gone: &BySequence, stored: &BySequence) -> Result<Vec<Pointer>> {
-    let documents: BTreeSet<&str> = gone.values().map(|entry| entry.document()).collect();
+    let documents: BTreeSet<DocumentRef<'_>> = gone.values().map(|entry| entry.document()).collect();
     let keys: Vec<CacheKey> = documents.iter().map(|id| CacheKey::Document((*id).into())).collect();
     let mut pointers = Vec::new();
     for ((document, key), found) in documents.into_iter().zip(&keys).zip(fenced.store.get_many(&keys).await?) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::batch::{entry_marks, entry_states};
 use crate::block::{Block, BlockState};
 use crate::channel::Channel;
+use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::key::BlockIndex;
 use crate::sequence::Sequence;
@@ -45,13 +46,14 @@ impl Plan {
     /// A departure whose revision comes to be known as a whole is gone only to make room for that: whoever told of it is not gone with it. Its states are
     /// right as they are.
     pub(crate) fn new(gone: &BySequence, named: &BySequence, capacity: u32) -> Plan {
-        let tellers: BTreeSet<(&str, u64)> = gone.values().filter(|entry| entry.in_star()).map(|entry| told_by(entry)).collect();
+        let tellers: BTreeSet<(DocumentRef<'_>, u64)> =
+            gone.values().filter(|entry| entry.in_star()).map(|entry| told_by(entry)).collect();
         let (room, gone): (BySequence, BySequence) =
             gone.clone().into_iter().partition(|(_, entry)| !entry.in_star() && !tellers.contains(&told_by(entry)));
         let mut named = named.clone();
         named.extend(room.clone());
         let mut plan = Plan { numbers: room.into_keys().collect(), ..Plan::default() };
-        let mut documents: BTreeMap<&str, Vec<&ChangeEntry>> = BTreeMap::new();
+        let mut documents: BTreeMap<DocumentRef<'_>, Vec<&ChangeEntry>> = BTreeMap::new();
         for entry in gone.values() {
             documents.entry(entry.document()).or_default().push(entry);
         }
@@ -61,8 +63,14 @@ impl Plan {
         plan
     }
 
-    fn document(&mut self, document: &str, gone_of: &[&ChangeEntry], gone: &BySequence, named: &BySequence, capacity: u32) {
-        let star = Channel::star();
+    fn document(
+        &mut self,
+        document: DocumentRef<'_>,
+        gone_of: &[&ChangeEntry],
+        gone: &BySequence,
+        named: &BySequence,
+        capacity: u32,
+    ) {
         let numbers: BTreeSet<Sequence> = gone_of.iter().flat_map(|entry| entry.supersedes()).copied().collect();
         let numbers: Vec<Sequence> = numbers.into_iter().filter(|number| !gone.contains_key(number)).collect();
         let surviving: Vec<&Arc<ChangeEntry>> =
@@ -72,12 +80,12 @@ impl Plan {
         let mut marked: BTreeSet<(Channel, Sequence)> = BTreeSet::new();
         // In the order of their sequences, so that the newest is the last.
         for entry in &surviving {
-            entry_states(entry, &star, |change| {
+            entry_states(entry, |change| {
                 if change.state.is_live() {
                     newest.insert(change.channel.clone(), (change.sequence, change.state));
                 }
             });
-            entry_marks(entry, &star, |change| {
+            entry_marks(entry, |change| {
                 marked.insert((change.channel.clone(), change.sequence));
             });
         }
@@ -89,10 +97,10 @@ impl Plan {
             self.blocks.entry((channel.clone(), index)).or_default().insert(offset, edit);
         };
         for entry in gone_of {
-            entry_states(entry, &star, |change| {
+            entry_states(entry, |change| {
                 edit(change.channel, change.sequence, Edit::Clear);
             });
-            entry_marks(entry, &star, |change| {
+            entry_marks(entry, |change| {
                 let (channel, sequence) = (change.channel, change.sequence);
                 if gone.contains_key(&sequence) {
                     edit(channel, sequence, Edit::Clear);
@@ -111,7 +119,7 @@ impl Plan {
 }
 
 /// The document, and the mutation that told of the entry: both are of one partition.
-fn told_by(entry: &ChangeEntry) -> (&str, u64) {
+fn told_by(entry: &ChangeEntry) -> (DocumentRef<'_>, u64) {
     (entry.document(), entry.origin().seqno.0)
 }
 

@@ -1,19 +1,17 @@
 //! Taking in what the feed delivers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use super::pointers::PointerReader;
+use super::pointers::{PointerReader, Pointers};
 use super::rollback::Held;
 use super::{Writer, backoff, log_noted};
-use crate::channel::Channel;
 use crate::decode::{Decoded, MutationDecoder};
 use crate::error::Result;
 use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
-use crate::pointer::Pointer;
 
 /// A feed batch, decoded.
 #[derive(Debug)]
@@ -23,7 +21,7 @@ pub(super) struct DecodedBatch {
     /// The how-manieth it is.
     pub(super) number: u64,
     /// The stored pointers of its documents, if the writer keeps any.
-    pub(super) pointers: HashMap<Box<str>, Pointer>,
+    pub(super) pointers: Pointers,
 }
 
 #[derive(Debug)]
@@ -167,13 +165,7 @@ impl Writer {
     }
 
     #[inline]
-    pub(super) fn take_one(
-        &mut self,
-        partition: PartitionId,
-        seqno: PartitionSeqno,
-        mut decoded: Decoded,
-        pointers: &HashMap<Box<str>, Pointer>,
-    ) {
+    pub(super) fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, pointers: &Pointers) {
         if let Decoded::Document(document) = &decoded
             && self.has_positions
             && self.assembler.sequencer().is_accounted(document.entry.sequence())
@@ -183,7 +175,7 @@ impl Writer {
         }
         self.tracker.advance(partition, seqno);
         if let Some(cache) = &mut self.pointers {
-            cache.follow(&mut decoded, pointers, self.assembler.clock().batch + 1, &Channel::star());
+            cache.follow(&mut decoded, pointers, self.assembler.clock().batch + 1);
         }
         self.assembler.apply(decoded, self.now());
         // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.

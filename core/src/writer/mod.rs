@@ -19,6 +19,7 @@ use backon::{ExponentialBuilder, Retryable};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ use crate::batch::Gap;
 use crate::block::{BlockCodec, codec_named};
 use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
+use crate::collections::Collections;
 use crate::commit;
 use crate::coordinate::next_epoch;
 use crate::decode::MutationDecoder;
@@ -117,6 +119,10 @@ pub struct Writer {
     is_caught_up: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
+    /// Names of collections, as the feed has told them.
+    collections: Collections,
+    /// What is known to be stored of the list of collections.
+    registered: Arc<Mutex<Collections>>,
     /// Tells who watches; made when somebody asks.
     progress: Option<watch::Sender<WriterProgress>>,
 }
@@ -218,6 +224,8 @@ impl Writer {
             floors: Floors::of(checkpoint),
             is_caught_up: false,
             begun: 0,
+            collections: Collections::new(),
+            registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),
             resume: !checkpoint.position.partitions.is_empty(),
             has_positions: true,

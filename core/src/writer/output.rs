@@ -12,6 +12,7 @@ use super::{Writer, backoff, log_retry, name_repair, task_failed};
 use crate::batch::{BatchRecord, CommitReceipt, Publication};
 use crate::block::Block;
 use crate::clock::PublishedClock;
+use crate::collections::Collections;
 use crate::commit;
 use crate::engine::Prepared;
 use crate::error::{Error, Result};
@@ -65,12 +66,31 @@ impl Writer {
             publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
         }
         let (store, policy) = (self.store.clone(), backoff(&self.config));
+        let (collections, registered) = (self.unregistered_collections(), self.registered.clone());
         let commit = tokio::spawn(async move {
-            let attempt = || async { store.commit(&batch).await };
+            let attempt = || async {
+                // First of all: an entry of a collection that is not registered is not found again.
+                if let Some(collections) = &collections {
+                    commit::register_collections(store.as_ref(), collections).await?;
+                    registered.lock().merge(collections);
+                }
+                store.commit(&batch).await
+            };
             attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
         });
         let bytes = std::mem::take(&mut self.waiting_bytes);
         self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
+    }
+
+    /// The collections that this term has met or been told of, if some may not be registered in the
+    /// store yet.
+    fn unregistered_collections(&self) -> Option<Collections> {
+        let mut wanted = self.collections.clone();
+        for collection in self.assembler.collections() {
+            wanted.add(*collection);
+        }
+        let is_new = self.registered.lock().clone().merge(&wanted);
+        is_new.then_some(wanted)
     }
 
     /// Waits until one more batch is committed or published. Cancel safe: what it waits for stays in `self`.

@@ -1,21 +1,25 @@
 //! Keeping pointers: read ahead with the feed, known in memory until what is read is new enough.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use backon::{ExponentialBuilder, Retryable};
+use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
 use super::intake::{DecodedBatch, Item};
 use super::{log_retry, name_repair};
-use crate::channel::Channel;
 use crate::decode::{Decoded, DecodedDocument};
+use crate::document::DocumentId;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::key::CacheKey;
 use crate::pointer::Pointer;
 use crate::sequence::Sequence;
 use crate::store::CacheStore;
+
+/// Pointers as they are stored, by document.
+pub(super) type Pointers = HashMap<DocumentId, Pointer>;
 
 /// Reads the pointers of a feed batch's documents.
 #[derive(Debug)]
@@ -42,7 +46,7 @@ impl PointerReader {
             Item::Decoded(_, _, Decoded::Document(document)) => Some(document.entry.document()),
             _ => None,
         });
-        let mut documents: Vec<Box<str>> = documents.map(Into::into).collect();
+        let mut documents: Vec<DocumentId> = documents.map(Into::into).collect();
         documents.sort_unstable();
         documents.dedup();
         let keys: Vec<CacheKey> = documents.iter().cloned().map(CacheKey::Document).collect();
@@ -50,7 +54,7 @@ impl PointerReader {
         let found = attempt.retry(self.policy).when(Error::is_retryable).notify(log_retry).await?;
         for ((document, key), found) in documents.into_iter().zip(&keys).zip(found) {
             if let Some(found) = found {
-                let pointer = Pointer::from_bytes(&found.value, &document).map_err(|e| e.with_context("key", key))?;
+                let pointer = Pointer::from_bytes(&found.value, document.as_ref()).map_err(|e| e.with_context("key", key))?;
                 batch.pointers.insert(document, pointer);
             }
         }
@@ -62,11 +66,11 @@ impl PointerReader {
 /// Gives documents that their pointer has passed already what their stored entries know to be superseded: the pointer no longer does. They
 /// are there to be read: a pointer moves on only when everything up to it is stored.
 async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut DecodedBatch) -> Result<()> {
-    let star = Channel::star();
     let mut passed = Vec::new();
     for item in &mut batch.items {
         if let Item::Decoded(_, _, Decoded::Document(document)) = item
-            && let Some(row) = batch.pointers.get(document.entry.document()).and_then(|pointer| pointer.row(&star))
+            && let Some(row) =
+                batch.pointers.get(&document.entry.document()).and_then(|pointer| pointer.row(document.entry.star()))
             && row >= document.entry.sequence()
         {
             passed.push(document);
@@ -99,40 +103,40 @@ async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut 
 /// Pointers that may be newer than what was read of them: those whose batch is not published, or was after a read began that has not been used yet.
 #[derive(Debug, Default)]
 pub(super) struct PointerCache {
-    newest: HashMap<Box<str>, (Pointer, u64), FxBuildHasher>,
+    newest: HashMap<DocumentId, (Pointer, u64), FxBuildHasher>,
     /// Documents of published batches, and until when they must be kept.
-    leaving: VecDeque<(u64, u64, Vec<Box<str>>)>,
+    leaving: VecDeque<(u64, u64, Vec<DocumentId>)>,
 }
 
 impl PointerCache {
     /// Works out what a decoded document supersedes, given the pointer that was `read` for it. `batch` is the batch its entry will be in.
-    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &HashMap<Box<str>, Pointer>, batch: u64, star: &Channel) {
+    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64) {
         let Decoded::Document(document) = decoded else { return };
         let id = document.entry.document();
-        if !self.newest.contains_key(id) {
-            let pointer = read.get(id).cloned().unwrap_or_else(|| Pointer::new(id));
+        if !self.newest.contains_key(&id) {
+            let pointer = read.get(&id).cloned().unwrap_or_else(|| Pointer::new(id));
             self.newest.insert(id.into(), (pointer, batch));
         }
-        if let Some((pointer, last)) = self.newest.get_mut(document.entry.document()) {
+        if let Some((pointer, last)) = self.newest.get_mut(&document.entry.document()) {
             *last = batch;
-            pointer.follow_document(document, star);
+            pointer.follow_document(document);
         }
     }
 
     /// The pointers of these entries as they are now: what is to be written when they are published.
     pub(super) fn of<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Vec<Pointer> {
         let mut pointers: Vec<Pointer> =
-            entries.filter_map(|entry| self.newest.get(entry.document()).map(|(pointer, _)| pointer.clone())).collect();
-        pointers.sort_by(|a, b| a.document().cmp(b.document()));
+            entries.filter_map(|entry| self.newest.get(&entry.document()).map(|(pointer, _)| pointer.clone())).collect();
+        pointers.sort_by(|a, b| a.document().cmp(&b.document()));
         pointers.dedup_by(|a, b| a.document() == b.document());
         pointers
     }
 
     /// The pointers of these documents are those that are stored now, if there are any, as of `batch`. Reads begun before, up to number `begun`,
     /// may have missed them.
-    pub(super) fn replace(&mut self, documents: Vec<Box<str>>, stored: Vec<Pointer>, batch: u64, begun: u64) {
+    pub(super) fn replace(&mut self, documents: Vec<DocumentId>, stored: Vec<Pointer>, batch: u64, begun: u64) {
         for document in &documents {
-            self.newest.insert(document.clone(), (Pointer::new(document), batch));
+            self.newest.insert(document.clone(), (Pointer::new(document.as_ref()), batch));
         }
         for pointer in stored {
             self.newest.insert(pointer.document().into(), (pointer, batch));
@@ -141,7 +145,7 @@ impl PointerCache {
     }
 
     /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`, may have missed them.
-    pub(super) fn published(&mut self, batch: u64, documents: impl Iterator<Item = Box<str>>, begun: u64) {
+    pub(super) fn published(&mut self, batch: u64, documents: impl Iterator<Item = DocumentId>, begun: u64) {
         self.leaving.push_back((begun, batch, documents.collect()));
     }
 

@@ -1,9 +1,12 @@
 //! What a feed has taken back, until it is known what of it comes again: no I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use hashbrown::{HashMap, HashSet};
+
 use crate::decode::{Decoded, DecodedDocument};
+use crate::document::{DocumentId, DocumentRef};
 use crate::entry::{ChangeEntry, Origin};
 use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::sequence::{RangeSet, Sequence};
@@ -43,12 +46,12 @@ pub(super) struct Rollbacks {
     partitions: BTreeMap<PartitionId, Unresolved>,
     candidates: BTreeMap<Sequence, Arc<ChangeEntry>>,
     /// The candidates of each document.
-    documents: HashMap<Box<str>, BTreeSet<Sequence>>,
+    documents: HashMap<DocumentId, BTreeSet<Sequence>>,
     /// What they say to be superseded: some of it may have been lost with them, without ever having come.
     named: RangeSet,
     /// In the order in which they came.
     held: Vec<Held>,
-    held_documents: HashSet<Box<str>>,
+    held_documents: HashSet<DocumentId>,
     /// Candidates that came again as something else: another entry has the number now, or the whole one of which only a departure was known.
     replaced: BTreeSet<Sequence>,
     recent: VecDeque<Held>,
@@ -146,8 +149,8 @@ impl Rollbacks {
         let is_taken = |number: &Sequence| self.candidates.contains_key(number) || self.named.contains(number.0);
         match decoded {
             Decoded::Document(DecodedDocument { entry, unused, departures }) => {
-                self.documents.contains_key(entry.document())
-                    || self.held_documents.contains(entry.document())
+                self.documents.contains_key(&entry.document())
+                    || self.held_documents.contains(&entry.document())
                     || is_taken(&entry.sequence())
                     || entry.supersedes().iter().any(is_taken)
                     || unused.iter().any(is_taken)
@@ -162,8 +165,8 @@ impl Rollbacks {
         }
     }
 
-    fn confirm(&mut self, document: &str, upto: Sequence) {
-        let Some(numbers) = self.documents.get_mut(document) else { return };
+    fn confirm(&mut self, document: DocumentRef<'_>, upto: Sequence) {
+        let Some(numbers) = self.documents.get_mut(&document) else { return };
         let replaced = &self.replaced;
         let confirmed: Vec<Sequence> = numbers.range(..=upto).filter(|number| !replaced.contains(number)).copied().collect();
         for number in &confirmed {
@@ -171,7 +174,7 @@ impl Rollbacks {
             self.candidates.remove(number);
         }
         if numbers.is_empty() {
-            self.documents.remove(document);
+            self.documents.remove(&document);
         }
     }
 
@@ -211,7 +214,7 @@ impl Rollbacks {
         self.candidates.values().for_each(|entry| name(&mut self.named, entry));
         let gone: BTreeMap<Sequence, Arc<ChangeEntry>> = gone;
         for entry in gone.values() {
-            self.documents.remove(entry.document());
+            self.documents.remove(&entry.document());
             self.replaced.remove(&entry.sequence());
         }
         gone.into_values().collect()
@@ -257,7 +260,7 @@ fn document_of(decoded: &Decoded) -> Option<&DecodedDocument> {
     }
 }
 
-fn document(decoded: &Decoded) -> Option<&str> {
+fn document(decoded: &Decoded) -> Option<DocumentRef<'_>> {
     document_of(decoded).map(|document| document.entry.document())
 }
 
@@ -337,7 +340,7 @@ mod tests {
         ] {
             let mut rollbacks = rollback(5, &[&entry(10, "d", &[4], (P, 6))]);
             assert!(comes(&mut rollbacks, &other), "{other:?}");
-            assert!(comes(&mut rollbacks, &entry(20, other.document(), &[], (other.origin().partition, 30))), "in their order");
+            assert!(comes(&mut rollbacks, &entry(20, other.key(), &[], (other.origin().partition, 30))), "in their order");
             assert!(!comes(&mut rollbacks, &entry(21, "other than both", &[], (OTHER, 31))));
             assert_eq!(sequences(&rollbacks.end(&[P].into())), [10]);
             assert_eq!(released(&mut rollbacks), [other.sequence().0, 20]);

@@ -239,7 +239,7 @@ pub async fn a_removed_sequence_document_makes_room_for_another(store: Store) {
     assert!(left[0].is_none() && left[1].is_some(), "{left:?}");
     store.commit(&batch(&codec, [entry(1, "second", &["a"])])).await.must("commit another");
     let found = store.entries(&both).await.must("read");
-    let documents: Vec<&str> = found.iter().flatten().map(|entry| entry.document()).collect();
+    let documents: Vec<&str> = found.iter().flatten().map(|entry| entry.key()).collect();
     assert_eq!(documents, ["second", "neighbour"]);
 }
 

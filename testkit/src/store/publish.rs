@@ -12,7 +12,7 @@ use sluicegate_core::engine::SequencerState;
 use sluicegate_core::meta::Meta;
 use sluicegate_core::pointer::Pointer;
 use sluicegate_core::store::{Expiry, Versioned};
-use sluicegate_core::{CacheId, CacheKey, CacheStore, Channel, Epoch, ErrorKind, FeedPosition, PublishedClock, Sequence};
+use sluicegate_core::{CacheId, CacheKey, CacheStore, Epoch, ErrorKind, FeedPosition, PublishedClock, Sequence};
 
 use super::{Store, small};
 use crate::expect::{Expect as _, refused, refused_naming};
@@ -108,7 +108,7 @@ pub async fn pointers_only_grow(store: Store) {
     for (sequences, expected) in [([5u64, 9], [5, 9]), ([7, 8], [7, 9]), ([7, 8], [7, 9])] {
         let mut pointer = Pointer::new("d");
         for (sequence, name) in sequences.into_iter().zip(["a", "b"]) {
-            pointer.follow(&mut entry(sequence, "d", &[name]), &Channel::star());
+            pointer.follow(&mut entry(sequence, "d", &[name]));
         }
         let publication = Publication { pointers: vec![pointer], ..next(&last.value, 0) };
         last = store.publish(&publication, &last).await.must("publish");

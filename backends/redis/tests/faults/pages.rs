@@ -33,7 +33,7 @@ fn page(server: &RedisServer) -> (String, usize) {
 
 async fn document(store: &dyn CacheStore, sequence: u64) -> Result<Option<String>, Error> {
     let found = store.entries(&[Sequence(sequence)]).await?.pop().flatten();
-    Ok(found.map(|entry| entry.document().to_owned()))
+    Ok(found.map(|entry| entry.key().to_owned()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,7 +62,7 @@ fn metadata_in_an_attribute_make_an_entry() {
         "unused_sequences":[5,4],"new":{"x":[1,"}"]}"#,
     ));
     assert_eq!(d.entry.sequence(), Sequence((1 << 53) + 1));
-    assert_eq!((d.entry.document(), d.entry.revision(), d.entry.flags()), ("doc", "2-b", EntryFlags(17)));
+    assert_eq!((d.entry.key(), d.entry.revision(), d.entry.flags()), ("doc", "2-b", EntryFlags(17)));
     assert_eq!((d.entry.origin().partition, d.entry.origin().seqno), (PartitionId(7), PartitionSeqno(70)));
     assert_eq!(channels(&d), [("a", Present, 0), ("é:[b]", Removed, 0)]);
     assert_eq!(superseded(&d), [3]);

@@ -29,6 +29,8 @@ pub mod registry;
 pub mod scan;
 pub mod sequence;
 pub mod store;
+#[cfg(feature = "runtime")]
+mod throttle;
 pub mod verify;
 #[cfg(feature = "runtime")]
 mod withdraw;

@@ -130,7 +130,7 @@ impl Rollbacks {
         }
         if let Some(DecodedDocument { entry, .. }) = document_of(decoded)
             && self.candidates.get(&entry.sequence()).is_some_and(|candidate| {
-                candidate.origin() == Origin { partition, seqno }
+                candidate.origin().is_same(Origin { partition, seqno, cas: entry.origin().cas })
                     && (candidate.document(), candidate.revision()) == (entry.document(), entry.revision())
             })
         {
@@ -286,7 +286,7 @@ mod tests {
 
     /// A mutation that brings the entry; its partition was one seqno before it.
     fn held(entry: &ChangeEntry) -> Held {
-        let Origin { partition, seqno } = entry.origin();
+        let Origin { partition, seqno, .. } = entry.origin();
         let document = DecodedDocument { entry: entry.clone(), unused: Default::default(), departures: Vec::new() };
         Held { partition, seqno, decoded: Decoded::Document(document), before: at(seqno.0 - 1) }
     }

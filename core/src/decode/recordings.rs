@@ -147,7 +147,7 @@ struct Model {
 
 impl Model {
     fn document(&mut self, document: DecodedDocument) {
-        let DecodedDocument { entry, unused, departures } = document;
+        let DecodedDocument { entry, unused, departures, .. } = document;
         self.accounted.extend(unused.iter().map(|s| s.0));
         let earlier: BTreeSet<Sequence> =
             entry.supersedes().iter().copied().chain(departures.iter().map(|d| d.sequence)).collect();
@@ -282,7 +282,7 @@ fn every_sequence_that_the_gateway_allocated_is_accounted_for() {
                     seen.insert(p.sequence.0);
                 }
                 Decoded::Unused(range) => seen.extend(range.first().0..=range.last().0),
-                Decoded::Ignored(_) => {}
+                Decoded::Ignored(_) | Decoded::Foreign(_) | Decoded::Purged(_) => {}
                 Decoded::Invalid(invalid) => panic!("{name} {}: {invalid:?}", line.n),
             }
         }
@@ -305,6 +305,38 @@ fn events_as_delivered_decode_like_their_recorded_lines() {
             documents += usize::from(matches!(decoded, Decoded::Document(_)));
         }
         assert!(documents > 50, "{sample}: {documents}");
+    }
+}
+
+#[test]
+fn a_cas_that_moved_alone_changes_nothing_and_another_body_does() {
+    for (name, foreign) in [("mutations", 28), ("mutations-xattr33", 0), ("hazards/mutations-skips", 0)] {
+        let decoder = GatewayDecoder::default();
+        let mut counts = [0; 2];
+        for line in Line::parse_all(&read(name)) {
+            let mut mutation = line.mutation(line.vb);
+            match decoder.decode(&mutation) {
+                Decoded::Foreign(document) => {
+                    counts[1] += 1;
+                    assert!(document.entry.sequence() > Sequence::ZERO);
+                }
+                own @ Decoded::Document(_) => {
+                    counts[0] += 1;
+                    mutation.cas += 1;
+                    assert_eq!(decoder.decode(&mutation), own, "{name} {}: as the gateway wrote it", line.n);
+                    mutation.value = [&mutation.value[..], b" "].concat().into();
+                    let Decoded::Document(own) = own else { unreachable!() };
+                    match decoder.decode(&mutation) {
+                        Decoded::Foreign(foreign) => assert_eq!(foreign, own),
+                        // A deletion has no body.
+                        other => assert!(mutation.kind != MutationKind::Mutation && other == Decoded::Document(own)),
+                    }
+                }
+                _ => {}
+            }
+        }
+        assert!(counts[0] > 500, "{name}: {counts:?}");
+        assert_eq!(counts[1], foreign, "{name}");
     }
 }
 

@@ -54,6 +54,23 @@ impl Default for GatewayOptions {
     }
 }
 
+impl GatewayOptions {
+    /// Whether the values make sense.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming the one that does not.
+    pub fn validate(&self) -> crate::Result<()> {
+        let wrong = match (&self.metadata_id, &self.collections) {
+            (Some(id), _) if id.is_empty() || id.contains(':') => {
+                format!("metadata_id is `{id}`, must not be empty, nor hold a colon")
+            }
+            (_, Some(collections)) if collections.is_empty() => "collections names none, must name at least one".to_owned(),
+            _ => return Ok(()),
+        };
+        Err(crate::Error::config(wrong))
+    }
+}
+
 /// Understands what Sync Gateway writes: metadata in attributes or in the body, its users and roles, its unused sequences.
 ///
 /// What a document's entry supersedes is what its metadata remembers of its earlier revisions: `recent_sequences`, and where it last

@@ -9,16 +9,17 @@ use smallvec::SmallVec;
 
 use crate::decode::{Decoded, Ignored};
 
-/// Over what time lines of one kind are limited.
-const INTERVAL: Duration = Duration::from_secs(60);
+/// Over what time lines are limited: those that say that something is wrong, and others.
+const OFTEN: Duration = Duration::from_secs(60);
+const SELDOM: Duration = Duration::from_secs(3_600);
 
 /// How many databases and collections are remembered as told. When there are more, they are told again.
 const MAX_TOLD: usize = 1_000;
 
 static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
-static INVALID: Limit = Limit::new(10);
-static LEFT_OUT: Limit = Limit::new(10);
-static PROPERTIES: Limit = Limit::new(1);
+static INVALID: Limit = Limit::new(10, OFTEN);
+static LEFT_OUT: Limit = Limit::new(10, OFTEN);
+static PROPERTIES: Limit = Limit::new(1, SELDOM);
 static DATABASES: Once<Box<str>> = Once::new();
 static COLLECTIONS: Once<u32> = Once::new();
 
@@ -26,6 +27,7 @@ static COLLECTIONS: Once<u32> = Once::new();
 #[derive(Debug)]
 struct Limit {
     most: u32,
+    interval: Duration,
     state: Mutex<Passed>,
 }
 
@@ -38,14 +40,14 @@ struct Passed {
 }
 
 impl Limit {
-    const fn new(most: u32) -> Self {
-        Limit { most, state: Mutex::new(Passed { since: None, admitted: 0, refused: 0 }) }
+    const fn new(most: u32, interval: Duration) -> Self {
+        Limit { most, interval, state: Mutex::new(Passed { since: None, admitted: 0, refused: 0 }) }
     }
 
     /// Whether a line may be written.
     fn admits(&self, now: Duration) -> bool {
         let mut state = self.state.lock();
-        if state.since.is_none_or(|since| now >= since + INTERVAL) {
+        if state.since.is_none_or(|since| now >= since + self.interval) {
             (state.since, state.admitted) = (Some(now), 0);
         }
         if state.admitted == self.most {
@@ -59,7 +61,7 @@ impl Limit {
     /// How many lines were refused in an interval that is over. Each is told once.
     fn take_refused(&self, now: Duration) -> Option<u64> {
         let mut state = self.state.lock();
-        let is_over = state.since.is_some_and(|since| now >= since + INTERVAL);
+        let is_over = state.since.is_some_and(|since| now >= since + self.interval);
         (is_over && state.refused > 0).then(|| std::mem::take(&mut state.refused))
     }
 }
@@ -121,12 +123,12 @@ impl Notices {
                 tracing::info!(%key, "a document has a property `_sync` that is not the gateway's; it is left out, as a document without metadata");
             }
             Decoded::Ignored(Ignored::OtherDatabase(id)) if DATABASES.admits(id.clone()) => {
-                tracing::info!(metadata_id = %id, %key, "the bucket has another database, which is left out; its metadata id is not the one that is set");
+                tracing::info!(metadata_id = %id, %key, "the bucket has another database, which is left out; to cache that one instead, set its metadata id (decoder.metadata_id)");
             }
             Decoded::Ignored(Ignored::OtherCollection(collection)) => {
                 self.collections.push(*collection);
                 if COLLECTIONS.admits(*collection) {
-                    tracing::info!(collection, %key, "documents of a collection are left out, because it is not among the database's");
+                    tracing::info!(collection, %key, "documents of a collection are left out, because it is not among those that are set (decoder.collections)");
                 }
             }
             _ => {}
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn some_lines_an_interval_are_admitted_and_the_others_are_counted() {
-        let limit = Limit::new(3);
+        let limit = Limit::new(3, OFTEN);
         let admitted = |now| (0..10).filter(|_| limit.admits(at(now))).count();
         assert_eq!((admitted(5), limit.take_refused(at(64))), (3, None), "the interval is not over");
         assert_eq!(admitted(64), 0);

@@ -503,6 +503,24 @@ fn each_database_has_keys_of_its_own() {
 }
 
 #[test]
+fn options_that_select_nothing_are_refused() {
+    let with = |id: Option<&str>, collections: Option<&[u32]>| GatewayOptions {
+        metadata_id: id.map(str::to_owned),
+        collections: collections.map(|ids| ids.iter().copied().collect()),
+        ..Default::default()
+    };
+    for (options, word) in
+        [(with(Some(""), None), "metadata_id"), (with(Some("a:b"), None), "`a:b`"), (with(None, Some(&[])), "collections")]
+    {
+        let error = options.validate().unwrap_err();
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    for options in [with(None, None), with(Some(DEFAULT_ID), Some(&[0])), with(Some("db1"), Some(&[8, 9]))] {
+        options.validate().unwrap();
+    }
+}
+
+#[test]
 fn a_principal_with_a_long_name_has_it_in_its_document() {
     let long = "a-name-of-over-forty-bytes-which-keys-do-not-hold";
     let body = format!(r#"{{"name":"{long}","sequence":7}}"#);

@@ -229,31 +229,25 @@ fn keep_newest<A: smallvec::Array<Item: Ord>>(numbers: &mut SmallVec<A>, most: u
     excess
 }
 
-/// Which fields of the gateway's metadata an object must have at least two of to be taken for such metadata.
+/// How many of these fields a property of a body must have to be taken for the gateway's metadata, whatever their values.
 ///
-/// Bodies of other programs may have a property `_sync` of their own. Every gateway has written `rev`, `sequence` and `history`, so
-/// metadata of which something is missing is still recognized, and said to be broken.
-const MARKS: usize = 2;
+/// Bodies of other programs may have a property `_sync` of their own. Every gateway has written at least `rev`, `sequence` and `history`,
+/// so metadata of which something is missing or broken is still recognized, and said to be broken.
+const MARKS: (usize, [&[u8]; 7]) =
+    (2, [b"rev", b"sequence", b"history", b"channels", b"recent_sequences", b"cas", b"time_saved"]);
 
-/// Whether the value that comes next, in a body, is the gateway's metadata by its fields. What cannot be read ends it.
+/// Whether the value that comes next, in a body, is the gateway's metadata by its fields.
 pub(super) fn is_gateways(scanner: &mut Scanner<'_>) -> bool {
-    let mut marks = 0;
+    let (least, names) = MARKS;
+    let mut found = [false; MARKS.1.len()];
     // What was seen before an error counts: metadata may be cut off.
     let _ = scanner.object(|s, key| {
-        let first = s.peek()?;
-        let is_mark = match key {
-            b"sequence" => first.is_ascii_digit(),
-            b"rev" => matches!(first, b'"' | b'{'),
-            b"history" => first == b'{',
-            b"channels" => matches!(first, b'{' | b'n'),
-            b"recent_sequences" => first == b'[',
-            b"cas" | b"time_saved" => first == b'"',
-            _ => false,
-        };
-        marks += usize::from(is_mark);
+        if let Some(place) = names.iter().position(|name| *name == key) {
+            found[place] = true;
+        }
         s.skip()
     });
-    marks >= MARKS
+    found.iter().filter(|found| **found).count() >= least
 }
 
 #[cfg(test)]
@@ -351,6 +345,7 @@ mod tests {
             r#"{"sequence":"1","rev":"1-a","recent_sequences":[1]}"#,
             r#"{"rev":"1-a","sequence":18446744073709551616"#,
             r#"{"cas":"","time_saved":"2026-11-22T00:35:29Z","x":tru"#,
+            r#"{"sequence":"many","rev":7}"#,
         ] {
             assert!(is(text), "{text}");
         }
@@ -362,8 +357,8 @@ mod tests {
             "{}",
             r#"{"status":"pending"}"#,
             r#"{"sequence":12,"state":"done"}"#,
-            r#"{"rev":5,"sequence":12}"#,
-            r#"{"rev":"abc","history":[]}"#,
+            r#"{"rev":5,"rev":"1-a"}"#,
+            r#"{"rev":"abc","hist":[]}"#,
             r#"{"x":{"rev":"1-a","sequence":1}}"#,
         ] {
             assert!(!is(text), "{text}");

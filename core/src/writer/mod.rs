@@ -7,6 +7,7 @@ mod config;
 mod conflict;
 mod floors;
 mod intake;
+mod notices;
 mod output;
 mod pointers;
 mod rollback;

@@ -17,10 +17,8 @@ use std::io::Write as _;
 use bytes::{Bytes, BytesMut};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use sluicegate_core::decode::DecodedDocument;
 use sluicegate_core::entry::ChannelChange;
 use sluicegate_core::feed::Datatype;
-use sluicegate_core::sequence::SequenceList;
 use sluicegate_core::{
     ChangeEntry, Channel, Decoded, EntryFlags, FeedBatch, FeedEvent, Membership, Mutation, PartitionId, PartitionSeqno, Sequence,
 };
@@ -351,7 +349,7 @@ pub fn entries(load: PeerLoad) -> Vec<Vec<Decoded>> {
             let (channel, since) = (channels[n].clone(), Sequence(sequence));
             entry.push_channel(ChannelChange { channel, membership: Membership::Present, since });
         }
-        let decoded = Decoded::Document(DecodedDocument { entry, unused: SequenceList::new(), departures: Vec::new() });
+        let decoded = Decoded::Document(entry.into());
         match batches.last_mut() {
             Some(batch) if batch.len() < size => batch.push(decoded),
             _ => {
@@ -507,7 +505,7 @@ mod tests {
         let batches = entries(load);
         assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [100; 6]);
         let Decoded::Document(third) = &batches[0][2] else { panic!() };
-        assert_eq!((third.entry.document(), third.entry.revision()), ("key-3-4", "1-abc"));
+        assert_eq!((third.entry.key(), third.entry.revision()), ("key-3-4", "1-abc"));
         let names: Vec<_> = third.entry.channels().iter().map(|c| c.channel.name().to_owned()).collect();
         assert_eq!(names, ["test-8", "test-9", "test-0", "test-1"]);
     }

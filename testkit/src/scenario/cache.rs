@@ -18,7 +18,7 @@ use super::clear::clear;
 use super::gateway::Gateway;
 use super::step::{Event, Settings, StateKey, Value};
 use super::variation::Variation;
-use super::watched::{Pace, Watched};
+use super::watched::Pace;
 use super::writing::Writing;
 
 /// Sequences of a small block: as few as a codec can have.
@@ -47,14 +47,15 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) async fn begin(store: Arc<dyn CacheStore>, settings: &Settings, variation: Variation) -> Result<Self> {
-        let (store, pace): (_, Pace) = Watched::new(store);
+    pub(super) async fn begin(store: Arc<dyn CacheStore>, settings: &Settings, variation: Variation, pace: Pace) -> Result<Self> {
+        let store = pace.watch(store);
         let writer = writer_config(settings, variation);
         let waits = (writer.max_wait_ms, writer.skip_wait_ms);
         let writing = Writing::begin(store.clone(), writer, variation, pace.clone()).await?;
-        let asking = Asking::begin(store.clone(), reader_config(settings, variation)?, variation.has(Variation::Lazy), pace);
+        let reader = reader_config(settings, variation);
+        let asking = Asking::begin(store.clone(), reader, variation.has(Variation::Lazy), pace).await?;
         Ok(Cache {
-            asking: asking.await?,
+            asking,
             store,
             gateway: Gateway::new(settings.initial.unwrap_or(0)),
             writing,
@@ -176,6 +177,7 @@ fn value(key: StateKey, clock: &PublishedClock, skipped: &RangeSet, stats: &Writ
         StateKey::Next => clock.high.next().0,
         StateKey::Stable => clock.stable.0,
         StateKey::High => clock.high.0,
+        StateKey::Settled => clock.settled.0,
         StateKey::Pending => pending as u64,
         StateKey::Missing => clock.gaps,
         StateKey::Late => clock.late,
@@ -205,15 +207,14 @@ fn writer_config(settings: &Settings, variation: Variation) -> WriterConfig {
     config
 }
 
-fn reader_config(settings: &Settings, variation: Variation) -> Result<ReaderConfig> {
-    let small = variation.has(Variation::Tails).then_some(SMALL_TAIL);
-    let default = ReaderConfig::default();
-    let tail_max = settings.tail_max.unwrap_or(default.tail_max).min(small.unwrap_or(usize::MAX));
-    let tail_min = settings.tail_min.unwrap_or(default.tail_min).min(tail_max);
-    let mut config = default;
-    (config.tail_min, config.tail_max) = (tail_min, tail_max);
+fn reader_config(settings: &Settings, variation: Variation) -> ReaderConfig {
+    let mut config = ReaderConfig::default();
+    config.tail_max = settings.tail_max.unwrap_or(config.tail_max);
+    if variation.has(Variation::Tails) {
+        config.tail_max = config.tail_max.min(SMALL_TAIL);
+    }
+    config.tail_min = settings.tail_min.unwrap_or(config.tail_min).min(config.tail_max);
     config.max_channels = settings.max_channels.unwrap_or(config.max_channels);
     config.late_kept = settings.late_kept.unwrap_or(config.late_kept);
-    Ok(config)
+    config
 }
-

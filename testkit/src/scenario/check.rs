@@ -25,14 +25,14 @@ pub(super) fn agree(expected: &Rows, rows: &[AnswerRow], versions: bool) -> bool
     }
 }
 
-/// Whether a row is the one expected. One of which only the id is given may be a deletion or a removal.
+/// Whether a row is the one expected.
 fn is(want: &Row, got: &AnswerRow, versions: bool) -> bool {
     let name = || if versions { version(&got.entry) } else { got.entry.revision().to_owned() };
     want.id == got.id.to_string()
         && want.document.as_ref().is_none_or(|document| document == got.entry.document())
         && want.revision.as_ref().is_none_or(|revision| *revision == name())
-        && (want.document.is_none() && !want.deleted || want.deleted == got.deleted)
-        && (want.document.is_none() && want.removed.is_empty() || want.removed == removed(got))
+        && want.deleted == got.deleted
+        && want.removed == removed(got)
 }
 
 /// The current version of a revision, as a scenario writes it: source and value.

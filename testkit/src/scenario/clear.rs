@@ -18,9 +18,11 @@ const PARALLEL: usize = 64;
 pub(super) async fn clear(store: &Arc<dyn CacheStore>, used: &Used, feed: &str) -> Result<()> {
     let Some(meta) = store.get(&CacheKey::Meta).await? else { return Ok(()) };
     let meta = Meta::from_bytes(&meta.value)?;
-    let late = read_clock(store.as_ref()).await?.map_or(0, |clock| clock.value.late);
+    let (late, batch) = read_clock(store.as_ref()).await?.map_or((0, 0), |clock| (clock.value.late, clock.value.batch));
     let capacity = u64::from(meta.capacity.max(1));
     let blocks: BTreeSet<u64> = used.sequences.iter().map(|sequence| sequence / capacity).collect();
+    // A batch that was committed and not announced comes on top.
+    let slots = 0..meta.ring.min(batch + 16);
     let mut channels = vec![Channel::star()];
     for name in &used.channels {
         channels.push(Channel::new(name)?);
@@ -31,7 +33,7 @@ pub(super) async fn clear(store: &Arc<dyn CacheStore>, used: &Used, feed: &str) 
     });
     let keys = used.sequences.iter().map(|sequence| CacheKey::Sequence(Sequence(*sequence)));
     let keys = keys.chain(used.documents.iter().map(|(_, id)| CacheKey::Document(id.as_str().into())));
-    let keys = keys.chain(of_channels).chain((0..meta.ring).map(CacheKey::Batch));
+    let keys = keys.chain(of_channels).chain(slots.map(CacheKey::Batch));
     let keys = keys.chain((0..=LatePage::of(late)).map(CacheKey::Late));
     // What makes it a cache goes last.
     let keys = keys.chain([CacheKey::Checkpoint(feed.to_owned()), CacheKey::Writer, CacheKey::Clock, CacheKey::Meta]);

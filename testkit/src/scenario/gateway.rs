@@ -93,8 +93,7 @@ impl Gateway {
         if put.quiet {
             return None;
         }
-        let (kind, body): (_, &[u8]) =
-            if put.deleted { (MutationKind::Deletion, b"") } else { (MutationKind::Mutation, BODY) };
+        let (kind, body): (_, &[u8]) = if put.deleted { (MutationKind::Deletion, b"") } else { (MutationKind::Mutation, BODY) };
         let version = text_of(cas);
         let revision = json!({"rev": kept.revision, "src": SOURCE, "ver": version});
         let metadata = kept.metadata(revision, &version, &checksum(body, put.deleted));
@@ -135,9 +134,12 @@ impl Gateway {
         }
         let mut channels = Map::new();
         channels.extend(document.channels.iter().map(|channel| (channel.clone(), Value::Null)));
-        channels.extend(document.left.iter().map(|left| {
-            (left.channel.clone(), Standing::left(left.sequence, json!(left.revision), left.by_deletion))
-        }));
+        channels.extend(
+            document
+                .left
+                .iter()
+                .map(|left| (left.channel.clone(), Standing::left(left.sequence, json!(left.revision), left.by_deletion))),
+        );
         metadata.insert("channels".into(), Value::Object(channels));
         let cas_of = if document.same_cas { cas } else { cas - CAS.1 / 2 };
         metadata.insert("cas".into(), json!(text_of(cas_of)));

@@ -140,9 +140,7 @@ impl Kept {
         let channels = self.channels.iter().map(|(channel, standing)| {
             let value = match standing {
                 Standing::Member => Value::Null,
-                Standing::Left { sequence, revision, deletion } => {
-                    Standing::left(*sequence, json!({"rev": revision}), *deletion)
-                }
+                Standing::Left { sequence, revision, deletion } => Standing::left(*sequence, json!({"rev": revision}), *deletion),
             };
             (channel.clone(), value)
         });

@@ -210,3 +210,6 @@ fn judge_one(scenario: &Scenario, variations: &[Variation], stores: &Stores) -> 
     }
     Ok(report)
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,9 +96,8 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let same = |a: &Disagreement, b: &Disagreement| {
-            (&a.file, a.line, &a.expected, &a.got) == (&b.file, b.line, &b.expected, &b.got)
-        };
+        let same =
+            |a: &Disagreement, b: &Disagreement| (&a.file, a.line, &a.expected, &a.got) == (&b.file, b.line, &b.expected, &b.got);
         for group in self.disagreements.chunk_by(same) {
             let Some(first) = group.first() else { continue };
             let names: Vec<&str> = group.iter().map(|one| one.variation).collect();

@@ -12,6 +12,7 @@ use super::check;
 use super::report::Disagreement;
 use super::step::{Answered, Line, Question, Settings, Step};
 use super::variation::Variation;
+use super::watched::Pace;
 use super::{Scenario, Stores};
 
 /// Findings of a check that are told one by one.
@@ -25,12 +26,9 @@ pub(super) fn run(scenario: &Scenario, variation: Variation, stores: &Stores) ->
         .build()
         .map_err(|e| Error::new(ErrorKind::Unexpected, "the runtime did not start").with_source(e))?;
     runtime.block_on(async {
-        // While a blocking task runs, a paused clock does not move by itself.
-        let (release, held) = std::sync::mpsc::channel::<()>();
-        let holding = tokio::task::spawn_blocking(move || {
-            let _ = held.recv();
-        });
-        let mut run = Run { scenario, variation, stores, cache: None, found: Vec::new() };
+        let pace = Pace::default();
+        let _held = pace.hold();
+        let mut run = Run { scenario, variation, stores, pace, cache: None, found: Vec::new() };
         let ran = AssertUnwindSafe(run.lines()).catch_unwind().await;
         let last = scenario.lines().last();
         match ran {
@@ -39,10 +37,8 @@ pub(super) fn run(scenario: &Scenario, variation: Variation, stores: &Stores) ->
             Err(_) => run.found.extend(last.map(|line| run.disagreement(line, "no panic".to_owned(), "a panic".to_owned()))),
         }
         let found = std::mem::take(&mut run.found);
-        let cleared = run.clear().await;
-        drop((run, release));
-        let _ = holding.await;
-        cleared.map(|()| found)
+        run.clear().await?;
+        Ok(found)
     })
 }
 
@@ -50,6 +46,7 @@ struct Run<'a> {
     scenario: &'a Scenario,
     variation: Variation,
     stores: &'a Stores,
+    pace: Pace,
     cache: Option<Cache>,
     found: Vec<Disagreement>,
 }
@@ -194,7 +191,7 @@ impl<'a> Run<'a> {
 
     async fn begin(&mut self, settings: &Settings) -> Result<()> {
         let store = self.stores.open().await?;
-        self.cache = Some(Cache::begin(store, settings, self.variation).await?);
+        self.cache = Some(Cache::begin(store, settings, self.variation, self.pace.clone()).await?);
         Ok(())
     }
 

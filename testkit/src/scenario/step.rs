@@ -206,7 +206,7 @@ pub(super) enum Rows {
     Listed(Vec<Row>),
 }
 
-/// A row that an answer must have. What is not given is not compared, except that a row with a document says whether it is deleted or removed.
+/// A row that an answer must have. A document or revision that is not given is not compared.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) id: String,
@@ -223,6 +223,7 @@ pub(super) enum StateKey {
     Next,
     Stable,
     High,
+    Settled,
     Pending,
     Skipped,
     Missing,
@@ -241,10 +242,11 @@ pub(super) enum StateKey {
 
 impl StateKey {
     /// Names and keys.
-    pub(super) const ALL: [(&'static str, StateKey); 17] = [
+    pub(super) const ALL: [(&'static str, StateKey); 18] = [
         ("next", StateKey::Next),
         ("stable", StateKey::Stable),
         ("high", StateKey::High),
+        ("settled", StateKey::Settled),
         ("pending", StateKey::Pending),
         ("skipped", StateKey::Skipped),
         ("missing", StateKey::Missing),
@@ -330,11 +332,25 @@ pub(super) struct MergeSource {
 /// What sequence ids must be.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum IdCheck {
-    Parse { text: String, id: SequenceId },
-    Bad { text: String },
-    Print { id: SequenceId, text: String },
-    Json { id: SequenceId, json: String },
-    ReadJson { json: String, id: SequenceId },
+    Parse {
+        text: String,
+        id: SequenceId,
+    },
+    Bad {
+        text: String,
+    },
+    Print {
+        id: SequenceId,
+        text: String,
+    },
+    Json {
+        id: SequenceId,
+        json: String,
+    },
+    ReadJson {
+        json: String,
+        id: SequenceId,
+    },
     /// Strictly ascending.
     Order(Vec<SequenceId>),
 }

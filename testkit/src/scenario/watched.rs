@@ -3,16 +3,16 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned, Write};
-use sluicegate_core::{
-    BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence,
-};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
+use tokio::sync::Notify;
 
 /// Turns without an operation after which nothing more is expected to happen by itself. What one task does for another takes a few.
 const QUIET_TURNS: u32 = 32;
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Traffic {
     begun: AtomicU64,
     ended: AtomicU64,
+    /// Told when one ends, and now and then besides.
+    moved: Notify,
 }
 
 /// Counts as under way until it is dropped.
@@ -34,6 +36,7 @@ struct UnderWay<'a>(&'a Traffic);
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::Relaxed);
+        self.0.moved.notify_waiters();
     }
 }
 
@@ -46,38 +49,53 @@ impl Traffic {
 
 /// Passes everything on, and counts.
 #[derive(Debug)]
-pub(super) struct Watched {
+struct Watched {
     store: Arc<dyn CacheStore>,
     traffic: Arc<Traffic>,
 }
 
-impl Watched {
-    /// The store to use in the place of `store`, and what tells about it.
-    pub(super) fn new(store: Arc<dyn CacheStore>) -> (Arc<dyn CacheStore>, Pace) {
-        let traffic = Arc::new(Traffic::default());
-        (Arc::new(Watched { store, traffic: traffic.clone() }), Pace { traffic })
-    }
-}
-
 /// Waiting for what happens by itself, without letting time pass.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     traffic: Arc<Traffic>,
 }
 
 impl Pace {
+    /// The store to use in the place of `store`, so that its operations are known here.
+    pub(super) fn watch(&self, store: Arc<dyn CacheStore>) -> Arc<dyn CacheStore> {
+        Arc::new(Watched { store, traffic: self.traffic.clone() })
+    }
+
+    /// Keeps time from passing by itself until the returned handle is dropped, and wakes up who waits for an operation that does not end.
+    pub(super) fn hold(&self) -> std::sync::mpsc::Sender<()> {
+        let (release, held) = std::sync::mpsc::channel();
+        let traffic = self.traffic.clone();
+        // While a blocking task runs, a paused clock does not move by itself.
+        tokio::task::spawn_blocking(move || {
+            while held.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+                traffic.moved.notify_waiters();
+            }
+        });
+        release
+    }
+
     /// Waits until nothing happens any more before time passes.
     pub(super) async fn settle(&self) -> Result<()> {
-        let began = std::time::Instant::now();
+        let mut waiting_since = None;
         let (mut quiet, mut seen) = (0, 0);
         while quiet < QUIET_TURNS {
             tokio::task::yield_now().await;
+            let moved = self.traffic.moved.notified();
             let (ended, begun) = (self.traffic.ended.load(Ordering::Relaxed), self.traffic.begun.load(Ordering::Relaxed));
+            if ended < begun {
+                let since = *waiting_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > REAL_PATIENCE {
+                    return Err(Error::new(ErrorKind::Timeout, "the store has not come to rest for a minute"));
+                }
+                moved.await;
+            }
             quiet = if ended == begun && begun == seen { quiet + 1 } else { 0 };
             seen = begun;
-            if quiet == 0 && began.elapsed() > REAL_PATIENCE {
-                return Err(Error::new(ErrorKind::Timeout, "the store has not come to rest for a minute"));
-            }
         }
         Ok(())
     }

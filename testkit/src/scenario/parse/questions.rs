@@ -24,9 +24,7 @@ pub(super) fn answered(verb: &str, rest: &str) -> Parsed<Step> {
             Step::Ask { client, question: question(&mut words)?, expected: read_answered(expected)? }
         }
         "next" => Step::Next { name: client(words.need("a feed such as `$f`")?)?, rows: rows(expected)? },
-        "returns" => {
-            Step::Returns { name: client(words.need("a request such as `$p`")?)?, expected: read_answered(expected)? }
-        }
+        "returns" => Step::Returns { name: client(words.need("a request such as `$p`")?)?, expected: read_answered(expected)? },
         _ => merge(&mut words, expected)?,
     };
     words.end()?;

@@ -24,7 +24,9 @@ pub(super) fn answered(text: &str) -> Parsed<Answered> {
 /// `none`, `n=5`, `docs a b{1-3}`, `seqs 1 2-4`, `set 3 1`, or rows one by one.
 pub(super) fn rows(text: &str) -> Parsed<Rows> {
     let mut words = Words::new(text);
-    let Some(first) = words.peek() else { return Err("rows are missing after `=>`; write `none` if there must be none".to_owned()) };
+    let Some(first) = words.peek() else {
+        return Err("rows are missing after `=>`; write `none` if there must be none".to_owned());
+    };
     let is_form = first.starts_with("n=") || ["none", "docs", "seqs", "set"].contains(&first);
     if !is_form {
         return words.map(row).collect::<Parsed<_>>().map(Rows::Listed);
@@ -77,7 +79,7 @@ fn row(word: &str) -> Parsed<Row> {
     };
     let is_id = !id.is_empty() && id.split(':').count() <= 3 && id.split(':').all(|part| part.is_empty() || number(part).is_ok());
     let is_empty = |text: &Option<String>| text.as_ref().is_some_and(String::is_empty);
-    if !is_id || is_empty(&document) || is_empty(&revision) {
+    if !is_id || is_empty(&document) || is_empty(&revision) || word.trim_end_matches(')').contains("-(") && removed.is_empty() {
         return Err(bad());
     }
     let mut removed = removed;

@@ -66,5 +66,7 @@ fn a_range_of_names_is_as_many_writes() {
         other => panic!("{other:?}"),
     });
     assert_eq!(counts.collect::<Vec<_>>(), [3, 2, 2]);
-    assert!(matches!(&lines[1].step, Step::Events(events) if matches!(&events[0], Event::Put(put) if put.deleted && put.id == "d2")));
+    assert!(
+        matches!(&lines[1].step, Step::Events(events) if matches!(&events[0], Event::Put(put) if put.deleted && put.id == "d2"))
+    );
 }

@@ -135,11 +135,11 @@ impl Command {
 
     /// Whether it does the same on several stores.
     fn takes_several_stores(&self) -> bool {
-        match self {
-            #[cfg(feature = "scenario")]
-            Command::Scenario(_) => true,
-            _ => false,
+        #[cfg(feature = "scenario")]
+        if let Command::Scenario(_) = self {
+            return true;
         }
+        false
     }
 }
 

@@ -155,7 +155,8 @@ impl<'a> Run<'a> {
                 cache.asking.poll(name, question, channels).await?;
             }
             Step::Waits(name) => {
-                if !cache.asking.waits(name).await? {
+                let waits = cache.asking.waits(name).await?;
+                if !waits {
                     self.differs(line, "it has returned".to_owned());
                 }
             }

@@ -65,11 +65,10 @@ impl Feed for Script {
             loop {
                 // The feed is there as long as somebody may add to it.
                 let there = *length.wait_for(|length| *length > at).await.ok()?;
-                let next = log.lock()[at..there].iter().cloned().find(|mutation| {
-                    at += 1;
-                    !is_before(mutation, &position)
-                });
-                if let Some(mutation) = next {
+                let next = log.lock()[at..there].iter().position(|mutation| !is_before(mutation, &position));
+                let found = next.map(|next| at + next);
+                at = found.map_or(there, |found| found + 1);
+                if let Some(mutation) = found.and_then(|found| log.lock().get(found).cloned()) {
                     let batch = FeedBatch::from(vec![FeedEvent::Mutation(mutation)]);
                     return Some((Ok(batch), (log, length, at, position)));
                 }

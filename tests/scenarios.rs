@@ -88,7 +88,7 @@ fn every_scenario_agrees_on_a_server() {
         shares.entry(variations[at % variations.len()]).or_default().push(scenario);
     }
     for (variation, scenarios) in shares {
-        let report = judge(&scenarios, &[variation], &stores, threads()).unwrap();
+        let report = judge(&scenarios, &[variation], &stores, 4 * threads()).unwrap();
         assert!(report.agrees(), "{report}");
     }
     assert_eq!(server.cli(&["DBSIZE"]).trim(), "0", "something is left of what was removed");

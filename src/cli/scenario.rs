@@ -138,10 +138,14 @@ impl Target {
         open(self.fresh_url(), self.name.clone()).await
     }
 
-    /// Runs side by side: those of a store without namespaces come one after the other.
+    /// Runs side by side: more where a server is waited for; one where there are no namespaces to keep them apart.
     fn threads(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        if self.has_namespaces || self.is_transient { cores } else { 1 }
+        match (self.is_transient, self.has_namespaces) {
+            (true, _) => cores,
+            (false, true) => 4 * cores,
+            (false, false) => 1,
+        }
     }
 
     fn stores(self) -> Stores {

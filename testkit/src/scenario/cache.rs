@@ -34,6 +34,7 @@ pub(super) struct Cache {
     gateway: Gateway,
     writing: Writing,
     pub(super) asking: Asking,
+    pace: Pace,
     variation: Variation,
     verify: bool,
     /// What has happened and was not given to the writer yet.
@@ -53,10 +54,11 @@ impl Cache {
         let waits = (writer.max_wait_ms, writer.skip_wait_ms);
         let writing = Writing::begin(store.clone(), writer, variation, pace.clone()).await?;
         let reader = reader_config(settings, variation);
-        let asking = Asking::begin(store.clone(), reader, variation.has(Variation::Lazy), pace).await?;
+        let asking = Asking::begin(store.clone(), reader, variation.has(Variation::Lazy), pace.clone()).await?;
         Ok(Cache {
             asking,
             store,
+            pace,
             gateway: Gateway::new(settings.initial.unwrap_or(0)),
             writing,
             variation,
@@ -161,7 +163,8 @@ impl Cache {
         if !self.verify {
             return Ok(Vec::new());
         }
-        let report = verify(self.store.as_ref(), &VerifyOptions::default().feed(Writing::feed_name())).await?;
+        let options = VerifyOptions::default().feed(Writing::feed_name());
+        let report = self.pace.drive(verify(self.store.as_ref(), &options)).await?;
         Ok(report.findings.iter().map(ToString::to_string).collect())
     }
 

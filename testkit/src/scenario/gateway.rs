@@ -78,8 +78,10 @@ impl Gateway {
 
     /// A write by a gateway.
     fn put(&mut self, put: &Put) -> Option<Mutation> {
-        let sequence = put.sequence.unwrap_or(self.allocated + 1);
-        self.allocated = put.unused.iter().copied().chain([self.allocated, sequence]).max().unwrap_or(sequence);
+        // What it allocated in vain comes before what it used.
+        let before = put.unused.iter().copied().fold(self.allocated, u64::max);
+        let sequence = put.sequence.unwrap_or(before + 1);
+        self.allocated = before.max(sequence);
         let cas = self.next_cas();
         let key = (put.collection, put.id.clone());
         let kept = self.documents.entry(key).or_default();
@@ -274,6 +276,9 @@ mod tests {
         let Decoded::Document(document) = decoder.decode(&gateway.apply(&Event::Put(deletion)).unwrap()) else { panic!("none") };
         assert!(document.entry.is_deleted());
         assert_eq!(document.entry.revision(), "4-a");
+        let retried = gateway.apply(&Event::Put(Put { unused: vec![5, 6], ..put("b", &["A"]) })).unwrap();
+        let Decoded::Document(document) = decoder.decode(&retried) else { panic!("none") };
+        assert_eq!((document.entry.sequence().0, document.unused.len()), (7, 2));
     }
 
     #[test]

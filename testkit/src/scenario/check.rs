@@ -14,7 +14,7 @@ pub(super) fn agree(expected: &Rows, rows: &[AnswerRow], versions: bool) -> bool
     match expected {
         Rows::None => rows.is_empty(),
         Rows::Count(count) => rows.len() == *count,
-        Rows::Documents(documents) => rows.iter().map(|row| row.entry.document()).eq(documents.iter().map(String::as_str)),
+        Rows::Documents(documents) => rows.iter().map(|row| row.entry.key()).eq(documents.iter().map(String::as_str)),
         Rows::Sequences(sequences) => rows.iter().map(sequence).eq(sequences.iter().copied()),
         Rows::Set(set) => {
             let mut got: Vec<u64> = rows.iter().map(sequence).collect();
@@ -29,16 +29,19 @@ pub(super) fn agree(expected: &Rows, rows: &[AnswerRow], versions: bool) -> bool
 fn is(want: &Row, got: &AnswerRow, versions: bool) -> bool {
     let name = || if versions { version(&got.entry) } else { got.entry.revision().to_owned() };
     want.id == got.id.to_string()
-        && want.document.as_ref().is_none_or(|document| document == got.entry.document())
+        && want.document.as_ref().is_none_or(|document| document == got.entry.key())
         && want.revision.as_ref().is_none_or(|revision| *revision == name())
         && want.deleted == got.deleted
         && want.removed == removed(got)
 }
 
 /// The current version of a revision, as a scenario writes it: source and value.
-fn version(_entry: &ChangeEntry) -> String {
-    // Entries do not have one yet.
-    String::new()
+fn version(entry: &ChangeEntry) -> String {
+    let version = entry.version().split_once('@').and_then(|(number, source)| {
+        let number = u64::from_str_radix(number, 16).ok()?;
+        Some(format!("{source}/{number}"))
+    });
+    version.unwrap_or_default()
 }
 
 fn removed(row: &AnswerRow) -> Vec<String> {

@@ -380,6 +380,20 @@ async fn a_writer_held_anywhere_in_a_rollback_while_another_takes_over_does_no_h
     assert!(!are_usual() || sums["fenced"] > 50, "{sums:?}");
 }
 
+/// A revision is taken back, then the one before it, which was in fewer channels; then a third document gets the number of that.
+#[tokio::test]
+async fn no_mark_is_left_where_a_number_is_given_out_again() {
+    for seed in [2934, 6164, 13082] {
+        survives(seed).await;
+    }
+}
+
+/// A writer that was held stores an entry that says to supersede a number which another document has by then.
+#[tokio::test]
+async fn what_a_deposed_writer_names_of_another_document_is_not_superseded() {
+    is_held(21458).await;
+}
+
 /// What a client is told that asks for what came after its last answer, with what is late since.
 #[derive(Debug)]
 struct Client {

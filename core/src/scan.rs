@@ -8,7 +8,7 @@ use crate::collections::Collections;
 use crate::directory::Directory;
 use crate::document::CollectionId;
 use crate::entry::ChangeEntry;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
 use crate::sequence::{Sequence, SequenceRange};
 use crate::store::CacheStore;
@@ -290,4 +290,76 @@ pub async fn stored_above<S: CacheStore + ?Sized>(
     }
     above.sort_by_key(|entry| entry.position().rank());
     Ok(above)
+}
+
+/// The numbers that more than one document has: those of the entries in slots.
+///
+/// # Errors
+/// As [`directory`].
+pub(crate) async fn shared_numbers<S: CacheStore + ?Sized>(store: &S, codec: &dyn BlockCodec) -> Result<Vec<Sequence>> {
+    let mut numbers = Vec::new();
+    let Some(all) = SequenceRange::new(Sequence::ZERO, Sequence::MAX) else { return Ok(numbers) };
+    for star in stars(store).await? {
+        let directory = directory(store, &star).await?;
+        for range in position_ranges(&directory, codec.capacity(), all).into_iter().skip(1) {
+            let (first, _) = Block::locate(range.first(), codec.capacity());
+            let (last, _) = Block::locate(range.last(), codec.capacity());
+            for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
+                let base = Block::range(BlockIndex(index), codec.capacity()).first();
+                let block = block(store, codec, &star, BlockIndex(index)).await?;
+                let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
+                numbers.extend(named.filter(|position| range.contains(*position)).map(Sequence::number));
+            }
+        }
+    }
+    Ok(numbers)
+}
+
+/// Takes out of each entry's list what another document has by now: that was never superseded by it. An entry whose list shrinks is a
+/// copy; what is stored stays.
+///
+/// # Errors
+/// What the store says. What cannot be read stays in the lists.
+pub(crate) async fn without_others<S: CacheStore + ?Sized>(
+    store: &S,
+    mut entries: Vec<Arc<ChangeEntry>>,
+) -> Result<Vec<Arc<ChangeEntry>>> {
+    for some in entries.chunks_mut(PAGE) {
+        let named = some.iter().enumerate().flat_map(|(at, entry)| entry.supersedes().iter().map(move |older| (*older, at)));
+        let mut named: Vec<(Sequence, usize)> = named.collect();
+        named.sort_unstable();
+        let mut others: Vec<(Sequence, usize)> = Vec::new();
+        for page in named.chunks(PAGE) {
+            let sequences: Vec<Sequence> = page.iter().map(|(older, _)| *older).collect();
+            let found = readable(store, &sequences).await?;
+            let is_other = |at: usize, found: &ChangeEntry| found.document() != some[at].document();
+            let page =
+                page.iter().zip(&found).filter(|((_, at), found)| found.as_ref().is_some_and(|found| is_other(*at, found)));
+            others.extend(page.map(|(named, _)| *named));
+        }
+        others.sort_unstable_by_key(|(_, at)| *at);
+        for others in others.chunk_by(|a, b| a.1 == b.1) {
+            let entry = &mut some[others[0].1];
+            let kept = entry.supersedes().iter().copied().filter(|older| others.iter().all(|(other, _)| other != older));
+            *entry = Arc::new(ChangeEntry::clone(entry).with_supersedes(kept.collect::<Vec<_>>()));
+        }
+    }
+    Ok(entries)
+}
+
+/// The entries at these positions, but for those that cannot be read.
+async fn readable<S: CacheStore + ?Sized>(store: &S, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
+    let is_corrupt = |e: &Error| e.kind() == ErrorKind::Corrupt;
+    match store.entries(sequences).await {
+        Err(e) if is_corrupt(&e) => {}
+        found => return found,
+    }
+    let mut found = Vec::with_capacity(sequences.len());
+    for sequence in sequences {
+        match store.entries(std::slice::from_ref(sequence)).await {
+            Err(e) if is_corrupt(&e) => found.push(None),
+            one => found.extend(one?),
+        }
+    }
+    Ok(found)
 }

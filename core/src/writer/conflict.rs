@@ -85,11 +85,37 @@ impl Writer {
     /// The same for one document of the batch, whose number has come to be accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let Decoded::Document(document) = decoded else { return Ok(()) };
+        self.name_own(&mut document.entry, conflicts).await?;
         let Some(number) = self.accounted(document).filter(|_| !conflicts.resolved.contains(&at)) else { return Ok(()) };
         // It was looked up when nothing was known of it.
         conflicts.entries.remove(&number);
         let position = self.place(document, conflicts).await?;
         self.readmit(position.as_slice()).await
+    }
+
+    /// A document's metadata tell the numbers of its earlier revisions. Where other documents have such a number too, finds the position of
+    /// its own.
+    async fn name_own(&mut self, entry: &mut ChangeEntry, conflicts: &mut Conflicts) -> Result<()> {
+        let is_shared = |number: &&Sequence| self.shared_numbers.contains(number);
+        let shared: Vec<Sequence> = entry.supersedes().iter().filter(is_shared).copied().collect();
+        for number in shared {
+            let (mut own, mut is_free) = (Vec::new(), false);
+            for slot in 0..=MAX_SLOT {
+                let position = number.in_slot(slot);
+                match self.entry_at(conflicts, position).await? {
+                    Some(found) if found.document() == entry.document() => own.push(position),
+                    Some(_) => {}
+                    None if slot == 0 => is_free = true,
+                    None => break,
+                }
+            }
+            if is_free && own.is_empty() {
+                own.push(number);
+            }
+            let others = entry.supersedes().iter().copied().filter(|other| *other != number && !own.contains(other));
+            *entry = entry.clone().with_supersedes(others.chain(own.iter().copied()).collect::<Vec<_>>());
+        }
+        Ok(())
     }
 
     /// The number of a document, if that is accounted for.
@@ -137,7 +163,7 @@ impl Writer {
                 None => slot > 0 || !self.is_named_by_another(&document.entry).await?,
                 Some(stored) => match claim(&document.entry, &stored) {
                     // One that was stored, and not published before a crash, is expected still.
-                    Claim::Duplicate if slot > 0 && !self.assembler.sequencer().is_accounted(position) => true,
+                    Claim::Duplicate if slot > 0 && self.assembler.sequencer().abandoned().contains(position.0) => true,
                     Claim::Duplicate | Claim::Outdated => return Ok(None),
                     Claim::Newer => {
                         supersedes = Some(position);
@@ -159,6 +185,9 @@ impl Writer {
                     "the sequence was accounted for by something else; the document is shown as late"
                 );
             });
+            if slot > 0 {
+                self.shared_numbers.insert(number);
+            }
             conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
             document.entry = entry;
             return Ok(Some(position));

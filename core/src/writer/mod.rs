@@ -22,6 +22,7 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -123,6 +124,8 @@ pub struct Writer {
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
     /// Log lines about documents whose number is accounted for by something else.
+    /// Numbers that more than one document has.
+    shared_numbers: FxHashSet<Sequence>,
     conflict_log: Throttle,
     /// Names of collections, as the feed has told them.
     collections: Collections,
@@ -215,9 +218,15 @@ impl Writer {
 
         assembler.announce(gone, restored);
 
-        let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
+        let attempt = || async {
+            let above = scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await?;
+            scan::without_others(store.as_ref(), above).await
+        };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
+
+        let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
+        let shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
 
         let now = Instant::now();
         let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);
@@ -229,6 +238,7 @@ impl Writer {
             floors: Floors::of(checkpoint),
             is_caught_up: false,
             begun: 0,
+            shared_numbers: shared.into_iter().collect(),
             conflict_log: Throttle::new("documents whose sequence was accounted for by something else"),
             collections: Collections::new(),
             registered: Arc::default(),

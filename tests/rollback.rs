@@ -82,6 +82,8 @@ const PARTITIONS: u16 = 4;
 struct Gateway {
     last: Arc<Mutex<u64>>,
     revisions: u64,
+    /// Whether documents stay in their channels.
+    keeps_channels: bool,
 }
 
 impl Gateway {
@@ -111,8 +113,18 @@ impl Gateway {
     fn some(&mut self, count: usize, documents: usize, random: &mut ChaCha8Rng) -> Vec<Act> {
         let mut acts = Vec::new();
         for _ in 0..count {
-            let channels = CHANNELS.iter().filter(|_| random.random_bool(0.4)).map(ToString::to_string).collect();
-            let document = format!("doc{}", random.random_range(0..documents));
+            let mut channels: Vec<String> =
+                CHANNELS.iter().filter(|_| random.random_bool(0.4)).map(ToString::to_string).collect();
+            let number = random.random_range(0..documents);
+            let document = format!("doc{number}");
+            if self.keeps_channels {
+                channels = CHANNELS
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| number >> at & 1 == 1)
+                    .map(|(_, name)| name.to_string())
+                    .collect();
+            }
             acts.push(self.write(&document, channels));
         }
         acts
@@ -138,12 +150,21 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        // A number that is given out again before its loss is told is another matter.
         let loses_counter = seed.is_multiple_of(2);
         let feed = BranchingFeed::new(PARTITIONS, seed);
-        let feed = if loses_counter { feed.telling_first() } else { feed };
-        let mut world = World { feed, gateway: Gateway::default(), random: random.clone(), loses_counter };
+        World::of(if loses_counter { feed.telling_first() } else { feed }, Gateway::default(), loses_counter, seed)
+    }
+
+    /// One whose gateway gives numbers out again, and whose feed may deliver them before it tells that their first use was lost. What only a
+    /// later revision tells of such a number is left out, see ARCHITECTURE.md: so documents leave no channels.
+    fn telling_late(seed: u64) -> World {
+        let gateway = Gateway { keeps_channels: true, ..Gateway::default() };
+        World::of(BranchingFeed::new(PARTITIONS, seed), gateway, true, seed)
+    }
+
+    fn of(feed: BranchingFeed, gateway: Gateway, loses_counter: bool, seed: u64) -> World {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = World { feed, gateway, random: random.clone(), loses_counter };
         let count = random.random_range(10..80);
         for act in world.gateway.some(count, 12, &mut random) {
             world.feed.act(act);
@@ -274,9 +295,8 @@ fn are_usual() -> bool {
     std::env::var_os("SLUICEGATE_TEST_SEEDS").is_none()
 }
 
-async fn survives(seed: u64) -> u64 {
+async fn survives(mut world: World, seed: u64) -> u64 {
     let mut withdrawn = 0;
-    let mut world = World::new(seed);
     let store = store(seed);
     run(store.clone(), &world.feed, seed).await.unwrap();
     assert_settled(&store, None, &world, &format!("seed {seed}, before")).await;
@@ -298,7 +318,15 @@ async fn survives(seed: u64) -> u64 {
 
 #[tokio::test]
 async fn what_comes_out_is_what_a_cache_of_the_surviving_history_shows() {
-    let sums = campaign(0..1_000, |seed| async move { vec![("withdrawn".to_owned(), survives(seed).await)] }).await;
+    let sums =
+        campaign(0..1_000, |seed| async move { vec![("withdrawn".to_owned(), survives(World::new(seed), seed).await)] }).await;
+    assert!(!are_usual() || sums["withdrawn"] > 1_000, "{sums:?}");
+}
+
+#[tokio::test]
+async fn numbers_that_come_again_before_their_loss_is_told_are_shown() {
+    let one = |seed| async move { vec![("withdrawn".to_owned(), survives(World::telling_late(seed), seed).await)] };
+    let sums = campaign(0..1_000, one).await;
     assert!(!are_usual() || sums["withdrawn"] > 1_000, "{sums:?}");
 }
 
@@ -384,7 +412,7 @@ async fn a_writer_held_anywhere_in_a_rollback_while_another_takes_over_does_no_h
 #[tokio::test]
 async fn no_mark_is_left_where_a_number_is_given_out_again() {
     for seed in [2934, 6164, 13082] {
-        survives(seed).await;
+        survives(World::new(seed), seed).await;
     }
 }
 

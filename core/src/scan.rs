@@ -8,7 +8,7 @@ use crate::collections::Collections;
 use crate::directory::Directory;
 use crate::document::CollectionId;
 use crate::entry::ChangeEntry;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::key::{BlockIndex, CacheKey};
 use crate::sequence::{Sequence, SequenceRange};
 use crate::store::CacheStore;
@@ -313,53 +313,4 @@ pub(crate) async fn shared_numbers<S: CacheStore + ?Sized>(store: &S, codec: &dy
         }
     }
     Ok(numbers)
-}
-
-/// Takes out of each entry's list what another document has by now: that was never superseded by it. An entry whose list shrinks is a
-/// copy; what is stored stays.
-///
-/// # Errors
-/// What the store says. What cannot be read stays in the lists.
-pub(crate) async fn without_others<S: CacheStore + ?Sized>(
-    store: &S,
-    mut entries: Vec<Arc<ChangeEntry>>,
-) -> Result<Vec<Arc<ChangeEntry>>> {
-    for some in entries.chunks_mut(PAGE) {
-        let named = some.iter().enumerate().flat_map(|(at, entry)| entry.supersedes().iter().map(move |older| (*older, at)));
-        let mut named: Vec<(Sequence, usize)> = named.collect();
-        named.sort_unstable();
-        let mut others: Vec<(Sequence, usize)> = Vec::new();
-        for page in named.chunks(PAGE) {
-            let sequences: Vec<Sequence> = page.iter().map(|(older, _)| *older).collect();
-            let found = readable(store, &sequences).await?;
-            let is_other = |at: usize, found: &ChangeEntry| found.document() != some[at].document();
-            let page =
-                page.iter().zip(&found).filter(|((_, at), found)| found.as_ref().is_some_and(|found| is_other(*at, found)));
-            others.extend(page.map(|(named, _)| *named));
-        }
-        others.sort_unstable_by_key(|(_, at)| *at);
-        for others in others.chunk_by(|a, b| a.1 == b.1) {
-            let entry = &mut some[others[0].1];
-            let kept = entry.supersedes().iter().copied().filter(|older| others.iter().all(|(other, _)| other != older));
-            *entry = Arc::new(ChangeEntry::clone(entry).with_supersedes(kept.collect::<Vec<_>>()));
-        }
-    }
-    Ok(entries)
-}
-
-/// The entries at these positions, but for those that cannot be read.
-async fn readable<S: CacheStore + ?Sized>(store: &S, sequences: &[Sequence]) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
-    let is_corrupt = |e: &Error| e.kind() == ErrorKind::Corrupt;
-    match store.entries(sequences).await {
-        Err(e) if is_corrupt(&e) => {}
-        found => return found,
-    }
-    let mut found = Vec::with_capacity(sequences.len());
-    for sequence in sequences {
-        match store.entries(std::slice::from_ref(sequence)).await {
-            Err(e) if is_corrupt(&e) => found.push(None),
-            one => found.extend(one?),
-        }
-    }
-    Ok(found)
 }

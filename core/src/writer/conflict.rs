@@ -85,7 +85,7 @@ impl Writer {
     /// The same for one document of the batch, whose number has come to be accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let Decoded::Document(document) = decoded else { return Ok(()) };
-        self.name_own(&mut document.entry, conflicts).await?;
+        self.name_own(document, conflicts).await?;
         let Some(number) = self.accounted(document).filter(|_| !conflicts.resolved.contains(&at)) else { return Ok(()) };
         // It was looked up when nothing was known of it.
         conflicts.entries.remove(&number);
@@ -94,20 +94,30 @@ impl Writer {
     }
 
     /// A document's metadata tell the numbers of its earlier revisions. Where other documents have such a number too, finds the position of
-    /// its own.
-    async fn name_own(&mut self, entry: &mut ChangeEntry, conflicts: &mut Conflicts) -> Result<()> {
-        let is_shared = |number: &&Sequence| self.shared_numbers.contains(number);
-        let shared: Vec<Sequence> = entry.supersedes().iter().filter(is_shared).copied().collect();
+    /// its own. What that revision left is known then.
+    async fn name_own(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
+        let DecodedDocument { entry, departures, .. } = document;
+        let departed = departures.iter().map(|departure| departure.sequence);
+        let mut shared: Vec<Sequence> = entry.supersedes().iter().copied().chain(departed).collect();
+        shared.retain(|number| self.shared_numbers.contains(number));
+        shared.sort_unstable();
+        shared.dedup();
         for number in shared {
-            let (mut own, mut is_free) = (Vec::new(), false);
+            let (mut own, mut is_free, mut is_known) = (Vec::new(), false, false);
             for slot in 0..=MAX_SLOT {
                 let position = number.in_slot(slot);
                 match self.entry_at(conflicts, position).await? {
-                    Some(found) if found.document() == entry.document() => own.push(position),
+                    Some(found) if found.document() == entry.document() => {
+                        own.push(position);
+                        is_known |= found.in_star();
+                    }
                     Some(_) => {}
                     None if slot == 0 => is_free = true,
                     None => break,
                 }
+            }
+            if is_known {
+                departures.retain(|departure| departure.sequence != number);
             }
             if is_free && own.is_empty() {
                 own.push(number);

@@ -6,6 +6,7 @@
 mod config;
 mod conflict;
 mod floors;
+mod inherited;
 mod intake;
 mod notices;
 mod output;
@@ -218,11 +219,9 @@ impl Writer {
 
         assembler.announce(gone, restored);
 
-        let attempt = || async {
-            let above = scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await?;
-            scan::without_others(store.as_ref(), above).await
-        };
+        let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let unmarked = inherited::without_others(store.as_ref(), backoff(&config), unmarked).await?;
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
 
         let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };

@@ -77,14 +77,15 @@ impl Writer {
                     commit::register_collections(store.as_ref(), collections).await?;
                     registered.lock().merge(collections);
                 }
-                let receipt = store.commit(&batch).await?;
-                if is_confirmed {
-                    let fenced = Fenced { store: store.as_ref(), term, removes_unreadable: false };
-                    withdraw::confirm(fenced, codec.as_ref(), &batch.entries).await?;
-                }
-                Ok(receipt)
+                store.commit(&batch).await
             };
-            attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
+            let receipt = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            if is_confirmed {
+                let fenced = Fenced { store: store.as_ref(), term, removes_unreadable: false };
+                let attempt = || async { withdraw::confirm(fenced, codec.as_ref(), &batch.entries).await };
+                attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            }
+            Ok(receipt)
         });
         let bytes = std::mem::take(&mut self.waiting_bytes);
         self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });

@@ -307,10 +307,9 @@ impl Assembler {
     }
 
     fn count_arrival(&mut self, sequence: Sequence, now: Duration) -> Arrival {
-        let is_in_slot = sequence.slot() > 0 && self.sequencer.abandoned().contains(sequence.0);
-        let arrival = match is_in_slot {
-            true => self.sequencer.arrived_in_slot(sequence),
-            false => self.sequencer.arrived(sequence, now),
+        let arrival = match sequence.slot() {
+            0 => self.sequencer.arrived(sequence, now),
+            _ => self.sequencer.arrived_in_slot(sequence),
         };
         self.stats.duplicates += u64::from(arrival == Arrival::Duplicate);
         self.stats.invalid += u64::from(arrival == Arrival::Implausible);

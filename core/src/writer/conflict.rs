@@ -128,10 +128,11 @@ impl Writer {
         Ok(())
     }
 
-    /// The number of a document, if that is accounted for.
+    /// The number of a document, if that is accounted for; or shared: then the document may be there, in a slot.
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
-        (sequencer.is_accounted(number) && !sequencer.is_before_start(number)).then_some(number)
+        let is_known = sequencer.is_accounted(number) || self.shared_numbers.contains(&number);
+        (is_known && !sequencer.is_before_start(number)).then_some(number)
     }
 
     /// Finds the entries at these positions: those that are not stored yet, too.
@@ -163,30 +164,44 @@ impl Writer {
         Ok(conflicts.entries.get(&position).cloned().flatten())
     }
 
-    /// Finds the position for a document whose number is accounted for; none if it is a duplicate.
+    /// Finds the position for a document whose number is accounted for or shared; none if it is a duplicate, or if it comes as any other.
     async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
         let number = document.entry.sequence();
-        let mut supersedes = None;
+        let is_shared = self.shared_numbers.contains(&number);
+        let (mut supersedes, mut free) = (None, None);
         for slot in 0..=MAX_SLOT {
             let position = number.in_slot(slot);
-            let is_free = match self.entry_at(conflicts, position).await? {
-                None => slot > 0 || !self.is_named_by_another(&document.entry).await?,
-                Some(stored) => match claim(&document.entry, &stored) {
-                    // One that was stored, and not published before a crash, is expected still.
-                    Claim::Duplicate if slot > 0 && self.assembler.sequencer().abandoned().contains(position.0) => true,
-                    Claim::Duplicate | Claim::Outdated => return Ok(None),
-                    Claim::Newer => {
-                        supersedes = Some(position);
-                        false
-                    }
-                    Claim::Taken => false,
-                },
-            };
-            if !is_free {
+            let Some(stored) = self.entry_at(conflicts, position).await? else {
+                let is_free = free.is_none() && (slot > 0 || !self.is_named_by_another(&document.entry).await?);
+                free = if is_free { Some(slot) } else { free };
+                // One in the first slot may have been withdrawn, while others are there still.
+                if free.is_some() && (slot > 0 || !is_shared) {
+                    break;
+                }
                 continue;
+            };
+            match claim(&document.entry, &stored) {
+                // One that was stored, and not published before a crash, is expected still.
+                Claim::Duplicate if slot > 0 && self.assembler.sequencer().abandoned().contains(position.0) => {
+                    free = Some(slot);
+                    break;
+                }
+                Claim::Duplicate | Claim::Outdated => {
+                    document.entry = document.entry.clone().with_slot(slot);
+                    return Ok(None);
+                }
+                Claim::Newer => supersedes = Some(position),
+                Claim::Taken => {}
             }
-            let mut entry = document.entry.clone().with_slot(slot);
-            supersedes.into_iter().for_each(|older| entry.push_superseded(older));
+        }
+        let Some(slot) = free else {
+            tracing::error!(sequence = %number, document = %document.entry.document(), "all slots of a sequence are taken; left out");
+            return Ok(None);
+        };
+        let mut entry = document.entry.clone().with_slot(slot);
+        supersedes.into_iter().for_each(|older| entry.push_superseded(older));
+        let is_expected = slot == 0 && !self.assembler.sequencer().is_accounted(number);
+        if !is_expected {
             self.conflict_log.warn(|| {
                 tracing::warn!(
                     sequence = %number,
@@ -195,15 +210,13 @@ impl Writer {
                     "the sequence was accounted for by something else; the document is shown as late"
                 );
             });
-            if slot > 0 {
-                self.shared_numbers.insert(number);
-            }
-            conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
-            document.entry = entry;
-            return Ok(Some(position));
         }
-        tracing::error!(sequence = %number, document = %document.entry.document(), "all slots of a sequence are taken; left out");
-        Ok(None)
+        if slot > 0 {
+            self.shared_numbers.insert(number);
+        }
+        conflicts.entries.insert(number.in_slot(slot), Some(Arc::new(entry.clone())));
+        document.entry = entry;
+        Ok((!is_expected).then_some(number.in_slot(slot)))
     }
 
     /// Whether an entry of another document says that the number is its own: then it has a mark there,

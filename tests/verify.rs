@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sluicegate::block::{Block, BlockState, codec_named};
+use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::core::batch::{BatchRecord, Checkpoint, LatePage};
 use sluicegate::core::directory::Directory;
 use sluicegate::core::store::Expiry;
-use sluicegate::core::verify::{Problem, VerifyOptions, VerifyReport, verify};
+use sluicegate::core::verify::{Problem, RepairOptions, RepairReport, VerifyOptions, VerifyReport, repair, verify};
+use sluicegate::pointer::Supersession;
 use sluicegate::{
-    BlockIndex, CacheKey, CacheStore, Channel, Decoded, Epoch, ErrorKind, FeedEvent, MutationDecoder as _, PublishedClock,
-    Sequence, Writer, WriterConfig, WriterNode,
+    BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Decoded, Epoch, ErrorKind, Feed, FeedEvent, MutationDecoder as _,
+    PublishedClock, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig, WriterNode,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::MemoryFeed;
@@ -386,4 +388,258 @@ async fn findings_beyond_the_limit_are_counted() {
     let report = verify(store.as_ref(), &VerifyOptions::default().max_findings(3)).await.unwrap();
     assert_eq!(report.findings.len(), 3);
     assert!(report.more_findings >= 7, "{}", report.more_findings);
+}
+
+async fn repaired(store: &Arc<dyn CacheStore>) -> RepairReport {
+    repair(store.as_ref(), &RepairOptions::default().feed(FEED)).await.unwrap()
+}
+
+/// What a reader that has just come shows: sequence and document.
+async fn shown(store: &Arc<dyn CacheStore>, name: &str) -> Vec<(u64, String)> {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let options = ChangesOptions::new().delivery(Delivery::Eager);
+    let answer = reader.changes(&[channel(name)], &options).await.unwrap().answer();
+    answer.rows.iter().map(|row| (row.entry.sequence().0, row.entry.key().to_owned())).collect()
+}
+
+#[track_caller]
+fn assert_clean(report: &VerifyReport, what: &str) {
+    assert!(report.is_clean() && report.clock.is_some(), "{what}: {:#?}", report.findings);
+}
+
+async fn assert_nothing_to_repair(store: &Arc<dyn CacheStore>, what: &str) {
+    assert_clean(&checked(store).await, what);
+    let report = repaired(store).await;
+    assert!(report.repairs.is_empty() && report.epoch.is_none(), "{what}: {report:#?}");
+}
+
+async fn play(store: &Arc<dyn CacheStore>, feed: Arc<dyn Feed>, supersession: Supersession) {
+    let node = WriterNode::new(store.clone(), feed).with_config(config().with_supersession(supersession));
+    node.run(std::future::pending()).await.unwrap();
+}
+
+/// Gateways before 1.5 gave a later revision a lower sequence where two nodes wrote one document.
+#[tokio::test]
+async fn a_later_revision_with_a_lower_sequence_is_sound() {
+    let file = concat!("replay:", env!("CARGO_MANIFEST_DIR"), "/testdata/reports/later-revision-lower-sequence.ndjson");
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+        play(&store, sluicegate::open_feed(file).await.unwrap(), supersession).await;
+        let rows = [(1, "o1"), (2, "o2"), (3, "o3"), (4, "x"), (6, "y")].map(|(n, key)| (n, key.to_owned()));
+        let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+        assert_clean(&report, &format!("{supersession:?}"));
+        let report = repair(store.as_ref(), &RepairOptions::default()).await.unwrap();
+        assert!(report.repairs.is_empty(), "{supersession:?}: {report:#?}");
+        for name in ["*", "A"] {
+            assert_eq!(shown(&store, name).await, rows, "{supersession:?}, {name}");
+        }
+    }
+}
+
+/// A document in blocks 0 and 2, the later revision in block 0.
+async fn upward(later: &str) -> Arc<dyn CacheStore> {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut lines: Vec<String> = (1..=140).filter(|n| *n != 4).map(|n| format!("{n} n{n} +A")).collect();
+    lines[128] = "130 x +A".to_owned();
+    lines.push(later.to_owned());
+    write(&store, "first", &lines.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    store
+}
+
+#[tokio::test]
+async fn a_later_revision_in_a_lower_block_is_looked_for() {
+    let store = upward("4 x +A over 130").await;
+    let rows = shown(&store, "A").await;
+    assert!(rows.contains(&(4, "x".to_owned())) && rows.len() == 139, "{rows:?}");
+    assert_nothing_to_repair(&store, "as written").await;
+    for name in ["*", "A"] {
+        restate(&store, name, 2, &[(130, BlockState::Present)]).await;
+        assert_found(&checked(&store).await, Problem::DuplicateRow, &block_key(name, 2));
+        assert!(repaired(&store).await.left.is_clean());
+        restate(&store, name, 0, &[(4, BlockState::Superseded)]).await;
+        assert_found(&checked(&store).await, Problem::LostRow, &block_key(name, 0));
+        assert!(repaired(&store).await.left.is_clean());
+        store.remove(&block_key(name, 2), None).await.unwrap();
+        assert_found(&checked(&store).await, Problem::Missing, &block_key(name, 2));
+        assert!(repaired(&store).await.left.is_clean());
+        assert_eq!(shown(&store, name).await, rows);
+    }
+}
+
+#[tokio::test]
+async fn an_earlier_revision_with_a_higher_number_is_found_though_no_list_names_it() {
+    let store = upward("4 x +A").await;
+    let report = checked(&store).await;
+    assert_found(&report, Problem::DuplicateRow, &block_key("*", 2));
+    assert_found(&report, Problem::DuplicateRow, &block_key("A", 2));
+    assert_eq!(report.findings.len(), 2, "{report:#?}");
+    assert!(repaired(&store).await.left.is_clean());
+    assert!(shown(&store, "A").await.contains(&(4, "x".to_owned())));
+}
+
+/// The document of a sequence, with these among what it says to be superseded.
+async fn naming(store: &Arc<dyn CacheStore>, n: u64, others: &[u64]) {
+    let entry = ChangeEntry::from_bytes(&stored(store, &sequence_key(n)).await).unwrap();
+    let all: Vec<Sequence> = entry.supersedes().iter().copied().chain(others.iter().copied().map(Sequence)).collect();
+    overwrite(store, &sequence_key(n), entry.with_supersedes(all).to_bytes()).await;
+}
+
+#[tokio::test]
+async fn what_another_documents_entry_names_is_not_superseded() {
+    let store = cache().await;
+    let before = shown(&store, "*").await;
+    // 80 lies in another block than 4 and 70, and in one with 70.
+    naming(&store, 80, &[4, 10, 70]).await;
+    assert_nothing_to_repair(&store, "80 names what others have").await;
+
+    // A writer that takes over, and does not know that it was marked.
+    let mut clock = PublishedClock::from_bytes(&stored(&store, &CacheKey::Clock).await).unwrap();
+    clock.marked = Sequence(7);
+    overwrite(&store, &CacheKey::Clock, clock.to_bytes()).await;
+    write(&store, "first", &["1 a +A"]).await;
+    assert_eq!(shown(&store, "*").await, before);
+    assert_nothing_to_repair(&store, "a writer has taken over").await;
+
+    // What was marked wrongly is shown again.
+    restate(&store, "*", 1, &[(70, BlockState::Superseded)]).await;
+    assert_found(&checked(&store).await, Problem::LostRow, &block_key("*", 1));
+    assert!(repaired(&store).await.left.is_clean());
+    assert_eq!(shown(&store, "*").await, before);
+}
+
+#[tokio::test]
+async fn what_was_stored_and_never_published_gives_way_to_what_comes() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let lines = ["1 a +A", "2 b +B", "3 c +A +B", "4 d +A"];
+    write(&store, "first", &lines).await;
+    let Decoded::Document(document) = Notation.decode(&mutations(&["5 lost +A -B over 2"])[0]) else { panic!() };
+    store.insert(&sequence_key(5), document.entry.to_bytes(), Expiry::Never).await.unwrap();
+    restate(&store, "*", 0, &[(5, BlockState::Present)]).await;
+    restate(&store, "A", 0, &[(5, BlockState::Present)]).await;
+    restate(&store, "B", 0, &[(5, BlockState::Removal)]).await;
+    let all: Vec<&str> = lines.into_iter().chain(["5 e +B", "6 f +A"]).collect();
+    write(&store, "first", &all).await;
+    let rows = |rows: &[(u64, &str)]| rows.iter().map(|(n, key)| (*n, (*key).to_owned())).collect::<Vec<_>>();
+    assert_eq!(shown(&store, "B").await, rows(&[(2, "b"), (3, "c"), (5, "e")]));
+    assert_eq!(shown(&store, "A").await, rows(&[(1, "a"), (3, "c"), (4, "d"), (6, "f")]));
+    assert_nothing_to_repair(&store, "5 is another's").await;
+}
+
+/// Numbers 3 and 70 are each of two documents: `d2` and `e2` lie in slots.
+async fn sharing() -> Arc<dyn CacheStore> {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut lines: Vec<String> = (1..=140).map(|n| format!("{n} n{n} +A")).collect();
+    lines.extend(["3 d2 +A +B", "70 e2 +B", "150 f +B"].map(str::to_owned));
+    write(&store, "first", &lines.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    store
+}
+
+#[tokio::test]
+async fn documents_that_share_a_number_are_checked_and_repaired() {
+    let in_slot = |n: u64| Sequence(n).in_slot(1).unwrap();
+    let block = |name: &str, n: u64| CacheKey::Block(channel(name), Block::locate(in_slot(n), CAPACITY).0);
+    let store = sharing().await;
+    assert_nothing_to_repair(&store, "as written").await;
+    let (star, a, b) = (shown(&store, "*").await, shown(&store, "A").await, shown(&store, "B").await);
+    assert_eq!((star.len(), a.len(), b.len()), (143, 141, 3));
+    let keys = [
+        block("*", 3),
+        block("A", 3),
+        block("B", 3),
+        block("*", 70),
+        block("B", 70),
+        CacheKey::Directory(Channel::star()),
+        CacheKey::Directory(channel("B")),
+        CacheKey::Sequence(in_slot(3)),
+        CacheKey::Sequence(in_slot(70)),
+    ];
+    for key in keys {
+        for gone in [false, true] {
+            let store = sharing().await;
+            match gone {
+                true => store.remove(&key, None).await.unwrap(),
+                false => overwrite(&store, &key, "garbage ".repeat(20)).await,
+            }
+            let what = format!("{key}, gone: {gone}");
+            let report = checked(&store).await;
+            assert!(report.findings.iter().any(|finding| finding.key == key), "{what}: {report:#?}");
+            let report = repaired(&store).await;
+            assert!(report.left.is_clean() && report.lost().count() == 0, "{what}: {report:#?}");
+            for (name, rows) in [("*", &star), ("A", &a), ("B", &b)] {
+                assert_eq!(shown(&store, name).await, *rows, "{what}, {name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_document_in_a_slot_that_is_lost_is_named() {
+    let store = sharing().await;
+    let key = CacheKey::Sequence(Sequence(3).in_slot(1).unwrap());
+    // It leaves the ring.
+    for n in 0..9 {
+        let lines: Vec<String> = (151..=151 + n).map(|n| format!("{n} m{n} +C")).collect();
+        let mut all: Vec<String> = (1..=140).map(|n| format!("{n} n{n} +A")).collect();
+        all.extend(["3 d2 +A +B", "70 e2 +B", "150 f +B"].map(str::to_owned));
+        all.extend(lines);
+        write(&store, "first", &all.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    let clock = checked(&store).await.clock.unwrap();
+    assert_eq!(clock.late, 2, "what comes again is no news");
+    overwrite(&store, &key, "garbage").await;
+    assert_found(&checked(&store).await, Problem::Unreadable, &key);
+    let report = repaired(&store).await;
+    assert!(report.lost().count() == 1 && report.lost().all(|repair| repair.key == key), "{report:#?}");
+    assert!(report.left.findings.iter().all(|finding| finding.key == key), "{report:#?}");
+    // What shares its number is shown still.
+    assert!(shown(&store, "C").await.len() == 9);
+}
+
+#[tokio::test]
+async fn a_document_that_shares_a_number_is_superseded_by_its_own_revisions_only() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+        let lines = ["1 a +A", "2 b +A", "3 d1 +A", "3 d2 +A", "4 c +A", "5 d2 +A over 3", "6 d1 +B over 3", "7 d2 +A over 3,5"];
+        for upto in 4..=lines.len() {
+            let feed = Arc::new(MemoryFeed::new("first", mutations(&lines[..upto])));
+            let config = config().with_supersession(supersession);
+            let node = WriterNode::new(store.clone(), feed).with_decoder(Arc::new(Notation)).with_config(config);
+            node.run(std::future::pending()).await.unwrap();
+            let what = format!("{supersession:?}, {upto}");
+            assert_nothing_to_repair(&store, &what).await;
+            let mut newest = std::collections::BTreeMap::new();
+            for line in &lines[..upto] {
+                let Decoded::Document(document) = Notation.decode(&mutations(&[line])[0]) else { panic!() };
+                newest.insert(document.entry.key().to_owned(), document.entry.sequence().0);
+            }
+            let mut rows: Vec<(u64, String)> = newest.into_iter().map(|(key, n)| (n, key)).collect();
+            rows.sort_unstable();
+            assert_eq!(shown(&store, "*").await, rows, "{what}");
+        }
+    }
+}
+
+/// Numbers that are far apart: what is there is looked at, and not what is in between.
+#[tokio::test]
+async fn a_cache_of_few_numbers_far_apart_is_checked_at_once() {
+    let few: Vec<u64> = vec![1, 2, 1_000_000_000_000];
+    let sparse: Vec<u64> = (0..300).map(|n| 1 + n * 7_000_000_000).collect();
+    for numbers in [few, sparse] {
+        let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+        let lines: Vec<String> = numbers.iter().map(|n| format!("{n} n{n} +A")).collect();
+        let feed = Arc::new(MemoryFeed::new("first", mutations(&lines.iter().map(String::as_str).collect::<Vec<_>>())));
+        let mut config = config();
+        config.max_jump = 0;
+        let node = WriterNode::new(store.clone(), feed).with_decoder(Arc::new(Notation)).with_config(config);
+        node.run(std::future::pending()).await.unwrap();
+        let report = checked(&store).await;
+        assert_clean(&report, "far apart");
+        let clock = report.clock.unwrap();
+        assert_eq!((clock.high.0, report.documents), (*numbers.last().unwrap(), numbers.len() as u64));
+        // Block numbers are looked at where some block is, and in small gaps.
+        assert!(report.blocks < 4 * numbers.len() as u64, "{} blocks", report.blocks);
+        restate(&store, "A", clock.high.0 / u64::from(CAPACITY), &[(clock.high.0, BlockState::Superseded)]).await;
+        assert_found(&checked(&store).await, Problem::LostRow, &block_key("A", clock.high.0 / u64::from(CAPACITY)));
+        assert!(repaired(&store).await.left.is_clean());
+    }
 }

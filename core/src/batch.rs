@@ -107,7 +107,7 @@ pub fn entry_marks<'a>(entry: &'a ChangeEntry, mut change: impl FnMut(StateChang
             change(StateChange { channel: entry.star(), sequence, state, own: false });
         }
         for c in entry.channels() {
-            if sequence >= c.since {
+            if sequence.rank() >= c.since.rank() {
                 change(StateChange { channel: &c.channel, sequence, state, own: false });
             }
         }

@@ -228,7 +228,7 @@ impl ChangeEntry {
         }
         for change in &mut self.channels {
             if let Some(known) = stored.channels.iter().find(|known| known.channel == change.channel) {
-                change.since = change.since.min(known.since);
+                change.since = std::cmp::min_by_key(change.since, known.since, |position| position.rank());
             }
         }
     }

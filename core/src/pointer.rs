@@ -69,9 +69,9 @@ impl Pointer {
 
     /// Takes the rows of `entry`, and adds to what the entry supersedes the rows it takes the place of.
     pub fn follow(&mut self, entry: &mut ChangeEntry) {
-        let sequence = entry.sequence();
+        let sequence = entry.position();
         let mut take = |channel: &Channel| match self.rows.get_mut(channel) {
-            Some(row) if *row >= sequence => None,
+            Some(row) if row.rank() >= sequence.rank() => None,
             Some(row) => Some(std::mem::replace(row, sequence)),
             None => {
                 self.rows.insert(channel.clone(), sequence);
@@ -81,7 +81,7 @@ impl Pointer {
         let mut older = if entry.in_star() { take(entry.star()).into_iter().collect() } else { Vec::new() };
         for change in entry.channels_mut() {
             if let Some(row) = take(&change.channel) {
-                change.since = change.since.min(row);
+                change.since = std::cmp::min_by_key(change.since, row, |position| position.rank());
                 older.push(row);
             }
         }
@@ -96,10 +96,10 @@ impl Pointer {
     pub(crate) fn follow_departures(&mut self, document: &mut DecodedDocument) {
         for departure in &mut document.departures {
             let row = self.rows.entry(departure.channel.clone()).or_default();
-            if *row < departure.sequence {
+            if row.rank() < departure.sequence.rank() {
                 let older = std::mem::replace(row, departure.sequence);
                 if older > Sequence::ZERO {
-                    departure.since = departure.since.min(older);
+                    departure.since = std::cmp::min_by_key(departure.since, older, |position| position.rank());
                     if !document.entry.supersedes().contains(&older) {
                         document.entry.push_superseded(older);
                     }
@@ -113,8 +113,10 @@ impl Pointer {
         let mut changed = false;
         for (channel, &sequence) in &other.rows {
             let row = self.rows.entry(channel.clone()).or_default();
-            changed |= *row < sequence;
-            *row = sequence.max(*row);
+            if row.rank() < sequence.rank() {
+                changed = true;
+                *row = sequence;
+            }
         }
         changed
     }
@@ -124,7 +126,7 @@ impl Pointer {
         let in_star = entry.in_star().then(|| entry.star());
         for channel in in_star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
             let row = self.rows.entry(channel.clone()).or_default();
-            *row = entry.sequence().max(*row);
+            *row = std::cmp::max_by_key(*row, entry.position(), |position| position.rank());
         }
     }
 
@@ -138,7 +140,8 @@ impl Pointer {
         self.rows.retain(|channel, row| {
             if is_gone(*row) {
                 let rows = surviving.clone().filter(|entry| entry.membership(channel).is_some());
-                *row = rows.map(ChangeEntry::sequence).max().unwrap_or_default();
+                let newest = rows.reduce(|newest, entry| if entry.is_newer_than(newest) { entry } else { newest });
+                *row = newest.map(ChangeEntry::position).unwrap_or_default();
             }
             *row > Sequence::ZERO
         });

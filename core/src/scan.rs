@@ -294,3 +294,26 @@ pub async fn stored_above<S: CacheStore + ?Sized>(
     above.sort_by_key(|entry| entry.position().rank());
     Ok(above)
 }
+
+/// The numbers that more than one document has: those of the entries in slots.
+///
+/// # Errors
+/// As [`directory`].
+pub(crate) async fn shared_numbers<S: CacheStore + ?Sized>(store: &S, codec: &dyn BlockCodec) -> Result<Vec<Sequence>> {
+    let mut numbers = Vec::new();
+    let Some(all) = SequenceRange::new(Sequence::ZERO, Sequence::MAX) else { return Ok(numbers) };
+    for star in stars(store).await? {
+        let directory = directory(store, &star).await?;
+        for range in position_ranges(&directory, codec.capacity(), all).into_iter().skip(1) {
+            let (first, _) = Block::locate(range.first(), codec.capacity());
+            let (last, _) = Block::locate(range.last(), codec.capacity());
+            for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
+                let base = Block::range(BlockIndex(index), codec.capacity()).first();
+                let block = block(store, codec, &star, BlockIndex(index)).await?;
+                let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
+                numbers.extend(named.filter(|position| range.contains(*position)).map(Sequence::number));
+            }
+        }
+    }
+    Ok(numbers)
+}

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 use super::sequencer::{Arrival, Noted, Sequencer};
 use crate::batch::{BatchRecord, Checkpoint, Entries, Floor, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
 use crate::block::BlockCodec;
@@ -157,6 +159,8 @@ pub struct Assembler {
     /// Entries whose predecessors are not marked yet, because stable had not passed them. In the order
     /// of [`Sequence::rank`].
     unmarked: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
+    /// What those of an earlier term say to be superseded, and which of them say so.
+    inherited: FxHashMap<Sequence, Vec<(Sequence, u8)>>,
     stats: WriterStats,
 }
 
@@ -184,6 +188,7 @@ impl Assembler {
             principals: Vec::new(),
             withdrawn: Withdrawn::default(),
             unmarked: BTreeMap::new(),
+            inherited: FxHashMap::default(),
             stats: WriterStats::default(),
         }
     }
@@ -221,7 +226,22 @@ impl Assembler {
     /// Takes an entry stored in an earlier term whose marks may not have been written.
     pub fn remember_unmarked(&mut self, entry: Arc<ChangeEntry>) {
         if !entry.supersedes().is_empty() {
+            for older in entry.supersedes() {
+                self.inherited.entry(*older).or_default().push(entry.position().rank());
+            }
             self.unmarked.insert(entry.position().rank(), entry);
+        }
+    }
+
+    /// Another document may come where an entry of an earlier term says that its own was: a number that was lost and given out again.
+    fn disown(&mut self, came: &ChangeEntry) {
+        for rank in self.inherited.remove(&came.position()).unwrap_or_default() {
+            if let Some(entry) = self.unmarked.get_mut(&rank)
+                && entry.document() != came.document()
+            {
+                let kept: Vec<Sequence> = entry.supersedes().iter().copied().filter(|older| *older != came.position()).collect();
+                *entry = Arc::new(ChangeEntry::clone(entry).with_supersedes(kept));
+            }
         }
     }
 
@@ -267,6 +287,8 @@ impl Assembler {
         // A sequence that only the channel map remembers is accounted for too: it was this document's, and the feed may have dropped it.
         let departed = departures.iter().map(|d| d.sequence).filter(|s| !entry.supersedes().contains(s));
         let mut earlier: SequenceList = entry.supersedes().iter().copied().chain(accounted).chain(departed).collect();
+        // The number of an entry in a slot is accounted for by another.
+        earlier.retain(|position| position.slot() == 0);
         earlier.sort_unstable();
         earlier.dedup();
         for old in earlier {
@@ -289,10 +311,9 @@ impl Assembler {
     }
 
     fn count_arrival(&mut self, sequence: Sequence, now: Duration) -> Arrival {
-        let is_in_slot = sequence.slot() > 0 && self.sequencer.abandoned().contains(sequence.0);
-        let arrival = match is_in_slot {
-            true => self.sequencer.arrived_in_slot(sequence),
-            false => self.sequencer.arrived(sequence, now),
+        let arrival = match sequence.slot() {
+            0 => self.sequencer.arrived(sequence, now),
+            _ => self.sequencer.arrived_in_slot(sequence),
         };
         self.stats.duplicates += u64::from(arrival == Arrival::Duplicate);
         self.stats.invalid += u64::from(arrival == Arrival::Implausible);
@@ -310,10 +331,12 @@ impl Assembler {
             self.clock.late += 1;
             self.late.push(LateEntry { number: self.clock.late, sequence: entry.position() });
         }
-        if !entry.supersedes().is_empty() {
-            // What an earlier term stored stays as it is: that is what is there to be found.
-            self.unmarked.entry(entry.position().rank()).or_insert_with(|| entry.clone());
-        }
+        self.disown(&entry);
+        // What an earlier term may have stored of it is written over.
+        match entry.supersedes().is_empty() {
+            true => self.unmarked.remove(&entry.position().rank()),
+            false => self.unmarked.insert(entry.position().rank(), entry.clone()),
+        };
         self.entries.push(entry);
     }
 
@@ -516,7 +539,7 @@ fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Depart
                 .ok()?
                 .with_collection(newer.collection())
                 .with_origin(origin.partition, origin.seqno)
-                .with_supersedes(newer.supersedes().iter().copied().filter(|s| *s < sequence)),
+                .with_supersedes(newer.supersedes().iter().copied().filter(|s| s.rank() < sequence.rank())),
         };
         let (channel, membership, since) = (departure.channel.clone(), departure.membership, departure.since);
         let mut made = made;

@@ -1,8 +1,8 @@
 //! Checks a whole cache against its own rules, as `fsck` does a file system, and rebuilds what can be rebuilt.
 //!
 //! The store is asked for nothing but documents by key; looking writes nothing. What is found is named by its key, so that it can be looked at.
-//! Memory: a set of channels with the numbers of their blocks, the blocks of one number in all channels, the marks that fall on lower ones, and
-//! 16 bytes for each document in each of its channels.
+//! Memory: a set of channels with the numbers of their blocks, the blocks of one number in all channels, 8 bytes for each mark that
+//! falls on lower ones, and 16 bytes for each document in each of its channels.
 
 mod findings;
 mod pass;
@@ -16,7 +16,6 @@ mod window;
 use futures::future::BoxFuture;
 use serde::Serialize;
 
-use crate::channel::Channel;
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit::read_clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +23,7 @@ use crate::key::CacheKey;
 use crate::meta::Meta;
 use crate::store::CacheStore;
 use pass::Pass;
-use sweep::Sweep;
+use sweep::{Known, Sweep};
 
 pub use findings::{Action, Finding, Problem, Repair};
 pub use repair::{RepairOptions, RepairReport, repair};
@@ -108,8 +107,8 @@ pub fn verify<'a>(store: &'a dyn CacheStore, options: &'a VerifyOptions) -> BoxF
 #[derive(Debug, Default)]
 struct Look {
     report: VerifyReport,
-    /// The channels that were met; none if it did not come to that.
-    channels: Vec<Channel>,
+    /// What a walk must know from the start; nothing if it did not come to that.
+    known: Known,
 }
 
 async fn look(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Look> {
@@ -130,7 +129,7 @@ async fn look(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Look> {
 async fn look_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Look> {
     let mut pass = match open(store, options, None).await? {
         Opened::Pass(pass) => pass,
-        Opened::Unusable(report) => return Ok(Look { report, channels: Vec::new() }),
+        Opened::Unusable(report) => return Ok(Look { report, known: Known::default() }),
     };
     pass.check_clock();
     pass.records().await?;
@@ -138,13 +137,11 @@ async fn look_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Lo
     if let Some(feed) = &options.feed {
         pass.checkpoint(feed, false).await?;
     }
-    let (before, mut channels) = (pass.report.clone(), Vec::new());
+    let (before, mut known) = (pass.report.clone(), Known::default());
     loop {
-        let swept = Sweep::run(&mut pass, &channels).await?;
-        let is_all = !swept.again || swept.channels.len() == channels.len();
-        channels = swept.channels;
-        if is_all {
-            return Ok(Look { report: pass.report, channels });
+        let swept = Sweep::run(&mut pass, &known).await?;
+        if !known.learn(swept) {
+            return Ok(Look { report: pass.report, known });
         }
         pass.report = before.clone();
     }

@@ -160,7 +160,7 @@ async fn repair_once(
     let feed = options.verify.feed.as_deref();
     pass.records().await?;
     pass.late_pages().await?;
-    let swept = Sweep::run(&mut pass, &found.channels).await?;
+    let swept = Sweep::run(&mut pass, &found.known).await?;
     let done = pass.repairs.len() as u64 + pass.more_repairs;
     pass.lose(&swept.lost, feed).await?;
     for sequence in swept.lost_above.iter().flat_map(|(first, last)| first..=last).map(Sequence) {

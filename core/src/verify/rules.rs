@@ -117,51 +117,121 @@ impl Marked {
     }
 }
 
-/// Marks of entries that were met, on blocks that were not looked at yet.
-#[derive(Debug)]
+/// Bits of a mark: the offset in its block, of a document's hash, and whether the mark must be there.
+const HASH_BITS: u32 = 40;
+
+/// The marks that entries say to fall on one block, with the document of each: 8 bytes a mark. A mark counts only where the document
+/// at its place is the same.
+#[derive(Clone, Debug, Default)]
+struct Claims {
+    marks: Vec<u64>,
+    /// So many of them are in order, each once.
+    sorted: usize,
+}
+
+impl Claims {
+    fn add(&mut self, mark: u64) {
+        self.marks.push(mark);
+        if self.marks.len() >= 2 * self.sorted.max(16) {
+            self.sort();
+        }
+    }
+
+    fn sort(&mut self) {
+        self.marks.sort_unstable();
+        self.marks.dedup_by(|later, kept| {
+            let is_same = *later >> 1 == *kept >> 1;
+            *kept |= if is_same { *later } else { 0 };
+            is_same
+        });
+        self.sorted = self.marks.len();
+    }
+
+    /// Takes those of `other`; whether one was not there.
+    fn merge(&mut self, other: &Claims) -> bool {
+        self.sort();
+        let known = |marks: &[u64], mark: u64| marks.binary_search(&mark).is_ok() || marks.binary_search(&(mark | 1)).is_ok();
+        let new: Vec<u64> = other.marks.iter().copied().filter(|mark| !known(&self.marks, *mark)).collect();
+        self.marks.extend_from_slice(&new);
+        self.sort();
+        !new.is_empty()
+    }
+}
+
+/// Marks of entries that were met, by the blocks on which they fall.
+#[derive(Clone, Debug)]
 pub(super) struct Marks {
     capacity: u32,
-    ahead: BTreeMap<BlockIndex, ChannelMap<Marked>>,
+    blocks: BTreeMap<BlockIndex, ChannelMap<Claims>>,
 }
 
 impl Marks {
     pub(super) fn new(capacity: u32) -> Self {
-        Marks { capacity, ahead: BTreeMap::new() }
+        Marks { capacity, blocks: BTreeMap::new() }
     }
 
-    pub(super) fn add(&mut self, channel: &Channel, sequence: Sequence, certain: bool) {
+    /// Adds the mark of an entry of the document with this hash.
+    pub(super) fn add(&mut self, channel: &Channel, sequence: Sequence, document: u64, certain: bool) {
         let (index, offset) = Block::locate(sequence, self.capacity);
-        let channels = self.ahead.entry(index).or_default();
+        let mark = u64::from(offset) << (HASH_BITS + 1) | (document >> (64 - HASH_BITS)) << 1 | u64::from(certain);
+        let channels = self.blocks.entry(index).or_default();
         match channels.get_mut(channel) {
-            Some(marked) => marked.add(offset, certain),
-            None => channels.entry(channel.clone()).or_insert(Marked::new(self.capacity)).add(offset, certain),
+            Some(claims) => claims.add(mark),
+            None => channels.entry(channel.clone()).or_default().add(mark),
         }
+    }
+
+    /// Takes those of `other`; whether one was not there.
+    pub(super) fn merge(&mut self, other: &Marks) -> bool {
+        let mut any = false;
+        for (index, channels) in &other.blocks {
+            let blocks = self.blocks.entry(*index).or_default();
+            for (channel, claims) in channels {
+                any |= blocks.entry(channel.clone()).or_default().merge(claims);
+            }
+        }
+        any
     }
 
     /// The highest block number on which marks fall.
     pub(super) fn highest(&self) -> Option<BlockIndex> {
-        self.ahead.keys().next_back().copied()
+        self.blocks.keys().next_back().copied()
     }
 
-    /// The marks on the blocks of number `index`.
-    pub(super) fn take(&mut self, index: BlockIndex) -> ChannelMap<Marked> {
-        self.ahead.remove(&index).unwrap_or_default()
+    /// The highest from `first` to `last`.
+    pub(super) fn highest_within(&self, first: u64, last: u64) -> Option<u64> {
+        self.blocks.range(BlockIndex(first)..=BlockIndex(last)).next_back().map(|(index, _)| index.0)
+    }
+
+    /// Takes the marks on the blocks of number `index` that count, given the hashes of the documents that are there: a place without a
+    /// document may be marked by any.
+    pub(super) fn take(&mut self, index: BlockIndex, documents: &FxHashMap<u32, u64>, mut each: impl FnMut(&Channel, u32, bool)) {
+        for (channel, claims) in self.blocks.remove(&index).unwrap_or_default() {
+            for mark in claims.marks {
+                let (offset, hash) = ((mark >> (HASH_BITS + 1)) as u32, mark >> 1 & ((1 << HASH_BITS) - 1));
+                if documents.get(&offset).is_none_or(|document| document >> (64 - HASH_BITS) == hash) {
+                    each(&channel, offset, mark & 1 == 1);
+                }
+            }
+        }
     }
 }
 
-/// How a row stands to another of its document in the channel.
+/// How the number of a row stands to that of another of its document in the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Met {
     /// The first one met.
     First,
-    /// There is a newer one.
-    Older { than: Sequence },
-    /// It is newer than one met before.
-    Newer { than: Sequence },
+    /// One with a higher number was met.
+    Below { other: Sequence },
+    /// One with a lower number was met.
+    Above { other: Sequence },
 }
 
 /// The newest row of each document in each channel, as far as they were met: 16 bytes a row. Of those up to `marked`, if there is one: what is
 /// older than that must be marked.
+///
+/// Newest by number, until it is [known](Self::correct) otherwise: only the entries tell which revision is later.
 #[derive(Debug)]
 pub(super) struct Newest {
     marked: Sequence,
@@ -170,8 +240,8 @@ pub(super) struct Newest {
 }
 
 impl Newest {
-    pub(super) fn new(marked: Sequence) -> Self {
-        Newest { marked, hasher: RandomState::new(), rows: FxHashMap::default() }
+    pub(super) fn new(marked: Sequence, hasher: RandomState) -> Self {
+        Newest { marked, hasher, rows: FxHashMap::default() }
     }
 
     /// Whether a row of the document was met in the channel.
@@ -190,9 +260,16 @@ impl Newest {
         if before == sequence {
             return Met::First;
         }
-        let (low, high) = (before.min(sequence), before.max(sequence));
-        *known = if high <= self.marked || low > self.marked { high } else { low };
-        if sequence < before { Met::Older { than: before } } else { Met::Newer { than: before } }
+        let is_below = sequence.rank() < before.rank();
+        let (low, high) = if is_below { (sequence, before) } else { (before, sequence) };
+        let is_marked = |position: Sequence| position.number() <= self.marked;
+        *known = if is_marked(high) || !is_marked(low) { high } else { low };
+        if is_below { Met::Below { other: before } } else { Met::Above { other: before } }
+    }
+
+    /// It has come out that this row is the newest of its document in the channel.
+    pub(super) fn correct(&mut self, channel: &Channel, document: DocumentRef<'_>, sequence: Sequence) {
+        self.rows.insert(self.hasher.hash_one((channel.name(), document)), sequence);
     }
 }
 
@@ -247,19 +324,44 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_counts_where_its_document_is_or_none() {
+        let (star, [one, other]) = (Channel::star(), [1 << 40, 1 << 41]);
+        let mut marks = Marks::new(64);
+        for round in 0..40 {
+            for (position, document) in [(70, one), (71, other), (72, other), (73, one)] {
+                marks.add(&star, Sequence(position), document, round == 7);
+            }
+            marks.add(&star, Sequence(75), one, false);
+        }
+        marks.add(&star, Sequence(200), one, true);
+        assert_eq!((marks.highest(), marks.highest_within(0, 2)), (Some(BlockIndex(3)), Some(1)));
+        let (mut known, mut found) = (Marks::new(64), Vec::new());
+        assert!(known.merge(&marks) && !known.merge(&marks));
+        let mut maybe = Marks::new(64);
+        maybe.add(&star, Sequence(70), one, false);
+        assert!(!known.merge(&maybe), "it must be there already");
+        let documents = [(6, one), (7, one), (8, other)].into_iter().collect();
+        known.take(BlockIndex(1), &documents, |_, offset, certain| found.push((offset, certain)));
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found, [(6, true), (8, true), (9, true), (11, false)], "7 is another document's");
+        assert_eq!(known.highest_within(0, 2), None);
+    }
+
+    #[test]
     fn of_two_rows_the_newer_marked_one_is_kept() {
         let (star, [a, b, c]) = (Channel::star(), [5, 7, 20].map(Sequence));
         for order in [[a, b, c], [c, b, a], [b, c, a], [a, c, b], [c, a, b], [b, a, c]] {
-            let mut newest = Newest::new(Sequence(10));
+            let mut newest = Newest::new(Sequence(10), RandomState::new());
             for sequence in order {
                 newest.meet(&star, "d".into(), sequence);
             }
-            assert_eq!(newest.meet(&star, "d".into(), Sequence(1)), Met::Older { than: b }, "{order:?}");
+            assert_eq!(newest.meet(&star, "d".into(), Sequence(1)), Met::Below { other: b }, "{order:?}");
         }
-        let mut newest = Newest::new(Sequence(10));
+        let mut newest = Newest::new(Sequence(10), RandomState::new());
         assert_eq!(newest.meet(&star, "d".into(), a), Met::First);
         assert_eq!(newest.meet(&star, "e".into(), b), Met::First);
-        assert_eq!(newest.meet(&star, "d".into(), c), Met::Newer { than: a });
+        assert_eq!(newest.meet(&star, "d".into(), c), Met::Above { other: a });
         assert!(newest.knows(&star, "e".into()) && !newest.knows(&star, "f".into()));
     }
 }

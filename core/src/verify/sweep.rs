@@ -1,7 +1,9 @@
-//! The channels: documents, blocks and directories, from the highest block number down. So whatever an entry marks as superseded is met after it,
-//! and each document and each block is read once.
+//! The channels: documents, blocks and directories, from the highest block number down. So what an entry marks as superseded is nearly
+//! always met after it, and each document and each block is read once. Where it was met before, the walk is made again with such marks
+//! known from the start: a later revision may have a lower number.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -11,10 +13,9 @@ use super::pointers::Pointers;
 use super::rules::{Marks, Met, Newest};
 use super::window::{Facts, Stored, Window};
 use crate::batch::{entry_marks, entry_states};
-use crate::block::{Block, BlockState};
+use crate::block::Block;
 use crate::channel::{Channel, ChannelMap};
 use crate::directory::Directory;
-use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::error::{ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
@@ -59,6 +60,29 @@ struct Seen {
     touched: bool,
 }
 
+/// What a walk must know from the start, as an earlier walk has found out.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    channels: Vec<Channel>,
+    /// Marks on blocks that come before the entries that make them.
+    marks: Option<Marks>,
+    hasher: RandomState,
+}
+
+impl Known {
+    /// Takes what a walk has found out; whether the walk must be made again.
+    pub(super) fn learn(&mut self, swept: Swept) -> bool {
+        let Swept { channels, is_late, marks, .. } = swept;
+        let is_late = is_late && channels.len() != self.channels.len();
+        self.channels = channels;
+        let are_new = match &mut self.marks {
+            Some(known) => known.merge(&marks),
+            None => self.marks.insert(marks).highest().is_some(),
+        };
+        is_late || are_new
+    }
+}
+
 /// One walk over all channels.
 #[derive(Debug)]
 pub(super) struct Sweep<'p, 'a> {
@@ -76,7 +100,10 @@ pub(super) struct Sweep<'p, 'a> {
     /// For star channels whose directory cannot be relied on, the block number from which on that is
     /// so: a block that is gone may have been there.
     unreliable_from: ChannelMap<u64>,
+    /// Marks on blocks that were not looked at yet, and on those that were.
     marks: Marks,
+    marks_missed: Marks,
+    hasher: RandomState,
     newest: Newest,
     pointers: Pointers,
     lost: RangeSet,
@@ -87,9 +114,11 @@ pub(super) struct Sweep<'p, 'a> {
 #[derive(Debug)]
 pub(super) struct Swept {
     /// All channels met.
-    pub(super) channels: Vec<Channel>,
-    /// Whether some were met too late, so that the walk must be made again with all of them known.
-    pub(super) again: bool,
+    channels: Vec<Channel>,
+    /// Whether some were met too late: they have blocks that were not looked at.
+    is_late: bool,
+    /// Marks on blocks that were looked at before the entries that make them.
+    marks: Marks,
     /// Sequences that are lost, but for those of `lost_above`.
     pub(super) lost: RangeSet,
     /// Sequences above stable whose documents are broken. Readers take one that is not there for one that comes just now, and leave it
@@ -99,7 +128,7 @@ pub(super) struct Swept {
 
 impl<'p, 'a> Sweep<'p, 'a> {
     /// A walk with what `pass` knows. Of the channels in `known`, directories are looked at from the start.
-    pub(super) async fn run(pass: &'p mut Pass<'a>, known: &[Channel]) -> Result<Swept> {
+    pub(super) async fn run(pass: &'p mut Pass<'a>, known: &Known) -> Result<Swept> {
         let capacity = pass.codec.capacity();
         let mut sweep = Sweep {
             capacity,
@@ -109,15 +138,17 @@ impl<'p, 'a> Sweep<'p, 'a> {
             order: Vec::new(),
             late: Vec::new(),
             unreliable_from: ChannelMap::default(),
-            marks: Marks::new(capacity),
-            newest: Newest::new(pass.clock.marked),
+            marks: known.marks.clone().unwrap_or_else(|| Marks::new(capacity)),
+            marks_missed: Marks::new(capacity),
+            hasher: known.hasher.clone(),
+            newest: Newest::new(pass.clock.marked, known.hasher.clone()),
             pointers: Pointers::default(),
             lost: RangeSet::new(),
             lost_above: RangeSet::new(),
             pass,
         };
         sweep.know_stars().await?;
-        for channel in known {
+        for channel in &known.channels {
             sweep.know(channel, None).await?;
         }
         sweep.extent().await?;
@@ -132,7 +163,26 @@ impl<'p, 'a> Sweep<'p, 'a> {
         }
         sweep.pointers.write(sweep.pass).await?;
         sweep.pass.report.channels = sweep.order.len() as u64;
-        Ok(Swept { channels: sweep.order, again: !sweep.late.is_empty(), lost: sweep.lost, lost_above: sweep.lost_above })
+        Ok(Swept {
+            channels: sweep.order,
+            is_late: !sweep.late.is_empty(),
+            marks: sweep.marks_missed,
+            lost: sweep.lost,
+            lost_above: sweep.lost_above,
+        })
+    }
+
+    /// The order in which blocks are looked at, the highest first: by number, and those of a number by slot.
+    fn rank(&self, index: BlockIndex) -> (Sequence, u8) {
+        Block::range(index, self.capacity).last().rank()
+    }
+
+    /// The numbers of the blocks that end in a slot.
+    fn blocks_of_slot(&self, slot: u8) -> (u64, u64) {
+        let block = |position| Block::locate(position, self.capacity).0.0;
+        let first = Sequence::ZERO.in_slot(slot).map_or(0, block);
+        let last = Sequence::ZERO.in_slot(slot + 1).map_or(block(Sequence::MAX), |next| block(next) - 1);
+        (first, last)
     }
 
     /// Reads which star channels there are, and their directories.
@@ -153,9 +203,16 @@ impl<'p, 'a> Sweep<'p, 'a> {
 
     /// The next block number to be looked at: the highest that is left.
     fn next_index(&mut self) -> Option<BlockIndex> {
-        let next = self.todo.last().max(self.marks.highest().map(|index| index.0))?;
-        self.todo.remove(next, next);
-        Some(BlockIndex(next))
+        let last = self.todo.last().max(self.marks.highest().map(|index| index.0))?;
+        let slots = 0..=self.rank(BlockIndex(last)).1;
+        let highest = slots.filter_map(|slot| {
+            let (first, last) = self.blocks_of_slot(slot);
+            let todo = self.todo.within(first, last).next_back().map(|(_, last)| last);
+            todo.max(self.marks.highest_within(first, last))
+        });
+        let next = highest.map(BlockIndex).max_by_key(|index| self.rank(*index))?;
+        self.todo.remove(next.0, next.0);
+        Some(next)
     }
 
     /// Reads a channel's directory, once. `at`: the window in which it is met.
@@ -171,15 +228,14 @@ impl<'p, 'a> Sweep<'p, 'a> {
             }
             Err(e) => return Err(e),
         };
-        if let (Some(at), Some(directory)) = (at, &directory)
-            && directory.blocks.last().is_some_and(|last| last > at.0)
-        {
-            self.late.push(channel.clone());
-        }
-        // Those that were passed cannot be looked at any more.
-        if let Some(below) = at.map_or(Some(u64::MAX), |at| at.0.checked_sub(1)) {
-            for (first, last) in directory.iter().flat_map(|directory| directory.blocks.within(0, below)) {
-                self.todo.insert(first, last);
+        let at = at.map(|at| self.rank(at));
+        for index in directory.iter().flat_map(|directory| directory.blocks.iter()).flat_map(|(first, last)| first..=last) {
+            let rank = self.rank(BlockIndex(index));
+            if at.is_none_or(|at| rank < at) {
+                self.todo.insert(index, index);
+            } else if at.is_some_and(|at| rank > at) && self.late.last() != Some(channel) {
+                // Those that were passed cannot be looked at any more.
+                self.late.push(channel.clone());
             }
         }
         self.seen.insert(channel.clone(), Seen { directory, ..Seen::default() });
@@ -199,16 +255,19 @@ impl<'p, 'a> Sweep<'p, 'a> {
             self.todo.insert(index.0, index.0);
         }
         let (high, _) = Block::locate(self.pass.clock.high, self.capacity);
-        let listed: Vec<(u64, u64)> = self.todo.iter().collect();
+        let (_, last_of_numbers) = self.blocks_of_slot(0);
+        let mut listed: Vec<(u64, u64)> = self.todo.within(0, last_of_numbers).collect();
+        listed.push((high.0, high.0));
+        listed.sort_unstable();
         let few = self.todo.count().saturating_mul(4).saturating_add(FEW_BLOCKS);
         let mut next = 0;
-        for (first, last) in listed.into_iter().chain([(high.0, high.0)]) {
+        for (first, last) in listed {
             if first.saturating_sub(next) <= few {
                 self.todo.insert(next, first);
             }
             next = next.max(last.saturating_add(1));
         }
-        let mut top = self.todo.last().unwrap_or(0);
+        let mut top = self.todo.within(0, last_of_numbers).next_back().map_or(0, |(_, last)| last);
         for star in self.stars.clone() {
             let directory = self.seen.get(&star).and_then(|seen| seen.directory.as_ref());
             if directory.is_some_and(|directory| !directory.blocks.is_empty()) {
@@ -219,6 +278,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 top += 1;
                 self.todo.insert(top, top);
             }
+            self.find_slots(&star).await?;
             let mut first = None;
             for (a, b) in self.todo.iter() {
                 first = self.star_block_from(&star, a, b).await?;
@@ -228,6 +288,30 @@ impl<'p, 'a> Sweep<'p, 'a> {
             }
             if first.is_some() || self.counted(&star).await? != Some(0) {
                 self.unreliable_from.insert(star, first.unwrap_or(0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the blocks of a star channel whose directory is gone in further slots, of the same numbers as those in the first. Slots of a
+    /// number are used one after the other.
+    async fn find_slots(&mut self, star: &Channel) -> Result<()> {
+        let (_, last_of_numbers) = self.blocks_of_slot(0);
+        let numbers: Vec<(u64, u64)> = self.todo.within(0, last_of_numbers).collect();
+        for slot in 1..Sequence::SLOTS {
+            let mut is_used = false;
+            for (first, last) in &numbers {
+                let (first, last) = (BlockIndex(*first), BlockIndex(*last));
+                let ends = (Block::range(first, self.capacity).first(), Block::range(last, self.capacity).last());
+                let (Some(first), Some(last)) = (ends.0.in_slot(slot), ends.1.in_slot(slot)) else { continue };
+                let (first, last) = (Block::locate(first, self.capacity).0.0, Block::locate(last, self.capacity).0.0);
+                if self.star_block_from(star, first, last).await?.is_some() {
+                    is_used = true;
+                    self.todo.insert(first, last);
+                }
+            }
+            if !is_used {
+                break;
             }
         }
         Ok(())
@@ -277,12 +361,12 @@ impl<'p, 'a> Sweep<'p, 'a> {
             channels =
                 window.cells.iter().filter(|(_, cell)| cell.stored.is_none()).map(|(channel, _)| channel.clone()).collect();
         }
-        for (channel, marked) in self.marks.take(index) {
-            if let Some(cell) = window.cells.get_mut(&channel) {
-                cell.marked.certain.merge(&marked.certain);
-                cell.marked.possible.merge(&marked.possible);
+        let Window { cells, documents, .. } = &mut window;
+        self.marks.take(index, documents, |channel, offset, certain| {
+            if let Some(cell) = cells.get_mut(channel) {
+                cell.marked.add(offset, certain);
             }
-        }
+        });
         self.settle(window).await
     }
 
@@ -362,7 +446,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
 
     fn entry(&mut self, window: &mut Window, entry: &ChangeEntry) {
         let sequence = entry.position();
-        window.documents.insert(sequence.0, sequence.0);
+        let document = self.hasher.hash_one(entry.document());
+        window.documents.insert(window.offset(sequence), document);
         entry_states(entry, |change| {
             let offset = window.offset(change.sequence);
             window.cell(change.channel).own.raise(offset, change.state);
@@ -372,22 +457,28 @@ impl<'p, 'a> Sweep<'p, 'a> {
             return;
         }
         let certain = sequence.number() <= self.pass.clock.marked;
-        entry_marks(entry, |change| self.marks.add(change.channel, change.sequence, certain));
+        entry_marks(entry, |change| self.mark(window.index, change.channel, change.sequence, document, certain));
 
         let star = entry.in_star().then(|| entry.star());
         for channel in star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
-            let (older, newer) = match self.newest.meet(channel, entry.document(), sequence) {
+            let pair = match self.newest.meet(channel, entry.document(), sequence) {
                 Met::First => continue,
-                Met::Older { than } => (sequence, than),
-                Met::Newer { than } => (than, sequence),
+                Met::Below { other } => (sequence, other),
+                Met::Above { other } => (other, sequence),
             };
-            if window.range.contains(older) {
-                window.cell(channel).older.push((older, newer));
-            }
+            window.cell(channel).pairs.push(pair);
         }
         if self.pass.is_required(sequence) {
             self.pointers.raise(entry);
         }
+    }
+
+    /// Takes down that a row is marked as superseded by an entry of the document with this hash. `at`: the blocks that are looked at.
+    fn mark(&mut self, at: BlockIndex, channel: &Channel, sequence: Sequence, document: u64, certain: bool) {
+        let (index, _) = Block::locate(sequence, self.capacity);
+        let is_passed = self.rank(index) > self.rank(at);
+        let marks = if is_passed { &mut self.marks_missed } else { &mut self.marks };
+        marks.add(channel, sequence, document, certain);
     }
 
     /// Judges all blocks of the window, and rebuilds what is wrong.
@@ -400,7 +491,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             let doubt = window.doubt(channel, |sequence| self.pass.is_required(sequence));
             let listed = self.lists(channel, window.index);
             let Some(seen) = self.seen.get_mut(channel) else { continue };
-            seen.doubt = seen.doubt.max(doubt);
+            seen.doubt = std::cmp::max_by_key(seen.doubt, doubt, |lost| lost.rank());
             let facts = Facts {
                 listed,
                 valid_from: seen.directory.as_ref().map_or(Sequence::ZERO, |directory| directory.valid_from),
@@ -430,27 +521,35 @@ impl<'p, 'a> Sweep<'p, 'a> {
 
     /// Marks rows that no entry's own list names, and that are older than another of the same document all the same.
     async fn find_older(&mut self, window: &mut Window, channel: &Channel) -> Result<()> {
-        let older = std::mem::take(&mut window.cell(channel).older);
-        for (row, newer) in older {
-            let offset = window.offset(row);
-            let cell = window.cell(channel);
-            if cell.marked.at(offset) == super::rules::Superseded::Yes || !cell.own.get(offset).is_live() {
-                continue;
-            }
-            let certain = newer.number() <= self.pass.clock.marked;
-            let says = match &cell.stored {
-                Some(Stored::Block(block)) => block.get(offset),
-                _ => BlockState::Absent,
-            };
-            if certain && says != BlockState::Superseded {
-                // Only by their hashes they are one document.
-                let both = self.pass.store.entries(&[row, newer]).await?;
-                let documents: Vec<DocumentRef<'_>> = both.iter().flatten().map(|entry| entry.document()).collect();
-                if documents.len() < 2 || documents[0] != documents[1] {
+        let pairs = std::mem::take(&mut window.cell(channel).pairs);
+        for (low, high) in pairs {
+            if window.range.contains(low) {
+                let offset = window.offset(low);
+                let cell = window.cell(channel);
+                if cell.marked.at(offset) == super::rules::Superseded::Yes || !cell.own.get(offset).is_live() {
+                    continue;
+                }
+                if high.number() > self.pass.clock.marked {
+                    cell.marked.add(offset, false);
                     continue;
                 }
             }
-            window.cell(channel).marked.add(offset, certain);
+            let both = self.pass.store.entries(&[low, high]).await?;
+            let [Some(low), Some(high)] = &both[..] else { continue };
+            // Only by their hashes they are one document. And the later revision may have the lower number.
+            if low.document() != high.document() {
+                continue;
+            }
+            let (older, newer) = if low.is_newer_than(high) { (high, low) } else { (low, high) };
+            self.newest.correct(channel, newer.document(), newer.position());
+            let (row, certain) = (older.position(), newer.sequence() <= self.pass.clock.marked);
+            if window.range.contains(row) {
+                let offset = window.offset(row);
+                window.cell(channel).marked.add(offset, certain);
+            } else {
+                let document = self.hasher.hash_one(older.document());
+                self.mark(window.index, channel, row, document, certain);
+            }
         }
         Ok(())
     }

@@ -49,8 +49,9 @@ pub(super) struct Cell {
     pub(super) own: Block,
     /// The marks that fall on them.
     pub(super) marked: Marked,
-    /// Rows here that have a newer one of what seems the same document, above all that `marked` covers: to be looked at only if nothing else tells.
-    pub(super) older: Vec<(Sequence, Sequence)>,
+    /// Two rows of what seems the same document, the one with the lower number first: to be looked at only if nothing else tells which
+    /// is superseded.
+    pub(super) pairs: Vec<(Sequence, Sequence)>,
 }
 
 /// The blocks of one number.
@@ -63,8 +64,8 @@ pub(super) struct Window {
     /// Sequences whose documents were asked for, and those among them not read yet.
     asked: RangeSet,
     to_read: Vec<Sequence>,
-    /// Sequences whose documents can be read.
-    pub(super) documents: RangeSet,
+    /// The documents that can be read, by offset: their hashes.
+    pub(super) documents: FxHashMap<u32, u64>,
     /// Documents that cannot be.
     pub(super) broken: FxHashMap<Sequence, Finding>,
 }
@@ -107,7 +108,7 @@ impl Window {
             cells: ChannelMap::default(),
             asked: RangeSet::new(),
             to_read: Vec::new(),
-            documents: RangeSet::new(),
+            documents: FxHashMap::default(),
             broken: FxHashMap::default(),
         }
     }
@@ -126,7 +127,7 @@ impl Window {
             stored: None,
             own: Block::new(capacity),
             marked: Marked::new(capacity),
-            older: Vec::new(),
+            pairs: Vec::new(),
         })
     }
 
@@ -148,15 +149,15 @@ impl Window {
 
     /// Up to where a lost document may have superseded rows of the channel: those below it are not shown again.
     pub(super) fn doubt(&self, channel: &Channel, is_required: impl Fn(Sequence) -> bool) -> Sequence {
-        let broken = self.broken.keys().copied().max().unwrap_or_default();
+        let broken = self.broken.keys().copied().max_by_key(|lost| lost.rank()).unwrap_or_default();
         let Some(stored) = self.cells.get(channel).and_then(|cell| cell.stored.as_ref()) else { return broken };
         let Stored::Block(block) = stored else { return broken };
         let named = block.iter().map(|(offset, state)| (self.sequence(offset), state));
         let is_lost = |(sequence, state): &(Sequence, BlockState)| {
             self.broken.contains_key(sequence)
-                || state.is_live() && is_required(*sequence) && !self.documents.contains(sequence.0)
+                || state.is_live() && is_required(*sequence) && !self.documents.contains_key(&self.offset(*sequence))
         };
-        named.filter(is_lost).map(|(sequence, _)| sequence).max().unwrap_or_default()
+        named.filter(is_lost).map(|(sequence, _)| sequence).max_by_key(|lost| lost.rank()).unwrap_or_default()
     }
 
     /// Judges a block: `stored` may have been read later than what is in the cell.
@@ -194,15 +195,15 @@ impl Window {
         for offset in offsets {
             let sequence = self.sequence(offset);
             let (state, own) = (stored.state(offset), cell.own.get(offset));
-            let document = self.documents.contains(sequence.0);
+            let document = self.documents.contains_key(&offset);
             let required = is_required(sequence) || facts.unpublished && document;
-            if sequence < facts.valid_from {
+            if sequence.rank() < facts.valid_from.rank() {
                 verdict.right.raise(offset, state);
                 continue;
             }
             let superseded = cell.marked.at(offset);
             let named = channel.is_star() || star.is_none_or(|star| star.may_name(offset)) || self.broken.contains_key(&sequence);
-            let known = Known { document, named, own, superseded, required, doubt: sequence < facts.doubt };
+            let known = Known { document, named, own, superseded, required, doubt: sequence.rank() < facts.doubt.rank() };
             let (mut right, wrong) = judge(state, known);
             if gone && !document && required && superseded != Superseded::Yes {
                 right = BlockState::Present;

@@ -27,7 +27,7 @@ use crate::sequence::{Sequence, SequenceRange};
 use crate::store::{CacheStore, PARALLEL};
 
 pub(crate) use plan::{BySequence, Plan};
-use plan::{Edit, Edits, edited};
+use plan::{Edit, Edits, edited, replaced};
 
 /// What is looked for: entries that came from after a seqno of a partition.
 #[derive(Clone, Debug)]
@@ -226,6 +226,34 @@ async fn restore_pointers(fenced: Fenced<'_>, gone: &BySequence, stored: &BySequ
         pointers.extend(kept);
     }
     Ok(pointers)
+}
+
+/// Sees to it that these entries, which were just committed and are not published yet, are what is stored: a writer that crashed, or one
+/// that is deposed and does not know it, may have stored another entry there that nothing accounts for. Sequence documents stay as they
+/// are first written, so that one would be shown in their place.
+pub(crate) async fn confirm(fenced: Fenced<'_>, codec: &dyn BlockCodec, entries: &[Arc<ChangeEntry>]) -> Result<()> {
+    for page in entries.chunks(scan::PAGE) {
+        let positions: Vec<Sequence> = page.iter().map(|entry| entry.position()).collect();
+        let stored = fenced.store.entries(&positions).await?;
+        for (entry, stored) in page.iter().zip(stored) {
+            let Some(stored) = stored.filter(|stored| stored != entry) else { continue };
+            tracing::warn!(
+                sequence = %entry.sequence(),
+                document = %entry.document(),
+                revision = entry.revision(),
+                found = %stored.document(),
+                found_revision = stored.revision(),
+                "another writer had stored an entry under this sequence that was never published; it is written over"
+            );
+            let bytes = entry.to_bytes();
+            let change =
+                |stored: Option<&[u8]>| Ok(if stored == Some(&bytes[..]) { Change::Keep } else { Change::Put(bytes.clone()) });
+            fenced.rewrite(&CacheKey::Sequence(entry.position()), change).await?;
+            let edits = replaced(&stored, entry, codec.capacity());
+            edit_blocks(fenced, codec, &edits.iter().collect::<Vec<_>>()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the documents of what is gone and hidden. Where there is another one by now, its number has been given out again, and it stays.

@@ -1,6 +1,6 @@
 //! What a withdrawal changes: no I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::batch::{entry_marks, entry_states};
@@ -40,8 +40,9 @@ pub(crate) struct Plan {
 impl Plan {
     /// The withdrawal of `gone`, where `named` are the stored entries, of whatever document, of the numbers that these say to be superseded.
     ///
-    /// In each channel that the withdrawn entries of a document were in, the newest of what they named is shown again: marks that other entries
-    /// have left stay, and all older rows have one by then.
+    /// In each channel that the withdrawn entries of a document were in, the newest of what they named is shown again. Marks that
+    /// other entries have left on rows stay. A mark where the superseded entry has no row goes: its number may be given out again,
+    /// and the next entry may have a row there. A number that is another document's now was never superseded by them.
     ///
     /// A departure whose revision comes to be known as a whole is gone only to make room for that: whoever told of it is not gone with it. Its states are
     /// right as they are.
@@ -76,13 +77,19 @@ impl Plan {
         let surviving: Vec<&Arc<ChangeEntry>> =
             numbers.iter().filter_map(|number| named.get(number)).filter(|entry| entry.document() == document).collect();
 
-        let mut newest: HashMap<Channel, (Sequence, BlockState)> = HashMap::new();
+        let mut newest: HashMap<Channel, (&ChangeEntry, BlockState)> = HashMap::new();
         let mut marked: BTreeSet<(Channel, Sequence)> = BTreeSet::new();
-        // In the order of their sequences, so that the newest is the last.
+        let mut rows: HashSet<(Channel, Sequence)> = HashSet::new();
+        for entry in numbers.iter().filter_map(|number| named.get(number)) {
+            entry_states(entry, |change| {
+                rows.insert((change.channel.clone(), change.sequence));
+            });
+        }
         for entry in &surviving {
             entry_states(entry, |change| {
-                if change.state.is_live() {
-                    newest.insert(change.channel.clone(), (change.sequence, change.state));
+                let is_older = newest.get(change.channel).is_some_and(|(newest, _)| newest.is_newer_than(entry));
+                if change.state.is_live() && !is_older {
+                    newest.insert(change.channel.clone(), (entry.as_ref(), change.state));
                 }
             });
             entry_marks(entry, |change| {
@@ -104,11 +111,14 @@ impl Plan {
                 let (channel, sequence) = (change.channel, change.sequence);
                 if gone.contains_key(&sequence) {
                     edit(channel, sequence, Edit::Clear);
-                } else if let Some((_, state)) = newest.get(channel).filter(|(newest, _)| *newest == sequence) {
+                } else if let Some((_, state)) = newest.get(channel).filter(|(newest, _)| newest.position() == sequence) {
                     edit(channel, sequence, Edit::Restore(*state));
                     restored.insert(sequence);
-                } else if !named.contains_key(&sequence) && !marked.contains(&(channel.clone(), sequence)) {
-                    edit(channel, sequence, Edit::Clear);
+                } else {
+                    let at = (channel.clone(), sequence);
+                    if !rows.contains(&at) && !marked.contains(&at) {
+                        edit(channel, sequence, Edit::Clear);
+                    }
                 }
             });
         }
@@ -116,6 +126,22 @@ impl Plan {
         self.numbers.extend(numbers.iter().filter(|number| !is_known(number)));
         self.restored.extend(surviving.into_iter().filter(|entry| restored.contains(&entry.position())).cloned());
     }
+}
+
+/// What changes in blocks where `now` takes the place of `before`, which was never published: states that only that had go, and where
+/// both have one, they were mixed.
+pub(crate) fn replaced(before: &ChangeEntry, now: &ChangeEntry, capacity: u32) -> BTreeMap<(Channel, BlockIndex), Edits> {
+    let (index, offset) = Block::locate(now.position(), capacity);
+    let mut edits = BTreeMap::new();
+    entry_states(before, |change| {
+        edits.insert((change.channel.clone(), index), Edits::from([(offset, Edit::Clear)]));
+    });
+    entry_states(now, |change| {
+        if let Some(edit) = edits.get_mut(&(change.channel.clone(), index)) {
+            edit.insert(offset, Edit::Restore(change.state));
+        }
+    });
+    edits
 }
 
 /// The document, and the mutation that told of the entry: both are of one partition.
@@ -178,9 +204,41 @@ mod tests {
         let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
         assert_eq!(edits(&plan, "*"), [(5, Edit::Restore(Present)), (6, Edit::Clear), (7, Edit::Clear)]);
         assert_eq!(edits(&plan, "a"), [(5, Edit::Restore(Removal)), (6, Edit::Clear), (7, Edit::Clear)]);
-        assert_eq!(edits(&plan, "b"), [(3, Edit::Restore(Present)), (6, Edit::Clear), (7, Edit::Clear)]);
+        let restored = (3, Edit::Restore(Present));
+        assert_eq!(edits(&plan, "b"), [restored, (5, Edit::Clear), (6, Edit::Clear), (7, Edit::Clear)]);
         assert_eq!(plan.restored, [first, second]);
         assert_eq!(plan.numbers, [Sequence(7), Sequence(6)]);
+    }
+
+    #[test]
+    fn a_mark_goes_where_the_superseded_entry_has_no_row() {
+        let first = entry(3, 1, &[], &[("a", Membership::Present)], PLAIN);
+        let second = entry(5, 2, &[3], &[("a", Membership::Present)], PLAIN);
+        let third = entry(7, 8, &[3, 5], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
+        let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
+        assert_eq!(edits(&plan, "a"), [(5, Edit::Restore(Present)), (7, Edit::Clear)]);
+        assert_eq!(edits(&plan, "b"), [(3, Edit::Clear), (5, Edit::Clear), (7, Edit::Clear)]);
+    }
+
+    #[test]
+    fn what_is_shown_again_is_the_newest_revision_whatever_its_number() {
+        let first = entry(5, 1, &[], &[("a", Membership::Present)], PLAIN);
+        let second = entry(4, 2, &[5], &[("a", Membership::Present)], PLAIN);
+        let third = entry(7, 8, &[4, 5], &[("a", Membership::Present)], PLAIN);
+        let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
+        assert_eq!(edits(&plan, "a"), [(4, Edit::Restore(Present)), (7, Edit::Clear)]);
+        assert_eq!(plan.restored, [second]);
+    }
+
+    #[test]
+    fn a_row_of_another_document_is_left_as_it_is() {
+        let other = ChangeEntry::new(Sequence(5), "e", "1-a", PLAIN).unwrap();
+        let other = Arc::new(other.with_channel(Channel::new("a").unwrap(), Membership::Present));
+        let gone = entry(7, 8, &[5], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
+        let plan = Plan::new(&by(&[&gone]), &by(&[&other]), 100);
+        assert_eq!((edits(&plan, "*"), edits(&plan, "a")), (vec![(7, Edit::Clear)], vec![(7, Edit::Clear)]));
+        assert_eq!(edits(&plan, "b"), [(5, Edit::Clear), (7, Edit::Clear)]);
+        assert_eq!((&plan.restored[..], &plan.numbers[..]), (&[][..], &[Sequence(7)][..]));
     }
 
     #[test]
@@ -191,6 +249,16 @@ mod tests {
         assert_eq!(edits(&both, "a"), [(3, Edit::Clear), (5, Edit::Clear)]);
         let alone = Plan::new(&by(&[&departure]), &BySequence::new(), 100);
         assert_eq!((alone.blocks.len(), &alone.numbers[..]), (0, &[Sequence(5)][..]));
+    }
+
+    #[test]
+    fn what_takes_the_place_of_another_has_its_own_states_only() {
+        let before = entry(5, 1, &[], &[("a", Membership::Present), ("b", Membership::Removed)], PLAIN);
+        let now = entry(5, 2, &[3], &[("b", Membership::Present), ("c", Membership::Present)], PLAIN);
+        let edits = replaced(&before, &now, 100);
+        let found: Vec<_> = edits.iter().map(|((channel, _), edits)| (channel.name(), edits[&5])).collect();
+        let restored = Edit::Restore(Present);
+        assert_eq!(found, [("*", restored), ("a", Edit::Clear), ("b", restored)]);
     }
 
     #[test]

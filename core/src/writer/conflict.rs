@@ -82,6 +82,7 @@ impl Writer {
     /// The same for one document of the batch, whose number has come to be accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let Decoded::Document(document) = decoded else { return Ok(()) };
+        self.name_own(document, conflicts).await?;
         let Some(number) = self.accounted(document).filter(|_| !conflicts.resolved.contains(&at)) else { return Ok(()) };
         // It was looked up when nothing was known of it.
         conflicts.entries.remove(&number);
@@ -89,10 +90,46 @@ impl Writer {
         self.readmit(position.as_slice()).await
     }
 
-    /// The number of a document, if that is accounted for.
+    /// A document's metadata tell the numbers of its earlier revisions. Where other documents have such a number too, finds the position of
+    /// its own. What that revision left is known then.
+    async fn name_own(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
+        let DecodedDocument { entry, departures, .. } = document;
+        let departed = departures.iter().map(|departure| departure.sequence);
+        let mut shared: Vec<Sequence> = entry.supersedes().iter().copied().chain(departed).collect();
+        shared.retain(|number| self.shared_numbers.contains(number));
+        shared.sort_unstable();
+        shared.dedup();
+        for number in shared {
+            let (mut own, mut is_free, mut is_known) = (Vec::new(), false, false);
+            for slot in 0..Sequence::SLOTS {
+                let Some(position) = number.in_slot(slot) else { break };
+                match self.entry_at(conflicts, position).await? {
+                    Some(found) if found.document() == entry.document() => {
+                        own.push(position);
+                        is_known |= found.in_star();
+                    }
+                    Some(_) => {}
+                    None if slot == 0 => is_free = true,
+                    None => break,
+                }
+            }
+            if is_known {
+                departures.retain(|departure| departure.sequence != number);
+            }
+            if is_free && own.is_empty() {
+                own.push(number);
+            }
+            let others = entry.supersedes().iter().copied().filter(|other| *other != number && !own.contains(other));
+            *entry = entry.clone().with_supersedes(others.chain(own.iter().copied()).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+
+    /// The number of a document, if that is accounted for; or shared: then the document may be there, in a slot.
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
-        (sequencer.is_accounted(number) && !sequencer.is_before_start(number)).then_some(number)
+        let is_known = sequencer.is_accounted(number) || self.shared_numbers.contains(&number);
+        (is_known && !sequencer.is_before_start(number)).then_some(number)
     }
 
     /// Finds the entries at these positions: those that are not stored yet, too.
@@ -124,30 +161,44 @@ impl Writer {
         Ok(conflicts.entries.get(&position).cloned().flatten())
     }
 
-    /// Finds the position for a document whose number is accounted for; none if it is a duplicate.
+    /// Finds the position for a document whose number is accounted for or shared; none if it is a duplicate, or if it comes as any other.
     async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
         let number = document.entry.sequence();
-        let mut supersedes = None;
+        let is_shared = self.shared_numbers.contains(&number);
+        let (mut supersedes, mut free) = (None, None);
         for slot in 0..Sequence::SLOTS {
             let Some(position) = number.in_slot(slot) else { break };
-            let is_free = match self.entry_at(conflicts, position).await? {
-                None => slot > 0 || !self.is_named_by_another(&document.entry).await?,
-                Some(stored) => match claim(&document.entry, &stored) {
-                    // One that was stored, and not published before a crash, is expected still.
-                    Claim::Duplicate if slot > 0 && !self.assembler.sequencer().is_accounted(position) => true,
-                    Claim::Duplicate | Claim::Outdated => return Ok(None),
-                    Claim::Newer => {
-                        supersedes = Some(position);
-                        false
-                    }
-                    Claim::Taken => false,
-                },
-            };
-            if !is_free {
+            let Some(stored) = self.entry_at(conflicts, position).await? else {
+                let is_free = free.is_none() && (slot > 0 || !self.is_named_by_another(&document.entry).await?);
+                free = if is_free { Some(slot) } else { free };
+                // One in the first slot may have been withdrawn, while others are there still.
+                if free.is_some() && (slot > 0 || !is_shared) {
+                    break;
+                }
                 continue;
+            };
+            match claim(&document.entry, &stored) {
+                // One that was stored, and not published before a crash, is expected still.
+                Claim::Duplicate if slot > 0 && self.assembler.sequencer().abandoned().contains(position.0) => {
+                    free = Some(slot);
+                    break;
+                }
+                Claim::Duplicate | Claim::Outdated => {
+                    document.entry = document.entry.clone().with_slot(slot);
+                    return Ok(None);
+                }
+                Claim::Newer => supersedes = Some(position),
+                Claim::Taken => {}
             }
-            let mut entry = document.entry.clone().with_slot(slot);
-            supersedes.into_iter().for_each(|older| entry.push_superseded(older));
+        }
+        let Some(slot) = free else {
+            tracing::error!(sequence = %number, document = %document.entry.document(), "all slots of a sequence are taken; left out");
+            return Ok(None);
+        };
+        let mut entry = document.entry.clone().with_slot(slot);
+        supersedes.into_iter().for_each(|older| entry.push_superseded(older));
+        let is_expected = slot == 0 && !self.assembler.sequencer().is_accounted(number);
+        if !is_expected {
             self.conflict_log.warn(|| {
                 tracing::warn!(
                     sequence = %number,
@@ -156,12 +207,14 @@ impl Writer {
                     "the sequence was accounted for by something else; the document is shown as late"
                 );
             });
-            conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
-            document.entry = entry;
-            return Ok(Some(position));
         }
-        tracing::error!(sequence = %number, document = %document.entry.document(), "all slots of a sequence are taken; left out");
-        Ok(None)
+        if slot > 0 {
+            self.shared_numbers.insert(number);
+        }
+        let position = entry.position();
+        conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
+        document.entry = entry;
+        Ok((!is_expected).then_some(position))
     }
 
     /// Whether an entry of another document says that the number is its own: then it has a mark there,

@@ -6,6 +6,7 @@
 mod config;
 mod conflict;
 mod floors;
+mod inherited;
 mod intake;
 mod notices;
 mod output;
@@ -23,6 +24,7 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -126,6 +128,8 @@ pub struct Writer {
     begun: u64,
     /// Documents that have been purged, and whose rows are still there.
     purges: Purges,
+    /// Numbers that more than one document has.
+    shared_numbers: FxHashSet<Sequence>,
     /// Log lines about documents whose number is accounted for by something else.
     conflict_log: Throttle,
     /// Names of collections, as the feed has told them.
@@ -221,7 +225,11 @@ impl Writer {
 
         let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let unmarked = inherited::without_others(store.as_ref(), backoff(&config), unmarked).await?;
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
+
+        let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
+        let shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
 
         let now = Instant::now();
         let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);
@@ -234,6 +242,7 @@ impl Writer {
             is_caught_up: false,
             begun: 0,
             purges: Purges::default(),
+            shared_numbers: shared.into_iter().collect(),
             conflict_log: Throttle::new("documents whose sequence was accounted for by something else"),
             collections: Collections::new(),
             registered: Arc::default(),

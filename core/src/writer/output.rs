@@ -16,7 +16,9 @@ use crate::collections::Collections;
 use crate::commit;
 use crate::engine::Prepared;
 use crate::error::{Error, Result};
+use crate::fenced::Fenced;
 use crate::store::Versioned;
+use crate::withdraw;
 
 /// Empty blocks dropped from their directories at once, at most: all of them are read.
 const DROP_AT_ONCE: usize = 1_024;
@@ -68,6 +70,7 @@ impl Writer {
         }
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         let (collections, registered) = (self.unregistered_collections(), self.registered.clone());
+        let (term, codec, is_confirmed) = (self.clock.value.epoch, self.codec.clone(), self.may_find_unpublished());
         let commit = tokio::spawn(async move {
             let attempt = || async {
                 // First of all: an entry of a collection that is not registered is not found again.
@@ -77,10 +80,23 @@ impl Writer {
                 }
                 store.commit(&batch).await
             };
-            attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
+            let receipt = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            if is_confirmed {
+                let fenced = Fenced { store: store.as_ref(), term, removes_unreadable: false };
+                let attempt = || async { withdraw::confirm(fenced, codec.as_ref(), &batch.entries).await };
+                attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            }
+            Ok(receipt)
         });
         let bytes = std::mem::take(&mut self.waiting_bytes);
         self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
+    }
+
+    /// Whether earlier terms may have stored entries that were never published, and that do not come again just as they are. What such a
+    /// term had taken comes again first; later on, only what was taken back since may be of that kind.
+    fn may_find_unpublished(&self) -> bool {
+        let are_earlier = self.clock.value.epoch.counter > 1;
+        are_earlier && (!self.is_caught_up || self.rollbacks.have_been())
     }
 
     /// The collections that this term has met or been told of, if some may not be registered in the

@@ -71,25 +71,27 @@ async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut 
         if let Item::Decoded(_, _, Decoded::Document(document)) = item
             && let Some(row) =
                 batch.pointers.get(&document.entry.document()).and_then(|pointer| pointer.row(document.entry.star()))
-            && row >= document.entry.sequence()
+            && row.number() >= document.entry.sequence()
         {
-            passed.push(document);
+            passed.push((document, row));
         }
     }
     if passed.is_empty() {
         return Ok(());
     }
-    let sequences = |document: &DecodedDocument| {
+    let sequences = |document: &DecodedDocument, row: Sequence| {
         let departures = document.departures.iter().map(|departure| departure.sequence);
-        departures.chain([document.entry.sequence()]).collect::<Vec<Sequence>>()
+        // It may lie in a slot, which only the pointer tells.
+        let own = if row.number() == document.entry.sequence() { row } else { document.entry.sequence() };
+        departures.chain([own]).collect::<Vec<Sequence>>()
     };
-    let mut wanted: Vec<Sequence> = passed.iter().flat_map(|document| sequences(document)).collect();
+    let mut wanted: Vec<Sequence> = passed.iter().flat_map(|(document, row)| sequences(document, *row)).collect();
     wanted.sort_unstable();
     wanted.dedup();
     let attempt = || async { store.entries(&wanted).await };
     let stored = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
-    for document in passed {
-        for sequence in sequences(document) {
+    for (document, row) in passed {
+        for sequence in sequences(document, row) {
             if let Ok(at) = wanted.binary_search(&sequence)
                 && let Some(entry) = &stored[at]
             {

@@ -14,6 +14,9 @@ use crate::sequence::{RangeSet, Sequence};
 /// Duplicates that are remembered: a number may be given out again before the feed tells that its first use is taken back.
 const RECENT: usize = 10_000;
 
+/// The place of an entry: its number and its slot, see [`Sequence::rank`].
+type Rank = (Sequence, u8);
+
 /// A decoded mutation that is not applied, or was not new.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
@@ -44,16 +47,18 @@ struct Unresolved {
 #[derive(Debug, Default)]
 pub(super) struct Rollbacks {
     partitions: BTreeMap<PartitionId, Unresolved>,
-    candidates: BTreeMap<Sequence, Arc<ChangeEntry>>,
+    /// Whether there ever was one.
+    has_been: bool,
+    candidates: BTreeMap<Rank, Arc<ChangeEntry>>,
     /// The candidates of each document.
-    documents: HashMap<DocumentId, BTreeSet<Sequence>>,
-    /// What they say to be superseded: some of it may have been lost with them, without ever having come.
+    documents: HashMap<DocumentId, BTreeSet<Rank>>,
+    /// The numbers that they say to be superseded: some of it may have been lost with them, without ever having come.
     named: RangeSet,
     /// In the order in which they came.
     held: Vec<Held>,
     held_documents: HashSet<DocumentId>,
     /// Candidates that came again as something else: another entry has the number now, or the whole one of which only a departure was known.
-    replaced: BTreeSet<Sequence>,
+    replaced: BTreeSet<Rank>,
     recent: VecDeque<Held>,
 }
 
@@ -69,6 +74,11 @@ impl Rollbacks {
         self.partitions.is_empty() && self.held.is_empty()
     }
 
+    /// Whether anything was ever taken back.
+    pub(super) fn have_been(&self) -> bool {
+        self.has_been
+    }
+
     /// Whether it is not so of a partition.
     pub(super) fn is_unresolved(&self, partition: PartitionId) -> bool {
         self.partitions.contains_key(&partition)
@@ -76,6 +86,7 @@ impl Rollbacks {
 
     /// A partition, which was at `before`, is taken back to `to`.
     pub(super) fn begin(&mut self, partition: PartitionId, to: PartitionSeqno, before: Option<PartitionPosition>) {
+        self.has_been = true;
         let holds = |held: &Held| held.partition != partition || held.seqno <= to;
         self.held.retain(holds);
         self.recent.retain(holds);
@@ -103,13 +114,13 @@ impl Rollbacks {
     pub(super) fn found(&mut self, entries: Vec<Arc<ChangeEntry>>) {
         self.partitions.values_mut().for_each(|unresolved| unresolved.is_collected = true);
         for entry in entries {
-            self.documents.entry(entry.document().into()).or_default().insert(entry.sequence());
+            self.documents.entry(entry.document().into()).or_default().insert(entry.position().rank());
             name(&mut self.named, &entry);
-            self.candidates.insert(entry.sequence(), entry);
+            self.candidates.insert(entry.position().rank(), entry);
         }
         let (taken, recent): (VecDeque<Held>, VecDeque<Held>) = std::mem::take(&mut self.recent)
             .into_iter()
-            .partition(|held| held.sequence().is_some_and(|sequence| self.candidates.contains_key(&sequence)));
+            .partition(|held| held.sequence().is_some_and(|number| self.candidates_of(number).next().is_some()));
         self.recent = recent;
         for held in taken {
             self.hold_unless_same(held);
@@ -128,27 +139,31 @@ impl Rollbacks {
         if self.candidates.is_empty() && self.held.is_empty() {
             return false;
         }
-        if let Some(DecodedDocument { entry, .. }) = document_of(decoded)
-            && self.candidates.get(&entry.sequence()).is_some_and(|candidate| {
+        if let Some(DecodedDocument { entry, .. }) = document_of(decoded) {
+            let is_same = |candidate: &ChangeEntry| {
                 // What another program has written since keeps the revision's metadata, at a place of its own.
                 let origin = Origin { partition, seqno, cas: entry.origin().cas };
                 (candidate.origin().is_same(origin) || matches!(decoded, Decoded::Foreign(_)))
                     && (candidate.document(), candidate.revision()) == (entry.document(), entry.revision())
-            })
-        {
-            self.confirm(entry.document(), entry.sequence());
-            return false;
-        }
-        if let Some(sequence) = document_of(decoded).map(|document| document.entry.sequence())
-            && self.candidates.contains_key(&sequence)
-        {
-            self.replaced.insert(sequence);
+            };
+            let same = self.candidates_of(entry.sequence()).find(|candidate| is_same(candidate)).cloned();
+            if let Some(same) = same {
+                self.confirm(&same);
+                return false;
+            }
+            let replaced: Vec<Rank> = self.candidates_of(entry.sequence()).map(|candidate| candidate.position().rank()).collect();
+            self.replaced.extend(replaced);
         }
         self.must_wait(decoded)
     }
 
+    /// The candidates that have a number.
+    fn candidates_of(&self, number: Sequence) -> impl Iterator<Item = &Arc<ChangeEntry>> {
+        self.candidates.range((number, 0)..=(number, u8::MAX)).map(|(_, candidate)| candidate)
+    }
+
     fn must_wait(&self, decoded: &Decoded) -> bool {
-        let is_taken = |number: &Sequence| self.candidates.contains_key(number) || self.named.contains(number.0);
+        let is_taken = |number: &Sequence| self.candidates_of(*number).next().is_some() || self.named.contains(number.0);
         match decoded {
             Decoded::Document(document) | Decoded::Foreign(document) => {
                 let DecodedDocument { entry, unused, .. } = document;
@@ -164,16 +179,19 @@ impl Rollbacks {
             Decoded::Principal(principal) => is_taken(&principal.sequence),
             Decoded::Unused(range) => {
                 let (first, last) = (range.first(), range.last());
-                self.candidates.range(first..=last).next().is_some() || self.named.within(first.0, last.0).next().is_some()
+                self.candidates.range((first, 0)..=(last, u8::MAX)).next().is_some()
+                    || self.named.within(first.0, last.0).next().is_some()
             }
             Decoded::Counter(_) | Decoded::Ignored(_) | Decoded::Invalid(_) => false,
         }
     }
 
-    fn confirm(&mut self, document: DocumentRef<'_>, upto: Sequence) {
+    fn confirm(&mut self, confirmed: &ChangeEntry) {
+        let document = confirmed.document();
         let Some(numbers) = self.documents.get_mut(&document) else { return };
-        let replaced = &self.replaced;
-        let confirmed: Vec<Sequence> = numbers.range(..=upto).filter(|number| !replaced.contains(number)).copied().collect();
+        let is_newer = |number: &Rank| self.candidates.get(number).is_some_and(|other| other.is_newer_than(confirmed));
+        let confirmed: Vec<Rank> =
+            numbers.iter().filter(|number| !self.replaced.contains(number) && !is_newer(number)).copied().collect();
         for number in &confirmed {
             numbers.remove(number);
             self.candidates.remove(number);
@@ -199,7 +217,7 @@ impl Rollbacks {
 
     /// Nothing accounts for these numbers any more: what came of them as a duplicate is to be taken.
     pub(super) fn recall(&mut self, numbers: &[Sequence]) {
-        let numbers: BTreeSet<Sequence> = numbers.iter().copied().collect();
+        let numbers: BTreeSet<Sequence> = numbers.iter().map(|position| position.number()).collect();
         let is_wanted = |held: &Held| held.sequence().is_some_and(|sequence| numbers.contains(&sequence));
         let (wanted, recent) = std::mem::take(&mut self.recent).into_iter().partition::<VecDeque<Held>, _>(is_wanted);
         self.recent = recent;
@@ -217,10 +235,10 @@ impl Rollbacks {
         self.candidates = left;
         self.named = RangeSet::new();
         self.candidates.values().for_each(|entry| name(&mut self.named, entry));
-        let gone: BTreeMap<Sequence, Arc<ChangeEntry>> = gone;
+        let gone: BTreeMap<Rank, Arc<ChangeEntry>> = gone;
         for entry in gone.values() {
             self.documents.remove(&entry.document());
-            self.replaced.remove(&entry.sequence());
+            self.replaced.remove(&entry.position().rank());
         }
         gone.into_values().collect()
     }
@@ -253,7 +271,7 @@ impl Rollbacks {
 }
 
 fn name(named: &mut RangeSet, entry: &ChangeEntry) {
-    for number in entry.supersedes() {
+    for number in entry.supersedes().iter().map(|position| position.number()) {
         named.insert(number.0, number.0);
     }
 }

@@ -1,0 +1,67 @@
+//! What an earlier term has stored and not marked.
+
+use std::sync::Arc;
+
+use backon::{ExponentialBuilder, Retryable as _};
+
+use super::log_retry;
+use crate::entry::ChangeEntry;
+use crate::error::{Error, ErrorKind, Result};
+use crate::scan;
+use crate::sequence::Sequence;
+use crate::store::CacheStore;
+
+/// Takes out of each entry's list what another document has by now: that was never superseded by it. An entry whose list shrinks is a
+/// copy; what is stored stays.
+///
+/// # Errors
+/// What the store says. What cannot be read stays in the lists: it hides nothing that is shown.
+pub(super) async fn without_others(
+    store: &dyn CacheStore,
+    policy: ExponentialBuilder,
+    mut entries: Vec<Arc<ChangeEntry>>,
+) -> Result<Vec<Arc<ChangeEntry>>> {
+    for some in entries.chunks_mut(scan::PAGE) {
+        let named = some.iter().enumerate().flat_map(|(at, entry)| entry.supersedes().iter().map(move |older| (*older, at)));
+        let mut named: Vec<(Sequence, usize)> = named.collect();
+        named.sort_unstable();
+        let by_position: Vec<&[(Sequence, usize)]> = named.chunk_by(|a, b| a.0 == b.0).collect();
+        let mut others: Vec<(usize, Sequence)> = Vec::new();
+        for page in by_position.chunks(scan::PAGE) {
+            let positions: Vec<Sequence> = page.iter().map(|naming| naming[0].0).collect();
+            for (naming, found) in page.iter().zip(read(store, policy, &positions).await?) {
+                let Some(found) = found else { continue };
+                let are_others = naming.iter().filter(|(_, at)| some[*at].document() != found.document());
+                others.extend(are_others.map(|(older, at)| (*at, *older)));
+            }
+        }
+        others.sort_unstable();
+        for others in others.chunk_by(|a, b| a.0 == b.0) {
+            let entry = &mut some[others[0].0];
+            let is_own = |older: &Sequence| others.iter().all(|(_, other)| other != older);
+            let own: Vec<Sequence> = entry.supersedes().iter().copied().filter(is_own).collect();
+            *entry = Arc::new(ChangeEntry::clone(entry).with_supersedes(own));
+        }
+    }
+    Ok(entries)
+}
+
+/// The entries at these positions, but for those that cannot be read.
+async fn read(
+    store: &dyn CacheStore,
+    policy: ExponentialBuilder,
+    positions: &[Sequence],
+) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
+    if let Ok(found) = store.entries(positions).await {
+        return Ok(found);
+    }
+    let mut found = Vec::with_capacity(positions.len());
+    for position in positions {
+        let attempt = || async { store.entries(std::slice::from_ref(position)).await };
+        match attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await {
+            Err(e) if e.kind() == ErrorKind::Corrupt => found.push(None),
+            one => found.extend(one?),
+        }
+    }
+    Ok(found)
+}

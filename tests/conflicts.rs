@@ -1,0 +1,193 @@
+//! Sequences that are given out twice, released and used, and documents that are purged and made anew:
+//! whatever happens on the way, each document is shown at its newest revision, and nothing else is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rand::{Rng as _, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use sluicegate::changes::{ChangesOptions, Delivery};
+use sluicegate::feed::MutationKind;
+use sluicegate::pointer::Supersession;
+use sluicegate::verify::{VerifyOptions, verify};
+use sluicegate::{
+    CacheStore, Channel, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Writer, WriterConfig,
+};
+use sluicegate_replay::MemoryFeed;
+use sluicegate_testkit::fault::{FaultStore, Faults};
+use sluicegate_testkit::plain::PlainStore;
+
+const CHANNELS: [&str; 3] = ["a", "b", "*"];
+
+/// What a document is, as the gateway knows it.
+#[derive(Clone, Debug, Default)]
+struct Document {
+    sequence: u64,
+    generation: u32,
+    recent: Vec<u64>,
+    channel: &'static str,
+}
+
+/// A bucket whose gateways have lost their counter now and then.
+#[derive(Debug)]
+struct World {
+    rng: ChaCha8Rng,
+    counter: u64,
+    cas: u64,
+    documents: BTreeMap<String, Document>,
+    events: Vec<Mutation>,
+}
+
+impl World {
+    fn new(seed: u64, steps: usize) -> Self {
+        let rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = World { rng, counter: 0, cas: 1 << 40, documents: BTreeMap::new(), events: Vec::new() };
+        for _ in 0..steps {
+            match world.rng.random_range(0..20) {
+                0..12 => world.write(false),
+                12..15 => world.write(true),
+                15..18 => world.release(),
+                18 => world.purge(),
+                _ => world.counter += 1,
+            }
+        }
+        world
+    }
+
+    fn event(&mut self, mutation: Mutation) {
+        self.cas += 1;
+        let partition = mutation.key.iter().fold(0u16, |sum, byte| sum.wrapping_mul(7).wrapping_add(u16::from(*byte))) % 8;
+        self.events.push(Mutation { cas: self.cas, partition: PartitionId(partition), ..mutation });
+    }
+
+    /// A write; with a number that was given out before, if `again`.
+    fn write(&mut self, again: bool) {
+        let name = format!("d{}", self.rng.random_range(0..6));
+        let known = self.documents.get(&name).cloned().unwrap_or_default();
+        let sequence = match again && self.counter > 0 {
+            true => self.rng.random_range(1..=self.counter),
+            false => {
+                self.counter += 1;
+                self.counter
+            }
+        };
+        if known.recent.contains(&sequence) {
+            return;
+        }
+        let mut recent = known.recent.clone();
+        recent.push(sequence);
+        let channel = if self.rng.random_bool(0.5) { "a" } else { "b" };
+        let (generation, mut channels) = (known.generation + 1, serde_json::Map::new());
+        let revision = format!("{generation}-{sequence}");
+        channels.insert(channel.to_owned(), json!(null));
+        if !known.channel.is_empty() && known.channel != channel {
+            channels.insert(known.channel.to_owned(), json!({"seq": sequence, "rev": revision}));
+        }
+        let metadata = json!({"rev": revision, "sequence": sequence, "recent_sequences": recent, "channels": channels});
+        self.documents.insert(name.clone(), Document { sequence, generation, recent, channel });
+        self.event(Mutation::new(name, json!({"_sync": metadata}).to_string()));
+    }
+
+    /// A marker that says that a number will not be used: one that was not given out, or one that was.
+    fn release(&mut self) {
+        let number = match self.rng.random_bool(0.5) {
+            true => self.counter + 1,
+            false => self.rng.random_range(1..=self.counter.max(1)),
+        };
+        self.event(Mutation::new(format!("_sync:unusedSeq:{number}"), ""));
+    }
+
+    fn purge(&mut self) {
+        let Some(name) = self.documents.keys().nth(self.rng.random_range(0..6)).cloned() else { return };
+        self.documents.remove(&name);
+        self.event(Mutation { kind: MutationKind::Deletion, ..Mutation::new(name, "") });
+    }
+
+    /// What each channel shows: sequence, document, revision.
+    fn expected(&self) -> BTreeMap<&'static str, Vec<(u64, String, String)>> {
+        let rows = |channel: &str| {
+            let of_it = self.documents.iter().filter(|(_, document)| channel == "*" || document.channel == channel);
+            let row = |(name, document): (&String, &Document)| {
+                (document.sequence, name.clone(), format!("{}-{}", document.generation, document.sequence))
+            };
+            let mut rows: Vec<_> = of_it.map(row).collect();
+            rows.sort_unstable();
+            rows
+        };
+        CHANNELS.iter().map(|channel| (*channel, rows(channel))).collect()
+    }
+}
+
+fn config(seed: u64) -> WriterConfig {
+    let text = r#"{"max_batch": 4, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": 8,
+        "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
+    let config: WriterConfig = serde_json::from_str(text).unwrap();
+    config.with_supersession(if seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
+}
+
+async fn run(store: Arc<dyn CacheStore>, feed: &MemoryFeed, seed: u64) -> Result<u64> {
+    let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), "world", config(seed)).await?;
+    writer.run(feed, std::future::pending()).await?;
+    Ok(writer.stats().conflicts)
+}
+
+/// The live rows that a reader is shown, removals left out.
+async fn answers(store: &Arc<dyn CacheStore>) -> BTreeMap<&'static str, Vec<(u64, String, String)>> {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut answers = BTreeMap::new();
+    for name in CHANNELS {
+        let options = ChangesOptions::new().delivery(Delivery::Eager).active_only(true);
+        let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
+        let row = |row: &sluicegate::changes::AnswerRow| {
+            (row.id.sequence.0, row.entry.key().to_owned(), row.entry.revision().to_owned())
+        };
+        let mut rows: Vec<_> = answer.rows.iter().map(row).collect();
+        rows.sort_unstable();
+        answers.insert(name, rows);
+    }
+    answers
+}
+
+async fn assert_right(store: &Arc<dyn CacheStore>, world: &World, what: &str) {
+    assert_eq!(answers(store).await, world.expected(), "{what}");
+    let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+    assert!(report.is_clean(), "{what}: {:#?}", report.findings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_document_is_shown_at_its_newest_revision_whoever_else_has_its_sequence() {
+    let mut conflicts = 0;
+    for seed in 0..400 {
+        let world = World::new(seed, 60);
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let feed = MemoryFeed::new("world", world.events.clone()).with_batch(1 + seed as usize % 7).unwrap();
+        conflicts += run(store.clone(), &feed, seed).await.unwrap();
+        assert_right(&store, &world, &format!("seed {seed}")).await;
+        // Everything again, to another writer that begins anew.
+        let mut writer = Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), "again", config(seed)).await.unwrap();
+        writer.run(&feed, std::future::pending()).await.unwrap();
+        assert_right(&store, &world, &format!("seed {seed}, again")).await;
+    }
+    assert!(conflicts > 1_000, "{conflicts}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_all_the_time_changes_nothing_of_that() {
+    let mut terms = 0;
+    for seed in 0..150 {
+        let world = World::new(seed, 60);
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::all(0.02)));
+        let feed = MemoryFeed::new("world", world.events.clone()).with_batch(1 + seed as usize % 7).unwrap();
+        let mut tries = 0;
+        while let Err(error) = run(faulty.clone(), &feed, seed).await {
+            assert!(error.is_retryable(), "seed {seed}: {error:?}");
+            tries += 1;
+            assert!(tries < 1_000, "seed {seed}: never got through");
+        }
+        terms += tries;
+        assert_right(&store, &world, &format!("seed {seed}, {tries} tries")).await;
+    }
+    println!("{terms} terms were cut off");
+}

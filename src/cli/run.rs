@@ -20,6 +20,10 @@ pub(crate) struct RunArgs {
     /// How the summary is printed at the end
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// Go on with a cache that was made from another feed or database, which is refused otherwise: it is bound to this one, which is read
+    /// from its beginning. What the cache holds stays
+    #[arg(long)]
+    adopt: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,7 +48,8 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
         .with_store(store)
         .with_feed(feed)
         .writer_config(session.settings.writer.clone())
-        .reader_config(session.settings.reader.clone());
+        .reader_config(session.settings.reader.clone())
+        .adopt(args.adopt);
     if let Some(node) = &session.settings.node {
         builder = builder.node(node);
     }

@@ -1,5 +1,6 @@
 //! The change feed: what it delivers, and where to open it.
 
+mod identity;
 mod position;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
+pub use identity::FeedIdentity;
 #[cfg(feature = "runtime")]
 pub(crate) use position::least_missed;
 pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
@@ -295,6 +297,12 @@ pub type FeedStream = BoxStream<'static, Result<FeedBatch>>;
 pub trait Feed: Send + Sync + fmt::Debug + 'static {
     /// What this feed is and can do.
     fn info(&self) -> FeedInfo;
+
+    /// What it is of. Two feeds whose sequences do not go together must differ in it: a cache that was
+    /// made from one refuses the other. Unless implemented, scheme and name.
+    fn identity(&self) -> FeedIdentity {
+        FeedIdentity::new(self.info().checkpoint_name())
+    }
 
     /// Opens the feed. May be called again, for example after an error.
     ///

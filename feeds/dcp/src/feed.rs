@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
+use sluicegate_core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate_core::registry::{FeedFactory, Location, Opening};
 use sluicegate_core::{Error, ErrorKind, Feed, FeedStart, FeedStream, PartitionId, Result};
 use sluicegate_mcbp::topology::Topology;
@@ -30,6 +30,8 @@ use crate::vbucket::Begin;
 pub struct DcpFeed {
     target: Arc<Target>,
     partitions: u16,
+    /// The bucket's UUID, empty where the server does not say.
+    uuid: String,
     board: Mutex<Arc<Board>>,
 }
 
@@ -57,7 +59,7 @@ impl DcpFeed {
         }
         let partitions = u16::try_from(map.num_vbuckets())
             .map_err(|_| Error::new(ErrorKind::Unsupported, "the bucket has more vbuckets than a feed can have partitions"))?;
-        Ok(DcpFeed { target, partitions, board: Mutex::new(Arc::new(Board::new(usize::from(partitions)))) })
+        Ok(DcpFeed { target, partitions, uuid: map.uuid, board: Mutex::new(Arc::new(Board::new(usize::from(partitions)))) })
     }
 
     /// What the stream that was opened last is doing.
@@ -83,11 +85,19 @@ impl Feed for DcpFeed {
     fn info(&self) -> FeedInfo {
         let finite = self.is_finite();
         FeedInfo {
-            scheme: self.target.scheme,
+            // With TLS or without, it is the same feed, and has one checkpoint.
+            scheme: "dcp",
             name: self.target.name(),
             partitions: self.partitions,
             capabilities: FeedCapabilities { positions: true, snapshots: true, deletions: true, finite },
         }
+    }
+
+    /// The bucket, whatever of it is followed and over whichever connection.
+    fn identity(&self) -> FeedIdentity {
+        FeedIdentity::new(format!("dcp:{}", self.target.connect.bucket))
+            .with_instance(self.uuid.clone())
+            .with_former_checkpoint(format!("dcps:{}", self.target.name()))
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {

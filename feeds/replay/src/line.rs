@@ -102,6 +102,17 @@ impl<R: BufRead> Lines<R> {
         &self.header
     }
 
+    /// The line of the first event, if there is one that can be read. Reads up to there.
+    pub(crate) fn first_event(&mut self) -> Option<&[u8]> {
+        loop {
+            match self.next() {
+                Some(Ok(Line::Event(..))) => return Some(self.buffer.trim_ascii()),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    }
+
     fn read_line(&mut self) -> Result<Option<Line>> {
         loop {
             self.buffer.clear();

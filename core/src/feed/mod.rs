@@ -189,6 +189,9 @@ pub enum FeedEvent {
         /// Up to where deletions may have been gone already when its snapshot was made (DCP: purge seqno).
         purge_seqno: u64,
     },
+    /// What collections are called, as far as it was not told yet: each number with `SCOPE.COLLECTION`. Comes before the documents of
+    /// a collection, if at all.
+    CollectionNames(Vec<(u32, Box<str>)>),
     /// Everything that existed when the feed was opened has been delivered.
     CaughtUp,
 }
@@ -205,7 +208,7 @@ impl FeedEvent {
             | FeedEvent::SeqnoAdvanced { partition, .. }
             | FeedEvent::PartitionState { partition, .. }
             | FeedEvent::PartitionContext { partition, .. } => Some(*partition),
-            FeedEvent::CaughtUp => None,
+            FeedEvent::CollectionNames(_) | FeedEvent::CaughtUp => None,
         }
     }
 }
@@ -225,6 +228,9 @@ impl FeedBatch {
             .map(|event| match event {
                 FeedEvent::Mutation(m) => m.memory_bytes(),
                 FeedEvent::PartitionState { failover_log, .. } => size_of::<FeedEvent>() + size_of_val(&failover_log[..]),
+                FeedEvent::CollectionNames(names) => {
+                    size_of::<FeedEvent>() + size_of_val(&names[..]) + names.iter().map(|(_, name)| name.len()).sum::<usize>()
+                }
                 _ => size_of::<FeedEvent>(),
             })
             .sum()

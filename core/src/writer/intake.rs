@@ -10,6 +10,7 @@ use super::pointers::{PointerReader, Pointers};
 use super::rollback::Held;
 use super::{Writer, backoff, log_noted};
 use crate::decode::{Decoded, MutationDecoder};
+use crate::document::CollectionId;
 use crate::error::Result;
 use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
 
@@ -142,6 +143,11 @@ impl Writer {
                             ended.insert(partition);
                         }
                         FeedEvent::CaughtUp => self.is_caught_up = true,
+                        FeedEvent::CollectionNames(ref names) => {
+                            for (collection, name) in names {
+                                self.collections.name(CollectionId(*collection), name);
+                            }
+                        }
                         _ => {}
                     }
                     self.tracker.observe(&event);

@@ -14,10 +14,10 @@ use sluicegate_mcbp::topology::Topology;
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::bootstrap::{bootstrap, core_error, filter};
+use crate::bootstrap::{bootstrap, core_error, filter, names};
 use crate::driver::{Driver, Plan};
 use crate::options::{Target, Until};
-use crate::parcel::{self, Inlet};
+use crate::parcel::{self, Inlet, Parcel};
 use crate::status::{Board, DcpStatus};
 use crate::vbucket::Begin;
 
@@ -110,6 +110,7 @@ impl Feed for DcpFeed {
             );
         }
         let filter = filter(&mut session, &target).await.map_err(core_error)?;
+        let (names, told) = names(&mut session).await.map_err(core_error)?;
         let mut topology = Topology::new(target.network.clone(), target.connect.tls.is_some());
         topology.offer(map, session.address());
         drop(session);
@@ -132,7 +133,10 @@ impl Feed for DcpFeed {
             None => Begin::Zero,
         };
         let name = format!("sluicegate:{:016x}", rand::random::<u64>());
-        let plan = Plan { target, filter, name, is_finite: self.is_finite() };
+        if let Some(told) = told {
+            outlet.send(Parcel::own(vec![told]));
+        }
+        let plan = Plan { target, filter, names: Arc::new(names), name, is_finite: self.is_finite() };
         let driver = Driver::new(plan, topology, outlet, board, begin, resolved);
         let task = AbortOnDropHandle::new(tokio::spawn(driver.run()));
         let mut open = Open { inlet, failed: None, _task: task };

@@ -507,7 +507,7 @@ mod tests {
         let batches = entries(load);
         assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [100; 6]);
         let Decoded::Document(third) = &batches[0][2] else { panic!() };
-        assert_eq!((third.entry.document(), third.entry.revision()), ("key-3-4", "1-abc"));
+        assert_eq!((third.entry.key(), third.entry.revision()), ("key-3-4", "1-abc"));
         let names: Vec<_> = third.entry.channels().iter().map(|c| c.channel.name().to_owned()).collect();
         assert_eq!(names, ["test-8", "test-9", "test-0", "test-1"]);
     }

@@ -237,6 +237,7 @@ impl<R: BufRead> Playback<R> {
             match line {
                 Line::Event(n, _) if until.is_some_and(|until| n > until) => break,
                 Line::Event(n, event) if n > after && self.is_after(&event) => return Ok(Some(event)),
+                Line::Collections(names) => return Ok(Some(FeedEvent::CollectionNames(names))),
                 Line::MarkerEnd(marker) if until_marker == Some(marker.marker) => return self.check_position().map(|()| None),
                 _ => {}
             }

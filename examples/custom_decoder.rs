@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use sluicegate::changes::{AnswerRow, ChangesOptions};
-use sluicegate::decode::{DecodedDocument, Ignored, Invalid};
+use sluicegate::decode::{Ignored, Invalid};
 use sluicegate::{
     ChangeEntry, Channel, Decoded, EntryFlags, Error, ErrorKind, Membership, Mutation, MutationDecoder, Result, Sequence,
     Sluicegate,
@@ -49,7 +49,7 @@ impl MutationDecoder for Lines {
             return Decoded::Ignored(Ignored::Internal);
         }
         match Lines::parse(mutation) {
-            Ok(entry) => Decoded::Document(DecodedDocument { entry, unused: Default::default(), departures: Vec::new() }),
+            Ok(entry) => Decoded::Document(entry.into()),
             // Never fail and never panic: what cannot be understood is counted, logged with its key, and left out.
             Err(reason) => Decoded::Invalid(Invalid { reason }),
         }

@@ -10,7 +10,6 @@ use cpu_time::ProcessTime;
 use serde::Serialize;
 use sluicegate_core::changes::ChangesOptions;
 use sluicegate_core::channel::ChannelMap;
-use sluicegate_core::decode::DecodedDocument;
 use sluicegate_core::feed::{FeedBatch, FeedCapabilities, FeedInfo};
 use sluicegate_core::{
     CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, Epoch, Error, ErrorKind, Feed, FeedStart, FeedStream, GatewayDecoder,
@@ -184,7 +183,7 @@ fn document(sequence: u64, document: &str, channel: &Channel, over: Option<u64>)
     let entry = ChangeEntry::new(Sequence(sequence), document, "1-abc", EntryFlags::default())?
         .with_channel(channel.clone(), Membership::Present)
         .with_supersedes(over.map(Sequence));
-    Ok(Decoded::Document(DecodedDocument { entry, unused: Default::default(), departures: Vec::new() }))
+    Ok(Decoded::Document(entry.into()))
 }
 
 async fn filled(store: Arc<dyn CacheStore>, count: u64, make: impl Fn(u64) -> Result<Decoded>) -> Result<Writer> {

@@ -69,7 +69,7 @@ impl MutationDecoder for Short {
                 departures.push(Departure { sequence, revision, channel, membership, since });
             }
         }
-        Decoded::Document(DecodedDocument { entry, unused: Default::default(), departures })
+        Decoded::Document(DecodedDocument { departures, ..entry.into() })
     }
 }
 

@@ -88,7 +88,7 @@ impl Pointer {
     }
 
     /// Takes the removals that only the channel map remembers, each of which takes the place of an earlier row.
-    fn follow_departures(&mut self, document: &mut DecodedDocument) {
+    pub(crate) fn follow_departures(&mut self, document: &mut DecodedDocument) {
         for departure in &mut document.departures {
             let row = self.rows.entry(departure.channel.clone()).or_default();
             if *row < departure.sequence {

@@ -7,7 +7,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sluicegate::changes::{ChangesOptions, Delivery};
-use sluicegate::decode::DecodedDocument;
 use sluicegate::feed::Feed as _;
 use sluicegate::{
     CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, Error, ErrorKind, GatewayDecoder, Membership, PublishedClock,
@@ -190,8 +189,7 @@ async fn wake(store: &Arc<dyn CacheStore>, load: &Load, latency: &Latency) -> Re
         let flags = EntryFlags::default();
         let entry = ChangeEntry::new(writer.clock().high.next(), &format!("compare-wake-{n}"), "1-a", flags)?
             .with_channel(channel.clone(), Membership::Present);
-        let document = DecodedDocument { entry, unused: Default::default(), departures: Vec::new() };
-        writer.process_decoded(vec![Decoded::Document(document)]).await?;
+        writer.process_decoded(vec![Decoded::Document(entry.into())]).await?;
         writer.flush().await?;
         let late = |_| Error::new(ErrorKind::Timeout, format!("a waiting reader was not told within {PATIENCE:?}"));
         let told = tokio::time::timeout(PATIENCE, told).await.map_err(late)?.map_err(failed)??;

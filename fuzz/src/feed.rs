@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use bytes::{BufMut as _, Bytes};
+use sluicegate_core::decode::databases::Databases;
 use sluicegate_core::feed::{Datatype, FeedCapabilities, FeedInfo, MutationKind};
 use sluicegate_core::store::Version;
 use sluicegate_core::{ChangeEntry, Decoded, FeedEvent, GatewayDecoder, Mutation, MutationDecoder as _};
@@ -38,7 +39,13 @@ fn document(bytes: &[u8]) -> bool {
         options.channel_capacity = 64;
         GatewayDecoder::new(&options)
     });
-    let decoder = &*DECODER;
+    // Of another database, by the highest bit of the kind.
+    static OTHER: LazyLock<GatewayDecoder> = LazyLock::new(|| {
+        let mut options = sluicegate_core::decode::GatewayOptions::default();
+        (options.channel_capacity, options.attributes_only) = (64, true);
+        (options.metadata_id, options.collections) = (Some("db1".to_owned()), Some([0].into()));
+        GatewayDecoder::new(&options)
+    });
     let Some(([kind, datatype, key_len, cas @ ..], rest)) = bytes.split_first_chunk::<11>() else { return false };
     let (key, value) = rest.split_at(rest.len().min((*key_len).into()));
     let mutation = Mutation {
@@ -47,9 +54,13 @@ fn document(bytes: &[u8]) -> bool {
         cas: u64::from_be_bytes(*cas),
         ..Mutation::new(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))
     };
+    let decoder = if *kind < 128 { &*DECODER } else { &*OTHER };
     let decoded = within(json_limit(bytes), || decoder.decode(&mutation));
     assert_eq!(decoder.decode(&mutation), decoded, "it means something else the second time");
-    if let Decoded::Document(document) = &decoded {
+    let mut databases = Databases::new([(8, "s.c".to_owned())]);
+    databases.observe(&mutation);
+    assert!(!databases.observe(&mutation), "nothing new");
+    if let Decoded::Document(document) | Decoded::Foreign(document) = &decoded {
         let entry = &document.entry;
         assert!(entry.supersedes().iter().all(|superseded| *superseded < entry.sequence()));
         assert_eq!(ChangeEntry::from_bytes(&entry.to_bytes()).expect("what was encoded decodes"), *entry);

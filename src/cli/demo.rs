@@ -114,8 +114,8 @@ async fn ingest(session: &Session, store: &Arc<dyn CacheStore>, events: &[Mutati
     let _ = live.await;
     let stats = cache.shutdown().await?.map(|status| status.stats).unwrap_or_default();
     let rate = stats.received as f64 / took.as_secs_f64();
-    let WriterStats { received, cached, principals, unused, batches, ignored, foreign, .. } = stats;
-    let numbers = [received, rate as u64, cached, batches, principals, unused, ignored + foreign].map(grouped);
+    let WriterStats { received, cached, principals, unused, batches, ignored, foreign, purged, .. } = stats;
+    let numbers = [received, rate as u64, cached, batches, principals, unused, ignored + foreign + purged].map(grouped);
     let [received, rate, cached, batches, principals, unused, others] = numbers;
     let (stable, high) = (reader.cut().stable, reader.cut().high);
     text(&format!(

@@ -32,6 +32,7 @@ pub(crate) async fn run(args: FollowArgs, session: Session) -> Outcome<Exit> {
     let mut cache = Sluicegate::builder()
         .with_store(store)
         .with_feed(session.feed().await?)
+        .decoder(session.decoder()?)
         .writer_config(session.settings.writer.clone())
         .reader_config(session.settings.reader.clone())
         .start()

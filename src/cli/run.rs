@@ -47,6 +47,7 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
     let mut builder = Sluicegate::builder()
         .with_store(store)
         .with_feed(feed)
+        .decoder(session.decoder()?)
         .writer_config(session.settings.writer.clone())
         .reader_config(session.settings.reader.clone())
         .adopt(args.adopt);
@@ -119,13 +120,24 @@ fn table(summary: &Summary) -> String {
         grouped(stats.late),
         grouped(stats.abandoned)
     );
-    let rest = format!(
+    let mut rest = format!(
         "{} not about the cache, {} written by other programs, {} duplicate, {} not understood",
         grouped(stats.ignored),
         grouped(stats.foreign),
         grouped(stats.duplicates),
         grouped(stats.invalid)
     );
+    for (count, what) in [
+        (stats.other_database, "of users, roles and markers of other databases"),
+        (stats.other_collection, "in other collections"),
+        (stats.purged, "gone for good"),
+        (stats.bad_channels, "channels that cannot be kept"),
+        (stats.cut_numbers, "numbers cut off"),
+    ] {
+        if count > 0 {
+            rest = format!("{rest}, {} {what}", grouped(count));
+        }
+    }
     let events = format!("{} in {:.2} s, {}/s", grouped(stats.received), summary.seconds, grouped(rate));
     Table::pairs([
         ("store", summary.store.clone()),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sluicegate::core::feed::FeedInfo;
-use sluicegate::{CacheStore, Error, Feed, ReaderNode, WriterNode};
+use sluicegate::{CacheStore, Error, Feed, GatewayDecoder, MutationDecoder, ReaderNode, WriterNode};
 
 use super::output::Outcome;
 use super::progress::{Meter, Terminal};
@@ -40,9 +40,14 @@ impl Session {
         }
     }
 
+    /// What understands the feed's documents.
+    pub(crate) fn decoder(&self) -> Outcome<Arc<dyn MutationDecoder>> {
+        Ok(Arc::new(GatewayDecoder::new(&self.settings.decoder.options()?)))
+    }
+
     /// A writer of `feed`.
-    pub(crate) fn writer(&self, store: Arc<dyn CacheStore>, feed: Arc<dyn Feed>) -> WriterNode {
-        WriterNode::new(store, feed).with_config(self.settings.writer.clone())
+    pub(crate) fn writer(&self, store: Arc<dyn CacheStore>, feed: Arc<dyn Feed>) -> Outcome<WriterNode> {
+        Ok(WriterNode::new(store, feed).with_config(self.settings.writer.clone()).with_decoder(self.decoder()?))
     }
 
     /// Opens the store for a command that reads; after all of the feed has been ingested, if one was named on the command line.
@@ -60,7 +65,7 @@ impl Session {
             .into());
         }
         let store = self.store().await?;
-        let writer = self.writer(store.clone(), feed);
+        let writer = self.writer(store.clone(), feed)?;
         let meter = Meter::start(&self.terminal, writer.status());
         let ended = writer.run(std::future::pending()).await;
         meter.finish();

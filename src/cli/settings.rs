@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sluicegate::decode::GatewayOptions;
 use sluicegate::{Error, ErrorKind, ReaderConfig, Result, WriterConfig};
 
 /// What all our environment variables begin with.
@@ -19,7 +20,7 @@ const PREFIX: &str = "SLUICEGATE_";
 pub(crate) const CONFIG_VARIABLE: &str = "SLUICEGATE_CONFIG";
 
 /// The sections of the file.
-const SECTIONS: [&str; 2] = ["writer", "reader"];
+const SECTIONS: [&str; 3] = ["writer", "reader", "decoder"];
 
 /// All that can be set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,44 @@ pub(crate) struct Settings {
     pub(crate) writer: WriterConfig,
     /// How the reader works.
     pub(crate) reader: ReaderConfig,
+    /// Which database the feed's documents are read as.
+    pub(crate) decoder: DecoderSettings,
+}
+
+/// Which of the gateway's databases is decoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DecoderSettings {
+    /// The database's metadata id; without one the default.
+    metadata_id: Option<String>,
+    /// The numbers of its collections, with commas between them; without any all of them.
+    collections: Option<String>,
+    /// Whether metadata are never looked for in bodies.
+    attributes_only: bool,
+}
+
+impl DecoderSettings {
+    /// What a decoder is made of.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming the setting that is wrong.
+    pub(crate) fn options(&self) -> Result<GatewayOptions> {
+        let number = |text: &str| {
+            let text = text.trim();
+            let number = match text.strip_prefix("0x") {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => text.parse(),
+            };
+            number.map_err(|_| Error::config(format!("collections holds `{text}`, must be numbers, such as 8,0xa")))
+        };
+        let collections =
+            self.collections.as_deref().map(|list| list.split(',').map(number).collect::<Result<_>>()).transpose()?;
+        let mut options = GatewayOptions::default();
+        (options.metadata_id, options.collections) = (self.metadata_id.clone(), collections);
+        options.attributes_only = self.attributes_only;
+        options.validate()?;
+        Ok(options)
+    }
 }
 
 /// Where a value came from.
@@ -221,6 +260,7 @@ impl Layers {
         };
         self.check("writer", settings.writer.validate())?;
         self.check("reader", settings.reader.validate())?;
+        self.check("decoder", settings.decoder.options().map(drop))?;
         Ok(settings)
     }
 
@@ -304,6 +344,29 @@ mod tests {
         assert_eq!([text(&settings.feed), text(&settings.store), text(&settings.node)], ["a", "b", "c"]);
         assert_eq!((settings.writer.max_batch, settings.writer.ring, settings.writer.max_pending), (3, 98, 7));
         assert_eq!(settings.writer.max_wait_ms, WriterConfig::default().max_wait_ms);
+    }
+
+    #[test]
+    fn the_database_is_chosen_by_its_metadata_id_and_collections() {
+        let with = |pairs: &[&str]| {
+            let mut layers = Layers::new();
+            pairs.iter().for_each(|pair| layers.pair(pair).unwrap());
+            layers.settings().map(|settings| settings.decoder.options().unwrap())
+        };
+        assert_eq!(with(&[]).unwrap(), GatewayOptions::default());
+        let options = with(&["decoder.metadata_id=db1", "decoder.collections=8, 0xa", "decoder.attributes_only=true"]).unwrap();
+        assert_eq!((options.metadata_id.as_deref(), options.attributes_only), (Some("db1"), true));
+        assert_eq!(options.collections, Some([8, 10].into()));
+        for (pair, word) in [
+            ("decoder.metadata_id=a:b", "`a:b`"),
+            ("decoder.metadata_id=", "metadata_id"),
+            ("decoder.collections=8,s.c", "`s.c`"),
+            ("decoder.collections=", "collections"),
+            ("decoder.collections=4294967296", "4294967296"),
+        ] {
+            let error = with(&[pair]).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains("[decoder]") && error.contains("--set decoder."), "{error}");
+        }
     }
 
     #[test]

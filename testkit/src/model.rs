@@ -37,14 +37,17 @@ impl Model {
         Model::default()
     }
 
-    /// Takes one decoded mutation. Anything but a document has no rows.
+    /// Takes one decoded mutation. Anything but a document has no rows; of one that another program has written since, those that say
+    /// where it left channels.
     pub fn apply(&mut self, decoded: &Decoded) {
-        if let Decoded::Document(document) = decoded {
-            self.document(document);
+        match decoded {
+            Decoded::Document(document) => self.document(document, true),
+            Decoded::Foreign(document) => self.document(document, false),
+            _ => {}
         }
     }
 
-    fn document(&mut self, document: &DecodedDocument) {
+    fn document(&mut self, document: &DecodedDocument, is_shown: bool) {
         let entry = &document.entry;
         let row = |membership: Membership| Row {
             sequence: entry.sequence(),
@@ -56,10 +59,10 @@ impl Model {
             },
             removed: membership.is_removal(),
         };
-        if entry.in_star() {
+        if entry.in_star() && is_shown {
             self.add(entry.star(), row(Membership::Present));
         }
-        for change in entry.channels() {
+        for change in entry.channels().iter().filter(|_| is_shown) {
             self.add(&change.channel, row(change.membership));
         }
         for departure in &document.departures {

@@ -7,7 +7,7 @@ use sluicegate_testkit::model::AnswerRow;
 use sluicegate_testkit::sample::{channel, entry};
 
 fn document(entry: ChangeEntry) -> Decoded {
-    Decoded::Document(DecodedDocument { entry, unused: Default::default(), departures: Vec::new() })
+    Decoded::Document(entry.into())
 }
 
 fn model(entries: impl IntoIterator<Item = ChangeEntry>) -> Model {
@@ -83,7 +83,7 @@ fn a_departure_that_the_feed_never_delivered_is_a_row_of_its_channel_alone() {
     };
     let newer = entry(7, "x", &["b"]).with_supersedes([Sequence(1), Sequence(3)]);
     let mut model = model([entry(1, "x", &["a"])]);
-    model.apply(&Decoded::Document(DecodedDocument { entry: newer, unused: Default::default(), departures: vec![departure] }));
+    model.apply(&Decoded::Document(DecodedDocument { departures: vec![departure], ..newer.into() }));
     let expected = (Sequence(3), "x".to_owned(), "2-gone".to_owned(), false, vec!["a".to_owned()]);
     assert_eq!(all(&model, &["a"], false), [expected]);
     assert_eq!(short(all(&model, &["*"], false)), ["7 x"]);

@@ -200,11 +200,9 @@ fn mark_number(number: &mut Value) {
 fn numbers(mutation: &Mutation) -> BTreeSet<u64> {
     match GatewayDecoder::default().decode(mutation) {
         Decoded::Principal(principal) => [principal.sequence.0].into(),
-        Decoded::Document(document) => {
-            let entry = &document.entry;
-            let departures = document.departures.iter().map(|departure| &departure.sequence);
-            let numbers = document.unused.iter().chain(entry.supersedes()).chain(departures);
-            numbers.map(|sequence| sequence.0).chain([entry.sequence().0]).collect()
+        Decoded::Document(document) | Decoded::Foreign(document) => {
+            let numbers = document.unused.iter().copied().chain(document.earlier());
+            numbers.chain([document.entry.sequence()]).map(|sequence| sequence.0).collect()
         }
         _ => BTreeSet::new(),
     }

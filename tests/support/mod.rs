@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt as _;
 use sluicegate::coordinate::{Member, NodeId, RoleStream};
-use sluicegate::decode::{DecodedDocument, Ignored};
+use sluicegate::decode::Ignored;
 use sluicegate::{
     CacheStore, Candidate, ChangeEntry, Channel, Coordinator, Decoded, EntryFlags, Membership, Mutation, MutationDecoder, Result,
     Role, Sequence,
@@ -85,7 +85,7 @@ impl MutationDecoder for Notation {
                 entry = entry.with_supersedes(list);
             }
         }
-        Decoded::Document(DecodedDocument { entry, unused: Default::default(), departures: Vec::new() })
+        Decoded::Document(entry.into())
     }
 }
 

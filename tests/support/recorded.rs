@@ -45,16 +45,15 @@ pub(crate) fn truly_lost(all: &[Mutation], kept: &[Mutation]) -> usize {
     let decoder = GatewayDecoder::default();
     let numbers = |mutations: &[Mutation]| {
         let mut numbers = RangeSet::new();
-        let mut add = |s: &Sequence| {
+        let mut add = |s: Sequence| {
             numbers.insert(s.0, s.0);
         };
         for mutation in mutations {
             match decoder.decode(mutation) {
-                Decoded::Principal(principal) => add(&principal.sequence),
-                Decoded::Document(document) => {
-                    document.unused.iter().chain(document.entry.supersedes()).for_each(&mut add);
-                    document.departures.iter().for_each(|departure| add(&departure.sequence));
-                    add(&document.entry.sequence());
+                Decoded::Principal(principal) => add(principal.sequence),
+                Decoded::Document(document) | Decoded::Foreign(document) => {
+                    document.unused.iter().copied().chain(document.earlier()).for_each(&mut add);
+                    add(document.entry.sequence());
                 }
                 _ => {}
             }

@@ -1,16 +1,21 @@
 //! The gateway's documents: revisions with their metadata, users and roles, markers of unused sequences.
 
+use std::collections::BTreeSet;
+
 use smallvec::SmallVec;
 
-use super::attributes;
+use super::databases::{DEFAULT_ID, name_in_key};
 use super::interner::Interners;
 use super::json::Scanner;
-use super::metadata::{Metadata, Removal};
-use super::{Decoded, DecodedDocument, Departure, Ignored, Invalid, MutationDecoder, Principal, PrincipalKind};
+use super::metadata::{Metadata, Removal, is_gateways};
+use super::provenance::is_unchanged;
+use super::{
+    Decoded, DecodedDocument, Departure, Ignored, Invalid, LeftOut, MutationDecoder, Principal, PrincipalKind, Purged, attributes,
+};
 use crate::document::CollectionId;
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags, Membership};
 use crate::feed::{Mutation, MutationKind};
-use crate::sequence::{Sequence, SequenceRange};
+use crate::sequence::{Sequence, SequenceList, SequenceRange};
 
 /// Where a document keeps the gateway's metadata: the attribute, or the property of the body, of this name.
 const METADATA: &str = "_sync";
@@ -18,8 +23,12 @@ const METADATA: &str = "_sync";
 /// What all keys of the gateway's own documents begin with.
 const INTERNAL: &[u8] = b"_sync:";
 
-/// The most sequences an entry may supersede. The gateway remembers about 20.
+/// The most sequences that an entry supersedes because they are recent, and the most because channels were left there. What is over is
+/// accounted for without a mark.
 const MAX_SUPERSEDED: usize = 1_000;
+
+/// The most sequences that one marker releases. No gateway releases more at a time.
+const MAX_RELEASED: u64 = 10_000_000;
 
 /// The bits of the gateway's flags that an entry keeps; the top one is ours.
 const FLAGS: u64 = 0x7f;
@@ -28,16 +37,38 @@ const FLAGS: u64 = 0x7f;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GatewayOptions {
-    /// What the keys of users, roles and unused sequences begin with, the colon after it left out. `_sync`, unless the
-    /// database has a metadata id: then `_sync:m_` and that id.
-    pub metadata_prefix: String,
+    /// The database's metadata id, which the keys of its users, roles and unused sequences hold; `None`, or `_default`, for a
+    /// database whose keys hold none. It has no colon.
+    pub metadata_id: Option<String>,
+    /// The numbers of the database's collections; `None` for all that the feed delivers. Only documents are left out by it: users,
+    /// roles and markers are in a collection of their own.
+    pub collections: Option<BTreeSet<u32>>,
+    /// Whether metadata are in attributes only. Then a property `_sync` of a body is never looked for.
+    pub attributes_only: bool,
     /// About how many channel names are remembered, so that entries share them.
     pub channel_capacity: usize,
 }
 
 impl Default for GatewayOptions {
     fn default() -> Self {
-        GatewayOptions { metadata_prefix: METADATA.into(), channel_capacity: 1 << 20 }
+        GatewayOptions { metadata_id: None, collections: None, attributes_only: false, channel_capacity: 1 << 20 }
+    }
+}
+
+impl GatewayOptions {
+    /// Whether the values make sense.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming the one that does not.
+    pub fn validate(&self) -> crate::Result<()> {
+        let wrong = match (&self.metadata_id, &self.collections) {
+            (Some(id), _) if id.is_empty() || id.contains(':') => {
+                format!("metadata_id is `{id}`, must not be empty, nor hold a colon")
+            }
+            (_, Some(collections)) if collections.is_empty() => "collections names none, must name at least one".to_owned(),
+            _ => return Ok(()),
+        };
+        Err(crate::Error::config(wrong))
     }
 }
 
@@ -48,8 +79,11 @@ impl Default for GatewayOptions {
 /// out, as long as the revision delivered before is still among the recent sequences of the next: the gateway keeps from 5 to 20.
 #[derive(Debug)]
 pub struct GatewayDecoder {
-    /// Prefix with the colon.
-    prefix: Box<[u8]>,
+    /// None for the default.
+    metadata_id: Option<Box<[u8]>>,
+    /// Sorted; none for all.
+    collections: Option<Box<[u32]>>,
+    attributes_only: bool,
     channels: Interners,
 }
 
@@ -62,42 +96,55 @@ impl Default for GatewayDecoder {
 impl GatewayDecoder {
     /// A decoder with these options.
     pub fn new(options: &GatewayOptions) -> Self {
-        let prefix = format!("{}:", options.metadata_prefix).into_bytes().into_boxed_slice();
-        GatewayDecoder { prefix, channels: Interners::with_capacity(options.channel_capacity) }
+        let metadata_id = options.metadata_id.as_deref().filter(|id| *id != DEFAULT_ID);
+        GatewayDecoder {
+            metadata_id: metadata_id.map(|id| id.as_bytes().into()),
+            collections: options.collections.as_ref().map(|collections| collections.iter().copied().collect()),
+            attributes_only: options.attributes_only,
+            channels: Interners::with_capacity(options.channel_capacity),
+        }
     }
 
     fn try_decode(&self, mutation: &Mutation) -> Result<Decoded, Invalid> {
-        if let Some(rest) = mutation.key.strip_prefix(&*self.prefix) {
-            return internal(rest, mutation);
+        match mutation.key.strip_prefix(INTERNAL) {
+            Some(rest) => self.internal(rest, mutation),
+            None => self.document(mutation),
         }
-        if mutation.key.starts_with(INTERNAL) {
-            return Ok(Decoded::Ignored(Ignored::Internal));
-        }
-        self.document(mutation)
     }
 
     fn document(&self, mutation: &Mutation) -> Result<Decoded, Invalid> {
+        if let Some(collections) = &self.collections
+            && collections.binary_search(&mutation.collection).is_err()
+        {
+            return Ok(Decoded::Ignored(Ignored::OtherCollection(mutation.collection)));
+        }
         let value = Value::of(mutation)?;
         let mut metadata = Metadata::default();
         if let Some(attribute) = value.attribute(METADATA)? {
             let mut scanner = Scanner::new(attribute);
             metadata.read(&mut scanner).and_then(|()| scanner.end()).map_err(|_| in_metadata(&scanner))?;
-            if parse_cas(&metadata.cas)? != mutation.cas {
-                return Ok(Decoded::Ignored(Ignored::ForeignWrite));
+            if metadata.is_empty() {
+                let is_there = mutation.kind == MutationKind::Mutation;
+                return Ok(if is_there { Decoded::Ignored(Ignored::NoMetadata) } else { gone(mutation) });
             }
-        } else if mutation.kind == MutationKind::Mutation {
-            if !read_inline(value.body()?, &mut metadata)? {
-                return Ok(Decoded::Ignored(Ignored::NoMetadata));
-            }
-        } else {
-            let nothing = if value.has_attributes { Ignored::NoMetadata } else { Ignored::Deletion };
-            return Ok(Decoded::Ignored(nothing));
+            let is_own = parse_cas(&metadata.cas)? == mutation.cas || value.is_unchanged(mutation.kind, attribute)?;
+            let document = self.revision(mutation, &metadata)?;
+            return Ok(if is_own { Decoded::Document(document) } else { Decoded::Foreign(document) });
         }
-        self.revision(mutation, &metadata)
+        if mutation.kind != MutationKind::Mutation {
+            return Ok(gone(mutation));
+        }
+        if self.attributes_only {
+            return Ok(Decoded::Ignored(Ignored::NoMetadata));
+        }
+        if let Some(ignored) = read_inline(value.body()?, &mut metadata)? {
+            return Ok(Decoded::Ignored(ignored));
+        }
+        self.revision(mutation, &metadata).map(Decoded::Document)
     }
 
     /// The entry of a revision.
-    fn revision(&self, mutation: &Mutation, metadata: &Metadata<'_>) -> Result<Decoded, Invalid> {
+    fn revision(&self, mutation: &Mutation, metadata: &Metadata<'_>) -> Result<DecodedDocument, Invalid> {
         let id = match std::str::from_utf8(&mutation.key) {
             Ok("") => return Err(invalid("a document without an id")),
             Ok(id) => id,
@@ -112,15 +159,15 @@ impl GatewayDecoder {
         let own = metadata.sequence;
         let flags = EntryFlags((metadata.flags & FLAGS) as u8);
         let collection = CollectionId(mutation.collection);
-        let mut entry = ChangeEntry::new(Sequence(own), id, &metadata.revision, flags)
+        let entry = ChangeEntry::new(Sequence(own), id, &metadata.revision, flags)
             .map_err(refused)?
             .with_collection(collection)
             .with_origin(mutation.partition, mutation.seqno);
+        let mut document = DecodedDocument::from(entry);
+        let entry = &mut document.entry;
 
-        let mut superseded = Superseded::new(metadata)?;
-        let recent = superseded.recent();
+        let mut superseded = Superseded::recent(metadata);
         let remembered = metadata.recent.iter().min().copied();
-        let mut departures = Vec::new();
         for state in &metadata.channels {
             let (membership, left) = match &state.removal {
                 None => (Membership::Present, own),
@@ -133,12 +180,22 @@ impl GatewayDecoder {
             let reach = Reach::new(metadata, &state.name, membership, left);
             // What is older than that has been marked, if there ever was a row.
             if let Some(departure) = reach.departure.filter(|_| remembered.is_none_or(|remembered| remembered <= left)) {
-                superseded.sequences.push(Sequence(departure));
+                superseded.departures.push(Sequence(departure));
             }
-            let channel = self.channels.channel(collection, &state.name).map_err(refused)?;
+            let channel = match self.channels.channel(collection, &state.name) {
+                Ok(channel) => channel,
+                Err(error) => {
+                    leave_out(&mut document.left_out, &state.name, &error);
+                    // Its number is no other's.
+                    if left != own {
+                        document.accounted.push(Sequence(left));
+                    }
+                    continue;
+                }
+            };
             let since = Sequence(reach.since);
             match &state.removal {
-                Some(removal) if left != own => departures.push(Departure {
+                Some(removal) if left != own => document.departures.push(Departure {
                     sequence: Sequence(left),
                     revision: (&*removal.revision).into(),
                     channel,
@@ -148,10 +205,84 @@ impl GatewayDecoder {
                 _ => entry.push_channel(ChannelChange { channel, membership, since }),
             }
         }
-        superseded.finish(recent)?;
-        superseded.sequences.iter().for_each(|sequence| entry.push_superseded(*sequence));
-        let unused = metadata.unused.iter().filter(|n| **n > 0 && **n != own).map(|n| Sequence(*n)).collect();
-        Ok(Decoded::Document(DecodedDocument { entry, unused, departures }))
+        superseded.finish(entry, &mut document.accounted);
+        document.unused = metadata.unused.iter().filter(|n| **n > 0 && **n != own).map(|n| Sequence(*n)).collect();
+        if metadata.cut != [0; 2] {
+            let cut: usize = metadata.cut.iter().sum();
+            document.left_out.get_or_insert_default().sequences = cut as u64;
+        }
+        Ok(document)
+    }
+
+    /// A user, a role or a marker, or some other document of the gateway's own, whose key continues with `rest` after the prefix.
+    fn internal(&self, rest: &[u8], mutation: &Mutation) -> Result<Decoded, Invalid> {
+        if let Some(name) = rest.strip_prefix(b"user:") {
+            return self.principal(PrincipalKind::User, name, mutation);
+        }
+        if let Some(name) = rest.strip_prefix(b"role:") {
+            return self.principal(PrincipalKind::Role, name, mutation);
+        }
+        let (id, rest) = match rest.strip_prefix(b"m_").and_then(split_at_colon) {
+            Some((id, rest)) => (Some(id), rest),
+            None => (None, rest),
+        };
+        // Markers expire, and then come again as deletions; what they say stays true.
+        let (first, last) = if let Some(number) = rest.strip_prefix(b"unusedSeq:") {
+            let number = parse_sequence(number);
+            (number, number)
+        } else if let Some(range) = rest.strip_prefix(b"unusedSeqs:") {
+            let ends = split_at_colon(range);
+            (ends.and_then(|(first, _)| parse_sequence(first)), ends.and_then(|(_, last)| parse_sequence(last)))
+        } else {
+            return Ok(Decoded::Ignored(Ignored::Internal));
+        };
+        if id != self.metadata_id.as_deref() {
+            return Ok(other_database(id));
+        }
+        let range = first.zip(last).and_then(|(first, last)| SequenceRange::new(first, last));
+        let range = range.ok_or_else(|| invalid("a marker of unused sequences whose key names none"))?;
+        if range.count() > MAX_RELEASED || range.last() == Sequence::MAX {
+            return Err(invalid(format!(
+                "a marker that says that sequences {range} are unused: no gateway releases over {MAX_RELEASED} at a time, or the last of all"
+            )));
+        }
+        Ok(Decoded::Unused(range))
+    }
+
+    /// A user or role. After its kind the key has the metadata id, unless that is the default one, and its name, in which there is no colon.
+    fn principal(&self, kind: PrincipalKind, rest: &[u8], mutation: &Mutation) -> Result<Decoded, Invalid> {
+        let name = match (&self.metadata_id, split_at_colon(rest)) {
+            (None, None) => rest,
+            (Some(id), Some((found, name))) if *found == **id => name,
+            (_, other) => return Ok(other_database(other.map(|(id, _)| id))),
+        };
+        if mutation.kind != MutationKind::Mutation {
+            return Ok(Decoded::Ignored(Ignored::Deletion));
+        }
+        let name = std::str::from_utf8(name).map_err(|_| invalid("a principal's name that is not UTF-8"))?;
+        let body = Value::of(mutation)?.body()?;
+        let (mut sequence, mut full_name) = (0, None);
+        let mut scanner = Scanner::new(body);
+        scanner
+            .object(|s, key| {
+                match key {
+                    b"sequence" => sequence = s.u64()?,
+                    b"name" if s.peek()? == b'"' => full_name = Some(s.string()?),
+                    _ => s.skip()?,
+                }
+                Ok(())
+            })
+            .and_then(|()| scanner.end())
+            .map_err(|_| invalid(format!("a principal: {}", scanner.failure())))?;
+        if sequence == 0 {
+            // It used up none.
+            return Ok(Decoded::Ignored(Ignored::Internal));
+        }
+        // The key has only a digest of a long name.
+        let full_name = full_name.filter(|full| self.metadata_id.is_some() && name_in_key(full) == name);
+        let name = full_name.as_deref().unwrap_or(name).into();
+        let (sequence, document) = (Sequence(sequence), mutation.value.slice_ref(body));
+        Ok(Decoded::Principal(Principal { sequence, kind, name, document }))
     }
 }
 
@@ -163,54 +294,65 @@ impl MutationDecoder for GatewayDecoder {
 
 /// Collects the sequences that an entry supersedes.
 struct Superseded {
-    sequences: SmallVec<[Sequence; 24]>,
+    /// Those of the document's last revisions, in order.
+    recent: SmallVec<[Sequence; 24]>,
+    /// Where it left channels, if the recent ones do not say.
+    departures: SmallVec<[Sequence; 8]>,
 }
 
 impl Superseded {
-    /// Those of the document's last revisions, in order.
     #[inline]
-    fn new(metadata: &Metadata<'_>) -> Result<Self, Invalid> {
-        let mut sequences = SmallVec::new();
+    fn recent(metadata: &Metadata<'_>) -> Self {
+        let mut recent = SmallVec::new();
         for &n in &metadata.recent {
             if n < metadata.sequence && n > 0 && metadata.unused.binary_search(&n).is_err() {
-                sequences.push(Sequence(n));
+                recent.push(Sequence(n));
             }
         }
-        let mut superseded = Superseded { sequences };
-        superseded.sort();
-        superseded.check()?;
-        Ok(superseded)
+        sort(&mut recent);
+        Superseded { recent, departures: SmallVec::new() }
     }
 
-    /// How many there are so far.
-    fn recent(&self) -> usize {
-        self.sequences.len()
-    }
-
-    /// Puts those from `recent` on, which are new, in order.
+    /// Gives them to the entry, and to `accounted` those over the limit: the oldest.
+    ///
+    /// To mark only the newest is enough: the row to be marked is that of the revision that the feed delivered last. It is older than all
+    /// that are marked only if the feed has left out all those revisions, one after the other.
     #[inline]
-    fn finish(&mut self, recent: usize) -> Result<(), Invalid> {
-        if self.sequences.len() > recent {
-            self.sort();
-            self.check()?;
+    fn finish(mut self, entry: &mut ChangeEntry, accounted: &mut SequenceList) {
+        if self.recent.len() > MAX_SUPERSEDED {
+            let excess = self.recent.len() - MAX_SUPERSEDED;
+            accounted.extend(self.recent.drain(..excess));
         }
-        Ok(())
+        if !self.departures.is_empty() {
+            sort(&mut self.departures);
+            let excess = self.departures.len().saturating_sub(MAX_SUPERSEDED);
+            accounted.extend(self.departures.drain(..excess));
+            self.recent.extend(self.departures);
+            sort(&mut self.recent);
+        }
+        self.recent.iter().for_each(|sequence| entry.push_superseded(*sequence));
     }
+}
 
-    #[inline]
-    fn sort(&mut self) {
-        // The gateway writes them sorted.
-        if !self.sequences.is_sorted_by(|a, b| a < b) {
-            self.sequences.sort_unstable();
-            self.sequences.dedup();
-        }
+#[inline]
+fn sort<A: smallvec::Array<Item = Sequence>>(sequences: &mut SmallVec<A>) {
+    // The gateway writes them sorted.
+    if !sequences.is_sorted_by(|a, b| a < b) {
+        sequences.sort_unstable();
+        sequences.dedup();
     }
+}
 
-    fn check(&self) -> Result<(), Invalid> {
-        if self.sequences.len() > MAX_SUPERSEDED {
-            return Err(invalid(format!("a revision that supersedes over {MAX_SUPERSEDED} others")));
-        }
-        Ok(())
+/// Notes that a channel cannot be kept.
+#[cold]
+fn leave_out(left_out: &mut Option<Box<LeftOut>>, name: &[u8], error: &crate::Error) {
+    /// Of a name, as it is told.
+    const MOST: usize = 80;
+    let left_out = left_out.get_or_insert_default();
+    left_out.channels += 1;
+    if left_out.named.len() < LeftOut::NAMED {
+        let (shown, more) = if name.len() > MOST { (&name[..MOST], "...") } else { (name, "") };
+        left_out.named.push(format!("\"{}{more}\" ({error})", shown.escape_ascii()));
     }
 }
 
@@ -260,7 +402,7 @@ impl<'a> Value<'a> {
         // A feed without values may still say how they are encoded.
         let bytes = &mutation.value[..];
         if mutation.datatype.is_compressed() && !bytes.is_empty() {
-            return Err(invalid("a compressed value; the feed must decompress it"));
+            return Err(invalid("a compressed value that cannot be decompressed"));
         }
         Ok(Value { bytes, has_attributes: mutation.datatype.has_attributes() && !bytes.is_empty() })
     }
@@ -274,79 +416,71 @@ impl<'a> Value<'a> {
     fn body(&self) -> Result<&'a [u8], Invalid> {
         if self.has_attributes { attributes::body(self.bytes).map_err(refused) } else { Ok(self.bytes) }
     }
+
+    /// Whether the document, whose CAS is not that in `metadata`, is as the gateway wrote it. A deletion has no body.
+    #[cold]
+    fn is_unchanged(&self, kind: MutationKind, metadata: &[u8]) -> Result<bool, Invalid> {
+        let body = if kind == MutationKind::Mutation { self.body()? } else { &[] };
+        Ok(is_unchanged(metadata, attributes::iter(self.bytes).map_err(refused)?, body))
+    }
 }
 
-/// Reads the metadata in a body that is a JSON object with such a property; whether it is one.
-fn read_inline<'a>(body: &'a [u8], metadata: &mut Metadata<'a>) -> Result<bool, Invalid> {
+/// A deletion that left nothing of the gateway's.
+fn gone(mutation: &Mutation) -> Decoded {
+    // A feed without values: what is left cannot be seen.
+    let is_unknown = mutation.datatype.has_attributes() && mutation.value.is_empty();
+    match std::str::from_utf8(&mutation.key) {
+        Ok(id) if !id.is_empty() && !is_unknown => {
+            Decoded::Purged(Purged { document: id.into(), collection: mutation.collection })
+        }
+        _ => Decoded::Ignored(Ignored::Deletion),
+    }
+}
+
+/// Reads the metadata in a body that is a JSON object with such a property, which is the gateway's; why the document is to be ignored if
+/// it is none.
+fn read_inline<'a>(body: &'a [u8], metadata: &mut Metadata<'a>) -> Result<Option<Ignored>, Invalid> {
     let mut scanner = Scanner::new(body);
     if scanner.peek() != Ok(b'{') {
-        return Ok(false);
+        return Ok(Some(Ignored::NoMetadata));
     }
-    let mut found = false;
+    let mut found = None;
     let read = scanner.object(|s, key| {
         if key != METADATA.as_bytes() {
             return s.skip();
         }
-        if found {
+        if found.is_some() {
             *metadata = Metadata::default();
         }
-        found = true;
+        found = Some(s.clone());
         metadata.read(s)
     });
-    match read.and_then(|()| scanner.end()) {
-        Ok(()) => Ok(found),
-        Err(_) if found => Err(in_metadata(&scanner)),
+    let is_read = read.and_then(|()| scanner.end()).is_ok();
+    let Some(mut property) = found else {
         // Without the property it is not the gateway's, well-formed or not.
-        Err(_) => Ok(false),
-    }
-}
-
-/// A user, a role or a marker, whose key continues with `rest` after the prefix.
-fn internal(rest: &[u8], mutation: &Mutation) -> Result<Decoded, Invalid> {
-    if let Some(name) = rest.strip_prefix(b"user:") {
-        return principal(PrincipalKind::User, name, mutation);
-    }
-    if let Some(name) = rest.strip_prefix(b"role:") {
-        return principal(PrincipalKind::Role, name, mutation);
-    }
-    // Markers expire, and then come again as deletions; what they say stays true.
-    let (first, last) = if let Some(number) = rest.strip_prefix(b"unusedSeq:") {
-        let number = parse_sequence(number);
-        (number, number)
-    } else if let Some(range) = rest.strip_prefix(b"unusedSeqs:") {
-        let mut ends = range.splitn(2, |b| *b == b':');
-        (ends.next().and_then(parse_sequence), ends.next().and_then(parse_sequence))
-    } else {
-        return Ok(Decoded::Ignored(Ignored::Internal));
+        return Ok(Some(Ignored::NoMetadata));
     };
-    let range = first.zip(last).and_then(|(first, last)| SequenceRange::new(first, last));
-    range.map(Decoded::Unused).ok_or_else(|| invalid("a marker of unused sequences whose key names none"))
+    if is_read && metadata.sequence > 0 && !metadata.revision.is_empty() {
+        return Ok(None);
+    }
+    match is_gateways(&mut property) {
+        false => Ok(Some(Ignored::ForeignProperty)),
+        true if is_read => Ok(None),
+        true => Err(in_metadata(&scanner)),
+    }
 }
 
-fn principal(kind: PrincipalKind, name: &[u8], mutation: &Mutation) -> Result<Decoded, Invalid> {
-    if mutation.kind != MutationKind::Mutation {
-        return Ok(Decoded::Ignored(Ignored::Deletion));
-    }
-    let name = std::str::from_utf8(name).map_err(|_| invalid("a principal's name that is not UTF-8"))?;
-    let body = Value::of(mutation)?.body()?;
-    let mut sequence = 0;
-    let mut scanner = Scanner::new(body);
-    scanner
-        .object(|s, key| {
-            if key == b"sequence" {
-                sequence = s.u64()?;
-                return Ok(());
-            }
-            s.skip()
-        })
-        .and_then(|()| scanner.end())
-        .map_err(|_| invalid(format!("a principal: {}", scanner.failure())))?;
-    if sequence == 0 {
-        // It used up none.
-        return Ok(Decoded::Ignored(Ignored::Internal));
-    }
-    let (sequence, document) = (Sequence(sequence), mutation.value.slice_ref(body));
-    Ok(Decoded::Principal(Principal { sequence, kind, name: name.into(), document }))
+/// What another database has; without an id, one with the default one.
+fn other_database(id: Option<&[u8]>) -> Decoded {
+    let id = id.map_or(DEFAULT_ID.into(), String::from_utf8_lossy);
+    Decoded::Ignored(Ignored::OtherDatabase(id.into()))
+}
+
+/// What is before the first colon, and what is after it.
+#[inline]
+fn split_at_colon(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = bytes.iter().position(|byte| *byte == b':')?;
+    Some((&bytes[..at], &bytes[at + 1..]))
 }
 
 fn how(removal: &Removal<'_>) -> Membership {

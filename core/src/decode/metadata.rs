@@ -6,8 +6,9 @@ use smallvec::SmallVec;
 
 use super::json::{Result, Scanner};
 
-/// How many elements a list of sequences may have. The gateway keeps about 20.
-const MAX_NUMBERS: usize = 10_000;
+/// How many elements of a list of sequences are kept: the newest. The gateway keeps about 20, and more as long as its stable sequence
+/// does not move.
+pub(super) const MAX_NUMBERS: usize = 10_000;
 
 /// Numbers of one list.
 pub(super) type Numbers = SmallVec<[u64; 8]>;
@@ -24,6 +25,8 @@ pub(super) struct Metadata<'a> {
     pub(super) recent: Numbers,
     /// Sequences that this write allocated and did not use, sorted.
     pub(super) unused: Numbers,
+    /// How many elements the two lists had over [`MAX_NUMBERS`].
+    pub(super) cut: [usize; 2],
     /// The channel map, sorted by name, each name once.
     pub(super) channels: SmallVec<[ChannelState<'a>; 4]>,
     /// The last stay in each channel.
@@ -71,9 +74,9 @@ impl<'a> Metadata<'a> {
                 b"sequence" => m.sequence = s.u64()?,
                 b"flags" => m.flags = s.u64()?,
                 b"cas" => m.cas = s.bytes()?,
-                b"recent_sequences" => numbers(s, &mut m.recent)?,
+                b"recent_sequences" => m.cut[0] = numbers(s, &mut m.recent)?,
                 b"unused_sequences" => {
-                    numbers(s, &mut m.unused)?;
+                    m.cut[1] = numbers(s, &mut m.unused)?;
                     m.unused.sort_unstable();
                 }
                 b"channels" => m.read_channels(s)?,
@@ -83,6 +86,11 @@ impl<'a> Metadata<'a> {
             }
             Ok(())
         })
+    }
+
+    /// Whether it has neither a sequence nor a revision.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sequence == 0 && self.revision.is_empty()
     }
 
     fn read_channels(&mut self, scanner: &mut Scanner<'a>) -> Result<()> {
@@ -191,19 +199,55 @@ fn removal<'a>(scanner: &mut Scanner<'a>) -> Result<Removal<'a>> {
     Ok(removal)
 }
 
+/// Reads a list of sequences; how many were left out because it is too long.
 #[inline]
-fn numbers(scanner: &mut Scanner<'_>, numbers: &mut Numbers) -> Result<()> {
+fn numbers(scanner: &mut Scanner<'_>, numbers: &mut Numbers) -> Result<usize> {
     numbers.clear();
     if scanner.null()? {
-        return Ok(());
+        return Ok(0);
     }
+    let mut cut = 0;
     scanner.array(|s| {
-        if numbers.len() == MAX_NUMBERS {
-            return Err(s.error("a list of sequences that is too long"));
+        // At twice the limit, so that a very long list costs no more a number than a short one.
+        if numbers.len() == 2 * MAX_NUMBERS {
+            cut += keep_newest(numbers, MAX_NUMBERS);
         }
         numbers.push(s.u64()?);
         Ok(())
-    })
+    })?;
+    Ok(cut + keep_newest(numbers, MAX_NUMBERS))
+}
+
+/// Drops all but the `most` greatest; how many were dropped. The order is kept if none are.
+#[inline]
+fn keep_newest<A: smallvec::Array<Item: Ord>>(numbers: &mut SmallVec<A>, most: usize) -> usize {
+    let excess = numbers.len().saturating_sub(most);
+    if excess > 0 {
+        numbers.select_nth_unstable(excess);
+        numbers.drain(..excess);
+    }
+    excess
+}
+
+/// How many of these fields a property of a body must have to be taken for the gateway's metadata, whatever their values.
+///
+/// Bodies of other programs may have a property `_sync` of their own. Every gateway has written at least `rev`, `sequence` and `history`,
+/// so metadata of which something is missing or broken is still recognized, and said to be broken.
+const MARKS: (usize, [&[u8]; 7]) =
+    (2, [b"rev", b"sequence", b"history", b"channels", b"recent_sequences", b"cas", b"time_saved"]);
+
+/// Whether the value that comes next, in a body, is the gateway's metadata by its fields.
+pub(super) fn is_gateways(scanner: &mut Scanner<'_>) -> bool {
+    let (least, names) = MARKS;
+    let mut found = [false; MARKS.1.len()];
+    // What was seen before an error counts: metadata may be cut off.
+    let _ = scanner.object(|s, key| {
+        if let Some(place) = names.iter().position(|name| *name == key) {
+            found[place] = true;
+        }
+        s.skip()
+    });
+    found.iter().filter(|found| **found).count() >= least
 }
 
 #[cfg(test)]
@@ -273,7 +317,51 @@ mod tests {
         ] {
             assert!(read(text).is_err(), "{text}");
         }
-        let long = format!(r#"{{"recent_sequences":[{}1]}}"#, "1,".repeat(MAX_NUMBERS));
-        assert!(read(&long).is_err());
+    }
+
+    #[test]
+    fn of_lists_that_are_too_long_the_newest_numbers_are_kept() {
+        for count in [MAX_NUMBERS, MAX_NUMBERS + 1, 2 * MAX_NUMBERS, 2 * MAX_NUMBERS + 1, 5 * MAX_NUMBERS + 7] {
+            let list = |numbers: &mut dyn Iterator<Item = usize>| numbers.map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+            let (up, down) = (list(&mut (1..=count)), list(&mut (1..=count).rev()));
+            let text = format!(r#"{{"recent_sequences":[{down}],"unused_sequences":[{up}]}}"#);
+            let mut m = read(&text).unwrap();
+            let cut = count - MAX_NUMBERS;
+            assert_eq!(m.cut, [cut, cut]);
+            m.recent.sort_unstable();
+            for numbers in [&m.recent, &m.unused] {
+                assert!(numbers.iter().copied().eq((cut as u64 + 1)..=count as u64), "{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_gateways_metadata_is_told_from_a_property_of_the_same_name() {
+        let is = |text: &str| is_gateways(&mut Scanner::new(text.as_bytes()));
+        for text in [
+            r#"{"rev":"1-a","sequence":1}"#,
+            r#"{"rev":{"rev":"1-a"},"history":{}}"#,
+            r#"{"x":{"\ud800":1e400},"sequence":0,"channels":null}"#,
+            r#"{"sequence":"1","rev":"1-a","recent_sequences":[1]}"#,
+            r#"{"rev":"1-a","sequence":18446744073709551616"#,
+            r#"{"cas":"","time_saved":"2026-11-22T00:35:29Z","x":tru"#,
+            r#"{"sequence":"many","rev":7}"#,
+        ] {
+            assert!(is(text), "{text}");
+        }
+        for text in [
+            "5",
+            "null",
+            "[]",
+            "\"rev\"",
+            "{}",
+            r#"{"status":"pending"}"#,
+            r#"{"sequence":12,"state":"done"}"#,
+            r#"{"rev":5,"rev":"1-a"}"#,
+            r#"{"rev":"abc","hist":[]}"#,
+            r#"{"x":{"rev":"1-a","sequence":1}}"#,
+        ] {
+            assert!(!is(text), "{text}");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! From a feed's events to change entries.
 
 pub mod attributes;
+pub mod databases;
 pub mod gateway;
 mod interner;
 mod json;
 mod metadata;
+mod provenance;
 #[cfg(test)]
 mod recordings;
 
@@ -33,6 +35,14 @@ pub trait MutationDecoder: Send + Sync + fmt::Debug + 'static {
 pub enum Decoded {
     /// A document revision.
     Document(DecodedDocument),
+    /// A document that another program has written since the gateway did. Its revision is not to be shown: the gateway will import what
+    /// was written, as a revision with a sequence of its own, or not, if it is told not to. The metadata is still the gateway's: it
+    /// accounts for its entry's sequence, and for all others as that of a [`Document`](Decoded::Document) does. A row that is there
+    /// already stays.
+    Foreign(DecodedDocument),
+    /// A key that may have been a document is gone, and nothing of it is left: the rows of such a document are to go. Most such keys
+    /// never were documents of the gateway.
+    Purged(Purged),
     /// A user or role.
     Principal(Principal),
     /// Sequences that will never be used.
@@ -55,9 +65,75 @@ pub struct DecodedDocument {
     /// superseded: they matter where a feed begins with what a server still has, one revision a document; they are
     /// accounted for as well, and need no marks.
     pub departures: Vec<Departure>,
+    /// More sequences of its earlier revisions. They are accounted for as the superseded ones are, but there are too many to mark
+    /// their rows: those of the newest are marked. A row is left unmarked only if the feed left out all revisions between it and
+    /// the oldest that is marked.
+    pub accounted: SequenceList,
+    /// What had to be left out; nothing of nearly all documents.
+    pub left_out: Option<Box<LeftOut>>,
+}
+
+/// What of a document cannot be kept. The document is shown without it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many of its channels.
+    pub channels: u64,
+    /// Which channels, and why: the first few.
+    pub named: Vec<String>,
+    /// How many of its earlier and unused sequences: nothing accounts for them.
+    pub sequences: u64,
+}
+
+impl LeftOut {
+    /// The most channels that are named.
+    pub const NAMED: usize = 4;
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.channels > 0 {
+            write!(f, "{} of its channels: {}", self.channels, self.named.join(", "))?;
+            if self.channels > self.named.len() as u64 {
+                f.write_str(" and others")?;
+            }
+        }
+        if self.sequences > 0 {
+            let and = if self.channels > 0 { "; " } else { "" };
+            write!(f, "{and}{} of its earlier or unused sequences, because its lists of them are too long", self.sequences)?;
+        }
+        Ok(())
+    }
+}
+
+/// A key that is gone with all it had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// The key.
+    pub document: Box<str>,
+    /// The collection it was in; 0 is the default one.
+    pub collection: u32,
+}
+
+impl From<ChangeEntry> for DecodedDocument {
+    fn from(entry: ChangeEntry) -> Self {
+        DecodedDocument {
+            entry,
+            unused: SequenceList::new(),
+            departures: Vec::new(),
+            accounted: SequenceList::new(),
+            left_out: None,
+        }
+    }
 }
 
 impl DecodedDocument {
+    /// The sequences it accounts for besides its own and the unused ones: those of its earlier revisions, which have no row to come.
+    /// Some may come twice.
+    pub fn earlier(&self) -> impl Iterator<Item = Sequence> {
+        let departed = self.departures.iter().map(|departure| departure.sequence);
+        self.entry.supersedes().iter().chain(&self.accounted).copied().chain(departed)
+    }
+
     /// Takes over what `stored`, an entry of one of this document's sequences, knows to be superseded. What a number stood for before a rollback
     /// is another revision.
     pub fn recall(&mut self, stored: &ChangeEntry) {
@@ -115,17 +191,21 @@ pub struct Principal {
 }
 
 /// Why a mutation is not about the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ignored {
     /// The gateway's own bookkeeping.
     Internal,
     /// A document without the gateway's metadata.
     NoMetadata,
-    /// The gateway's metadata, but another program wrote the document since: the gateway will import it.
-    ForeignWrite,
-    /// A deletion that carries nothing.
+    /// A document without the gateway's metadata, with a property of that name that another program put there.
+    ForeignProperty,
+    /// A deletion that says nothing about a document.
     Deletion,
+    /// A user, a role or a marker of unused sequences of the database with this metadata id.
+    OtherDatabase(Box<str>),
+    /// A document in the collection of this number, which is not among those of the database.
+    OtherCollection(u32),
 }
 
 /// Why a mutation cannot be understood.

@@ -11,20 +11,25 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::databases::Databases;
 use super::{Decoded, DecodedDocument, GatewayDecoder, MutationDecoder, attributes};
 use crate::Channel;
 use crate::batch::{entry_marks, entry_states};
 use crate::block::BlockState;
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags, Membership};
 use crate::feed::{Datatype, Mutation, MutationKind, PartitionId, PartitionSeqno};
-use crate::sequence::Sequence;
+use crate::sequence::{RangeSet, Sequence};
 
 /// The recordings, and how many live rows their channels have at the end.
 const SETS: [(&str, usize); 4] =
     [("mutations", 19_465), ("mutations-inline", 1_556), ("mutations-xattr33", 1_221), ("hazards/mutations-skips", 1_124)];
 
 fn read(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/gateway").join(format!("{name}.ndjson.gz"));
+    read_file(&format!("gateway/{name}.ndjson.gz"))
+}
+
+fn read_file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
     let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut text = String::new();
     GzDecoder::new(file).read_to_string(&mut text).unwrap();
@@ -42,6 +47,8 @@ struct Line {
     cas: String,
     datatype: u8,
     #[serde(default)]
+    coll: u32,
+    #[serde(default)]
     xattrs: BTreeMap<String, Box<RawValue>>,
     body: Option<Box<RawValue>>,
     body_b64: Option<String>,
@@ -51,7 +58,7 @@ struct Line {
 impl Line {
     /// The lines that are events.
     fn parse_all(text: &str) -> Vec<Line> {
-        let is_event = |line: &&str| !line.contains("\"marker\":");
+        let is_event = |line: &&str| !line.contains("\"marker\":") && !line.starts_with("{\"collections\":");
         text.lines().filter(is_event).map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
@@ -80,7 +87,7 @@ impl Line {
             other => panic!("{other}"),
         };
         (mutation.partition, mutation.seqno) = (PartitionId(partition), PartitionSeqno(self.n));
-        (mutation.cas, mutation.datatype) = (self.cas(), datatype);
+        (mutation.cas, mutation.datatype, mutation.collection) = (self.cas(), datatype, self.coll);
         mutation
     }
 
@@ -147,7 +154,7 @@ struct Model {
 
 impl Model {
     fn document(&mut self, document: DecodedDocument) {
-        let DecodedDocument { entry, unused, departures } = document;
+        let DecodedDocument { entry, unused, departures, .. } = document;
         self.accounted.extend(unused.iter().map(|s| s.0));
         let earlier: BTreeSet<Sequence> =
             entry.supersedes().iter().copied().chain(departures.iter().map(|d| d.sequence)).collect();
@@ -273,20 +280,73 @@ fn every_sequence_that_the_gateway_allocated_is_accounted_for() {
         let mut seen: BTreeSet<u64> = BTreeSet::new();
         for line in Line::parse_all(&read(name)) {
             match decoder.decode(&line.mutation(line.vb)) {
-                Decoded::Document(d) => {
+                Decoded::Document(d) | Decoded::Foreign(d) => {
                     seen.insert(d.entry.sequence().0);
-                    seen.extend(d.unused.iter().chain(d.entry.supersedes()).map(|s| s.0));
+                    seen.extend(d.unused.iter().copied().chain(d.earlier()).map(|s| s.0));
                 }
                 Decoded::Principal(p) => {
                     seen.insert(p.sequence.0);
                 }
                 Decoded::Unused(range) => seen.extend(range.first().0..=range.last().0),
-                Decoded::Ignored(_) => {}
+                Decoded::Ignored(_) | Decoded::Purged(_) => {}
                 Decoded::Invalid(invalid) => panic!("{name} {}: {invalid:?}", line.n),
             }
         }
         let last = *seen.last().unwrap();
         assert_eq!(last - seen.len() as u64, lost, "{name}");
+    }
+}
+
+/// Ranges of all numbers that what a decoder gives accounts for.
+fn accounted_for(decoder: &GatewayDecoder, mutations: &[Mutation]) -> Vec<(u64, u64)> {
+    let mut numbers = RangeSet::new();
+    let mut add = |first: Sequence, last: Sequence| {
+        numbers.insert(first.0, last.0);
+    };
+    for mutation in mutations {
+        match decoder.decode(mutation) {
+            Decoded::Document(d) | Decoded::Foreign(d) => {
+                let others = d.unused.iter().copied().chain(d.earlier());
+                others.chain([d.entry.sequence()]).for_each(|sequence| add(sequence, sequence));
+            }
+            Decoded::Principal(p) => add(p.sequence, p.sequence),
+            Decoded::Unused(range) => add(range.first(), range.last()),
+            Decoded::Ignored(_) | Decoded::Purged(_) => {}
+            Decoded::Invalid(invalid) => panic!("{}: {invalid:?}", mutation.key.escape_ascii()),
+        }
+    }
+    numbers.iter().collect()
+}
+
+#[test]
+fn the_numbers_of_each_database_of_a_bucket_are_all_accounted_for_and_no_others() {
+    #[derive(Deserialize)]
+    struct First {
+        collections: BTreeMap<u32, String>,
+    }
+    #[derive(Deserialize)]
+    struct Marker {
+        seqs: BTreeMap<String, u64>,
+    }
+    for name in ["default-id", "version-3.3"] {
+        let text = read_file(&format!("databases/mutations-{name}.ndjson.gz"));
+        let first: First = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let marker: Marker = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let mutations: Vec<Mutation> = Line::parse_all(&text).iter().map(|line| line.mutation(line.vb)).collect();
+        let mut databases = Databases::new(first.collections);
+        for mutation in &mutations {
+            databases.observe(mutation);
+        }
+        let databases = databases.list();
+        assert_eq!(databases.len(), marker.seqs.len(), "{name}");
+        for database in databases {
+            let decoder = GatewayDecoder::new(&database.options().unwrap());
+            let high = marker.seqs[database.name.as_deref().unwrap()];
+            assert_eq!(accounted_for(&decoder, &mutations), [(1, high)], "{name} {database:?}");
+            let counter = database.counter_key();
+            let counter = mutations.iter().rfind(|mutation| mutation.key == counter.as_bytes()).unwrap();
+            assert_eq!(counter.value, high.to_string().as_bytes());
+        }
     }
 }
 
@@ -304,6 +364,38 @@ fn events_as_delivered_decode_like_their_recorded_lines() {
             documents += usize::from(matches!(decoded, Decoded::Document(_)));
         }
         assert!(documents > 50, "{sample}: {documents}");
+    }
+}
+
+#[test]
+fn a_cas_that_moved_alone_changes_nothing_and_another_body_does() {
+    for (name, foreign) in [("mutations", 28), ("mutations-xattr33", 0), ("hazards/mutations-skips", 0)] {
+        let decoder = GatewayDecoder::default();
+        let mut counts = [0; 2];
+        for line in Line::parse_all(&read(name)) {
+            let mut mutation = line.mutation(line.vb);
+            match decoder.decode(&mutation) {
+                Decoded::Foreign(document) => {
+                    counts[1] += 1;
+                    assert!(document.entry.sequence() > Sequence::ZERO);
+                }
+                own @ Decoded::Document(_) => {
+                    counts[0] += 1;
+                    mutation.cas += 1;
+                    assert_eq!(decoder.decode(&mutation), own, "{name} {}: as the gateway wrote it", line.n);
+                    mutation.value = [&mutation.value[..], b" "].concat().into();
+                    let Decoded::Document(own) = own else { unreachable!() };
+                    match decoder.decode(&mutation) {
+                        Decoded::Foreign(foreign) => assert_eq!(foreign, own),
+                        // A deletion has no body.
+                        other => assert!(mutation.kind != MutationKind::Mutation && other == Decoded::Document(own)),
+                    }
+                }
+                _ => {}
+            }
+        }
+        assert!(counts[0] > 500, "{name}: {counts:?}");
+        assert_eq!(counts[1], foreign, "{name}");
     }
 }
 

@@ -38,8 +38,18 @@ pub struct WriterStats {
     pub abandoned: u64,
     /// Events that are not about the cache.
     pub ignored: u64,
-    /// Documents last written by another program.
+    /// Documents last written by another program: they are not shown, and their numbers are superseded.
     pub foreign: u64,
+    /// Keys that are gone with all they had.
+    pub purged: u64,
+    /// Users, roles and markers of unused numbers of other databases of the bucket.
+    pub other_database: u64,
+    /// Documents in collections that are not the database's.
+    pub other_collection: u64,
+    /// Channels whose names cannot be kept: their documents are shown in their other channels.
+    pub bad_channels: u64,
+    /// Numbers that documents name beyond what is kept of such lists: nothing accounts for them.
+    pub cut_numbers: u64,
     /// Events that could not be understood.
     pub invalid: u64,
     /// Entries withdrawn: the feed took their mutations back.
@@ -63,6 +73,11 @@ impl std::ops::AddAssign for WriterStats {
             abandoned,
             ignored,
             foreign,
+            purged,
+            other_database,
+            other_collection,
+            bad_channels,
+            cut_numbers,
             invalid,
             withdrawn,
             batches,
@@ -78,6 +93,11 @@ impl std::ops::AddAssign for WriterStats {
         self.abandoned += abandoned;
         self.ignored += ignored;
         self.foreign += foreign;
+        self.purged += purged;
+        self.other_database += other_database;
+        self.other_collection += other_collection;
+        self.bad_channels += bad_channels;
+        self.cut_numbers += cut_numbers;
         self.invalid += invalid;
         self.withdrawn += withdrawn;
         self.batches += batches;
@@ -195,7 +215,12 @@ impl Assembler {
     pub fn apply(&mut self, decoded: Decoded, now: Duration) {
         self.stats.received += 1;
         match decoded {
-            Decoded::Document(document) => self.document(document, now),
+            Decoded::Document(document) => self.document(document, true, now),
+            Decoded::Foreign(document) => {
+                self.stats.foreign += 1;
+                self.document(document, false, now);
+            }
+            Decoded::Purged(_) => self.stats.purged += 1,
             Decoded::Principal(principal) => {
                 if self.count_arrival(principal.sequence, now).is_new() {
                     self.stats.principals += 1;
@@ -204,20 +229,26 @@ impl Assembler {
                 }
             }
             Decoded::Unused(range) => self.stats.unused += self.sequencer.unused(range, now),
-            Decoded::Ignored(Ignored::ForeignWrite) => self.stats.foreign += 1,
+            Decoded::Ignored(Ignored::OtherDatabase(_)) => self.stats.other_database += 1,
+            Decoded::Ignored(Ignored::OtherCollection(_)) => self.stats.other_collection += 1,
             Decoded::Ignored(_) => self.stats.ignored += 1,
             Decoded::Invalid(_) => self.stats.invalid += 1,
         }
     }
 
-    fn document(&mut self, document: DecodedDocument, now: Duration) {
-        let DecodedDocument { entry, unused, departures } = document;
+    /// Takes a document. One that is not to be shown accounts for its numbers all the same.
+    fn document(&mut self, document: DecodedDocument, is_shown: bool, now: Duration) {
+        let DecodedDocument { entry, unused, departures, accounted, left_out } = document;
+        if let Some(left_out) = left_out {
+            self.stats.bad_channels += left_out.channels;
+            self.stats.cut_numbers += left_out.sequences;
+        }
         for sequence in unused {
             self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
         }
         // A sequence that only the channel map remembers is accounted for too: it was this document's, and the feed may have dropped it.
         let departed = departures.iter().map(|d| d.sequence).filter(|s| !entry.supersedes().contains(s));
-        let mut earlier: SequenceList = entry.supersedes().iter().copied().chain(departed).collect();
+        let mut earlier: SequenceList = entry.supersedes().iter().copied().chain(accounted).chain(departed).collect();
         earlier.sort_unstable();
         earlier.dedup();
         for old in earlier {
@@ -228,6 +259,10 @@ impl Assembler {
                     None => self.stats.superseded += 1,
                 }
             }
+        }
+        if !is_shown {
+            self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
+            return;
         }
         let arrival = self.count_arrival(entry.sequence(), now);
         if arrival.is_new() {
@@ -454,8 +489,7 @@ mod tests {
     fn apply(assembler: &mut Assembler, sequence: u64, old: Option<u64>) {
         let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();
         let entry = entry.with_supersedes(old.map(Sequence));
-        let document = DecodedDocument { entry, unused: Default::default(), departures: Vec::new() };
-        assembler.apply(Decoded::Document(document), Duration::ZERO);
+        assembler.apply(Decoded::Document(entry.into()), Duration::ZERO);
     }
 
     /// The sequences of the entries whose marks the next batch has; then it is published.
@@ -463,6 +497,58 @@ mod tests {
         let prepared = assembler.prepare(None, Duration::ZERO);
         assembler.published(&prepared.publication.clock);
         prepared.batch.marks.iter().map(|entry| entry.sequence().0).collect()
+    }
+
+    #[test]
+    fn a_foreign_write_shows_nothing_and_nothing_waits_for_its_numbers() {
+        let mut assembler = assembler();
+        apply(&mut assembler, 2, None);
+        let entry = ChangeEntry::new(Sequence(6), "e", "3-c", EntryFlags::default()).unwrap().with_supersedes([Sequence(3)]);
+        let departure = Departure {
+            sequence: Sequence(5),
+            revision: "2-b".into(),
+            channel: crate::Channel::new("a").unwrap(),
+            membership: crate::Membership::Removed,
+            since: Sequence(3),
+        };
+        let document = DecodedDocument {
+            unused: [Sequence(4)].into_iter().collect(),
+            accounted: [Sequence(1), Sequence(3)].into_iter().collect(),
+            departures: vec![departure],
+            ..DecodedDocument::from(entry)
+        };
+        let foreign = Decoded::Foreign(document);
+        assembler.apply(foreign.clone(), Duration::ZERO);
+        let prepared = assembler.prepare(None, Duration::ZERO);
+        assert_eq!(prepared.publication.clock.stable, Sequence(6));
+        let rows: Vec<u64> = prepared.batch.entries.iter().map(|entry| entry.sequence().0).collect();
+        assert_eq!(rows, [2, 5], "that it left a channel stays true");
+        let stats = assembler.stats();
+        assert_eq!((stats.foreign, stats.superseded, stats.unused, stats.cached, stats.duplicates), (1, 3, 1, 2, 0));
+        // The row of a revision that came before it stays, and it is no duplicate.
+        apply(&mut assembler, 7, None);
+        let entry = ChangeEntry::new(Sequence(7), "d", "1-a", EntryFlags::default()).unwrap();
+        assembler.apply(Decoded::Foreign(entry.into()), Duration::ZERO);
+        let prepared = assembler.prepare(None, Duration::ZERO);
+        assert_eq!(prepared.batch.entries.len(), 1);
+        assert!(prepared.publication.record.gone.is_empty());
+        assert_eq!((assembler.stats().foreign, assembler.stats().duplicates), (2, 0));
+    }
+
+    #[test]
+    fn what_is_not_the_databases_is_counted_apart() {
+        let mut assembler = assembler();
+        assembler.apply(Decoded::Ignored(Ignored::OtherDatabase("db2".into())), Duration::ZERO);
+        assembler.apply(Decoded::Ignored(Ignored::OtherCollection(9)), Duration::ZERO);
+        assembler.apply(Decoded::Ignored(Ignored::ForeignProperty), Duration::ZERO);
+        assembler.apply(Decoded::Purged(crate::decode::Purged { document: "d".into(), collection: 0 }), Duration::ZERO);
+        let entry = ChangeEntry::new(Sequence(1), "d", "1-a", EntryFlags::default()).unwrap();
+        let left_out = crate::decode::LeftOut { channels: 2, named: Vec::new(), sequences: 3 };
+        let document = DecodedDocument { left_out: Some(left_out.into()), ..entry.into() };
+        assembler.apply(Decoded::Document(document), Duration::ZERO);
+        let stats = assembler.stats();
+        assert_eq!((stats.received, stats.other_database, stats.other_collection, stats.ignored), (5, 1, 1, 1));
+        assert_eq!((stats.purged, stats.bad_channels, stats.cut_numbers, stats.cached), (1, 2, 3, 1));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
+use super::notices::Notices;
 use super::pointers::{PointerReader, Pointers};
 use super::rollback::Held;
 use super::{Writer, backoff, log_noted};
@@ -208,19 +209,19 @@ impl Writer {
 }
 
 pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Item> {
+    let mut notices = Notices::default();
     let item = |event| match event {
         FeedEvent::Mutation(mutation) => {
             let mut decoded = decoder.decode(&mutation);
-            match &mut decoded {
-                Decoded::Document(document) => document.entry.set_origin(mutation.partition, mutation.seqno),
-                Decoded::Invalid(invalid) => {
-                    tracing::warn!(key = %mutation.key.escape_ascii(), reason = %invalid.reason, "a mutation cannot be understood; left out");
-                }
-                _ => {}
+            if let Decoded::Document(document) | Decoded::Foreign(document) = &mut decoded {
+                document.entry.set_origin(mutation.partition, mutation.seqno);
             }
+            notices.tell(&mutation.key, &decoded);
             Item::Decoded(mutation.partition, mutation.seqno, decoded)
         }
         other => Item::Control(other),
     };
-    batch.events.into_iter().map(item).collect()
+    let items = batch.events.into_iter().map(item).collect();
+    notices.tell_more();
+    items
 }

@@ -6,6 +6,7 @@
 mod config;
 mod floors;
 mod intake;
+mod notices;
 mod output;
 mod pointers;
 mod rollback;

@@ -43,7 +43,7 @@ impl PointerReader {
         let mut batch = DecodedBatch { items, bytes, number: self.number, pointers: HashMap::new() };
         let Some(store) = self.store else { return Ok(batch) };
         let documents = batch.items.iter().filter_map(|item| match item {
-            Item::Decoded(_, _, Decoded::Document(document)) => Some(document.entry.document()),
+            Item::Decoded(_, _, Decoded::Document(document) | Decoded::Foreign(document)) => Some(document.entry.document()),
             _ => None,
         });
         let mut documents: Vec<DocumentId> = documents.map(Into::into).collect();
@@ -111,7 +111,11 @@ pub(super) struct PointerCache {
 impl PointerCache {
     /// Works out what a decoded document supersedes, given the pointer that was `read` for it. `batch` is the batch its entry will be in.
     pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64) {
-        let Decoded::Document(document) = decoded else { return };
+        let is_shown = matches!(decoded, Decoded::Document(_));
+        let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return };
+        if !is_shown && document.departures.is_empty() {
+            return;
+        }
         let id = document.entry.document();
         if !self.newest.contains_key(&id) {
             let pointer = read.get(&id).cloned().unwrap_or_else(|| Pointer::new(id));
@@ -119,7 +123,11 @@ impl PointerCache {
         }
         if let Some((pointer, last)) = self.newest.get_mut(&document.entry.document()) {
             *last = batch;
-            pointer.follow_document(document);
+            match is_shown {
+                true => pointer.follow_document(document),
+                // Only what it left becomes rows.
+                false => pointer.follow_departures(document),
+            }
         }
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use crate::decode::{Decoded, DecodedDocument};
-use crate::document::{DocumentId, DocumentRef};
+use crate::decode::{Decoded, DecodedDocument, Purged};
+use crate::document::{CollectionId, DocumentId, DocumentRef};
 use crate::entry::{ChangeEntry, Origin};
 use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::sequence::{RangeSet, Sequence};
@@ -130,7 +130,8 @@ impl Rollbacks {
         }
         if let Some(DecodedDocument { entry, .. }) = document_of(decoded)
             && self.candidates.get(&entry.sequence()).is_some_and(|candidate| {
-                candidate.origin() == Origin { partition, seqno }
+                // What another program has written since keeps the revision's metadata, at a place of its own.
+                (candidate.origin() == Origin { partition, seqno } || matches!(decoded, Decoded::Foreign(_)))
                     && (candidate.document(), candidate.revision()) == (entry.document(), entry.revision())
             })
         {
@@ -148,13 +149,17 @@ impl Rollbacks {
     fn must_wait(&self, decoded: &Decoded) -> bool {
         let is_taken = |number: &Sequence| self.candidates.contains_key(number) || self.named.contains(number.0);
         match decoded {
-            Decoded::Document(DecodedDocument { entry, unused, departures }) => {
+            Decoded::Document(document) | Decoded::Foreign(document) => {
+                let DecodedDocument { entry, unused, .. } = document;
                 self.documents.contains_key(&entry.document())
                     || self.held_documents.contains(&entry.document())
                     || is_taken(&entry.sequence())
-                    || entry.supersedes().iter().any(is_taken)
                     || unused.iter().any(is_taken)
-                    || departures.iter().any(|departure| is_taken(&departure.sequence))
+                    || document.earlier().any(|number| is_taken(&number))
+            }
+            Decoded::Purged(Purged { document, collection }) => {
+                let document = DocumentRef { collection: CollectionId(*collection), key: document };
+                self.documents.contains_key(&document) || self.held_documents.contains(&document)
             }
             Decoded::Principal(principal) => is_taken(&principal.sequence),
             Decoded::Unused(range) => {
@@ -255,7 +260,7 @@ fn name(named: &mut RangeSet, entry: &ChangeEntry) {
 
 fn document_of(decoded: &Decoded) -> Option<&DecodedDocument> {
     match decoded {
-        Decoded::Document(document) => Some(document),
+        Decoded::Document(document) | Decoded::Foreign(document) => Some(document),
         _ => None,
     }
 }
@@ -287,8 +292,7 @@ mod tests {
     /// A mutation that brings the entry; its partition was one seqno before it.
     fn held(entry: &ChangeEntry) -> Held {
         let Origin { partition, seqno } = entry.origin();
-        let document = DecodedDocument { entry: entry.clone(), unused: Default::default(), departures: Vec::new() };
-        Held { partition, seqno, decoded: Decoded::Document(document), before: at(seqno.0 - 1) }
+        Held { partition, seqno, decoded: Decoded::Document(entry.clone().into()), before: at(seqno.0 - 1) }
     }
 
     /// What the writer does with a mutation: whether it waits.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sluicegate_core::feed::{Datatype, MutationKind};
 use sluicegate_core::{FeedEvent, Mutation, PartitionId, PartitionSeqno};
-use sluicegate_mcbp::client::{ClientError, ClientResult, Fault};
+use sluicegate_mcbp::client::ClientResult;
 use sluicegate_mcbp::collections::split_key;
 use sluicegate_mcbp::dcp::{self, MarkerFlags, OsoBoundary};
 use sluicegate_mcbp::value::decompress;
@@ -171,10 +171,11 @@ impl Connection {
     #[inline]
     fn on_change(&mut self, envelope: &Envelope, change: Change) -> ClientResult<()> {
         let Some(held) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
+        // Before the position moves: what cannot be delivered must come again.
+        let (collection, key) = if self.has_collections { split_key(change.key)? } else { (0, change.key) };
         let moved = held.vbucket.on_item(change.seqno, &mut self.out);
         let Some(is_last) = self.on_moved(envelope, change.seqno, moved)? else { return Ok(()) };
-        let (collection, key) = if self.has_collections { split_key(change.key)? } else { (0, change.key) };
-        let (value, datatype) = plain(change.value, envelope.datatype)?;
+        let (value, datatype) = self.plain(change.value, envelope.datatype);
         self.out.push(FeedEvent::Mutation(Mutation {
             kind: change.kind,
             partition: PartitionId(envelope.vbucket),
@@ -242,6 +243,23 @@ impl Connection {
         Ok(())
     }
 
+    /// The value as the consumer gets it: not compressed, unless it cannot be decompressed. Servers before 5.0 do not check what clients
+    /// write. It is delivered as it is, so that the consumer can name the document; a failure would come again with every connection.
+    #[inline]
+    fn plain(&self, value: Bytes, datatype: WireDatatype) -> (Bytes, Datatype) {
+        if !datatype.contains(WireDatatype::SNAPPY) {
+            return (value, Datatype(datatype.0));
+        }
+        match decompress(value.clone(), datatype, DEFAULT_MAX_BODY) {
+            Ok((value, datatype)) => (value, Datatype(datatype.0)),
+            Err(error) => {
+                self.node.tally.undecoded();
+                tracing::debug!(node = %self.node.address, %error, "a value cannot be decompressed; it is delivered as it is");
+                (value, Datatype(datatype.0))
+            }
+        }
+    }
+
     #[cold]
     pub(crate) fn count_unknown(&mut self, what: impl std::fmt::Display) {
         if self.node.tally.unknown() {
@@ -265,16 +283,4 @@ fn held<'a>(held: &'a mut [Option<Held>], tally: &Tally, envelope: &Envelope) ->
         tally.stale();
     }
     found
-}
-
-/// The value as the consumer gets it: never compressed.
-#[inline]
-fn plain(value: Bytes, datatype: WireDatatype) -> ClientResult<(Bytes, Datatype)> {
-    if !datatype.contains(WireDatatype::SNAPPY) {
-        return Ok((value, Datatype(datatype.0)));
-    }
-    let (value, datatype) = decompress(value, datatype, DEFAULT_MAX_BODY).map_err(|error| {
-        ClientError::new(Fault::Protocol, format!("a value cannot be decompressed: {error}")).with_source(error)
-    })?;
-    Ok((value, Datatype(datatype.0)))
 }

@@ -71,6 +71,8 @@ pub struct Counters {
     pub stale_messages: u64,
     /// Messages that are not known here; dropped.
     pub unknown_messages: u64,
+    /// Values that cannot be decompressed; their events are delivered with the value as it came.
+    pub undecoded_values: u64,
     /// Cluster maps taken over.
     pub cluster_maps: u64,
     /// Bytes of messages that flow control counts.
@@ -96,6 +98,7 @@ pub(crate) struct Board {
     pub(crate) connection_errors: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) unknown: AtomicU64,
+    pub(crate) undecoded: AtomicU64,
     pub(crate) maps: AtomicU64,
     pub(crate) received: AtomicU64,
     pub(crate) acknowledged: AtomicU64,
@@ -140,6 +143,7 @@ impl Board {
             connection_errors: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
+            undecoded: AtomicU64::new(0),
             maps: AtomicU64::new(0),
             received: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
@@ -238,6 +242,7 @@ impl Board {
                 connection_errors: load(&self.connection_errors),
                 stale_messages: load(&self.stale),
                 unknown_messages: load(&self.unknown),
+                undecoded_values: load(&self.undecoded),
                 cluster_maps: load(&self.maps),
                 received_bytes: load(&self.received),
                 acknowledged_bytes: load(&self.acknowledged),

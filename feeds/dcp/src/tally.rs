@@ -87,6 +87,7 @@ pub(crate) struct Tally {
     connection_errors: Counter,
     stale: Counter,
     unknown: Counter,
+    undecoded: Counter,
     rollbacks: Counter,
     /// By reason, as far as there were any.
     stream_ends: Mutex<BTreeMap<String, Counter>>,
@@ -109,6 +110,7 @@ impl Tally {
             connection_errors: counter!("sluicegate_dcp_connection_errors_total", &labels),
             stale: counter!("sluicegate_dcp_stale_messages_total", &labels),
             unknown: counter!("sluicegate_dcp_unknown_messages_total", &labels),
+            undecoded: counter!("sluicegate_dcp_undecoded_values_total", &labels),
             rollbacks: counter!("sluicegate_dcp_rollbacks_total", &labels),
             stream_ends: Mutex::default(),
             board,
@@ -148,6 +150,13 @@ impl Tally {
     pub(crate) fn unknown(&self) -> bool {
         self.unknown.increment(1);
         self.board.unknown.fetch_add(1, Relaxed) == 0
+    }
+
+    /// A value cannot be decompressed.
+    #[cold]
+    pub(crate) fn undecoded(&self) {
+        self.undecoded.increment(1);
+        self.board.undecoded.fetch_add(1, Relaxed);
     }
 
     /// The node has asked to go back.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use sluicegate_core::feed::MutationKind;
-use sluicegate_core::{Feed as _, FeedEvent, FeedStart, FeedStream};
+use sluicegate_core::{Decoded, ErrorKind, Feed as _, FeedEvent, FeedStart, FeedStream, GatewayDecoder, MutationDecoder as _};
 use sluicegate_dcp::DcpFeed;
 use sluicegate_mcbp::dcp::{
     Abort, Commit, Durability, EndReason, FailoverEntry, FailoverLog, Histories, MarkerFlags, Mutation, Prepare, Removal,
@@ -32,7 +32,18 @@ struct Script {
     acknowledged: u64,
     /// Answers that the client has sent: opcode and opaque.
     answers: Vec<(Opcode, u32)>,
+    server: Server,
 }
+
+/// What the server is like.
+#[derive(Clone, Copy)]
+struct Server {
+    features: &'static [Feature],
+    /// The bucket that a connection is in.
+    bucket: &'static str,
+}
+
+const SERVER: Server = Server { features: &[Feature::SelectBucket, Feature::Snappy, Feature::Xattr], bucket: "b" };
 
 impl Script {
     /// Sends what flow control counts.
@@ -72,13 +83,12 @@ impl Script {
     fn answer(&mut self, request: &Request) {
         let text = |text: String| Reply::Plain(Parts::from_value(request.command.opcode(), text));
         let reply = match &request.command {
-            Command::Hello(_) => {
-                Reply::Hello(Granted { features: Features(vec![Feature::SelectBucket, Feature::Snappy, Feature::Xattr]) })
-            }
+            Command::Hello(_) => Reply::Hello(Granted { features: Features(self.server.features.to_vec()) }),
             Command::GetClusterConfig(_) => {
                 let port = self.socket.local_addr().unwrap().port();
+                let bucket = self.server.bucket;
                 text(format!(
-                    r#"{{"rev":1,"name":"b","uuid":"u","vBucketServerMap":{{"serverList":["127.0.0.1:{port}"],"vBucketMap":[[0]]}},"nodesExt":[{{"services":{{"kv":{port}}}}}]}}"#
+                    r#"{{"rev":1,"name":"{bucket}","uuid":"u","vBucketServerMap":{{"serverList":["127.0.0.1:{port}"],"vBucketMap":[[0]]}},"nodesExt":[{{"services":{{"kv":{port}}}}}]}}"#
                 ))
             }
             Command::GetAllVbSeqnos(_) => Reply::VbSeqnos(VbSeqnos { seqnos: SeqnoList(vec![(0, HIGH)]) }),
@@ -98,15 +108,25 @@ impl Script {
 
 /// A feed whose stream is open, its events, and the server's end of it.
 async fn start() -> (DcpFeed, FeedStream, Script) {
+    let (url, mut streaming) = listen(SERVER).await;
+    let feed = DcpFeed::connect(&url).await.unwrap();
+    let stream = feed.open(FeedStart::Beginning).await.unwrap();
+    let script = streaming.recv().await.unwrap();
+    (feed, stream, script)
+}
+
+/// The URL of a server's bucket, and its ends of connections on which a stream was opened.
+async fn listen(server: Server) -> (String, mpsc::UnboundedReceiver<Script>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (sender, mut streaming) = mpsc::unbounded_channel();
+    let (sender, streaming) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             let sender = sender.clone();
             tokio::spawn(async move {
                 let (input, output) = (BytesMut::new(), BytesMut::new());
-                let mut script = Script { socket, input, output, opaque: 0, counted: 0, acknowledged: 0, answers: Vec::new() };
+                let mut script =
+                    Script { socket, input, output, opaque: 0, counted: 0, acknowledged: 0, answers: Vec::new(), server };
                 // Connections that only ask for the map are closed by the client.
                 loop {
                     let mut first = [0; 1];
@@ -122,10 +142,7 @@ async fn start() -> (DcpFeed, FeedStream, Script) {
             });
         }
     });
-    let feed = DcpFeed::connect(&format!("dcp://127.0.0.1:{port}/b?buffer=65536&noop_interval=60")).await.unwrap();
-    let stream = feed.open(FeedStart::Beginning).await.unwrap();
-    let script = streaming.recv().await.unwrap();
-    (feed, stream, script)
+    (format!("dcp://127.0.0.1:{port}/b?buffer=65536&noop_interval=60"), streaming)
 }
 
 fn marker(end: u64) -> Command {
@@ -205,6 +222,45 @@ async fn values_arrive_uncompressed_and_markers_are_acknowledged_if_that_is_aske
     assert_eq!((seen[1].kind, seen[1].datatype.0, seen[2].kind), (MutationKind::Deletion, 0, MutationKind::Expiration));
     script.until(|script| !script.answers.is_empty()).await;
     assert_eq!(script.answers, [(Opcode::DcpSnapshotMarker, script.opaque)]);
+}
+
+#[tokio::test]
+async fn values_that_cannot_be_decompressed_are_delivered_as_they_came() {
+    let (feed, mut stream, mut script) = start().await;
+    script.event(marker(10)).await;
+    let compressed = Datatype::SNAPPY | Datatype::JSON;
+    // No Snappy; one that ends early; one that claims 4 GiB; one that inflates to more than any document has.
+    let cut = compress(b"a value that repeats itself, a value that repeats itself").unwrap().slice(..20);
+    let bomb = compress(&vec![0; 30 << 20]).unwrap();
+    let values = [Bytes::from_static(b"{}"), cut, Bytes::from_static(b"\xff\xff\xff\xff\x0f{"), bomb];
+    for (value, seqno) in values.iter().zip(1..) {
+        script.event_of(script.opaque, mutation(seqno, value.clone()), compressed).await;
+    }
+    script.event_of(script.opaque, mutation(5, compress(b"{}").unwrap()), compressed).await;
+    let seen = mutations(&mut stream, 5).await;
+    for (seen, value) in seen.iter().zip(&values) {
+        assert!(seen.value == *value && seen.datatype.is_compressed(), "{}", seen.seqno.0);
+        let decoded = GatewayDecoder::default().decode(seen);
+        assert!(matches!(&decoded, Decoded::Invalid(invalid) if invalid.reason.contains("compressed")), "{decoded:?}");
+    }
+    assert_eq!((&seen[4].value[..], seen[4].datatype.0), (&b"{}"[..], 1));
+    assert_eq!(feed.status().counters.undecoded_values, 4);
+    script.until(|script| script.acknowledged == script.counted).await;
+}
+
+#[tokio::test]
+async fn a_connection_in_another_bucket_is_refused_where_none_can_be_selected() {
+    let old = Server { features: &[Feature::Snappy], bucket: "other" };
+    let (url, _streaming) = listen(old).await;
+    let error = DcpFeed::connect(&url).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("`other`") && text.contains("`b`") && text.contains("option user"), "{text}");
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::ConfigInvalid, false));
+    // The right one is.
+    let (url, mut streaming) = listen(Server { bucket: "b", ..old }).await;
+    let feed = DcpFeed::connect(&url).await.unwrap();
+    let _stream = feed.open(FeedStart::Beginning).await.unwrap();
+    streaming.recv().await.unwrap();
 }
 
 #[tokio::test]

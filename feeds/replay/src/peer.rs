@@ -17,10 +17,8 @@ use std::io::Write as _;
 use bytes::{Bytes, BytesMut};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use sluicegate_core::decode::DecodedDocument;
 use sluicegate_core::entry::ChannelChange;
 use sluicegate_core::feed::Datatype;
-use sluicegate_core::sequence::SequenceList;
 use sluicegate_core::{
     ChangeEntry, Channel, Decoded, EntryFlags, FeedBatch, FeedEvent, Membership, Mutation, PartitionId, PartitionSeqno, Sequence,
 };
@@ -351,7 +349,7 @@ pub fn entries(load: PeerLoad) -> Vec<Vec<Decoded>> {
             let (channel, since) = (channels[n].clone(), Sequence(sequence));
             entry.push_channel(ChannelChange { channel, membership: Membership::Present, since });
         }
-        let decoded = Decoded::Document(DecodedDocument { entry, unused: SequenceList::new(), departures: Vec::new() });
+        let decoded = Decoded::Document(entry.into());
         match batches.last_mut() {
             Some(batch) if batch.len() < size => batch.push(decoded),
             _ => {

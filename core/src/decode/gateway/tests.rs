@@ -109,28 +109,92 @@ fn documents_that_are_not_the_gateways_are_ignored() {
     let mut mutation = Mutation::new("doc", attributes::encode([("x", "1")], b"{}").unwrap());
     mutation.datatype = Datatype(Datatype::XATTR);
     assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::NoMetadata));
-    mutation.kind = MutationKind::Deletion;
-    assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::NoMetadata));
-    // A feed without values.
-    mutation.value = Bytes::new();
-    assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::Deletion));
 }
 
 #[test]
-fn a_write_by_another_program_is_left_to_the_import() {
-    let mut mutation = with_attribute(r#""rev":"1-a","sequence":5"#);
+fn a_key_that_is_gone_with_all_it_had_is_purged() {
+    let purged = |key: &str, collection| Decoded::Purged(Purged { document: key.into(), collection });
+    for kind in [MutationKind::Deletion, MutationKind::Expiration] {
+        let mut mutation = Mutation::new("temp", "");
+        (mutation.kind, mutation.collection) = (kind, 9);
+        assert_eq!(decode(&mutation), purged("temp", 9));
+        mutation.datatype = Datatype(Datatype::JSON);
+        assert_eq!(decode(&mutation), purged("temp", 9));
+        // Attributes of others may stay, and the gateway's may be there without saying anything.
+        mutation.datatype = Datatype(Datatype::XATTR);
+        for pairs in [&[("x", "1"), ("_vv", "{}")][..], &[("_sync", "{}")], &[]] {
+            mutation.value = attributes::encode(pairs.iter().copied(), b"").unwrap().into();
+            assert_eq!(decode(&mutation), purged("temp", 9), "{pairs:?}");
+        }
+        // A feed without values: there may be attributes.
+        mutation.value = Bytes::new();
+        assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::Deletion));
+        for key in [&b""[..], b"\xff"] {
+            mutation.key = Bytes::from_static(key);
+            mutation.datatype = Datatype(0);
+            assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::Deletion));
+        }
+        for key in ["_sync:rev:x:1", "_sync:att2:a", "_sync:seq"] {
+            mutation.key = Bytes::from_static(key.as_bytes());
+            assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::Internal), "{key}");
+        }
+    }
+    let mutation = Mutation::new("temp", attributes::encode([("_sync", "{}")], b"{}").unwrap());
+    let mutation = Mutation { datatype: Datatype(Datatype::XATTR), ..mutation };
+    assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::NoMetadata));
+}
+
+#[test]
+fn a_write_by_another_program_is_not_shown_and_accounts_for_its_numbers() {
+    let mut mutation = with_attribute(
+        r#""rev":"3-c","sequence":9,"recent_sequences":[4,6,9],"unused_sequences":[8],"value_crc32c":"0x12345678",
+        "channels":{"a":null,"b":{"seq":5,"rev":"2-b"}}"#,
+    );
+    let own = document(&mutation);
     mutation.cas += 1;
-    assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::ForeignWrite));
-    mutation.kind = MutationKind::Expiration;
-    assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::ForeignWrite));
+    for kind in [MutationKind::Mutation, MutationKind::Deletion, MutationKind::Expiration] {
+        mutation.kind = kind;
+        let Decoded::Foreign(foreign) = decode(&mutation) else { panic!("{kind:?}") };
+        assert_eq!(foreign, own, "the metadata say what they said before");
+    }
+    assert_eq!(own.earlier().map(|s| s.0).collect::<Vec<_>>(), [4, 6, 5]);
+    // Metadata without a CAS are of no write.
     let without_cas = attributes::encode([("_sync", r#"{"rev":"1-a","sequence":5}"#)], b"").unwrap();
     mutation.value = without_cas.into();
-    assert_eq!(decode(&mutation), Decoded::Ignored(Ignored::ForeignWrite));
+    assert!(matches!(decode(&mutation), Decoded::Foreign(_)));
     for cas in ["0x", "0x12", "1122334455667788", "0x112233445566778g", "0x11223344556677889", "0x+122334455667788"] {
-        let value = attributes::encode([("_sync", format!(r#"{{"cas":"{cas}"}}"#))], b"").unwrap();
+        let value = attributes::encode([("_sync", format!(r#"{{"rev":"1-a","cas":"{cas}"}}"#))], b"").unwrap();
         mutation.value = value.into();
         assert!(reason(&mutation).contains("CAS"), "{cas}");
     }
+}
+
+#[test]
+fn what_only_moved_the_cas_is_still_the_gateways_write() {
+    let sum = r#""value_crc32c":"0xcff7d56a""#;
+    assert_eq!(crc32c::crc32c(br#"{"a":1}"#), 0xcff7_d56a);
+    let mut mutation = with_attribute(&format!(r#""rev":"1-a","sequence":5,{sum}"#));
+    let own = document(&mutation);
+    mutation.cas += 1;
+    assert_eq!(document(&mutation), own);
+    // The same metadata over another body.
+    let attribute = attributes::find(&mutation.value, "_sync").unwrap().unwrap().to_vec();
+    let with = |others: &[(&str, &str)], body: &[u8]| {
+        let mut mutation = mutation.clone();
+        let others = others.iter().map(|(name, value)| (*name, value.as_bytes()));
+        mutation.value = attributes::encode(others.chain([("_sync", &attribute[..])]), body).unwrap().into();
+        mutation
+    };
+    assert!(matches!(decode(&with(&[], br#"{"a":2}"#)), Decoded::Foreign(_)));
+    assert!(matches!(decode(&with(&[], b"")), Decoded::Foreign(_)));
+    assert_eq!(document(&with(&[("_eventing", r#"{"seen":true}"#), ("txn", "{}")], br#"{"a":1}"#)), own);
+    // A deletion has no body, whatever the event has; the checksum of none is zero.
+    let mut gone = with(&[], br#"{"a":1}"#);
+    gone.kind = MutationKind::Deletion;
+    assert!(matches!(decode(&gone), Decoded::Foreign(_)));
+    let mut tombstone = with_attribute(r#""rev":"2-b","sequence":6,"flags":1,"value_crc32c":"0x00000000""#);
+    (tombstone.kind, tombstone.cas) = (MutationKind::Deletion, CAS + 1);
+    assert!(document(&tombstone).entry.is_deleted());
 }
 
 #[test]
@@ -153,7 +217,7 @@ fn tombstones_are_deletions_with_attributes_or_mutations_with_the_flag() {
     // A deletion keeps no body, so what is there is not looked at.
     let mut deletion = Mutation::new("doc", body);
     deletion.kind = MutationKind::Deletion;
-    assert_eq!(decode(&deletion), Decoded::Ignored(Ignored::Deletion));
+    assert_eq!(decode(&deletion), Decoded::Purged(Purged { document: "doc".into(), collection: 0 }));
 }
 
 #[test]
@@ -172,17 +236,12 @@ fn what_should_have_metadata_and_cannot_be_read_is_invalid() {
         (r#""rev":"1-a","sequence":1e3"#, "unsigned"),
         (r#""sequence":1"#, "revision"),
         (r#""rev":"","sequence":1"#, "revision"),
-        (r#""rev":"1-a","sequence":1,"channels":{"":null}"#, "channel name"),
         (r#""rev":"1-a","sequence":1,"channels":["a"]"#, "object"),
-        (r#""rev":"1-a","sequence":1,"channels":{"\ud800":null}"#, "surrogate"),
         (r#""rev":"1-a","sequence":1,}"#, "string"),
     ] {
         let reason = reason(&with_attribute(fields));
         assert!(reason.contains(word), "{fields}: {reason}");
     }
-    let long = format!(r#""rev":"1-a","sequence":1,"channels":{{"{}":null}}"#, "x".repeat(5000));
-    assert!(reason(&with_attribute(&long)).contains("5000"));
-
     let good = with_attribute(r#""rev":"1-a","sequence":1"#);
     for end in 1..good.value.len() - br#"{"a":1}"#.len() {
         let mut cut = good.clone();
@@ -190,8 +249,9 @@ fn what_should_have_metadata_and_cannot_be_read_is_invalid() {
         assert!(matches!(decode(&cut), Decoded::Invalid(_)), "{end}");
     }
     for (body, word) in [
-        (r#"{"_sync":5}"#, "object"),
-        (r#"{"_sync":null}"#, "object"),
+        (r#"{"_sync":{"rev":"1-a","sequence":"1","history":{}}}"#, "unsigned"),
+        (r#"{"_sync":{"rev":"1-a","history":{}}}"#, "sequence"),
+        (r#"{"_sync":{"sequence":1,"channels":{}}}"#, "revision"),
         (r#"{"_sync":{"rev":"1-a","sequence":1}"#, "end"),
         (r#"{"_sync":{"rev":"1-a","sequence":1}} x"#, "trailing"),
         (r#"{"_sync":{"rev":"1-a","sequence":1},"a":tru}"#, "value"),
@@ -207,6 +267,80 @@ fn what_should_have_metadata_and_cannot_be_read_is_invalid() {
 }
 
 #[test]
+fn a_property_of_another_program_is_no_metadata() {
+    for property in
+        ["5", "null", "[]", "\"x\"", "{}", r#"{"status":"pending"}"#, r#"{"sequence":3,"state":{"rev":"1-a"}}"#, r#"{"rev":7}"#]
+    {
+        for rest in ["", r#","a":1e400,"\ud800":"\udfff""#] {
+            let body = format!(r#"{{"n":0,"_sync":{property}{rest}}}"#);
+            assert_eq!(decode(&Mutation::new("job:0", body.clone())), Decoded::Ignored(Ignored::ForeignProperty), "{body}");
+        }
+    }
+}
+
+#[test]
+fn with_attributes_only_bodies_are_not_looked_at() {
+    let options = GatewayOptions { attributes_only: true, ..Default::default() };
+    let decoder = GatewayDecoder::new(&options);
+    for body in [r#"{"_sync":{"rev":"1-a","sequence":1000000000000}}"#, r#"{"_sync":{"rev":"1-a","sequence":1"#] {
+        assert_eq!(decoder.decode(&Mutation::new("doc", body)), Decoded::Ignored(Ignored::NoMetadata));
+    }
+    let mutation = with_attribute(r#""rev":"1-a","sequence":5"#);
+    assert_eq!(decoder.decode(&mutation), decode(&mutation));
+    assert!(matches!(decoder.decode(&Mutation::new("_sync:user:jo", r#"{"sequence":1}"#)), Decoded::Principal(_)));
+}
+
+#[test]
+fn odd_text_elsewhere_hides_no_document() {
+    let sync = r#""_sync":{"rev":"1-\ud83d","sequence":2,"x":{"\ude00":1e400},"channels":{"A":null,"\ud800":null}}"#;
+    for odd in [r#""\ud83d":1"#, r#""a":"\ude00""#, r#""n":-1e999"#, r#""a":1,"a":2"#, r#""\u0000":"\u0000""#] {
+        for body in [format!("{{{odd},{sync}}}"), format!("{{{sync},{odd}}}")] {
+            let d = document(&Mutation::new("d2", body.clone()));
+            assert_eq!(channels(&d), [("A", Present, 0), ("\u{fffd}", Present, 0)], "{body}");
+            assert_eq!((d.entry.revision(), d.left_out), ("1-\u{fffd}", None));
+        }
+    }
+    let deep = format!(r#"{{"x":{}1{},{sync}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    assert_eq!(document(&Mutation::new("d2", deep)).entry.sequence(), Sequence(2));
+    let mut bytes = b"{\"x\":\"\xff\xfe\",".to_vec();
+    bytes.extend_from_slice(b"\"\xc3\":1,");
+    bytes.extend_from_slice(sync.as_bytes());
+    bytes.push(b'}');
+    assert_eq!(document(&Mutation::new("d2", bytes)).entry.sequence(), Sequence(2));
+}
+
+#[test]
+fn channels_that_cannot_be_kept_are_left_out_and_the_document_is_shown_in_the_others() {
+    let long = "x".repeat(5000);
+    let d =
+        revision(&format!(r#""sequence":9,"channels":{{"":null,"A":null,"{long}":{{"seq":4,"rev":"1-a"}},"B":{{"seq":9}}}}"#));
+    assert_eq!(channels(&d), [("A", Present, 0), ("B", Removed, 0)]);
+    let left_out = d.left_out.as_ref().unwrap();
+    assert_eq!((left_out.channels, left_out.sequences), (2, 0));
+    let text = left_out.to_string();
+    assert!(text.starts_with("2 of its channels: \"\" (") && text.contains("5000") && text.len() < 400, "{text}");
+    assert_eq!(d.earlier().collect::<Vec<_>>(), [Sequence(4)], "the number at which it left is no other's");
+
+    let metadata = [
+        format!(r#"{{"cas":"{}","rev":"1-a","sequence":5,"channels":{{""#, cas_text(CAS)).as_bytes(),
+        b"\xff\":null,\"A\":null}}",
+    ]
+    .concat();
+    let mut mutation = with_attribute("");
+    mutation.value = attributes::encode([("_sync", metadata)], b"{}").unwrap().into();
+    let d = document(&mutation);
+    assert_eq!((channels(&d), d.left_out.as_ref().unwrap().channels), (vec![("A", Present, 0)], 1));
+    assert!(d.left_out.unwrap().to_string().contains("\\xff"));
+
+    let many: Vec<String> = (0..9).map(|n| format!(r#""{n}{long}":null"#)).collect();
+    let d = revision(&format!(r#""sequence":9,"channels":{{{}}}"#, many.join(",")));
+    let left_out = d.left_out.unwrap();
+    assert_eq!((left_out.channels, left_out.named.len()), (9, LeftOut::NAMED));
+    assert!(left_out.to_string().ends_with("and others"));
+    assert!(d.entry.channels().is_empty());
+}
+
+#[test]
 fn of_a_property_that_comes_twice_the_last_counts() {
     let body = r#"{"_sync":{"rev":"1-a","sequence":1,"channels":{"a":null}},"_sync":{"rev":"2-b","sequence":2}}"#;
     let d = document(&Mutation::new("doc", body));
@@ -214,7 +348,7 @@ fn of_a_property_that_comes_twice_the_last_counts() {
 }
 
 #[test]
-fn compressed_values_are_refused() {
+fn values_that_are_still_compressed_are_refused() {
     let mut mutation = with_attribute(r#""rev":"1-a","sequence":1"#);
     mutation.datatype = Datatype(mutation.datatype.0 | Datatype::SNAPPY);
     assert!(reason(&mutation).starts_with("a compressed value"));
@@ -233,7 +367,9 @@ fn users_and_roles_are_principals() {
         Decoded::Principal(Principal { sequence, kind, name: name.into(), document })
     };
     assert_eq!(decode(&Mutation::new("_sync:user:jo", body)), expected(PrincipalKind::User, "jo"));
-    assert_eq!(decode(&Mutation::new("_sync:role:a:b", body)), expected(PrincipalKind::Role, "a:b"));
+    assert_eq!(decode(&Mutation::new("_sync:role:r", body)), expected(PrincipalKind::Role, "r"));
+    let deleted = r#"{"name":"r","deleted":true,"sequence":5}"#;
+    assert!(matches!(decode(&Mutation::new("_sync:role:r", deleted)), Decoded::Principal(p) if p.sequence == Sequence(5)));
     assert_eq!(decode(&Mutation::new("_sync:user:", body)), expected(PrincipalKind::User, ""));
 
     let mut mutation = Mutation::new("_sync:user:jo", attributes::encode([("_sync", "{}")], body.as_bytes()).unwrap());
@@ -262,7 +398,22 @@ fn markers_of_unused_sequences_are_understood_from_their_keys() {
         assert_eq!(marker("_sync:unusedSeq:17"), range(17, 17));
         assert_eq!(marker("_sync:unusedSeqs:17:10000016"), range(17, 10_000_016));
         assert_eq!(marker("_sync:unusedSeqs:5:5"), range(5, 5));
-        assert_eq!(marker("_sync:unusedSeq:18446744073709551615"), range(u64::MAX, u64::MAX));
+        assert_eq!(marker("_sync:unusedSeq:18446744073709551614"), range(u64::MAX - 1, u64::MAX - 1));
+        let last = "_sync:unusedSeqs:18446744073699551615:18446744073709551614";
+        assert_eq!(marker(last), range(u64::MAX - 10_000_000, u64::MAX - 1));
+        for key in [
+            "_sync:unusedSeqs:2:18446744073709551615",
+            "_sync:unusedSeqs:17:10000017",
+            "_sync:unusedSeqs:18446744073699551614:18446744073709551614",
+            "_sync:unusedSeqs:18446744073709551615:18446744073709551615",
+            "_sync:unusedSeq:18446744073709551615",
+        ] {
+            let Decoded::Invalid(invalid) = marker(key) else { panic!("{key}") };
+            assert!(
+                invalid.reason.contains("10000000") && invalid.reason.contains(key.rsplit_once(':').unwrap().1),
+                "{invalid:?}"
+            );
+        }
         for key in [
             "_sync:unusedSeq:",
             "_sync:unusedSeq:0",
@@ -292,13 +443,117 @@ fn other_keys_of_the_gateway_are_internal() {
 }
 
 #[test]
-fn a_database_with_a_metadata_id_has_keys_of_its_own() {
-    let options = GatewayOptions { metadata_prefix: "_sync:m_db1".into(), ..Default::default() };
+fn each_database_has_keys_of_its_own() {
+    let other = |id: &str| Decoded::Ignored(Ignored::OtherDatabase(id.into()));
+    let body = r#"{"sequence":1}"#;
+    let decode = |id: Option<&str>, key: &str| {
+        let options = GatewayOptions { metadata_id: id.map(str::to_owned), ..Default::default() };
+        GatewayDecoder::new(&options).decode(&Mutation::new(key.to_owned(), body))
+    };
+    let is_principal = |id, key: &str, of: &str| matches!(decode(id, key), Decoded::Principal(p) if &*p.name == of);
+    let unused = |a: u64, b: u64| Decoded::Unused(SequenceRange::new(a, b).unwrap());
+
+    assert!(is_principal(Some("db1"), "_sync:user:db1:jo", "jo"));
+    assert!(is_principal(Some("db1"), "_sync:role:db1:jo", "jo"));
+    assert!(is_principal(Some("db1"), "_sync:user:db1:", ""));
+    assert_eq!(decode(Some("db1"), "_sync:m_db1:unusedSeq:6"), unused(6, 6));
+    assert_eq!(decode(Some("db1"), "_sync:m_db1:unusedSeqs:3:5"), unused(3, 5));
+    for key in ["_sync:m_db1:unusedSeq:", "_sync:m_db1:unusedSeqs:5", "_sync:m_db1:unusedSeqs:5:6:7"] {
+        assert!(matches!(decode(Some("db1"), key), Decoded::Invalid(_)), "{key}");
+    }
+    for (key, id) in [
+        ("_sync:user:jo", DEFAULT_ID),
+        ("_sync:user:", DEFAULT_ID),
+        ("_sync:user:db1", DEFAULT_ID),
+        ("_sync:user:db10:jo", "db10"),
+        ("_sync:role:db:jo", "db"),
+        ("_sync:unusedSeq:1", DEFAULT_ID),
+        ("_sync:unusedSeqs:1:18446744073709551615", DEFAULT_ID),
+        ("_sync:m_db10:unusedSeq:1", "db10"),
+        ("_sync:m_db:unusedSeqs:x", "db"),
+    ] {
+        assert_eq!(decode(Some("db1"), key), other(id), "{key}");
+    }
+
+    for default in [None, Some(DEFAULT_ID)] {
+        assert!(is_principal(default, "_sync:user:jo", "jo"));
+        assert!(is_principal(default, "_sync:user:", ""));
+        assert_eq!(decode(default, "_sync:unusedSeqs:3:5"), unused(3, 5));
+        for (key, id) in
+            [("_sync:user:db2:bob", "db2"), ("_sync:role:db2:", "db2"), ("_sync:user::x", ""), ("_sync:m_db1:unusedSeq:1", "db1")]
+        {
+            assert_eq!(decode(default, key), other(id), "{key}");
+        }
+    }
+    for id in [None, Some("db1"), Some("")] {
+        for key in [
+            "_sync:seq",
+            "_sync:m_db1:seq",
+            "_sync:m_:x",
+            "_sync:m_",
+            "_sync:m_unusedSeq:1",
+            "_sync:useremail:db1:x",
+            "_sync:session:db1:s",
+        ] {
+            assert_eq!(decode(id, key), Decoded::Ignored(Ignored::Internal), "{key}");
+        }
+    }
+    let deleted = Mutation { kind: MutationKind::Deletion, ..Mutation::new("_sync:user:db2:bob", "") };
+    assert_eq!(GatewayDecoder::default().decode(&deleted), other("db2"));
+}
+
+#[test]
+fn options_that_select_nothing_are_refused() {
+    let with = |id: Option<&str>, collections: Option<&[u32]>| GatewayOptions {
+        metadata_id: id.map(str::to_owned),
+        collections: collections.map(|ids| ids.iter().copied().collect()),
+        ..Default::default()
+    };
+    for (options, word) in
+        [(with(Some(""), None), "metadata_id"), (with(Some("a:b"), None), "`a:b`"), (with(None, Some(&[])), "collections")]
+    {
+        let error = options.validate().unwrap_err();
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    for options in [with(None, None), with(Some(DEFAULT_ID), Some(&[0])), with(Some("db1"), Some(&[8, 9]))] {
+        options.validate().unwrap();
+    }
+}
+
+#[test]
+fn a_principal_with_a_long_name_has_it_in_its_document() {
+    let long = "a-name-of-over-forty-bytes-which-keys-do-not-hold";
+    let body = format!(r#"{{"name":"{long}","sequence":7}}"#);
+    let name = |id: Option<&str>, in_key: &str| {
+        let options = GatewayOptions { metadata_id: id.map(str::to_owned), ..Default::default() };
+        let prefix = id.map(|id| format!("{id}:")).unwrap_or_default();
+        let mutation = Mutation::new(format!("_sync:user:{prefix}{in_key}"), body.clone());
+        let Decoded::Principal(principal) = GatewayDecoder::new(&options).decode(&mutation) else { panic!() };
+        principal.name
+    };
+    assert_eq!(&*name(Some("db1"), &name_in_key(long)), long);
+    assert_eq!(&*name(None, long), long);
+    assert_eq!(&*name(Some("db1"), "jo"), "jo");
+}
+
+#[test]
+fn documents_of_other_collections_are_left_out_and_users_are_not() {
+    let options = GatewayOptions { collections: Some([8, 10].into()), ..Default::default() };
     let decoder = GatewayDecoder::new(&options);
-    assert!(matches!(decoder.decode(&Mutation::new("_sync:m_db1:user:jo", r#"{"sequence":1}"#)), Decoded::Principal(_)));
-    assert!(matches!(decoder.decode(&Mutation::new("_sync:m_db1:unusedSeq:1", "")), Decoded::Unused(_)));
-    for key in ["_sync:user:jo", "_sync:unusedSeq:1", "_sync:m_db1:seq", "_sync:m_db2:user:jo"] {
-        assert_eq!(decoder.decode(&Mutation::new(key, r#"{"sequence":1}"#)), Decoded::Ignored(Ignored::Internal), "{key}");
+    let mut mutation = with_attribute(r#""rev":"1-a","sequence":5"#);
+    for (collection, is_ours) in [(0, false), (8, true), (9, false), (10, true), (u32::MAX, false)] {
+        mutation.collection = collection;
+        let expected = if is_ours { decode(&mutation) } else { Decoded::Ignored(Ignored::OtherCollection(collection)) };
+        assert_eq!(decoder.decode(&mutation), expected);
+        for kind in [MutationKind::Mutation, MutationKind::Deletion] {
+            // What it is does not matter there.
+            let broken = Mutation { kind, value: Bytes::new(), ..mutation.clone() };
+            assert_eq!(matches!(decoder.decode(&broken), Decoded::Ignored(Ignored::OtherCollection(_))), !is_ours);
+        }
+        let user = Mutation { collection, ..Mutation::new("_sync:user:jo", r#"{"sequence":1}"#) };
+        assert!(matches!(decoder.decode(&user), Decoded::Principal(_)));
+        let marker = Mutation { collection, ..Mutation::new("_sync:unusedSeq:3", "") };
+        assert!(matches!(decoder.decode(&marker), Decoded::Unused(_)));
     }
 }
 
@@ -312,7 +567,33 @@ fn recent_sequences_below_its_own_that_were_used_are_superseded() {
         with_attribute(&format!(r#""rev":"1-a","sequence":100000,"recent_sequences":[{}]"#, list.join(",")))
     };
     assert_eq!(superseded(&document(&many(1000))).len(), 1000);
-    assert!(reason(&many(1001)).contains("1000"));
+    assert!(document(&many(1000)).accounted.is_empty());
+    let d = document(&many(1101));
+    assert!(superseded(&d).into_iter().eq(102..=1101), "the newest");
+    let mut earlier: Vec<u64> = d.earlier().map(|s| s.0).collect();
+    earlier.sort_unstable();
+    assert!(earlier.into_iter().eq(1..=1101), "all are accounted for");
+    assert_eq!(d.left_out, None);
+    let d = document(&many(10_005));
+    assert_eq!((d.earlier().count(), d.left_out.as_ref().unwrap().sequences), (10_000, 5));
+    assert!(d.left_out.unwrap().to_string().starts_with("5 of its earlier or unused sequences"));
+}
+
+#[test]
+fn departures_from_very_many_channels_do_not_take_the_place_of_recent_sequences() {
+    let names = |f: &dyn Fn(u64) -> String| (0..1_500).map(f).collect::<Vec<_>>().join(",");
+    let d = revision(&format!(
+        r#""sequence":9000,"recent_sequences":[{}],"channels":{{{}}},"channel_set":[{}],"channel_set_history":[{}]"#,
+        (7_000..8_100).map(|n| n.to_string()).collect::<Vec<_>>().join(","),
+        names(&|n| format!(r#""c{n}":null"#)),
+        names(&|n| format!(r#"{{"name":"c{n}","start":9000}}"#)),
+        names(&|n| format!(r#"{{"name":"c{n}","start":1,"end":{}}}"#, n + 2)),
+    ));
+    assert!(superseded(&d).into_iter().eq((502..1_502).chain(7_100..8_100)));
+    let mut accounted: Vec<u64> = d.accounted.iter().map(|s| s.0).collect();
+    accounted.sort_unstable();
+    assert!(accounted.into_iter().eq((2..502).chain(7_000..7_100)));
+    assert_eq!((d.entry.channels().len(), d.left_out), (1_500, None));
 }
 
 #[test]

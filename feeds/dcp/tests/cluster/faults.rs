@@ -2,6 +2,8 @@
 
 use sluicegate_core::{Feed as _, FeedStart};
 use sluicegate_dcp::{DcpFeed, VbucketState};
+use sluicegate_mcbp::Datatype;
+use sluicegate_simulator::bucket::Content;
 use sluicegate_simulator::{EndReason, Opcode, Status};
 
 use crate::follower::url;
@@ -26,6 +28,43 @@ async fn connections_that_are_cut_are_made_again_and_nothing_comes_twice() {
     follower.has_exactly(keys("document-", 2_000));
     assert_eq!(follower.repeated, 0);
     assert!(follower.feed.status().counters.connection_errors > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_cannot_be_decompressed_stops_nothing() {
+    let cluster = cluster(16, 0).await;
+    write(&cluster, "old-", 200);
+    let broken = || Content { value: "no Snappy".into(), datatype: Datatype::SNAPPY | Datatype::JSON, ..Content::default() };
+    let key = "broken-0000000";
+    cluster.write(0, key, broken()).unwrap();
+    write(&cluster, "new-", 200);
+    let all = || keys("old-", 200).chain(keys("broken-", 1)).chain(keys("new-", 200));
+    let mut follower = Follower::open(&cluster, "").await;
+    follower.catch_up().await;
+    follower.has_exactly(all());
+    assert_eq!((follower.repeated, follower.feed.status().counters.undecoded_values), (0, 1));
+    assert_eq!(follower.feed.status().counters.connection_errors, 0);
+    let position = follower.position();
+
+    // Connections that break for another reason do not bring it again, nor does a restart.
+    cluster.drop_connections();
+    write(&cluster, "later-", 200);
+    follower.has(keys("later-", 200)).await;
+    assert_eq!((follower.repeated, follower.feed.status().counters.undecoded_values), (0, 1));
+    let mut second = Follower::open_at(&cluster, "", FeedStart::At(position)).await;
+    second.has(keys("later-", 200)).await;
+    second.has_exactly(keys("later-", 200));
+    assert_eq!(second.feed.status().counters.undecoded_values, 0);
+
+    // A rollback past it ends: it comes again, and what comes after it.
+    let vbucket = cluster.vbucket_of(key.as_bytes());
+    cluster.fail_over_vbucket(vbucket, cluster.high_seqno(vbucket) - 1);
+    follower.until(|follower| !follower.rollbacks.is_empty()).await;
+    follower.until(|follower| follower.returning.is_empty()).await;
+    cluster.write(0, key, broken()).unwrap();
+    write(&cluster, "last-", 200);
+    follower.has(keys("last-", 200).chain(keys("broken-", 1)).chain(keys("new-", 200))).await;
+    assert!(follower.feed.status().counters.undecoded_values >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

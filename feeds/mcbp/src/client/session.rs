@@ -257,12 +257,26 @@ impl Session {
         Ok(response)
     }
 
+    /// On servers before 5.0 a connection is in the bucket whose name is the user's, or in `default`: the cluster map says which.
+    async fn expect_bucket(&mut self, bucket: &str) -> ClientResult<()> {
+        let found = match self.cluster_map().await {
+            Ok(Some(map)) if !map.name.is_empty() && map.name != bucket => map.name,
+            // There is none yet, or the node cannot say. Whoever needs the map asks for it again.
+            Ok(_) => return Ok(()),
+            Err(error) if matches!(error.fault(), Fault::Refused(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let message = format!(
+            "the connection is in bucket `{found}`, not in `{bucket}`: this server cannot select a bucket, it takes the one whose name is the user's; set the option user to `{bucket}` with that bucket's password, or name bucket `{found}` in the URL"
+        );
+        Err(ClientError::new(Fault::Invalid, message))
+    }
+
     async fn select(&mut self, options: &ConnectOptions) -> ClientResult<()> {
-        if !self.granted.contains(Feature::SelectBucket) {
-            // Servers before 5.0: the user name is the bucket.
-            return Ok(());
-        }
         let bucket = &options.bucket;
+        if !self.granted.contains(Feature::SelectBucket) {
+            return self.expect_bucket(bucket).await;
+        }
         let key = kv::Key { key: Bytes::copy_from_slice(bucket.as_bytes()) };
         let response = self.ask(Request::new(Command::SelectBucket(key))).await?;
         match response.status {

@@ -1,0 +1,183 @@
+//! What is logged of decoded mutations: so much that an operator learns of it, and no more however many there are.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use crate::decode::{Decoded, Ignored};
+
+/// Over what time lines are limited: those that say that something is wrong, and others.
+const OFTEN: Duration = Duration::from_secs(60);
+const SELDOM: Duration = Duration::from_secs(3_600);
+
+/// How many databases and collections are remembered as told. When there are more, they are told again.
+const MAX_TOLD: usize = 1_000;
+
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+static INVALID: Limit = Limit::new(10, OFTEN);
+static LEFT_OUT: Limit = Limit::new(10, OFTEN);
+static PROPERTIES: Limit = Limit::new(1, SELDOM);
+static DATABASES: Once<Box<str>> = Once::new();
+static COLLECTIONS: Once<u32> = Once::new();
+
+/// Admits some lines an interval, and counts the others.
+#[derive(Debug)]
+struct Limit {
+    most: u32,
+    interval: Duration,
+    state: Mutex<Passed>,
+}
+
+#[derive(Debug)]
+struct Passed {
+    /// When the interval began; none before the first line.
+    since: Option<Duration>,
+    admitted: u32,
+    refused: u64,
+}
+
+impl Limit {
+    const fn new(most: u32, interval: Duration) -> Self {
+        Limit { most, interval, state: Mutex::new(Passed { since: None, admitted: 0, refused: 0 }) }
+    }
+
+    /// Whether a line may be written.
+    fn admits(&self, now: Duration) -> bool {
+        let mut state = self.state.lock();
+        if state.since.is_none_or(|since| now >= since + self.interval) {
+            (state.since, state.admitted) = (Some(now), 0);
+        }
+        if state.admitted == self.most {
+            state.refused += 1;
+            return false;
+        }
+        state.admitted += 1;
+        true
+    }
+
+    /// How many lines were refused in an interval that is over. Each is told once.
+    fn take_refused(&self, now: Duration) -> Option<u64> {
+        let mut state = self.state.lock();
+        let is_over = state.since.is_some_and(|since| now >= since + self.interval);
+        (is_over && state.refused > 0).then(|| std::mem::take(&mut state.refused))
+    }
+}
+
+/// Admits each of some things once.
+#[derive(Debug)]
+struct Once<T>(Mutex<BTreeSet<T>>);
+
+impl<T: Ord> Once<T> {
+    const fn new() -> Self {
+        Once(Mutex::new(BTreeSet::new()))
+    }
+
+    fn admits(&self, thing: T) -> bool {
+        let mut told = self.0.lock();
+        if told.len() >= MAX_TOLD {
+            told.clear();
+        }
+        told.insert(thing)
+    }
+}
+
+/// Logs what came of the mutations of one feed batch.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    /// Collections that have been asked about, so that a batch of their documents asks once.
+    collections: SmallVec<[u32; 4]>,
+}
+
+impl Notices {
+    /// Logs what a mutation of `key` came to, if it is of interest.
+    #[inline]
+    pub(super) fn tell(&mut self, key: &[u8], decoded: &Decoded) {
+        match decoded {
+            Decoded::Document(document) | Decoded::Foreign(document) if document.left_out.is_none() => {}
+            Decoded::Principal(_) | Decoded::Unused(_) | Decoded::Purged(_) => {}
+            Decoded::Ignored(Ignored::OtherCollection(collection)) if self.collections.contains(collection) => {}
+            Decoded::Ignored(Ignored::NoMetadata | Ignored::Internal | Ignored::Deletion) => {}
+            _ => self.tell_oddity(key, decoded),
+        }
+    }
+
+    #[cold]
+    fn tell_oddity(&mut self, key: &[u8], decoded: &Decoded) {
+        let now = BEGINNING.elapsed();
+        let key = key.escape_ascii();
+        match decoded {
+            Decoded::Invalid(invalid) if INVALID.admits(now) => {
+                tracing::warn!(%key, reason = %invalid.reason, "a mutation cannot be understood; left out");
+            }
+            Decoded::Document(document) | Decoded::Foreign(document) => {
+                if let Some(left_out) = &document.left_out
+                    && LEFT_OUT.admits(now)
+                {
+                    tracing::warn!(%key, %left_out, "part of a document's metadata cannot be kept; the document is shown without it");
+                }
+            }
+            Decoded::Ignored(Ignored::ForeignProperty) if PROPERTIES.admits(now) => {
+                tracing::info!(%key, "a document has a property `_sync` that is not the gateway's; it is left out, as a document without metadata");
+            }
+            Decoded::Ignored(Ignored::OtherDatabase(id)) if DATABASES.admits(id.clone()) => {
+                tracing::info!(metadata_id = %id, %key, "the bucket has another database, which is left out; to cache that one instead, set its metadata id (decoder.metadata_id)");
+            }
+            Decoded::Ignored(Ignored::OtherCollection(collection)) => {
+                self.collections.push(*collection);
+                if COLLECTIONS.admits(*collection) {
+                    tracing::info!(collection, %key, "documents of a collection are left out, because it is not among those that are set (decoder.collections)");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Says how much was left unsaid, when its time is over.
+    pub(super) fn tell_more(&self) {
+        let now = BEGINNING.elapsed();
+        if let Some(more) = INVALID.take_refused(now) {
+            tracing::warn!(more, "more mutations could not be understood, and were left out");
+        }
+        if let Some(more) = LEFT_OUT.take_refused(now) {
+            tracing::warn!(more, "more documents had metadata that could not be kept in part");
+        }
+        if let Some(more) = PROPERTIES.take_refused(now) {
+            tracing::info!(more, "more documents had a property `_sync` that is not the gateway's");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn some_lines_an_interval_are_admitted_and_the_others_are_counted() {
+        let limit = Limit::new(3, OFTEN);
+        let admitted = |now| (0..10).filter(|_| limit.admits(at(now))).count();
+        assert_eq!((admitted(5), limit.take_refused(at(64))), (3, None), "the interval is not over");
+        assert_eq!(admitted(64), 0);
+        assert_eq!((limit.take_refused(at(65)), limit.take_refused(at(65))), (Some(17), None));
+        assert_eq!(admitted(65), 3);
+        // Nobody asked in between: nothing is forgotten.
+        assert_eq!((admitted(200), limit.take_refused(at(260))), (3, Some(14)));
+        assert_eq!(limit.take_refused(at(900)), None);
+    }
+
+    #[test]
+    fn each_is_admitted_once() {
+        let once = Once::new();
+        assert_eq!([1, 2, 1, 2, 3].map(|n| once.admits(n)), [true, true, false, false, true]);
+        for n in 0..10 * MAX_TOLD {
+            once.admits(n);
+        }
+        assert!(once.0.lock().len() <= MAX_TOLD);
+    }
+}

@@ -77,7 +77,7 @@ impl WriteBatch {
 pub struct StateChange<'a> {
     /// The channel.
     pub channel: &'a Channel,
-    /// The sequence.
+    /// The position.
     pub sequence: Sequence,
     /// The state it is raised to.
     pub state: BlockState,
@@ -89,7 +89,7 @@ pub struct StateChange<'a> {
 /// channel's blocks know of every sequence document.
 #[inline]
 pub fn entry_states<'a>(entry: &'a ChangeEntry, mut change: impl FnMut(StateChange<'a>)) {
-    let sequence = entry.sequence();
+    let sequence = entry.position();
     let state = if entry.in_star() { BlockState::Present } else { BlockState::Superseded };
     change(StateChange { channel: entry.star(), sequence, state, own: true });
     for c in entry.channels() {
@@ -193,7 +193,7 @@ pub struct PrincipalChange {
 pub struct LateEntry {
     /// Its late number: the how-manieth late entry of the cache it is, from 1.
     pub number: u64,
-    /// The sequence.
+    /// The entry's position.
     pub sequence: Sequence,
 }
 

@@ -174,12 +174,12 @@ async fn write_pointers<S: CacheStore + ?Sized>(store: &S, publication: &Publica
 }
 
 async fn insert_entries<S: CacheStore + ?Sized>(store: &S, entries: &Entries) -> Result<()> {
-    let keys = entries.iter().map(|entry| CacheKey::Sequence(entry.sequence()));
+    let keys = entries.iter().map(|entry| CacheKey::Sequence(entry.position()));
     let writes = keys.zip(entries.documents()).map(|(key, value)| Write { key, expected: None, value });
     for (entry, written) in entries.iter().zip(store.write_many(writes.collect()).await) {
         match written {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => {
-                return Err(e.with_context("key", CacheKey::Sequence(entry.sequence())));
+                return Err(e.with_context("key", CacheKey::Sequence(entry.position())));
             }
             _ => {}
         }

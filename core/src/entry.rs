@@ -80,6 +80,8 @@ pub struct Origin {
     pub partition: PartitionId,
     /// Its position in that partition.
     pub seqno: PartitionSeqno,
+    /// The document's CAS after the mutation; 0 if not known.
+    pub cas: u64,
 }
 
 /// What the cache keeps of one sequence: which revision of which document, and which channels it concerns.
@@ -97,9 +99,20 @@ pub struct ChangeEntry {
     revision_len: u32,
     collection: CollectionId,
     flags: EntryFlags,
+    /// The slot of its position.
+    slot: u8,
     origin: Origin,
     channels: SmallVec<[ChannelChange; 1]>,
     supersedes: SequenceList,
+}
+
+impl Origin {
+    /// Whether both are the same mutation. What format 1 stored has no CAS.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn is_same(self, other: Origin) -> bool {
+        let is_cas_known = self.cas > 0 && other.cas > 0;
+        (self.partition, self.seqno) == (other.partition, other.seqno) && (!is_cas_known || self.cas == other.cas)
+    }
 }
 
 impl ChangeEntry {
@@ -132,6 +145,7 @@ impl ChangeEntry {
             revision_len,
             collection: CollectionId::DEFAULT,
             flags,
+            slot: 0,
             origin: Origin::default(),
             channels: SmallVec::new(),
             supersedes: SequenceList::new(),
@@ -161,17 +175,24 @@ impl ChangeEntry {
     /// Says where it came from.
     #[must_use]
     pub fn with_origin(mut self, partition: PartitionId, seqno: PartitionSeqno) -> Self {
-        self.origin = Origin { partition, seqno };
+        self.origin = Origin { partition, seqno, ..self.origin };
+        self
+    }
+
+    /// Says which CAS the document had then.
+    #[must_use]
+    pub fn with_cas(mut self, cas: u64) -> Self {
+        self.origin.cas = cas;
         self
     }
 
     /// Says where it came from.
     #[cfg(feature = "runtime")]
-    pub(crate) fn set_origin(&mut self, partition: PartitionId, seqno: PartitionSeqno) {
-        self.origin = Origin { partition, seqno };
+    pub(crate) fn set_origin(&mut self, origin: Origin) {
+        self.origin = origin;
     }
 
-    /// Says which sequences of the same document it supersedes.
+    /// Says which positions of the same document it supersedes.
     #[must_use]
     pub fn with_supersedes(mut self, sequences: impl IntoIterator<Item = Sequence>) -> Self {
         self.supersedes = sequences.into_iter().collect();
@@ -187,7 +208,7 @@ impl ChangeEntry {
         }
     }
 
-    /// Adds a sequence of the same document that this entry supersedes.
+    /// Adds a position of the same document that this entry supersedes.
     pub fn push_superseded(&mut self, sequence: Sequence) {
         self.supersedes.push(sequence);
     }
@@ -209,6 +230,41 @@ impl ChangeEntry {
     /// Its sequence.
     pub fn sequence(&self) -> Sequence {
         self.sequence
+    }
+
+    /// Where it is stored, and which place it has in blocks: its sequence, unless that was taken by
+    /// another document; see [`Sequence`].
+    #[inline]
+    pub fn position(&self) -> Sequence {
+        if self.slot == 0 { self.sequence } else { self.sequence.in_slot(self.slot) }
+    }
+
+    /// Says that its sequence is taken, and in which slot it is stored.
+    #[must_use]
+    pub fn with_slot(mut self, slot: u8) -> Self {
+        self.slot = slot;
+        self
+    }
+
+    /// Whether this is a later revision of the document than `other`: its CAS is higher; where these are
+    /// not known or the same, it came later in the partition, or its sequence is higher.
+    ///
+    /// Sequences alone do not tell: gateways before 1.5 could give a later revision a lower one. Nor
+    /// does the feed's order: a server in development mode has been seen to swap two events of a key.
+    pub fn is_newer_than(&self, other: &ChangeEntry) -> bool {
+        if !self.in_star() || !other.in_star() {
+            // The origin of a departure is that of the later revision that told of it.
+            return self.position().rank() > other.position().rank();
+        }
+        let (mine, others) = (self.origin, other.origin);
+        if mine.cas != others.cas && mine.cas > 0 && others.cas > 0 {
+            return mine.cas > others.cas;
+        }
+        let is_known = mine.seqno.0 > 0 && others.seqno.0 > 0 && mine.partition == others.partition;
+        if is_known && mine.seqno != others.seqno {
+            return mine.seqno > others.seqno;
+        }
+        self.position().rank() > other.position().rank()
     }
 
     /// The document: its collection and its key.
@@ -274,7 +330,7 @@ impl ChangeEntry {
         &mut self.channels
     }
 
-    /// Sequences of the same document that it supersedes, in any order.
+    /// Positions of the same document's entries that it supersedes, in any order.
     pub fn supersedes(&self) -> &[Sequence] {
         &self.supersedes
     }
@@ -324,6 +380,9 @@ impl ChangeEntry {
 impl fmt::Debug for ChangeEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{} {} {}", self.sequence, self.document(), self.revision())?;
+        if self.slot != 0 {
+            write!(f, " in slot {}", self.slot)?;
+        }
         if !self.version().is_empty() {
             write!(f, " {}", self.version())?;
         }
@@ -356,6 +415,9 @@ struct Stored<'a> {
     /// Since format 2.
     #[serde(default)]
     col: CollectionId,
+    /// Since format 2.
+    #[serde(default)]
+    slot: u8,
     #[serde(default)]
     flags: u8,
     #[serde(borrow, default)]
@@ -364,6 +426,9 @@ struct Stored<'a> {
     supersedes: SequenceList,
     vb: u16,
     sq: u64,
+    /// Since format 2.
+    #[serde(default)]
+    cas: u64,
 }
 
 /// `[name, membership, since]`
@@ -383,7 +448,8 @@ impl Serialize for ChangeEntry {
         use serde::ser::SerializeStruct as _;
         let lists = usize::from(!self.channels.is_empty()) + usize::from(!self.supersedes.is_empty());
         let (has_version, has_collection) = (!self.version().is_empty(), !self.collection.is_default());
-        let options = usize::from(self.flags.0 != 0) + usize::from(has_version) + usize::from(has_collection);
+        let options = [self.flags.0 != 0, has_version, has_collection, self.slot != 0, self.origin.cas != 0];
+        let options = options.into_iter().filter(|is_there| *is_there).count();
         let mut out = serializer.serialize_struct("Entry", 5 + options + lists)?;
         out.serialize_field("seq", &self.sequence)?;
         out.serialize_field("doc", self.key())?;
@@ -393,6 +459,9 @@ impl Serialize for ChangeEntry {
         }
         if has_collection {
             out.serialize_field("col", &self.collection)?;
+        }
+        if self.slot != 0 {
+            out.serialize_field("slot", &self.slot)?;
         }
         if self.flags.0 != 0 {
             out.serialize_field("flags", &self.flags)?;
@@ -405,6 +474,9 @@ impl Serialize for ChangeEntry {
         }
         out.serialize_field("vb", &self.origin.partition)?;
         out.serialize_field("sq", &self.origin.seqno)?;
+        if self.origin.cas != 0 {
+            out.serialize_field("cas", &self.origin.cas)?;
+        }
         out.end()
     }
 }
@@ -416,7 +488,9 @@ impl<'de> Deserialize<'de> for ChangeEntry {
         let mut entry = ChangeEntry::versioned(stored.seq, &stored.doc, &stored.rev, &stored.cv, EntryFlags(stored.flags))
             .map_err(D::Error::custom)?
             .with_collection(stored.col)
-            .with_origin(PartitionId(stored.vb), PartitionSeqno(stored.sq));
+            .with_slot(stored.slot)
+            .with_origin(PartitionId(stored.vb), PartitionSeqno(stored.sq))
+            .with_cas(stored.cas);
         for StoredChannel(name, membership, since) in stored.ch {
             let channel = Channel::of(stored.col, &name).map_err(D::Error::custom)?;
             let membership = match membership {
@@ -468,6 +542,31 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_whose_sequence_is_taken_lies_in_another_slot() {
+        let entry = sample().with_slot(3);
+        assert_eq!(ChangeEntry::from_bytes(&entry.to_bytes()).unwrap(), entry);
+        assert_eq!(entry.position(), Sequence(3 << 56 | (1 << 53) + 1));
+        assert_eq!((entry.position().number(), entry.position().slot()), (entry.sequence(), 3));
+        assert!(sample().position().rank() < entry.position().rank() && entry.position().rank().0 < Sequence::MAX_NUMBER);
+    }
+
+    #[test]
+    fn newer_is_by_cas_then_by_the_feed_then_by_sequence() {
+        let entry = |sequence, partition, seqno| {
+            let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();
+            entry.with_origin(PartitionId(partition), PartitionSeqno(seqno))
+        };
+        assert!(entry(4, 1, 9).is_newer_than(&entry(5, 1, 8)) && !entry(5, 1, 8).is_newer_than(&entry(4, 1, 9)));
+        for (partition, seqno) in [(1, 9), (2, 3), (1, 0)] {
+            let other = entry(5, partition, seqno);
+            assert!(other.is_newer_than(&entry(4, 1, 9)) && !entry(4, 1, 9).is_newer_than(&other), "{partition} {seqno}");
+        }
+        let (swapped, before) = (entry(4, 1, 9).with_cas(70), entry(5, 1, 8).with_cas(71));
+        assert!(before.is_newer_than(&swapped) && !swapped.is_newer_than(&before));
+        assert!(entry(4, 1, 9).is_newer_than(&before), "one CAS is not known");
+    }
+
+    #[test]
     fn a_sequence_document_of_format_1_reads_as_it_was() {
         let stored = br#"{"seq":7,"doc":"d","rev":"1-a","ch":[["a",0,0]],"sup":[3],"vb":2,"sq":9}"#;
         let entry = ChangeEntry::from_bytes(stored).unwrap();
@@ -485,7 +584,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_small() {
-        assert!(size_of::<ChangeEntry>() <= 144, "{}", size_of::<ChangeEntry>());
+        assert!(size_of::<ChangeEntry>() <= 152, "{}", size_of::<ChangeEntry>());
     }
 
     #[test]

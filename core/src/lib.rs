@@ -30,6 +30,8 @@ pub mod scan;
 pub mod sequence;
 pub mod source;
 pub mod store;
+#[cfg(feature = "runtime")]
+mod throttle;
 pub mod verify;
 #[cfg(feature = "runtime")]
 mod withdraw;

@@ -121,32 +121,80 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
     promised: Sequence,
     mut enough: impl FnMut(&[(Arc<ChangeEntry>, BlockState)]) -> bool + Send,
 ) -> Result<Vec<(Arc<ChangeEntry>, BlockState)>> {
-    let capacity = codec.capacity();
     let directory = directory(store, channel).await?;
-    let (first, _) = Block::locate(range.first(), capacity);
-    let (last, _) = Block::locate(range.last(), capacity);
+    let mut slots = position_ranges(&directory, codec.capacity(), range).into_iter();
     let mut rows = Vec::new();
-    let mut wanted: Vec<(Sequence, BlockState)> = Vec::new();
-    let page = page.clamp(1, PAGE);
-    for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
-        let base = Block::range(BlockIndex(index), capacity);
-        let Some(part) = base.intersect(range) else { continue };
-        let block = block(store, codec, channel, BlockIndex(index)).await?;
-        let offset = |s: Sequence| (s.0 - base.first().0) as u32;
-        let mut live = block.live(offset(part.first()), offset(part.last()) + 1).peekable();
-        while live.peek().is_some() {
-            let room = page - wanted.len();
-            wanted.extend(live.by_ref().take(room).map(|(at, state)| (Sequence(base.first().0 + u64::from(at)), state)));
-            if wanted.len() == page {
-                read_page(store, codec, channel, &mut wanted, &mut rows, promised).await?;
-                if enough(&rows) {
-                    return Ok(rows);
+    let read = LiveRows { store, codec, channel, directory: &directory, page: page.clamp(1, PAGE), promised };
+    let mut upto = range.last();
+    if let Some(numbers) = slots.next()
+        && !read.run(numbers, &mut rows, &mut enough).await?
+    {
+        upto = rows.last().map_or(upto, |(entry, _)| entry.sequence());
+    }
+    // Entries whose number was taken are few. Those of the same numbers belong to the same rows.
+    let in_order = rows.len();
+    for positions in slots {
+        let last = upto.number().in_slot(positions.last().slot());
+        if let Some(positions) = SequenceRange::new(positions.first(), positions.last().min(last)) {
+            read.run(positions, &mut rows, &mut |_| false).await?;
+        }
+    }
+    if rows.len() > in_order {
+        rows.sort_by_key(|(entry, _)| entry.position().rank());
+    }
+    Ok(rows)
+}
+
+/// The positions of the numbers in `range`, one range a slot, as far as the channel has blocks there.
+fn position_ranges(directory: &Directory, capacity: u32, range: SequenceRange) -> Vec<SequenceRange> {
+    let last = directory.blocks.last().map_or(Sequence::ZERO, |index| Block::range(BlockIndex(index), capacity).last());
+    let (first, end) = (range.first().min(Sequence::MAX_NUMBER), range.last().min(Sequence::MAX_NUMBER));
+    (0..=last.slot()).filter_map(|slot| SequenceRange::new(first.in_slot(slot), end.in_slot(slot))).collect()
+}
+
+/// Reading live rows of one channel.
+struct LiveRows<'a, S: ?Sized> {
+    store: &'a S,
+    codec: &'a dyn BlockCodec,
+    channel: &'a Channel,
+    directory: &'a Directory,
+    page: usize,
+    promised: Sequence,
+}
+
+impl<S: CacheStore + ?Sized> LiveRows<'_, S> {
+    /// Reads those in `range`, until `enough` says so after a page; whether they are all.
+    async fn run(
+        &self,
+        range: SequenceRange,
+        rows: &mut Vec<(Arc<ChangeEntry>, BlockState)>,
+        enough: &mut (impl FnMut(&[(Arc<ChangeEntry>, BlockState)]) -> bool + Send),
+    ) -> Result<bool> {
+        let LiveRows { store, codec, channel, directory, page, promised } = *self;
+        let capacity = codec.capacity();
+        let (first, _) = Block::locate(range.first(), capacity);
+        let (last, _) = Block::locate(range.last(), capacity);
+        let mut wanted: Vec<(Sequence, BlockState)> = Vec::new();
+        for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
+            let base = Block::range(BlockIndex(index), capacity);
+            let Some(part) = base.intersect(range) else { continue };
+            let block = block(store, codec, channel, BlockIndex(index)).await?;
+            let offset = |s: Sequence| (s.0 - base.first().0) as u32;
+            let mut live = block.live(offset(part.first()), offset(part.last()) + 1).peekable();
+            while live.peek().is_some() {
+                let room = page - wanted.len();
+                wanted.extend(live.by_ref().take(room).map(|(at, state)| (Sequence(base.first().0 + u64::from(at)), state)));
+                if wanted.len() == page {
+                    read_page(store, codec, channel, &mut wanted, rows, promised).await?;
+                    if enough(rows) {
+                        return Ok(false);
+                    }
                 }
             }
         }
+        read_page(store, codec, channel, &mut wanted, rows, promised).await?;
+        Ok(true)
     }
-    read_page(store, codec, channel, &mut wanted, &mut rows, promised).await?;
-    Ok(rows)
 }
 
 async fn read_page<S: CacheStore + ?Sized>(
@@ -161,7 +209,7 @@ async fn read_page<S: CacheStore + ?Sized>(
     for (entry, (sequence, state)) in store.entries(&sequences).await?.into_iter().zip(wanted.drain(..)) {
         match entry {
             Some(entry) => rows.push((entry, state)),
-            None if sequence > promised
+            None if sequence.number() > promised
                 || star_state(store, codec, channel.collection(), sequence).await? == BlockState::Absent => {}
             None => return Err(missing(sequence)),
         }
@@ -176,7 +224,8 @@ fn missing(sequence: Sequence) -> Error {
     error.with_context("key", CacheKey::Sequence(sequence))
 }
 
-/// Every entry of `channel` in `range`, superseded ones included, lowest first. Documents that are not there are left out.
+/// Every entry of `channel` in `range`, superseded ones included: lowest first, and after them those of
+/// slots. Documents that are not there are left out.
 ///
 /// # Errors
 /// As [`directory`].
@@ -207,15 +256,17 @@ pub async fn for_each<S: CacheStore + ?Sized>(
     mut take: impl FnMut(Arc<ChangeEntry>) -> Result<()> + Send,
 ) -> Result<()> {
     let directory = directory(store, channel).await?;
-    let (first, _) = Block::locate(range.first(), codec.capacity());
-    let (last, _) = Block::locate(range.last(), codec.capacity());
-    for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
-        let base = Block::range(BlockIndex(index), codec.capacity()).first();
-        let block = block(store, codec, channel, BlockIndex(index)).await?;
-        let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
-        let named: Vec<Sequence> = named.filter(|s| range.contains(*s)).collect();
-        for page in named.chunks(PAGE) {
-            store.entries(page).await?.into_iter().flatten().try_for_each(&mut take)?;
+    for range in position_ranges(&directory, codec.capacity(), range) {
+        let (first, _) = Block::locate(range.first(), codec.capacity());
+        let (last, _) = Block::locate(range.last(), codec.capacity());
+        for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
+            let base = Block::range(BlockIndex(index), codec.capacity()).first();
+            let block = block(store, codec, channel, BlockIndex(index)).await?;
+            let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
+            let named: Vec<Sequence> = named.filter(|s| range.contains(*s)).collect();
+            for page in named.chunks(PAGE) {
+                store.entries(page).await?.into_iter().flatten().try_for_each(&mut take)?;
+            }
         }
     }
     Ok(())
@@ -237,6 +288,6 @@ pub async fn stored_above<S: CacheStore + ?Sized>(
     for star in stars(store).await? {
         above.extend(logged(store, codec, &star, range).await?);
     }
-    above.sort_by_key(|entry| entry.sequence());
+    above.sort_by_key(|entry| entry.position().rank());
     Ok(above)
 }

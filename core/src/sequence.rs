@@ -6,9 +6,16 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+/// Where the slot begins in a position.
+const SLOT_SHIFT: u32 = 56;
+
 /// The number the gateway gave one revision: allocated once, cluster-wide, before the document was written.
 ///
 /// 0 is never allocated; it means "before the first".
+///
+/// Also a *position*: where the entry of a number is stored. That is the number itself, unless another
+/// document has been stored under it already: a gateway whose counter was lost gives numbers out again.
+/// Then the upper eight bits tell the *slot*, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Sequence(pub u64);
@@ -18,6 +25,30 @@ impl Sequence {
     pub const ZERO: Sequence = Sequence(0);
     /// After every sequence.
     pub const MAX: Sequence = Sequence(u64::MAX);
+
+    /// The highest number that a gateway can be believed to give out. Higher ones are refused: see
+    /// [`position`](crate::ChangeEntry::position).
+    pub const MAX_NUMBER: Sequence = Sequence((1 << SLOT_SHIFT) - 1);
+
+    /// The position of an entry with this number in `slot`: the number itself in slot 0.
+    pub fn in_slot(self, slot: u8) -> Sequence {
+        Sequence(self.number().0 | u64::from(slot) << SLOT_SHIFT)
+    }
+
+    /// The number of a position.
+    pub fn number(self) -> Sequence {
+        Sequence(self.0 & Sequence::MAX_NUMBER.0)
+    }
+
+    /// The slot of a position.
+    pub fn slot(self) -> u8 {
+        (self.0 >> SLOT_SHIFT) as u8
+    }
+
+    /// For the order of positions: by number, and of one number by slot.
+    pub fn rank(self) -> (Sequence, u8) {
+        (self.number(), self.slot())
+    }
 
     /// The following sequence; stays at the maximum.
     #[must_use]

@@ -37,7 +37,7 @@ impl Sequences {
     /// Keeps a committed entry, unless there is a document already.
     #[inline]
     pub(crate) fn insert(&mut self, entry: &Arc<ChangeEntry>, version: Version) {
-        let n = entry.sequence().0;
+        let n = entry.position().0;
         if !self.raw.is_empty() && self.raw.get(&n).is_some_and(|(raw, _)| !raw.is_over()) {
             return;
         }

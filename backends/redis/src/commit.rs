@@ -76,7 +76,7 @@ impl RedisStore {
     /// Adds what appends the batch's entries to their pages; for each page one of the sequences.
     fn append_entries(&self, commands: &mut Commands, batch: &WriteBatch) -> Vec<Sequence> {
         let mut entries: Vec<(Sequence, Bytes)> =
-            batch.entries.iter().map(|entry| entry.sequence()).zip(batch.entries.documents()).collect();
+            batch.entries.iter().map(|entry| entry.position()).zip(batch.entries.documents()).collect();
         entries.sort_unstable_by_key(|(sequence, _)| *sequence);
         let mut known = self.known_pages.lock();
         let mut pages = Vec::new();

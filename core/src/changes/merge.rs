@@ -5,12 +5,13 @@ use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::sync::Arc;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::answer::AnswerRow;
 use super::id::SequenceId;
 use crate::channel::Channel;
+use crate::document::DocumentRef;
 use crate::entry::{ChangeEntry, Membership};
 use crate::sequence::Sequence;
 
@@ -38,19 +39,38 @@ impl Row {
         Row { sequence: entry.sequence(), entry, removed: membership.is_removal(), deleted }
     }
 
+    /// Its place among the rows of a channel: by sequence; of one sequence, by slot.
+    pub(crate) fn rank(&self) -> (Sequence, u8) {
+        (self.sequence, self.entry.position().slot())
+    }
+
     /// The row of `entry` in `channel`, if it concerns that.
     pub fn in_channel(entry: &Arc<ChangeEntry>, channel: &Channel) -> Option<Self> {
         entry.membership(channel).map(|membership| Row::new(Arc::clone(entry), membership))
     }
 }
 
-/// Drops from one channel's ascending rows those whose document has a later row there.
+/// Drops from one channel's ascending rows those whose document has a newer row among them.
 pub fn keep_newest(rows: &mut Vec<Row>) {
-    let mut seen = FxHashSet::with_capacity_and_hasher(rows.len(), Default::default());
-    let newest: Vec<bool> = rows.iter().rev().map(|row| seen.insert(row.entry.document())).collect();
-    if newest.contains(&false) {
-        let mut newest = newest.into_iter().rev();
-        rows.retain(|_| newest.next().unwrap_or(true));
+    let mut newest: FxHashMap<DocumentRef<'_>, usize> = FxHashMap::with_capacity_and_hasher(rows.len(), Default::default());
+    let mut dropped: Vec<usize> = Vec::new();
+    for (at, row) in rows.iter().enumerate() {
+        newest
+            .entry(row.entry.document())
+            .and_modify(|known| {
+                let is_newer = row.entry.is_newer_than(&rows[*known].entry);
+                dropped.push(if is_newer { std::mem::replace(known, at) } else { at });
+            })
+            .or_insert(at);
+    }
+    if !dropped.is_empty() {
+        dropped.sort_unstable();
+        let (mut at, mut next) = (0, dropped.into_iter().peekable());
+        rows.retain(|_| {
+            let is_dropped = next.next_if_eq(&at).is_some();
+            at += 1;
+            !is_dropped
+        });
     }
 }
 
@@ -81,12 +101,12 @@ impl<'a> Source<'a> {
     /// The first row that is to be sent, and its place in the order.
     fn head(&mut self) -> Option<Key> {
         while let Some(row) = self.rows.first() {
-            let sequence = row.sequence;
+            let (sequence, slot) = (row.sequence, row.entry.position().slot());
             if sequence >= self.triggered {
-                return Some(Key { major: sequence, plain: true, sequence });
+                return Some(Key { major: sequence, plain: true, sequence, slot });
             }
             if !row.removed && !row.deleted {
-                return Some(Key { major: self.triggered, plain: false, sequence });
+                return Some(Key { major: self.triggered, plain: false, sequence, slot });
             }
             self.rows = &self.rows[1..];
         }
@@ -120,6 +140,8 @@ struct Key {
     major: Sequence,
     plain: bool,
     sequence: Sequence,
+    /// Different documents that have one sequence stay different rows.
+    slot: u8,
 }
 
 impl<'a> Merge<'a> {

@@ -28,8 +28,13 @@ pub struct WriterStats {
     pub unused: u64,
     /// Users and roles.
     pub principals: u64,
-    /// Numbers that came again.
+    /// Documents and principals that came again.
     pub duplicates: u64,
+    /// Documents whose sequence was accounted for by something else: another document, a marker that
+    /// said it would not be used, or a document that named it as its own. They are cached all the same.
+    pub conflicts: u64,
+    /// Numbers that were found to be implausibly high, each once.
+    pub implausible: u64,
     /// Entries that came after high had passed them.
     pub late: u64,
     /// Numbers put on the skipped list.
@@ -68,6 +73,8 @@ impl std::ops::AddAssign for WriterStats {
             unused,
             principals,
             duplicates,
+            conflicts,
+            implausible,
             late,
             skipped,
             abandoned,
@@ -88,6 +95,8 @@ impl std::ops::AddAssign for WriterStats {
         self.unused += unused;
         self.principals += principals;
         self.duplicates += duplicates;
+        self.conflicts += conflicts;
+        self.implausible += implausible;
         self.late += late;
         self.skipped += skipped;
         self.abandoned += abandoned;
@@ -141,8 +150,9 @@ pub struct Assembler {
     late: Vec<LateEntry>,
     principals: Vec<PrincipalChange>,
     withdrawn: Withdrawn,
-    /// Entries whose predecessors are not marked yet, because stable had not passed them.
-    unmarked: BTreeMap<Sequence, Arc<ChangeEntry>>,
+    /// Entries whose predecessors are not marked yet, because stable had not passed them. In the order
+    /// of [`Sequence::rank`].
+    unmarked: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
     stats: WriterStats,
 }
 
@@ -207,7 +217,7 @@ impl Assembler {
     /// Takes an entry stored in an earlier term whose marks may not have been written.
     pub fn remember_unmarked(&mut self, entry: Arc<ChangeEntry>) {
         if !entry.supersedes().is_empty() {
-            self.unmarked.insert(entry.sequence(), entry);
+            self.unmarked.insert(entry.position().rank(), entry);
         }
     }
 
@@ -264,15 +274,20 @@ impl Assembler {
             self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
             return;
         }
-        let arrival = self.count_arrival(entry.sequence(), now);
+        let arrival = self.count_arrival(entry.position(), now);
         if arrival.is_new() {
             self.store(entry, arrival);
         }
     }
 
     fn count_arrival(&mut self, sequence: Sequence, now: Duration) -> Arrival {
-        let arrival = self.sequencer.arrived(sequence, now);
+        let is_in_slot = sequence.slot() > 0 && self.sequencer.abandoned().contains(sequence.0);
+        let arrival = match is_in_slot {
+            true => self.sequencer.arrived_in_slot(sequence),
+            false => self.sequencer.arrived(sequence, now),
+        };
         self.stats.duplicates += u64::from(arrival == Arrival::Duplicate);
+        self.stats.invalid += u64::from(arrival == Arrival::Implausible);
         arrival
     }
 
@@ -285,11 +300,11 @@ impl Assembler {
         if arrival == Arrival::Late {
             self.stats.late += 1;
             self.clock.late += 1;
-            self.late.push(LateEntry { number: self.clock.late, sequence: entry.sequence() });
+            self.late.push(LateEntry { number: self.clock.late, sequence: entry.position() });
         }
         if !entry.supersedes().is_empty() {
             // What an earlier term stored stays as it is: that is what is there to be found.
-            self.unmarked.entry(entry.sequence()).or_insert_with(|| entry.clone());
+            self.unmarked.entry(entry.position().rank()).or_insert_with(|| entry.clone());
         }
         self.entries.push(entry);
     }
@@ -299,11 +314,36 @@ impl Assembler {
         self.sequencer.withdraw(number);
     }
 
+    /// A document has come whose number is accounted for by something else. Makes room for its entry at
+    /// `position`, so that it is new when it is applied.
+    pub fn readmit(&mut self, position: Sequence) {
+        match position.slot() {
+            0 => self.sequencer.withdraw(position),
+            _ => self.sequencer.expect_in_slot(position),
+        }
+        self.stats.conflicts += 1;
+    }
+
+    /// Entries that wait to be prepared.
+    pub fn entries(&self) -> &[Arc<ChangeEntry>] {
+        &self.entries
+    }
+
+    /// Entries whose predecessors are not marked yet.
+    pub fn unmarked(&self) -> impl Iterator<Item = &Arc<ChangeEntry>> {
+        self.unmarked.values()
+    }
+
+    /// The gateway's counter is at `counter`.
+    pub fn counter(&mut self, counter: Sequence, now: Duration) {
+        self.sequencer.counter(counter, now);
+    }
+
     /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them. For the next batch; nothing may wait to be prepared.
     pub fn withdraw(&mut self, gone: Vec<Arc<ChangeEntry>>, numbers: &[Sequence]) {
         numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
         for entry in &gone {
-            self.unmarked.remove(&entry.sequence());
+            self.unmarked.remove(&entry.position().rank());
         }
         self.stats.withdrawn += gone.len() as u64;
         self.withdrawn.gone.extend(gone);
@@ -316,7 +356,7 @@ impl Assembler {
             gone.iter().filter(|entry| entry.sequence() <= high).map(|entry| entry.document()).collect();
         for entry in restored.into_iter().filter(|entry| entry.sequence() <= high && shown.contains(&entry.document())) {
             self.clock.late += 1;
-            self.late.push(LateEntry { number: self.clock.late, sequence: entry.sequence() });
+            self.late.push(LateEntry { number: self.clock.late, sequence: entry.position() });
             self.withdrawn.restored.push(entry);
         }
         self.withdrawn.gone.extend(gone);
@@ -341,6 +381,7 @@ impl Assembler {
             match note {
                 Noted::Skipped(range) => self.stats.skipped += range.count(),
                 Noted::Abandoned(range) => self.stats.abandoned += range.count(),
+                Noted::Implausible(_) => self.stats.implausible += 1,
             }
         }
         noted
@@ -363,16 +404,16 @@ impl Assembler {
 
     /// Whether stable has passed entries whose predecessors are not marked.
     pub fn marks_due(&self) -> bool {
-        self.unmarked.keys().next().is_some_and(|first| *first <= self.published_stable)
+        self.unmarked.keys().next().is_some_and(|first| first.0 <= self.published_stable)
     }
 
     /// The entries whose marks go with a batch of what is collected. Under load they wait until there are several times as many: the more there are,
     /// the more fall into each block that has to be written. When nothing is collected all go. Late ones that the clock says to be marked never wait: after
     /// a crash nobody would look for them.
     fn take_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
-        let due = self.unmarked.range(..=self.published_stable).count();
+        let due = self.unmarked.range(..=(self.published_stable, u8::MAX)).count();
         let all = due >= MARKS_AN_ENTRY * self.entries.len();
-        let due = if all { due } else { self.unmarked.range(..=self.clock.marked).count() };
+        let due = if all { due } else { self.unmarked.range(..=(self.clock.marked, u8::MAX)).count() };
         std::iter::from_fn(|| self.unmarked.pop_first()).take(due).map(|(_, entry)| entry).collect()
     }
 
@@ -380,7 +421,7 @@ impl Assembler {
         let (stable, high) = (self.sequencer.stable(), self.sequencer.high());
         // What was given up may still come, and its marks wait until readers see it.
         let may_come = self.sequencer.abandoned().within(self.published_stable.next().0, stable.0).next();
-        let first_unmarked = self.unmarked.keys().next().copied();
+        let first_unmarked = self.unmarked.keys().next().map(|(sequence, _)| *sequence);
         let first = first_unmarked.into_iter().chain(may_come.map(|(first, _)| Sequence(first))).min();
         let first_unmarked = first.map_or(Sequence::MAX, Sequence::previous);
         PublishedClock {

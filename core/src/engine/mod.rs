@@ -4,4 +4,4 @@ mod assembler;
 mod sequencer;
 
 pub use assembler::{Assembler, Prepared, WriterStats};
-pub use sequencer::{Arrival, Noted, PendingRun, Sequencer, SequencerConfig, SequencerState, SkippedRange};
+pub use sequencer::{Arrival, MAX_JUMP, Noted, PendingRun, Sequencer, SequencerConfig, SequencerState, SkippedRange};

@@ -19,7 +19,13 @@ pub struct SequencerConfig {
     pub max_pending: usize,
     /// How long a number stays on the skipped list before it is given up.
     pub skip_wait: Duration,
+    /// How many numbers may be missing at once below one that arrived. A number farther up is
+    /// implausible, and stays pending: see [`Sequencer::is_plausible`]. Zero for no limit.
+    pub max_jump: u64,
 }
+
+/// The default of [`SequencerConfig::max_jump`]. A gateway releases at most so many numbers at once.
+pub const MAX_JUMP: u64 = 10_000_000;
 
 impl Default for SequencerConfig {
     fn default() -> Self {
@@ -28,6 +34,7 @@ impl Default for SequencerConfig {
             max_wait: Duration::from_secs(5),
             max_pending: 10_000,
             skip_wait: Duration::from_secs(3600),
+            max_jump: MAX_JUMP,
         }
     }
 }
@@ -45,6 +52,8 @@ pub enum Arrival {
     Pending,
     /// High had passed it.
     Late,
+    /// No gateway gives out a number that high.
+    Implausible,
 }
 
 impl Arrival {
@@ -61,6 +70,8 @@ pub enum Noted {
     Skipped(SequenceRange),
     /// Stable has passed a missing range: it is given up.
     Abandoned(SequenceRange),
+    /// A number is implausibly far above all before it. High does not pass the range below it.
+    Implausible(SequenceRange),
 }
 
 /// The sequencer's state in a form that can be stored: times are ages, in milliseconds.
@@ -133,6 +144,10 @@ pub struct Sequencer {
     settled_below: u64,
     abandoned: RangeSet,
     noted: Vec<Noted>,
+    /// The gateway's counter, as far as the feed has told it.
+    counter: Option<Sequence>,
+    /// The lowest implausible number that was noted.
+    implausible: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +173,10 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn sequence_is_too_high(s: u64) -> bool {
+    s > Sequence::MAX_NUMBER.0
+}
+
 impl Sequencer {
     /// One to which nothing has arrived.
     pub fn new(config: SequencerConfig) -> Self {
@@ -171,6 +190,8 @@ impl Sequencer {
             settled_below: 0,
             abandoned: RangeSet::new(),
             noted: Vec::new(),
+            counter: None,
+            implausible: None,
         }
     }
 
@@ -218,8 +239,7 @@ impl Sequencer {
             }
         }
         for run in &checkpoint.pending {
-            // `u64::MAX` is no sequence.
-            let (first, last) = (run.range.first().0.max(sequencer.next), run.range.last().0.min(u64::MAX - 1));
+            let (first, last) = (run.range.first().0.max(sequencer.next), run.range.last().0.min(Sequence::MAX_NUMBER.0));
             if let Some(range) = SequenceRange::new(first, last) {
                 let count = usize::try_from(run.count.min(range.count())).unwrap_or(usize::MAX).max(1);
                 sequencer.add_pending(range, since(run.age_ms), count);
@@ -313,7 +333,7 @@ impl Sequencer {
     #[inline]
     pub fn arrived(&mut self, sequence: Sequence, now: Duration) -> Arrival {
         let s = sequence.0;
-        if s == self.next && s < u64::MAX {
+        if s == self.next && !sequence_is_too_high(s) {
             self.next += 1;
             if !self.pending.is_empty() {
                 self.drain(internal(now));
@@ -331,8 +351,10 @@ impl Sequencer {
             let known = self.remove_skipped(s, s) == 0 && self.abandoned.remove(s, s) == 0;
             return if known { Arrival::Duplicate } else { Arrival::Late };
         }
-        // `u64::MAX` is no sequence: nothing could come after it.
-        if s == u64::MAX || self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s) {
+        if sequence_is_too_high(s) {
+            return Arrival::Implausible;
+        }
+        if self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s) {
             return Arrival::Duplicate;
         }
         let now = internal(now);
@@ -343,13 +365,58 @@ impl Sequencer {
         Arrival::Pending
     }
 
+    /// An entry arrived whose number is taken, so that it lies in another slot; it must have been
+    /// [expected](Self::expect_in_slot).
+    pub fn arrived_in_slot(&mut self, position: Sequence) -> Arrival {
+        if self.abandoned.remove(position.0, position.0) == 0 {
+            return Arrival::Duplicate;
+        }
+        if position.number() <= self.high() { Arrival::Late } else { Arrival::Pending }
+    }
+
+    /// Says that an entry whose number is taken will arrive in another slot. The position counts as
+    /// given up until it does: so after a crash in between, it arrives as new.
+    pub fn expect_in_slot(&mut self, position: Sequence) {
+        self.abandoned.insert(position.0, position.0);
+    }
+
+    /// The gateway's counter is at `counter`: it has given out all numbers up to that.
+    pub fn counter(&mut self, counter: Sequence, now: Duration) {
+        self.counter = Some(counter);
+        self.drain(internal(now));
+    }
+
+    /// Whether a number may be believed that has arrived while all from `next` on are missing: no more than
+    /// `max_jump` are; or the gateway's counter has come near it; or, where the counter is not known,
+    /// so many numbers have arrived above the gap that it must be real.
+    ///
+    /// Otherwise a single document with metadata from elsewhere would take high and stable far beyond
+    /// every number to come, and all of those would be late.
+    pub fn is_plausible(&self, number: Sequence) -> bool {
+        let max_jump = self.config.max_jump;
+        max_jump == 0
+            || number.0.saturating_sub(self.next) <= max_jump
+            || match self.counter {
+                Some(counter) => number.0 <= counter.0.saturating_add(max_jump),
+                None => self.pending_count > self.config.max_pending,
+            }
+    }
+
+    /// Notes once that a number is implausible.
+    fn note_implausible(&mut self, first: u64) {
+        if self.implausible != Some(first) {
+            self.implausible = Some(first);
+            self.noted.extend(SequenceRange::new(self.next, first - 1).map(Noted::Implausible));
+        }
+    }
+
     /// A range will never be used; how many of its numbers were not accounted for before.
     ///
     /// What of it lies below `next` leaves the skipped list, the rest counts as one arrival (the gateway ignores a range that straddles).
     pub fn unused(&mut self, range: SequenceRange, now: Duration) -> u64 {
         let now = internal(now);
         let first = range.first().0.max(self.config.initial.0.saturating_add(1));
-        let last = range.last().0.min(u64::MAX - 1);
+        let last = range.last().0.min(Sequence::MAX_NUMBER.0);
         let mut new = 0;
         if first < self.next {
             let below = last.min(self.next - 1);
@@ -363,7 +430,13 @@ impl Sequencer {
         new
     }
 
-    /// Whether a number is accounted for: if it arrives, it is a duplicate.
+    /// Whether a number is at or below the initial sequence, so that it is not looked at.
+    pub fn is_before_start(&self, sequence: Sequence) -> bool {
+        sequence.number() <= self.config.initial
+    }
+
+    /// Whether a number is accounted for: by an entry, by a document or marker that names it, or by a
+    /// principal.
     #[inline]
     pub fn is_accounted(&self, sequence: Sequence) -> bool {
         let s = sequence.0;
@@ -423,6 +496,10 @@ impl Sequencer {
         let now = internal(now);
         let settled = now.saturating_sub(self.config.max_wait);
         while let Some((&first, _)) = self.pending.iter().next() {
+            if !self.is_plausible(Sequence(first)) {
+                self.note_implausible(first);
+                break;
+            }
             self.skip_to(first, settled, now);
             self.drain(now);
         }
@@ -466,6 +543,10 @@ impl Sequencer {
                 self.pending_count -= run.count;
                 self.next = self.next.max(run.last + 1);
             } else if self.pending_count > self.config.max_pending || now.saturating_sub(run.since) >= self.config.max_wait {
+                if !self.is_plausible(Sequence(first)) {
+                    self.note_implausible(first);
+                    break;
+                }
                 self.skip_to(first, run.since, now);
             } else {
                 break;

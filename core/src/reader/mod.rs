@@ -160,7 +160,7 @@ impl Changes {
         let late = self.channels.iter().zip(&self.late).map(|((channel, _), rows)| Source::new(channel, rows));
         let merged = merge(late.chain(regular), low, self.options.active_only);
         let rows: Vec<AnswerRow> = match self.options.limit {
-            Some(limit) => merged.take(limit).collect(),
+            Some(limit) => take_whole(merged, limit),
             None => merged.collect(),
         };
         let mut answer = Answer::new(rows, self.options.since, low, self.late_cursor);
@@ -170,6 +170,19 @@ impl Changes {
         }
         answer
     }
+}
+
+/// The first `limit` rows, and those that have the id of the last one: a client could not ask for the
+/// rest of them. Documents share a sequence only where the gateway gave one out twice.
+fn take_whole(rows: impl Iterator<Item = AnswerRow>, limit: usize) -> Vec<AnswerRow> {
+    let mut taken: Vec<AnswerRow> = Vec::new();
+    for row in rows {
+        if taken.len() >= limit && taken.last().is_none_or(|last| last.id != row.id) {
+            break;
+        }
+        taken.push(row);
+    }
+    taken
 }
 
 impl ReaderNode {

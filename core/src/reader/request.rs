@@ -148,7 +148,7 @@ impl Node {
         let counts = |entry: &ChangeEntry, state: BlockState| {
             (!options.active_only || state == BlockState::Present && !entry.is_deleted())
                 && !newer.contains(&entry.document())
-                && !missing.contains(entry.sequence().0)
+                && !missing.contains(entry.position().0)
         };
         let mut counted = (0, 0);
         let mut complete = true;
@@ -162,7 +162,7 @@ impl Node {
         })
         .await?;
         let mut rows = Vec::with_capacity(found.len());
-        for (entry, _) in found.into_iter().filter(|(entry, _)| !missing.contains(entry.sequence().0)) {
+        for (entry, _) in found.into_iter().filter(|(entry, _)| !missing.contains(entry.position().0)) {
             match Row::in_channel(&entry, channel) {
                 Some(row) => rows.push(row),
                 None => {
@@ -189,7 +189,7 @@ impl Node {
             let (some, more) = rest.split_at(rest.len().min(limit.unwrap_or(usize::MAX)));
             let cursor = more.first().map_or(cut.late, |(next, _)| LateCursor(next.number - 1));
             let mut some = some.to_vec();
-            some.sort_unstable_by_key(|(late, _)| late.sequence);
+            some.sort_unstable_by_key(|(late, _)| late.sequence.rank());
             some.dedup_by_key(|(late, _)| late.sequence);
             let mut rows = Vec::with_capacity(channels.len());
             for channel in channels {
@@ -224,13 +224,13 @@ impl Node {
         let mut is_superseded = Vec::with_capacity(rows.len());
         let mut known = None;
         for row in &rows {
-            let sequence = row.entry.sequence();
-            let (index, offset) = Block::locate(sequence, codec.capacity());
+            let (sequence, position) = (row.entry.sequence(), row.entry.position());
+            let (index, offset) = Block::locate(position, codec.capacity());
             let block = match known.take().filter(|(known, _)| *known == index) {
                 Some((_, block)) => block,
                 None => scan::block(store, codec, channel, index).await?,
             };
-            let is_newer = |entry: &ChangeEntry| entry.document() == row.entry.document() && entry.sequence() > sequence;
+            let is_newer = |entry: &ChangeEntry| entry.document() == row.entry.document() && entry.is_newer_than(&row.entry);
             let is_marked = sequence < valid_from && block.get(offset) == BlockState::Superseded;
             is_superseded.push(is_marked || unmarked.iter().any(|(entry, _)| is_newer(entry)));
             known = Some((index, block));
@@ -272,7 +272,7 @@ impl Node {
         if let Some(range) = SequenceRange::new(stable.next(), high) {
             let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
             let found = scan::live_rows(store, codec, channel, range, scan::PAGE, stable, |_| false).await?;
-            let known = found.iter().filter(|(entry, _)| !missing.contains(entry.sequence().0));
+            let known = found.iter().filter(|(entry, _)| !missing.contains(entry.position().0));
             rows.extend(known.filter_map(|(entry, _)| Row::in_channel(entry, channel)));
         }
         self.state.write().fill(channel, rows);

@@ -43,7 +43,7 @@ pub(crate) struct State {
     pub(crate) status: Status,
     pub(crate) tails: ChannelMap<Tail>,
     /// Entries above high: not to be seen yet.
-    pending: BTreeMap<Sequence, Arc<ChangeEntry>>,
+    pending: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
     /// What is missing or given up by the clock. A block may name such a sequence already, when a writer has stored its document and not
     /// announced it yet: it is not to be seen before that.
     pub(crate) missing: Arc<RangeSet>,
@@ -67,7 +67,7 @@ fn missing(record: &BatchRecord) -> RangeSet {
 }
 
 fn numbers(entries: &[Arc<ChangeEntry>]) -> FxHashSet<Sequence> {
-    entries.iter().map(|entry| entry.sequence()).collect()
+    entries.iter().map(|entry| entry.position()).collect()
 }
 
 impl State {
@@ -76,7 +76,7 @@ impl State {
         if let Some(gone) = record.map(|record| &record.gone).filter(|gone| !gone.is_empty()) {
             // The star channel may name it still.
             let gone = numbers(gone);
-            above.retain(|entry| !gone.contains(&entry.sequence()));
+            above.retain(|entry| !gone.contains(&entry.position()));
         }
         State {
             missing: Arc::new(record.map(missing).unwrap_or_default()),
@@ -84,7 +84,7 @@ impl State {
             clock,
             status: Status::Ready,
             tails: ChannelMap::default(),
-            pending: above.into_iter().map(|entry| (entry.sequence(), entry)).collect(),
+            pending: above.into_iter().map(|entry| (entry.position().rank(), entry)).collect(),
             late: VecDeque::new(),
             unsettled: ChannelMap::default(),
             withdrawals: 0,
@@ -100,13 +100,13 @@ impl State {
             self.withdraw(&record.gone);
             for entry in &record.entries {
                 if entry.sequence() > clock.high {
-                    self.pending.insert(entry.sequence(), entry.clone());
+                    self.pending.insert(entry.position().rank(), entry.clone());
                 } else {
                     self.insert(entry, stable, &mut touched);
                 }
             }
             for late in &record.late {
-                if let Some(entry) = record.entries.iter().find(|entry| entry.sequence() == late.sequence) {
+                if let Some(entry) = record.entries.iter().find(|entry| entry.position() == late.sequence) {
                     self.late.push_back((*late, entry.clone()));
                 }
             }
@@ -117,11 +117,11 @@ impl State {
             self.missing = Arc::new(missing(last));
         }
         while let Some(first) = self.pending.first_entry()
-            && *first.key() <= clock.high
+            && first.key().0 <= clock.high
         {
             let entry = first.remove();
             // What was found above high may be of a batch that is not published yet; its record brings it again.
-            if !self.missing.contains(entry.sequence().0) {
+            if !self.missing.contains(entry.position().0) {
                 self.insert(&entry, stable, &mut touched);
             }
         }
@@ -153,7 +153,7 @@ impl State {
         self.withdrawals += 1;
         let numbers = numbers(gone);
         self.late.retain(|(late, _)| !numbers.contains(&late.sequence));
-        self.pending.retain(|sequence, _| !numbers.contains(sequence));
+        self.pending.retain(|_, entry| !numbers.contains(&entry.position()));
         for entry in gone {
             for channel in entry.channels().iter().map(|change| &change.channel).chain([entry.star()]) {
                 if let Some(tail) = self.tails.remove(channel) {

@@ -1,5 +1,6 @@
 //! The newest rows of one channel, in memory.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::BuildHasher as _;
 use std::sync::atomic::AtomicU64;
@@ -14,6 +15,28 @@ use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::sequence::Sequence;
 
+/// A row's place in its channel, see [`Sequence::rank`].
+type Rank = (Sequence, u8);
+
+fn newest_first(a: &Row, b: &Row) -> Ordering {
+    if a.entry.is_newer_than(&b.entry) { Ordering::Less } else { Ordering::Greater }
+}
+
+/// Of the rows of one document, newest first, those that some reader is shown. A reader who sees only
+/// what is stable needs the newest row at or below that.
+fn shown_to_somebody(rows: &[Row], stable: Sequence) -> Vec<Rank> {
+    let mut shown: Vec<Rank> = Vec::new();
+    for row in rows {
+        match shown.last() {
+            Some(newer) if newer.0 <= stable => break,
+            // Whoever sees this one sees the newer one, too.
+            Some(newer) if *newer <= row.rank() => {}
+            _ => shown.push(row.rank()),
+        }
+    }
+    shown
+}
+
 /// The newest rows of a channel: ascending by sequence, one a document, complete from `valid_from` on.
 ///
 /// While sequences are missing below high, a row whose document has a newer one above stable stays, as *shadowed*: a reader who sees only
@@ -21,10 +44,10 @@ use crate::sequence::Sequence;
 #[derive(Debug)]
 pub(crate) struct Tail {
     rows: VecDeque<Row>,
-    /// The newest sequence of each document, found by the document's hash.
+    /// The position of each document's newest row, found by the document's hash.
     documents: HashTable<u64>,
-    /// Newer sequence → the row of the same document that it shadows.
-    shadows: BTreeMap<Sequence, Sequence>,
+    /// Newer row → the row of the same document that it shadows.
+    shadows: BTreeMap<Rank, Rank>,
     /// It holds every row of the channel from here on.
     valid_from: Sequence,
     /// How many rows came for sequences below `valid_from`: they are not held, so nothing may be put below that was read before.
@@ -98,96 +121,121 @@ impl Tail {
         size_of::<Self>() + self.rows.capacity() * size_of::<Row>() + self.documents.allocation_size()
     }
 
-    fn position(&self, sequence: Sequence) -> Result<usize, usize> {
-        self.rows.binary_search_by_key(&sequence, |row| row.sequence)
+    fn find(&self, rank: Rank) -> Result<usize, usize> {
+        self.rows.binary_search_by(|row| row.rank().cmp(&rank))
     }
 
-    fn newest_of(&self, document: DocumentRef<'_>) -> Option<Sequence> {
-        let same = |n: &u64| self.position(Sequence(*n)).is_ok_and(|at| self.rows[at].entry.document() == document);
-        self.documents.find(hash(document), same).map(|n| Sequence(*n))
+    fn row(&self, rank: Rank) -> Option<&Row> {
+        self.find(rank).ok().map(|at| &self.rows[at])
+    }
+
+    fn newest_of(&self, document: DocumentRef<'_>) -> Option<Rank> {
+        let same = |n: &u64| self.row(Sequence(*n).rank()).is_some_and(|row| row.entry.document() == document);
+        self.documents.find(hash(document), same).map(|n| Sequence(*n).rank())
     }
 
     /// Whether the entry's document has a newer row.
     pub(crate) fn has_newer(&self, entry: &ChangeEntry) -> bool {
-        self.newest_of(entry.document()).is_some_and(|newest| newest > entry.sequence())
+        let newest = self.newest_of(entry.document()).and_then(|newest| self.row(newest));
+        newest.is_some_and(|newest| newest.entry.is_newer_than(entry))
     }
 
-    /// Makes `sequence` the newest of its document, whose newest was `before`.
-    fn set_newest(&mut self, document: DocumentRef<'_>, before: Option<Sequence>, now: Option<Sequence>) {
+    /// Makes `now` the newest row of its document, whose newest was `before`.
+    fn set_newest(&mut self, document: DocumentRef<'_>, before: Option<Rank>, now: Option<Rank>) {
         let hash = hash(document);
         if let Some(before) = before
-            && let Ok(found) = self.documents.find_entry(hash, |n| *n == before.0)
+            && let Ok(found) = self.documents.find_entry(hash, |n| Sequence(*n).rank() == before)
         {
             found.remove();
         }
-        if let Some(now) = now {
+        if let Some((sequence, slot)) = now {
             let rows = &self.rows;
-            self.documents.insert_unique(hash, now.0, |n| {
-                let at = rows.binary_search_by_key(&Sequence(*n), |row| row.sequence);
+            self.documents.insert_unique(hash, sequence.in_slot(slot).0, |n| {
+                let at = rows.binary_search_by(|row| row.rank().cmp(&Sequence(*n).rank()));
                 at.map_or(0, |at| self::hash(rows[at].entry.document()))
             });
         }
     }
 
-    /// Inserts a row that is at or below high. Where its document has a newer row at or below `stable` it is not shown any more; where it
-    /// has an older one, that goes, or is shadowed while the new one is above `stable`.
+    /// Inserts a row that is at or below high. Where its document has a newer row at or below `stable`
+    /// it is not shown any more; where it has an older one, that goes, or is shadowed while the new one
+    /// is above `stable`.
     pub(crate) fn insert(&mut self, row: Row, stable: Sequence) {
-        let sequence = row.sequence;
-        if sequence < self.valid_from {
-            self.refused += 1;
-            return;
-        }
         let newest = self.newest_of(row.entry.document());
-        if newest == Some(sequence) || newest.is_some_and(|n| n > sequence && n <= stable) {
+        if row.sequence < self.valid_from {
+            self.refused += 1;
+            if newest.is_some() {
+                self.drop_older(&row, newest);
+            }
             return;
         }
-        let Err(at) = self.position(sequence) else { return };
+        let Err(at) = self.find(row.rank()) else { return };
+        let Some(newest) = newest else {
+            let (entry, rank) = (row.entry.clone(), row.rank());
+            self.snapshot.take();
+            self.rows.insert(at, row);
+            self.set_newest(entry.document(), None, Some(rank));
+            return;
+        };
+        let known = self.rows_of(newest);
+        let (document, rank) = (row.entry.clone(), row.rank());
+        let mut all = known.clone();
+        all.push(row.clone());
+        all.sort_by(newest_first);
+        let kept = shown_to_somebody(&all, stable);
+        if !kept.contains(&rank) {
+            return;
+        }
         self.snapshot.take();
-        match newest {
-            Some(newest) if newest > sequence => {
-                // Into the chain of shadows: below the lowest newer row of the document.
-                let mut newer = newest;
-                while let Some(older) = self.shadows.get(&newer).copied().filter(|older| *older > sequence) {
-                    newer = older;
-                }
-                self.rows.insert(at, row);
-                if let Some(older) = self.shadows.insert(newer, sequence) {
-                    self.shadow(sequence, older, stable);
-                }
+        self.rows.insert(at, row);
+        self.replace_rows(document.document(), newest, &known, &kept);
+    }
+
+    /// The rows of a document, newest first: its newest, and those that it shadows.
+    fn rows_of(&self, newest: Rank) -> Vec<Row> {
+        let chain = std::iter::successors(Some(newest), |newer| self.shadows.get(newer).copied());
+        chain.filter_map(|rank| self.row(rank).cloned()).collect()
+    }
+
+    /// Of the rows of a document, which were `known` with this `newest`, only those `kept` stay, newest
+    /// first; each shadows the next.
+    fn replace_rows(&mut self, document: DocumentRef<'_>, newest: Rank, known: &[Row], kept: &[Rank]) {
+        // While the row is there by which it is found.
+        if kept.first() != Some(&newest) {
+            self.set_newest(document, Some(newest), kept.first().copied());
+        }
+        for row in known {
+            self.shadows.remove(&row.rank());
+            if !kept.contains(&row.rank())
+                && let Ok(at) = self.find(row.rank())
+            {
+                self.rows.remove(at);
             }
-            _ => {
-                let entry = row.entry.clone();
-                self.rows.insert(at, row);
-                self.set_newest(entry.document(), newest, Some(sequence));
-                if let Some(older) = newest {
-                    self.shadow(sequence, older, stable);
-                }
-            }
+        }
+        for pair in kept.windows(2) {
+            self.shadows.insert(pair[0], pair[1]);
         }
     }
 
-    fn shadow(&mut self, newer: Sequence, older: Sequence, stable: Sequence) {
-        if newer > stable {
-            self.shadows.insert(newer, older);
-            return;
-        }
-        let mut next = Some(older);
-        while let Some(older) = next {
-            if let Ok(at) = self.position(older) {
-                self.rows.remove(at);
-            }
-            next = self.shadows.remove(&older);
+    /// Lets the rows go that a row below the tail is newer than.
+    fn drop_older(&mut self, row: &Row, newest: Option<Rank>) {
+        let Some(newest) = newest else { return };
+        let known = self.rows_of(newest);
+        let kept: Vec<Rank> = known.iter().filter(|known| !row.entry.is_newer_than(&known.entry)).map(Row::rank).collect();
+        if kept.len() < known.len() {
+            self.snapshot.take();
+            self.replace_rows(row.entry.document(), newest, &known, &kept);
         }
     }
 
     /// Stable is `stable` now: rows shadowed by what it has passed go.
     pub(crate) fn settle(&mut self, stable: Sequence) {
         while let Some(first) = self.shadows.first_entry()
-            && *first.key() <= stable
+            && first.key().0 <= stable
         {
             let older = first.remove();
             self.snapshot.take();
-            if let Ok(at) = self.position(older) {
+            if let Ok(at) = self.find(older) {
                 self.rows.remove(at);
             }
         }
@@ -215,13 +263,16 @@ impl Tail {
         }
     }
 
+    /// Lets the first row go, and others of its sequence.
     fn prune_first(&mut self) {
-        let Some(row) = self.rows.front().cloned() else { return };
-        if self.newest_of(row.entry.document()) == Some(row.sequence) {
-            self.set_newest(row.entry.document(), Some(row.sequence), None);
+        let Some(sequence) = self.rows.front().map(|row| row.sequence) else { return };
+        while let Some(row) = self.rows.front().filter(|row| row.sequence == sequence).cloned() {
+            if self.newest_of(row.entry.document()) == Some(row.rank()) {
+                self.set_newest(row.entry.document(), Some(row.rank()), None);
+            }
+            self.rows.pop_front();
         }
-        self.rows.pop_front();
-        self.valid_from = row.sequence.next();
+        self.valid_from = sequence.next();
         self.snapshot.take();
     }
 
@@ -233,7 +284,7 @@ impl Tail {
         let from = left_out.last().map_or(from, |row| row.sequence.next());
         if from < self.valid_from {
             self.valid_from = from;
-            kept.iter().rev().for_each(|row| self.insert(row.clone(), stable));
+            kept.iter().rev().filter(|row| row.sequence >= from).for_each(|row| self.insert(row.clone(), stable));
         }
     }
 
@@ -241,8 +292,9 @@ impl Tail {
     pub(crate) fn view(&self, since: Sequence, cut: Sequence) -> ChannelView {
         let rows = self.snapshot.get_or_init(|| self.rows.iter().cloned().collect());
         if !self.shadows.is_empty() {
-            let shadowed: std::collections::BTreeSet<Sequence> = self.shadows.range(..=cut).map(|(_, older)| *older).collect();
-            let shown = |row: &&Row| row.sequence > since && row.sequence <= cut && !shadowed.contains(&row.sequence);
+            let shadows = self.shadows.range(..=(cut, u8::MAX));
+            let shadowed: std::collections::BTreeSet<Rank> = shadows.map(|(_, older)| *older).collect();
+            let shown = |row: &&Row| row.sequence > since && row.sequence <= cut && !shadowed.contains(&row.rank());
             let rows: Arc<[Row]> = rows.iter().filter(shown).cloned().collect();
             let end = rows.len();
             return ChannelView::new(rows, 0, end);

@@ -98,7 +98,7 @@ impl<'a> Pass<'a> {
 
     /// Whether readers were promised that everything about the entry is stored.
     pub(super) fn is_promised(&self, sequence: Sequence) -> bool {
-        sequence <= self.clock.high && !self.published.missing.contains(sequence.0)
+        sequence.number() <= self.clock.high && !self.published.missing.contains(sequence.0)
     }
 
     /// Whether everything about the entry must be stored: it is promised, or in a published record.
@@ -134,7 +134,7 @@ impl<'a> Pass<'a> {
     pub(super) async fn documents(&self, sequences: &[Sequence]) -> Result<Vec<(Sequence, Document)>> {
         let judged = |sequence: Sequence, entry: Option<Arc<ChangeEntry>>| match entry {
             None => Document::Missing,
-            Some(entry) if entry.sequence() == sequence => Document::Entry(entry),
+            Some(entry) if entry.position() == sequence => Document::Entry(entry),
             Some(entry) => {
                 let detail = format!("it is the entry of {}", entry.sequence());
                 Document::Broken(Finding { problem: Problem::Misplaced, key: CacheKey::Sequence(sequence), detail })
@@ -183,7 +183,7 @@ impl<'a> Pass<'a> {
 
     /// Removes the document of a sequence, if it is none.
     pub(super) async fn remove_broken(&self, sequence: Sequence) -> Result<bool> {
-        let is_sound = |bytes: &[u8]| ChangeEntry::from_bytes(bytes).is_ok_and(|entry| entry.sequence() == sequence);
+        let is_sound = |bytes: &[u8]| ChangeEntry::from_bytes(bytes).is_ok_and(|entry| entry.position() == sequence);
         self.remove_if(&CacheKey::Sequence(sequence), |bytes| !is_sound(bytes)).await
     }
 

@@ -79,7 +79,7 @@ impl Pass<'_> {
                 // Announced, and not published yet.
                 Ok(record) if record.number > last => {
                     self.remember_late(&record, |number, clock| number > clock);
-                    let entries = record.entries.iter().map(|entry| (entry.sequence(), record.number));
+                    let entries = record.entries.iter().map(|entry| (entry.position(), record.number));
                     self.published.announced.extend(entries);
                     continue;
                 }
@@ -134,11 +134,11 @@ impl Pass<'_> {
             self.published.given_up = record.abandoned.clone();
         }
         for entry in &record.gone {
-            self.published.batches.remove(&entry.sequence());
+            self.published.batches.remove(&entry.position());
         }
         for entry in &record.entries {
             // What came again is stored as it came first.
-            self.published.batches.entry(entry.sequence()).or_insert(record.number);
+            self.published.batches.entry(entry.position()).or_insert(record.number);
         }
     }
 
@@ -153,10 +153,10 @@ impl Pass<'_> {
         let Published { batches, announced, .. } = &self.published;
         let Some(&batch) = batches.get(&sequence).or_else(|| announced.get(&sequence)) else { return Ok(None) };
         let record = self.store.record(batch, self.meta.ring).await?;
-        let same = |entry: &&Arc<ChangeEntry>| entry.sequence() == sequence;
+        let same = |entry: &&Arc<ChangeEntry>| entry.position() == sequence;
         let Some(entry) = record.as_ref().and_then(|record| record.entries.iter().find(same)).cloned() else { return Ok(None) };
         let key = CacheKey::Sequence(sequence);
-        let is_sound = |bytes: &[u8]| ChangeEntry::from_bytes(bytes).is_ok_and(|stored| stored.sequence() == sequence);
+        let is_sound = |bytes: &[u8]| ChangeEntry::from_bytes(bytes).is_ok_and(|stored| stored.position() == sequence);
         let change =
             |stored: Option<&[u8]>| Ok(if stored.is_some_and(is_sound) { Change::Keep } else { Change::Put(entry.to_bytes()) });
         if self.rewrite(&key, change).await? {

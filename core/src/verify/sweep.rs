@@ -176,9 +176,11 @@ impl<'p, 'a> Sweep<'p, 'a> {
         {
             self.late.push(channel.clone());
         }
-        let below = at.map_or(u64::MAX, |at| at.0.saturating_sub(1));
-        for (first, last) in directory.iter().flat_map(|directory| directory.blocks.within(0, below)) {
-            self.todo.insert(first, last);
+        // Those that were passed cannot be looked at any more.
+        if let Some(below) = at.map_or(Some(u64::MAX), |at| at.0.checked_sub(1)) {
+            for (first, last) in directory.iter().flat_map(|directory| directory.blocks.within(0, below)) {
+                self.todo.insert(first, last);
+            }
         }
         self.seen.insert(channel.clone(), Seen { directory, ..Seen::default() });
         self.order.push(channel.clone());
@@ -330,7 +332,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 Document::Missing => {
                     let restored = if self.pass.term.is_some() { self.pass.restore(sequence).await? } else { None };
                     if restored.is_none()
-                        && sequence > self.pass.clock.high
+                        && sequence.number() > self.pass.clock.high
                         && let Some(batch) = self.pass.published.batches.get(&sequence)
                     {
                         let detail = format!("batch {batch} stored it, and it is not there");
@@ -359,7 +361,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
     }
 
     fn entry(&mut self, window: &mut Window, entry: &ChangeEntry) {
-        let sequence = entry.sequence();
+        let sequence = entry.position();
         window.documents.insert(sequence.0, sequence.0);
         entry_states(entry, |change| {
             let offset = window.offset(change.sequence);
@@ -369,7 +371,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             // It comes just now, or has been withdrawn: it supersedes nothing yet, or no more.
             return;
         }
-        let certain = sequence <= self.pass.clock.marked;
+        let certain = sequence.number() <= self.pass.clock.marked;
         entry_marks(entry, |change| self.marks.add(change.channel, change.sequence, certain));
 
         let star = entry.in_star().then(|| entry.star());
@@ -414,7 +416,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 let detail = format!("{} shows it, and it is not there", CacheKey::Block(channel.clone(), window.index));
                 self.pass.found(Problem::Missing, CacheKey::Sequence(*sequence), detail);
             }
-            let lost = if is_broken && *sequence > self.pass.clock.stable { &mut self.lost_above } else { &mut self.lost };
+            let lost =
+                if is_broken && sequence.number() > self.pass.clock.stable { &mut self.lost_above } else { &mut self.lost };
             lost.insert(sequence.0, sequence.0);
         }
         if self.pass.term.is_some() {
@@ -434,7 +437,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             if cell.marked.at(offset) == super::rules::Superseded::Yes || !cell.own.get(offset).is_live() {
                 continue;
             }
-            let certain = newer <= self.pass.clock.marked;
+            let certain = newer.number() <= self.pass.clock.marked;
             let says = match &cell.stored {
                 Some(Stored::Block(block)) => block.get(offset),
                 _ => BlockState::Absent,

@@ -64,7 +64,7 @@ impl Search {
         let mut found = BySequence::new();
         let mut take = |entry: Arc<ChangeEntry>| {
             if self.wants(&entry) {
-                found.insert(entry.sequence(), entry);
+                found.insert(entry.position(), entry);
             }
             if found.len() <= self.limit { Ok(()) } else { Err(too_many(self.limit)) }
         };
@@ -86,7 +86,7 @@ impl Search {
             let mut more = BySequence::new();
             for page in next.chunks(scan::PAGE) {
                 let wanted = store.entries(page).await?.into_iter().flatten().filter(|entry| self.wants(entry));
-                more.extend(wanted.map(|entry| (entry.sequence(), entry)));
+                more.extend(wanted.map(|entry| (entry.position(), entry)));
             }
             next = named(more.values());
             found.extend(more);
@@ -130,7 +130,7 @@ pub(crate) async fn plan(store: &dyn CacheStore, codec: &dyn BlockCodec, gone: &
     let numbers: Vec<Sequence> = named(gone.values()).into_iter().filter(|number| !gone.contains_key(number)).collect();
     let mut stored = BySequence::new();
     for page in numbers.chunks(scan::PAGE) {
-        stored.extend(store.entries(page).await?.into_iter().flatten().map(|entry| (entry.sequence(), entry)));
+        stored.extend(store.entries(page).await?.into_iter().flatten().map(|entry| (entry.position(), entry)));
     }
     Ok((Plan::new(gone, &stored, codec.capacity()), stored))
 }
@@ -247,7 +247,7 @@ pub(crate) async fn finish(
     };
     // A batch is begun only when all of a withdrawal before it is done.
     let record = ahead.as_deref().or(taken.record.as_ref());
-    let gone: BySequence = record.iter().flat_map(|record| &record.gone).map(|entry| (entry.sequence(), entry.clone())).collect();
+    let gone: BySequence = record.iter().flat_map(|record| &record.gone).map(|entry| (entry.position(), entry.clone())).collect();
     if gone.is_empty() {
         return Ok((Vec::new(), Vec::new()));
     }
@@ -260,5 +260,5 @@ pub(crate) async fn finish(
 async fn remove_document(fenced: Fenced<'_>, entry: &ChangeEntry) -> Result<()> {
     let is_it = |bytes: &[u8]| ChangeEntry::from_bytes(bytes).is_ok_and(|stored| stored == *entry);
     let change = |stored: Option<&[u8]>| Ok(if stored.is_some_and(is_it) { Change::Remove } else { Change::Keep });
-    fenced.rewrite(&CacheKey::Sequence(entry.sequence()), change).await.map(drop)
+    fenced.rewrite(&CacheKey::Sequence(entry.position()), change).await.map(drop)
 }

@@ -112,9 +112,9 @@ impl Plan {
                 }
             });
         }
-        self.numbers.extend(gone_of.iter().map(|entry| entry.sequence()));
+        self.numbers.extend(gone_of.iter().map(|entry| entry.position()));
         self.numbers.extend(numbers.iter().filter(|number| !is_known(number)));
-        self.restored.extend(surviving.into_iter().filter(|entry| restored.contains(&entry.sequence())).cloned());
+        self.restored.extend(surviving.into_iter().filter(|entry| restored.contains(&entry.position())).cloned());
     }
 }
 
@@ -159,7 +159,7 @@ mod tests {
     }
 
     fn by(entries: &[&Arc<ChangeEntry>]) -> BySequence {
-        entries.iter().map(|entry| (entry.sequence(), (*entry).clone())).collect()
+        entries.iter().map(|entry| (entry.position(), (*entry).clone())).collect()
     }
 
     fn edits(plan: &Plan, channel: &str) -> Vec<(u32, Edit)> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::block::codec_named;
-use crate::engine::SequencerConfig;
+use crate::engine::{MAX_JUMP, SequencerConfig};
 use crate::error::{Error, Result};
 use crate::pointer::Supersession;
 use crate::sequence::Sequence;
@@ -27,6 +27,11 @@ pub struct WriterConfig {
     pub max_pending: usize,
     /// How long a skipped number is waited for before it is given up.
     pub skip_wait_ms: u64,
+    /// How many numbers may be missing at once below one that arrived; 0 for no limit. A number farther
+    /// up is implausible, for example of a document that was copied from another cluster with its
+    /// metadata. It stays pending, and readers do not see it, until the gateway's counter has come near
+    /// it; where the feed does not deliver the counter, until more than `max_pending` are that high.
+    pub max_jump: u64,
     /// Numbers at or below it are not looked at.
     pub initial_sequence: u64,
     /// How often a checkpoint is stored.
@@ -57,6 +62,7 @@ impl Default for WriterConfig {
             max_wait_ms: 5_000,
             max_pending: 10_000,
             skip_wait_ms: 3_600_000,
+            max_jump: MAX_JUMP,
             initial_sequence: 0,
             checkpoint_interval_ms: 1_000,
             give_up_after_ms: 60_000,
@@ -130,6 +136,7 @@ impl WriterConfig {
             max_wait: Duration::from_millis(self.max_wait_ms),
             max_pending: self.max_pending,
             skip_wait: Duration::from_millis(self.skip_wait_ms),
+            max_jump: self.max_jump,
         }
     }
 }

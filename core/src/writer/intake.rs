@@ -12,6 +12,7 @@ use super::rollback::Held;
 use super::{Writer, backoff, log_noted};
 use crate::decode::{Decoded, MutationDecoder};
 use crate::document::CollectionId;
+use crate::entry::Origin;
 use crate::error::Result;
 use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
 
@@ -112,7 +113,7 @@ impl Writer {
             return Ok(());
         }
         let mut ended = BTreeSet::new();
-        self.apply_now(decoded, &mut ended);
+        self.apply_now(decoded, &mut ended).await?;
         self.applied(&ended).await
     }
 
@@ -127,14 +128,18 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn apply_now(&mut self, decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) {
-        for item in decoded.items {
+    pub(super) async fn apply_now(&mut self, mut decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
+        let is_held: Vec<bool> = decoded.items.iter().map(|item| self.must_wait(item)).collect();
+        let mut conflicts = self.resolve_conflicts(&mut decoded.items, &is_held).await?;
+        for (at, item) in decoded.items.into_iter().enumerate() {
             match item {
-                Item::Decoded(partition, seqno, one) => {
-                    if !self.rollbacks.is_idle() && self.is_held(partition, seqno, &one) {
-                        self.tracker.advance(partition, seqno);
-                        continue;
-                    }
+                Item::Decoded(partition, seqno, one) if is_held[at] => {
+                    let before = self.tracker.at(partition).cloned();
+                    self.rollbacks.hold(Held { partition, seqno, decoded: one, before });
+                    self.tracker.advance(partition, seqno);
+                }
+                Item::Decoded(partition, seqno, mut one) => {
+                    self.resolve_conflict(at, &mut one, &mut conflicts).await?;
                     self.take_one(partition, seqno, one, &decoded.pointers);
                 }
                 Item::Control(event) => {
@@ -159,23 +164,28 @@ impl Writer {
             cache.used(decoded.number);
         }
         self.taken(decoded.bytes);
+        Ok(())
     }
 
     /// Takes mutations that no rollback keeps waiting.
-    pub(super) fn take(&mut self, decoded: DecodedBatch) {
-        for item in decoded.items {
-            if let Item::Decoded(partition, seqno, one) = item {
+    pub(super) async fn take(&mut self, mut decoded: DecodedBatch) -> Result<()> {
+        let is_held = vec![false; decoded.items.len()];
+        let mut conflicts = self.resolve_conflicts(&mut decoded.items, &is_held).await?;
+        for (at, item) in decoded.items.into_iter().enumerate() {
+            if let Item::Decoded(partition, seqno, mut one) = item {
+                self.resolve_conflict(at, &mut one, &mut conflicts).await?;
                 self.take_one(partition, seqno, one, &decoded.pointers);
             }
         }
         self.taken(decoded.bytes);
+        Ok(())
     }
 
     #[inline]
     pub(super) fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, pointers: &Pointers) {
         if let Decoded::Document(document) = &decoded
             && self.has_positions
-            && self.assembler.sequencer().is_accounted(document.entry.sequence())
+            && self.assembler.sequencer().is_accounted(document.entry.position())
         {
             let before = self.tracker.at(partition).cloned();
             self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
@@ -197,14 +207,15 @@ impl Writer {
         log_noted(&self.assembler.take_noted());
     }
 
-    /// Whether a mutation has to wait until a rollback has ended; then it does.
-    pub(super) fn is_held(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
-        let waits = self.rollbacks.judge(partition, seqno, decoded);
-        if waits {
-            let before = self.tracker.at(partition).cloned();
-            self.rollbacks.hold(Held { partition, seqno, decoded: decoded.clone(), before });
+    /// Whether a mutation has to wait until a rollback has ended. To be asked once, in the order of the
+    /// feed.
+    fn must_wait(&mut self, item: &Item) -> bool {
+        match item {
+            Item::Decoded(partition, seqno, decoded) if !self.rollbacks.is_idle() => {
+                self.rollbacks.judge(*partition, *seqno, decoded)
+            }
+            _ => false,
         }
-        waits
     }
 }
 
@@ -214,7 +225,7 @@ pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Ite
         FeedEvent::Mutation(mutation) => {
             let mut decoded = decoder.decode(&mutation);
             if let Decoded::Document(document) | Decoded::Foreign(document) = &mut decoded {
-                document.entry.set_origin(mutation.partition, mutation.seqno);
+                document.entry.set_origin(Origin { partition: mutation.partition, seqno: mutation.seqno, cas: mutation.cas });
             }
             notices.tell(&mutation.key, &decoded);
             Item::Decoded(mutation.partition, mutation.seqno, decoded)

@@ -4,6 +4,7 @@
 //! everything that decides happens on one task, in the order of the feed.
 
 mod config;
+mod conflict;
 mod floors;
 mod intake;
 mod notices;
@@ -45,6 +46,7 @@ use crate::scan;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::source::Following;
 use crate::store::{CacheStore, Versioned};
+use crate::throttle::Throttle;
 use crate::withdraw;
 
 pub use config::WriterConfig;
@@ -121,6 +123,8 @@ pub struct Writer {
     is_caught_up: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
+    /// Log lines about documents whose number is accounted for by something else.
+    conflict_log: Throttle,
     /// Names of collections, as the feed has told them.
     collections: Collections,
     /// What is known to be stored of the list of collections.
@@ -228,6 +232,7 @@ impl Writer {
             floors: Floors::of(checkpoint),
             is_caught_up: false,
             begun: 0,
+            conflict_log: Throttle::new("documents whose sequence was accounted for by something else"),
             collections: Collections::new(),
             registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),
@@ -452,6 +457,12 @@ fn log_noted(noted: &[Noted]) {
         match note {
             Noted::Skipped(range) => tracing::info!(%range, "skipped: high passes, stable waits"),
             Noted::Abandoned(range) => tracing::warn!(%range, "given up: stable passes"),
+            Noted::Implausible(range) => tracing::warn!(
+                missing = %range,
+                "a document has an implausibly high sequence, above so many missing ones; it is stored, and not shown until \
+                 the gateway's counter comes near it: look at it with `sluicegate inspect sequence`, and raise writer.max_jump \
+                 if the gap is real"
+            ),
         }
     }
 }

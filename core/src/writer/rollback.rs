@@ -131,7 +131,8 @@ impl Rollbacks {
         if let Some(DecodedDocument { entry, .. }) = document_of(decoded)
             && self.candidates.get(&entry.sequence()).is_some_and(|candidate| {
                 // What another program has written since keeps the revision's metadata, at a place of its own.
-                (candidate.origin() == Origin { partition, seqno } || matches!(decoded, Decoded::Foreign(_)))
+                (candidate.origin().is_same(Origin { partition, seqno, cas: entry.origin().cas })
+                    || matches!(decoded, Decoded::Foreign(_)))
                     && (candidate.document(), candidate.revision()) == (entry.document(), entry.revision())
             })
         {
@@ -291,7 +292,7 @@ mod tests {
 
     /// A mutation that brings the entry; its partition was one seqno before it.
     fn held(entry: &ChangeEntry) -> Held {
-        let Origin { partition, seqno } = entry.origin();
+        let Origin { partition, seqno, .. } = entry.origin();
         Held { partition, seqno, decoded: Decoded::Document(entry.clone().into()), before: at(seqno.0 - 1) }
     }
 

@@ -23,7 +23,7 @@ impl Writer {
     }
 
     /// Stores and publishes all that was applied.
-    async fn settle_all(&mut self) -> Result<()> {
+    pub(super) async fn settle_all(&mut self) -> Result<()> {
         loop {
             while self.is_busy() {
                 self.settle().await?;
@@ -63,7 +63,7 @@ impl Writer {
             while self.in_flight.len() >= self.config.max_in_flight {
                 self.settle().await?;
             }
-            self.apply_now(batch, &mut ended);
+            self.apply_now(batch, &mut ended).await?;
         }
         self.applied(&ended).await
     }
@@ -116,7 +116,7 @@ impl Writer {
         self.settle_all().await?;
         let gone = self.rollbacks.end(ended);
         if !gone.is_empty() {
-            self.withdraw(gone.into_iter().map(|entry| (entry.sequence(), entry)).collect()).await?;
+            self.withdraw(gone.into_iter().map(|entry| (entry.position(), entry)).collect()).await?;
         }
         let released = self.rollbacks.release();
         self.forget_unstored(&released).await?;
@@ -125,7 +125,7 @@ impl Writer {
             let items =
                 released.into_iter().map(|Held { partition, seqno, decoded, .. }| Item::Decoded(partition, seqno, decoded));
             let decoded = self.pointer_reader().read(items.collect(), 0).await?;
-            self.take(decoded);
+            self.take(decoded).await?;
         }
         self.dirty = true;
         Ok(())
@@ -174,7 +174,7 @@ impl Writer {
     }
 
     /// With a checkpoint: an older one may have some of what is gone as pending.
-    async fn publish_with_checkpoint(&mut self) -> Result<()> {
+    pub(super) async fn publish_with_checkpoint(&mut self) -> Result<()> {
         self.launch(Some(()));
         while self.is_busy() {
             self.settle().await?;

@@ -1,0 +1,231 @@
+//! Documents whose number is accounted for already.
+//!
+//! That a number is accounted for does not mean that its document has been seen: a marker may have
+//! released it, another document may name or have it, a principal may have used it. A gateway whose
+//! counter was lost gives numbers out again. So the entry that is stored under the number is looked at,
+//! and only the same revision of the same document is a duplicate.
+
+use std::sync::Arc;
+
+use backon::Retryable as _;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::intake::Item;
+use super::{Writer, backoff, log_retry};
+use crate::block::BlockState;
+use crate::decode::{Decoded, DecodedDocument};
+use crate::entry::ChangeEntry;
+use crate::error::{Error, Result};
+use crate::scan;
+use crate::sequence::{Sequence, SequenceRange};
+
+/// Slots that are tried for one number.
+const MAX_SLOT: u8 = u8::MAX;
+
+/// What was found out about the documents of a feed batch whose numbers are accounted for.
+#[derive(Debug, Default)]
+pub(super) struct Conflicts {
+    /// Entries by position, as far as they were looked up.
+    entries: FxHashMap<Sequence, Option<Arc<ChangeEntry>>>,
+    /// Places in the batch of documents that were decided on.
+    resolved: FxHashSet<usize>,
+}
+
+/// What becomes of a document whose number is accounted for, given the entry at one position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// The same revision.
+    Duplicate,
+    /// An earlier revision of a document that has the number already: nobody is shown it.
+    Outdated,
+    /// A later revision of the document that is there.
+    Newer,
+    /// Another document is there.
+    Taken,
+}
+
+fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
+    if stored.document() != entry.document() {
+        return Claim::Taken;
+    }
+    if stored.revision() == entry.revision() || !stored.in_star() {
+        return Claim::Duplicate;
+    }
+    if entry.is_newer_than(stored) { Claim::Newer } else { Claim::Outdated }
+}
+
+impl Writer {
+    /// Gives documents whose number is accounted for by something else a position of their own, and
+    /// publishes that they may still come. Duplicates are left as they are.
+    pub(super) async fn resolve_conflicts(&mut self, items: &mut [Item], is_held: &[bool]) -> Result<Conflicts> {
+        let mut conflicts = Conflicts::default();
+        let mut accounted = Vec::new();
+        for (at, item) in items.iter().enumerate().filter(|(at, _)| !is_held[*at]) {
+            if let Item::Decoded(_, _, Decoded::Document(document)) = item
+                && let Some(number) = self.accounted(document)
+            {
+                accounted.push((at, number));
+            }
+        }
+        if accounted.is_empty() {
+            return Ok(conflicts);
+        }
+        self.fetch(&mut conflicts, accounted.iter().map(|(_, number)| *number).collect()).await?;
+        let mut positions = Vec::new();
+        for (at, _) in accounted {
+            if let Item::Decoded(_, _, Decoded::Document(document)) = &mut items[at] {
+                conflicts.resolved.insert(at);
+                positions.extend(self.place(document, &mut conflicts).await?);
+            }
+        }
+        self.readmit(&positions).await?;
+        Ok(conflicts)
+    }
+
+    /// The same for one document of the batch, whose number has come to be accounted for since.
+    pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
+        let Decoded::Document(document) = decoded else { return Ok(()) };
+        let Some(number) = self.accounted(document).filter(|_| !conflicts.resolved.contains(&at)) else { return Ok(()) };
+        // It was looked up when nothing was known of it.
+        conflicts.entries.remove(&number);
+        let position = self.place(document, conflicts).await?;
+        self.readmit(position.as_slice()).await
+    }
+
+    /// The number of a document, if that is accounted for.
+    fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
+        let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
+        (sequencer.is_accounted(number) && !sequencer.is_before_start(number)).then_some(number)
+    }
+
+    /// Finds the entries at these positions: those that are not stored yet, too.
+    async fn fetch(&mut self, conflicts: &mut Conflicts, mut positions: Vec<Sequence>) -> Result<()> {
+        positions.sort_unstable();
+        positions.dedup();
+        let publishing = self.publishing.iter().map(|publishing| &publishing.record);
+        let records = self.in_flight.iter().map(|in_flight| &in_flight.publication.record).chain(publishing);
+        let waiting = records.flat_map(|record| record.entries.iter()).chain(self.assembler.entries());
+        for entry in waiting {
+            if positions.binary_search(&entry.position()).is_ok() {
+                conflicts.entries.insert(entry.position(), Some(entry.clone()));
+            }
+        }
+        positions.retain(|position| !conflicts.entries.contains_key(position));
+        for page in positions.chunks(scan::PAGE) {
+            let store = self.store.as_ref();
+            let attempt = || async { store.entries(page).await };
+            let found = attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
+            conflicts.entries.extend(page.iter().copied().zip(found));
+        }
+        Ok(())
+    }
+
+    async fn entry_at(&mut self, conflicts: &mut Conflicts, position: Sequence) -> Result<Option<Arc<ChangeEntry>>> {
+        if !conflicts.entries.contains_key(&position) {
+            self.fetch(conflicts, vec![position]).await?;
+        }
+        Ok(conflicts.entries.get(&position).cloned().flatten())
+    }
+
+    /// Finds the position for a document whose number is accounted for; none if it is a duplicate.
+    async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
+        let number = document.entry.sequence();
+        let mut supersedes = None;
+        for slot in 0..=MAX_SLOT {
+            let position = number.in_slot(slot);
+            let is_free = match self.entry_at(conflicts, position).await? {
+                None => slot > 0 || !self.is_named_by_another(&document.entry).await?,
+                Some(stored) => match claim(&document.entry, &stored) {
+                    // One that was stored, and not published before a crash, is expected still.
+                    Claim::Duplicate if slot > 0 && !self.assembler.sequencer().is_accounted(position) => true,
+                    Claim::Duplicate | Claim::Outdated => return Ok(None),
+                    Claim::Newer => {
+                        supersedes = Some(position);
+                        false
+                    }
+                    Claim::Taken => false,
+                },
+            };
+            if !is_free {
+                continue;
+            }
+            let mut entry = document.entry.clone().with_slot(slot);
+            supersedes.into_iter().for_each(|older| entry.push_superseded(older));
+            self.conflict_log.warn(|| {
+                tracing::warn!(
+                    sequence = %number,
+                    document = %entry.document(),
+                    revision = entry.revision(),
+                    "the sequence was accounted for by something else; the document is shown as late"
+                );
+            });
+            conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
+            document.entry = entry;
+            return Ok(Some(position));
+        }
+        tracing::error!(sequence = %number, document = %document.entry.document(), "all slots of a sequence are taken; left out");
+        Ok(None)
+    }
+
+    /// Whether an entry of another document says that the number is its own: then it has a mark there,
+    /// or will have.
+    async fn is_named_by_another(&mut self, entry: &ChangeEntry) -> Result<bool> {
+        let number = entry.sequence();
+        let names = |other: &ChangeEntry| other.supersedes().contains(&number) && other.document() != entry.document();
+        if self.assembler.unmarked().any(|other| names(other)) {
+            return Ok(true);
+        }
+        let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
+        let attempt = || async {
+            for star in scan::stars(store).await? {
+                if scan::star_state(store, codec, star.collection(), number).await? == BlockState::Absent {
+                    continue;
+                }
+                // Marked, and there is no document: what names it comes after it.
+                let Some(range) = SequenceRange::new(number, Sequence::MAX) else { continue };
+                for other in scan::logged(store, codec, &star, range).await? {
+                    if names(&other) {
+                        return Ok(true);
+                    }
+                }
+            }
+            Ok(false)
+        };
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+    }
+
+    /// Publishes that entries may still come at these positions, so that they are new when they are
+    /// applied, also after a crash in between.
+    async fn readmit(&mut self, positions: &[Sequence]) -> Result<()> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        self.settle_all().await?;
+        positions.iter().for_each(|position| self.assembler.readmit(*position));
+        self.publish_with_checkpoint().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::EntryFlags;
+    use crate::feed::{PartitionId, PartitionSeqno};
+
+    #[test]
+    fn only_the_same_revision_of_the_same_document_is_a_duplicate() {
+        let entry = |document: &str, revision: &str, seqno| {
+            let entry = ChangeEntry::new(Sequence(5), document, revision, EntryFlags::default()).unwrap();
+            entry.with_origin(PartitionId(1), PartitionSeqno(seqno))
+        };
+        let came = entry("d", "2-b", 7);
+        assert_eq!(claim(&came, &entry("d", "2-b", 3)), Claim::Duplicate);
+        assert_eq!(claim(&came, &entry("d", "1-a", 3)), Claim::Newer);
+        assert_eq!(claim(&came, &entry("d", "3-c", 9)), Claim::Outdated);
+        assert_eq!(claim(&came, &entry("e", "2-b", 3)), Claim::Taken);
+        let elsewhere = entry("d", "2-b", 3).with_collection(crate::CollectionId(8));
+        assert_eq!(claim(&came, &elsewhere), Claim::Taken);
+        let departure = ChangeEntry::new(Sequence(5), "d", "1-a", EntryFlags::DEPARTURE).unwrap();
+        assert_eq!(claim(&came, &departure), Claim::Duplicate);
+    }
+}

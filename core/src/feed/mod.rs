@@ -2,6 +2,8 @@
 
 mod identity;
 mod position;
+#[cfg(feature = "runtime")]
+mod shared;
 
 use std::fmt;
 
@@ -15,6 +17,8 @@ use crate::error::Result;
 pub use identity::FeedIdentity;
 #[cfg(feature = "runtime")]
 pub(crate) use position::least_missed;
+#[cfg(feature = "runtime")]
+pub use shared::{SharedFeed, Strangers, Territory};
 pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
 
 /// Number of a partition (vbucket): the unit of order in the feed.

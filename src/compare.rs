@@ -86,7 +86,8 @@ impl Truth {
             let marker = line.marker.unwrap_or_default();
             // Of several databases each has its own.
             if line.db.is_none()
-                && let Some(stable) = line.stats.as_ref().and_then(|stats| stats["high_seq_stable"].as_u64()) {
+                && let Some(stable) = line.stats.as_ref().and_then(|stats| stats["high_seq_stable"].as_u64())
+            {
                 truth.stable.insert(marker, stable);
             }
             if let ("changes", Some(request)) = (line.kind.as_str(), line.request) {
@@ -294,7 +295,8 @@ pub async fn compare_keyspaces(
                 *report.total.not_asked.entry("of a database that is not compared").or_default() += 1;
                 continue;
             };
-            let named = |name: &str| collections.iter().rev().find(|(_, known)| ***known == *name).map(|(id, _)| CollectionId(*id));
+            let named =
+                |name: &str| collections.iter().rev().find(|(_, known)| ***known == *name).map(|(id, _)| CollectionId(*id));
             let mut one = Report::default();
             match number_of(&keyspace.collection, named) {
                 Some(collection) => compare_one(reader, recorded, collection, ids, &mut one).await?,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sluicegate_core::decode::GatewayOptions;
-use sluicegate_core::decode::databases::{Database, Databases, DEFAULT_COLLECTION, DEFAULT_ID, metadata_id_of};
+use sluicegate_core::decode::databases::{DEFAULT_COLLECTION, DEFAULT_ID, Database, Databases, metadata_id_of};
 use sluicegate_core::feed::Territory;
 use sluicegate_core::source::DatabaseIdentity;
 use sluicegate_core::{CollectionId, Error, Mutation, Result};
@@ -31,8 +31,7 @@ impl DatabaseConfig {
         let name = found.name.clone().unwrap_or_else(|| id.clone());
         let number = |id: u32| format!("0x{id:x}");
         let collections = found.collections.iter().filter_map(|found| found.name.clone().or(found.id.map(number)));
-        let config =
-            DatabaseConfig { metadata_id: Some(id), collections: Some(collections.collect()), namespace: None };
+        let config = DatabaseConfig { metadata_id: Some(id), collections: Some(collections.collect()), namespace: None };
         (name, config)
     }
 
@@ -82,7 +81,9 @@ impl DatabaseConfig {
         }
         self.decoder(name, &GatewayOptions::default())?;
         if self.collections.as_ref().is_some_and(BTreeSet::is_empty) {
-            return Err(Error::config(format!("databases.{name}: collections names none; leave it out for {DEFAULT_COLLECTION}")));
+            return Err(Error::config(format!(
+                "databases.{name}: collections names none; leave it out for {DEFAULT_COLLECTION}"
+            )));
         }
         let wrong = self.collections.iter().flatten().find(|collection| !is_collection(collection));
         match wrong {
@@ -155,7 +156,11 @@ pub fn store_url(url: &str, name: &str, config: &DatabaseConfig) -> String {
     let (base, query) = url.split_once('?').unwrap_or((url, ""));
     if let Some(rest) = base.strip_prefix("memory:") {
         // A store without a name is one of its own each time.
-        return if rest.is_empty() { url.to_owned() } else { format!("{base}-{}", encoded(config.namespace.as_deref().unwrap_or(name))) };
+        return if rest.is_empty() {
+            url.to_owned()
+        } else {
+            format!("{base}-{}", encoded(config.namespace.as_deref().unwrap_or(name)))
+        };
     }
     let mut others = Vec::new();
     let mut namespace = "_cache";
@@ -175,7 +180,11 @@ pub fn store_url(url: &str, name: &str, config: &DatabaseConfig) -> String {
 fn encoded(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
     text.bytes().fold(String::new(), |mut out, byte| {
-        if plain(&byte) { out.push(char::from(byte)) } else { out.push_str(&format!("%{byte:02X}")) }
+        if plain(&byte) {
+            out.push(char::from(byte))
+        } else {
+            out.push_str(&format!("%{byte:02X}"))
+        }
         out
     })
 }
@@ -248,7 +257,9 @@ mod tests {
 
     #[test]
     fn databases_that_cannot_be_told_apart_are_refused() {
-        let all = |list: &[(&str, DatabaseConfig)]| validate(&list.iter().map(|(name, config)| ((*name).to_owned(), config.clone())).collect());
+        let all = |list: &[(&str, DatabaseConfig)]| {
+            validate(&list.iter().map(|(name, config)| ((*name).to_owned(), config.clone())).collect())
+        };
         all(&[("a", config(None, &["s.c"], None)), ("b", config(None, &["s.d"], None))]).unwrap();
         for (b, word) in [
             (config(Some("a"), &["s.d"], None), "metadata id"),

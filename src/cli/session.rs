@@ -1,13 +1,25 @@
 //! What a command works with.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluicegate::core::feed::FeedInfo;
-use sluicegate::{CacheStore, Error, Feed, GatewayDecoder, MutationDecoder, ReaderNode, WriterNode};
+use clap::Args;
+use futures::StreamExt as _;
+use futures::future::try_join_all;
+use sluicegate::collections::Collections;
+use sluicegate::core::feed::{FeedInfo, SharedFeed, Territory};
+use sluicegate::databases::{DatabaseConfig, Keyspace, listed, number_of, store_url};
+use sluicegate::decode::databases::Databases;
+use sluicegate::source::DatabaseIdentity;
+use sluicegate::{
+    Builder, CacheStore, CollectionId, Error, ErrorKind, Feed, FeedEvent, FeedStart, GatewayDecoder, MutationDecoder, ReaderNode,
+    Sluicegate, WriterNode, WriterStatus,
+};
+use tokio::sync::watch;
 
 use super::output::Outcome;
 use super::progress::{Meter, Terminal};
-use super::settings::Settings;
+use super::settings::{DatabasesSetting, Settings};
 use super::signal::Signals;
 
 /// Settings, and the process around the command.
@@ -21,10 +33,71 @@ pub(crate) struct Session {
     pub(crate) signals: Signals,
 }
 
+/// Which database, and which of its collections.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Which {
+    /// The database, where several are served
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+    /// The collection: database.scope.collection, scope.collection, or the name of a database for its default collection. Without it, all
+    /// collections of the database
+    #[arg(long, value_name = "KEYSPACE")]
+    pub(crate) keyspace: Option<Keyspace>,
+}
+
+impl Which {
+    /// The database that is named, by itself or in the keyspace.
+    fn database(&self) -> Outcome<Option<&str>> {
+        let in_keyspace = self.keyspace.as_ref().and_then(|keyspace| keyspace.database.as_deref());
+        match (self.database.as_deref(), in_keyspace) {
+            (Some(one), Some(other)) if one != other => {
+                Err(Error::config(format!("--database {one} and --keyspace of database {other} exclude each other")).into())
+            }
+            (one, other) => Ok(one.or(other)),
+        }
+    }
+
+    /// The number of the collection that is named, if one is.
+    pub(crate) fn collection(&self, known: &Collections) -> Outcome<Option<CollectionId>> {
+        let Some(keyspace) = &self.keyspace else { return Ok(None) };
+        let name = &keyspace.collection;
+        match number_of(name, |name| known.find(name)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let names = known.names().map(|(_, name)| name).collect::<Vec<_>>().join(", ");
+                let names = if names.is_empty() { "none".to_owned() } else { names };
+                let message =
+                    format!("the cache knows no collection {name} (known: {names}); a number such as 0x8 can be given instead");
+                Err(Error::new(ErrorKind::NotFound, message).into())
+            }
+        }
+    }
+}
+
+/// A database with all that its writer needs.
+pub(crate) struct Part {
+    /// None where only one is served, which need not be named.
+    pub(crate) name: Option<String>,
+    pub(crate) store: Arc<dyn CacheStore>,
+    pub(crate) feed: Arc<dyn Feed>,
+    pub(crate) decoder: Arc<dyn MutationDecoder>,
+    pub(crate) identity: DatabaseIdentity,
+    /// Where others' documents are counted, if the feed is shared.
+    pub(crate) shared: Option<SharedFeed>,
+}
+
 impl Session {
     /// The URL of the store.
     pub(crate) fn store_url(&self) -> &str {
         self.settings.store.as_deref().unwrap_or("memory:")
+    }
+
+    /// The name of the store: of the one that is used, or of that in which several databases have theirs.
+    pub(crate) fn store_name(&self, parts: &[Part]) -> String {
+        match parts {
+            [part] => part.store.info().name,
+            _ => parts.iter().map(|part| part.store.info().name).collect::<Vec<_>>().join(", "),
+        }
     }
 
     /// Opens the store.
@@ -40,20 +113,58 @@ impl Session {
         }
     }
 
-    /// What understands the feed's documents.
-    pub(crate) fn decoder(&self) -> Outcome<Arc<dyn MutationDecoder>> {
-        Ok(Arc::new(GatewayDecoder::new(&self.settings.decoder.options()?)))
+    /// The databases that are served, by name; none where one is that need not be named.
+    async fn databases(&self, feed: &Arc<dyn Feed>) -> Outcome<Option<BTreeMap<String, DatabaseConfig>>> {
+        match &self.settings.databases {
+            None => Ok(None),
+            Some(DatabasesSetting::Named(named)) => Ok(Some(named.clone())),
+            Some(DatabasesSetting::Word(_)) => find_databases(feed).await.map(Some),
+        }
     }
 
-    /// A writer of `feed`.
-    pub(crate) fn writer(&self, store: Arc<dyn CacheStore>, feed: Arc<dyn Feed>) -> Outcome<WriterNode> {
-        Ok(WriterNode::new(store, feed).with_config(self.settings.writer.clone()).with_decoder(self.decoder()?))
+    /// The feed, and each database that is served from it.
+    pub(crate) async fn parts(&self, feed: Arc<dyn Feed>) -> Outcome<Vec<Part>> {
+        let base = self.settings.decoder.options()?;
+        let Some(databases) = self.databases(&feed).await? else {
+            let identity = self.settings.decoder.identity()?;
+            let mut part = Part {
+                name: None,
+                store: self.store().await?,
+                feed: feed.clone(),
+                decoder: Arc::new(GatewayDecoder::new(&base)),
+                identity: identity.clone(),
+                shared: None,
+            };
+            if identity.collections.is_some() {
+                // By name they are known only to the feed.
+                let territory = Territory::new(identity.metadata_id, identity.collections);
+                part.shared = SharedFeed::split(feed, vec![territory]).pop();
+                if let Some(shared) = &part.shared {
+                    part.feed = Arc::new(shared.clone());
+                }
+            }
+            return Ok(vec![part]);
+        };
+        let territories = databases.iter().map(|(name, config)| config.territory(name)).collect();
+        let mut parts = Vec::new();
+        for ((name, config), shared) in databases.iter().zip(SharedFeed::split(feed, territories)) {
+            parts.push(Part {
+                name: Some(name.clone()),
+                store: sluicegate::open_store(&store_url(self.store_url(), name, config)).await?,
+                feed: Arc::new(shared.clone()),
+                decoder: Arc::new(GatewayDecoder::new(&config.decoder(name, &base)?)),
+                identity: config.identity(name),
+                shared: Some(shared),
+            });
+        }
+        Ok(parts)
     }
 
     /// Opens the store for a command that reads; after all of the feed has been ingested, if one was named on the command line.
-    pub(crate) async fn filled_store(&self) -> Outcome<(Arc<dyn CacheStore>, Option<FeedInfo>)> {
+    pub(crate) async fn filled_store(&self, which: &Which) -> Outcome<(Arc<dyn CacheStore>, Option<FeedInfo>)> {
+        let wanted = which.database()?;
         if !self.fed_by_flag {
-            return Ok((self.store().await?, None));
+            return Ok((self.stored(wanted).await?, None));
         }
         let feed = self.feed().await?;
         let info = feed.info();
@@ -64,18 +175,172 @@ impl Session {
             ))
             .into());
         }
-        let store = self.store().await?;
-        let writer = self.writer(store.clone(), feed)?;
-        let meter = Meter::start(&self.terminal, writer.status());
-        let ended = writer.run(std::future::pending()).await;
+        let parts = self.parts(feed).await?;
+        let chosen = choose(&parts, wanted)?;
+        let store = parts[chosen].store.clone();
+        let nodes: Vec<WriterNode> = parts.iter().map(|part| self.writer(part)).collect();
+        let meter = Meter::start(&self.terminal, nodes[chosen].status());
+        let watches: Vec<_> = nodes.iter().zip(&parts).map(|(node, part)| watch_for_mixture(node.status(), part)).collect();
+        let ended = try_join_all(nodes.iter().map(|node| node.run(std::future::pending()))).await;
         meter.finish();
         ended?;
+        for (node, part) in nodes.iter().zip(&parts) {
+            warn_of_mixture(&node.status().borrow(), part).await;
+        }
+        drop(watches);
         Ok((store, Some(info)))
     }
 
+    /// A writer of a database.
+    pub(crate) fn writer(&self, part: &Part) -> WriterNode {
+        WriterNode::new(part.store.clone(), part.feed.clone())
+            .with_config(self.settings.writer.clone())
+            .with_decoder(part.decoder.clone())
+            .with_database(part.identity.clone())
+    }
+
+    /// A writer of a database and a reader beside it, to be started.
+    pub(crate) fn cache(&self, part: &Part, adopt: bool) -> Builder {
+        let builder = Sluicegate::builder()
+            .with_store(part.store.clone())
+            .with_feed(part.feed.clone())
+            .decoder(part.decoder.clone())
+            .database(part.identity.clone())
+            .adopt(adopt)
+            .writer_config(self.settings.writer.clone())
+            .reader_config(self.settings.reader.clone());
+        match &self.settings.node {
+            Some(node) => builder.node(node),
+            None => builder,
+        }
+    }
+
+    /// The store with the cache of a database that a writer elsewhere writes.
+    async fn stored(&self, wanted: Option<&str>) -> Outcome<Arc<dyn CacheStore>> {
+        let unnamed = DatabaseConfig::default();
+        let (name, config) = match (&self.settings.databases, wanted) {
+            (None, None) => return self.store().await,
+            // A writer that serves one database need not name it, and its cache has the namespace of the store's URL.
+            (None, Some(_)) => return self.store().await,
+            (Some(DatabasesSetting::Word(_)), Some(name)) => (name, &unnamed),
+            (Some(DatabasesSetting::Word(_)), None) => {
+                return Err(Error::config("several databases may be served; choose one with --database").into());
+            }
+            (Some(DatabasesSetting::Named(named)), wanted) => {
+                let names: Vec<&str> = named.keys().map(String::as_str).collect();
+                let name = names[chosen(&names, wanted)?];
+                (name, named.get(name).unwrap_or(&unnamed))
+            }
+        };
+        Ok(sluicegate::open_store(&store_url(self.store_url(), name, config)).await?)
+    }
+
     /// Opens the cache for a command that reads, as [`filled_store`](Self::filled_store).
-    pub(crate) async fn reader(&self) -> Outcome<ReaderNode> {
-        let (store, _) = self.filled_store().await?;
+    pub(crate) async fn reader(&self, which: &Which) -> Outcome<ReaderNode> {
+        let (store, _) = self.filled_store(which).await?;
         Ok(ReaderNode::open(store, self.settings.reader.clone()).await?)
+    }
+}
+
+/// The place of the database that is wanted among those that are served.
+pub(crate) fn choose(parts: &[Part], wanted: Option<&str>) -> Outcome<usize> {
+    if let [Part { name: None, .. }] = parts {
+        return Ok(0);
+    }
+    let names: Vec<&str> = parts.iter().filter_map(|part| part.name.as_deref()).collect();
+    chosen(&names, wanted)
+}
+
+impl Which {
+    /// The place of the database among `parts`.
+    pub(crate) fn among(&self, parts: &[Part]) -> Outcome<usize> {
+        choose(parts, self.database()?)
+    }
+}
+
+fn chosen(names: &[&str], wanted: Option<&str>) -> Outcome<usize> {
+    let known = names.join(", ");
+    match wanted {
+        None if names.len() == 1 => Ok(0),
+        None => Err(Error::config(format!("several databases are served; choose one with --database: {known}")).into()),
+        Some(wanted) => match names.iter().position(|name| *name == wanted) {
+            Some(at) => Ok(at),
+            None => Err(Error::config(format!("there is no database {wanted}; there are: {known}")).into()),
+        },
+    }
+}
+
+/// Reads the feed up to its end, or to what there is now, for what it tells of databases.
+async fn find_databases(feed: &Arc<dyn Feed>) -> Outcome<BTreeMap<String, DatabaseConfig>> {
+    tracing::info!("looking for databases: the whole feed is read once");
+    let mut found = Databases::new([]);
+    let mut stream = feed.open(FeedStart::Beginning).await.map_err(|e| e.with_operation("open the feed"))?;
+    'read: while let Some(batch) = stream.next().await {
+        for event in &batch.map_err(|e| e.with_operation("look for databases"))?.events {
+            match event {
+                FeedEvent::CollectionNames(names) => {
+                    for (number, name) in names {
+                        found.name(*number, name);
+                    }
+                }
+                FeedEvent::Mutation(mutation) => {
+                    found.observe(mutation);
+                }
+                FeedEvent::CaughtUp => break 'read,
+                _ => {}
+            }
+        }
+    }
+    let found = listed(&found)?;
+    if found.is_empty() {
+        let message = "no document of the feed tells of a database";
+        return Err(Error::config(message)
+            .with_next_step("name the databases: [databases.NAME] with metadata_id and collections in the settings file")
+            .into());
+    }
+    for (name, config) in &found {
+        let metadata_id = config.metadata_id(name);
+        tracing::info!(database = name, metadata_id, collections = ?config.collections(), "found a database");
+    }
+    Ok(found)
+}
+
+/// Watches a writer that was told of one database only, for signs that there are several.
+pub(crate) fn watch_for_mixture(
+    mut status: watch::Receiver<WriterStatus>,
+    part: &Part,
+) -> tokio_util::task::AbortOnDropHandle<()> {
+    let (store, is_named) = (part.store.clone(), part.name.is_some());
+    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+        if is_named || status.wait_for(|status| status.stats.conflicts > 0).await.is_err() {
+            return;
+        }
+        let conflicts = status.borrow().stats.conflicts;
+        tell_of_mixture(store.as_ref(), conflicts).await;
+        std::future::pending::<()>().await;
+    }))
+}
+
+/// As [`watch_for_mixture`], at the end.
+pub(crate) async fn warn_of_mixture(status: &WriterStatus, part: &Part) {
+    if part.name.is_none() && status.stats.conflicts > 0 {
+        tell_of_mixture(part.store.as_ref(), status.stats.conflicts).await;
+    }
+}
+
+async fn tell_of_mixture(store: &dyn CacheStore, conflicts: u64) {
+    let stored = store.get(&sluicegate::CacheKey::Collections).await.ok().flatten();
+    let known = stored.and_then(|stored| Collections::from_bytes(&stored.value).ok()).unwrap_or_default();
+    let used: Vec<CollectionId> = known.used().collect();
+    if used.len() > 1 {
+        let used: Vec<String> =
+            used.iter().map(|id| known.name_of(*id).map_or_else(|| format!("0x{:x}", id.0), str::to_owned)).collect();
+        tracing::warn!(
+            conflicts,
+            collections = ?used,
+            "documents of several collections have the same sequences: this looks like several databases in one bucket, which one cache \
+             cannot hold; name them in the settings, [databases.NAME] with metadata_id and collections, or databases=auto, and make \
+             their caches anew"
+        );
     }
 }

@@ -139,6 +139,11 @@ impl Databases {
         Databases { names: default.into_iter().chain(names).collect(), ..Databases::default() }
     }
 
+    /// Takes in what a collection is called; whether that was not known.
+    pub fn name(&mut self, number: u32, name: &str) -> bool {
+        self.names.insert(number, name.to_owned()).as_deref() != Some(name)
+    }
+
     /// Takes a mutation of whatever key; whether it says something about databases that was not known. What cannot be read says nothing.
     pub fn observe(&mut self, mutation: &Mutation) -> bool {
         let key = &mutation.key[..];

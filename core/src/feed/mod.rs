@@ -17,9 +17,9 @@ use crate::error::Result;
 pub use identity::FeedIdentity;
 #[cfg(feature = "runtime")]
 pub(crate) use position::least_missed;
+pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
 #[cfg(feature = "runtime")]
 pub use shared::{SharedFeed, Strangers, Territory};
-pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
 
 /// Number of a partition (vbucket): the unit of order in the feed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

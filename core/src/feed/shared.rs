@@ -54,7 +54,8 @@ impl Territory {
 
     /// Its collections of which no number is known.
     fn unresolved(&self, told: &BTreeMap<u32, Box<str>>) -> Vec<&str> {
-        let is_known = |name: &&str| **name == *DEFAULT_COLLECTION || name.starts_with("0x") || told.values().any(|told| **told == **name);
+        let is_known =
+            |name: &&str| **name == *DEFAULT_COLLECTION || name.starts_with("0x") || told.values().any(|told| **told == **name);
         self.collections.iter().flatten().map(String::as_str).filter(|name| !is_known(name)).collect()
     }
 }

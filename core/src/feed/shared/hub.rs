@@ -214,7 +214,10 @@ impl Hub {
             Owner::Collection(number) => {
                 let name = names.get(number).map_or_else(|| format!("0x{number:x}"), |name| name.to_string());
                 if Strangers::count(&mut strangers.collections, name.clone()) {
-                    tracing::warn!(collection = name, "documents of a collection that belongs to none of the databases; they are left out");
+                    tracing::warn!(
+                        collection = name,
+                        "documents of a collection that belongs to none of the databases; they are left out"
+                    );
                 }
             }
             Owner::Database(id) => {

@@ -365,3 +365,34 @@ fn an_interrupt_puts_away_what_was_taken_and_is_told_by_the_exit_code() {
         assert_eq!((got, &summary["ended"]), (code, &Value::from("stopped")));
     }
 }
+
+#[cfg(feature = "scenario")]
+#[test]
+fn scenarios_are_judged_and_what_disagrees_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let path = folder.path().to_str().unwrap();
+    file("right.txt", "new\nput a A\nask A => 1=a@1-a ; last 1\n");
+    let (code, out, error) = ended(run(&["scenario", path]));
+    assert_eq!(code, 0, "{out} {error}");
+    assert!(out.contains("1 files, 9 runs: 9 agree, 0 disagree"), "{out}");
+
+    file("wrong.txt", "new\nput a A\nask A => 1=b\n");
+    file("waits.txt", "# missing: telepathy\n");
+    let args = ["scenario", path, "--variation", "plain", "--variation", "feed", "--store", "memory:", "--store", "memory:"];
+    let (code, out, error) = ended(run(&args));
+    assert_eq!(code, 3, "{error}");
+    assert_eq!(out.matches("wrong.txt:3 [plain, feed]").count(), 2, "{out}");
+    assert!(out.contains("expected  1=b") && out.contains("got       1=a@1-a ; last 1") && out.contains("telepathy"), "{out}");
+    let (code, out, _) = ended(run(&["scenario", path, "--format", "json"]));
+    let results: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &results["stores"][0]["disagreed"]), (3, &Value::from(9)));
+    assert_eq!(results["stores"][0]["disagreements"][0]["line"], 3);
+
+    file("broken.txt", "new\nsay a\n");
+    let (code, out, error) = ended(run(&["scenario", path]));
+    assert_eq!(code, 2);
+    assert!(out.contains("no scenario: ") && error.contains("broken.txt:2: unknown `say`"), "{out} {error}");
+    assert_fails(run(&["scenario", "/nowhere"]), 2, &["/nowhere"]);
+    assert_fails(run(&["changes", "--store", "memory:", "--store", "memory:", "--channel", "a"]), 2, &["more than once"]);
+}

@@ -17,6 +17,8 @@ mod progress;
 #[cfg(feature = "replay")]
 mod record;
 mod run;
+#[cfg(feature = "scenario")]
+mod scenario;
 mod session;
 mod settings;
 mod signal;
@@ -50,7 +52,7 @@ Exit codes:
   0    done
   1    failed while running
   2    wrong usage or settings
-  3    something was found (verify, compare, demo, inspect feed), or is left after a repair
+  3    something was found (verify, compare, demo, scenario, inspect feed), or is left after a repair
   130  interrupted";
 
 /// A shared change cache: one writer follows a change feed, any number of readers answer what changed in a channel.
@@ -73,9 +75,9 @@ struct Global {
     /// Where mutations come from, for example replay:FILE; `sluicegate backends` lists what there is
     #[arg(long, value_name = "URL", global = true)]
     feed: Option<String>,
-    /// Where the cache is, for example memory: (the default)
+    /// Where the cache is, for example memory: (the default); `scenario` takes several
     #[arg(long, value_name = "URL", global = true)]
-    store: Option<String>,
+    store: Vec<String>,
     /// Name of this node among others
     #[arg(long, value_name = "NAME", global = true)]
     node: Option<String>,
@@ -112,6 +114,9 @@ enum Command {
     /// Compare our answers with those that a gateway gave
     #[cfg(feature = "replay")]
     Compare(compare::CompareArgs),
+    /// Run what a gateway's tests expect of a cache, from text files, over any store
+    #[cfg(feature = "scenario")]
+    Scenario(scenario::ScenarioArgs),
     /// List what is compiled in
     Backends(backends::BackendsArgs),
     /// Measure rates, memory and the cost of reads on this machine
@@ -131,6 +136,15 @@ impl Command {
             Command::Record(_) => true,
             _ => false,
         }
+    }
+
+    /// Whether it does the same on several stores.
+    fn takes_several_stores(&self) -> bool {
+        #[cfg(feature = "scenario")]
+        if let Command::Scenario(_) = self {
+            return true;
+        }
+        false
     }
 }
 
@@ -193,9 +207,12 @@ fn prepare(cli: Cli) -> Outcome<Exit> {
     for pair in &global.set {
         layers.pair(pair)?;
     }
+    if global.store.len() > 1 && !command.takes_several_stores() {
+        return Err(Error::config("--store is given more than once; this command works on one store").into());
+    }
     for (key, value) in [
         ("feed", global.feed),
-        ("store", global.store),
+        ("store", global.store.first().cloned()),
         ("node", global.node),
         ("databases", global.databases),
         ("log", global.log),
@@ -213,15 +230,21 @@ fn prepare(cli: Cli) -> Outcome<Exit> {
         .enable_all()
         .build()
         .map_err(|e| Error::new(ErrorKind::Unexpected, "the runtime did not start").with_source(e))?;
-    let exit = runtime.block_on(execute(command, settings, fed_by_flag, terminal));
+    let exit = runtime.block_on(execute(command, settings, global.store, fed_by_flag, terminal));
     // A blocking read of standard input or of a file may still be under way; nothing needs its end.
     runtime.shutdown_background();
     exit
 }
 
-async fn execute(command: Command, settings: Settings, fed_by_flag: bool, terminal: Terminal) -> Outcome<Exit> {
+async fn execute(
+    command: Command,
+    settings: Settings,
+    stores: Vec<String>,
+    fed_by_flag: bool,
+    terminal: Terminal,
+) -> Outcome<Exit> {
     let signals = Signals::listen()?;
-    let session = Session { settings, fed_by_flag, terminal, signals: signals.clone() };
+    let session = Session { settings, stores, fed_by_flag, terminal, signals: signals.clone() };
     let stops_in_order = command.stops_in_order();
     let command = async {
         match command {
@@ -234,6 +257,8 @@ async fn execute(command: Command, settings: Settings, fed_by_flag: bool, termin
             Command::Record(args) => record::run(args, session).await,
             #[cfg(feature = "replay")]
             Command::Compare(args) => compare::run(args, session).await,
+            #[cfg(feature = "scenario")]
+            Command::Scenario(args) => scenario::run(args, session).await,
             Command::Backends(args) => backends::run(args),
             #[cfg(feature = "bench")]
             Command::Bench(args) => bench::run(args).await,

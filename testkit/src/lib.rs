@@ -12,6 +12,8 @@ pub mod observe;
 pub mod pause;
 pub mod plain;
 pub mod sample;
+#[cfg(feature = "scenario")]
+pub mod scenario;
 pub mod store;
 
 pub use branching::BranchingFeed;

@@ -12,7 +12,7 @@ use super::provenance::is_unchanged;
 use super::{
     Decoded, DecodedDocument, Departure, Ignored, Invalid, LeftOut, MutationDecoder, Principal, PrincipalKind, Purged, attributes,
 };
-use crate::document::CollectionId;
+use crate::document::{CollectionId, DocumentId};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags, Membership};
 use crate::feed::{Mutation, MutationKind};
 use crate::sequence::{Sequence, SequenceList, SequenceRange};
@@ -233,6 +233,8 @@ impl GatewayDecoder {
         } else if let Some(range) = rest.strip_prefix(b"unusedSeqs:") {
             let ends = split_at_colon(range);
             (ends.and_then(|(first, _)| parse_sequence(first)), ends.and_then(|(_, last)| parse_sequence(last)))
+        } else if rest == b"seq" && id == self.metadata_id.as_deref() {
+            return counter(mutation);
         } else {
             return Ok(Decoded::Ignored(Ignored::Internal));
         };
@@ -305,7 +307,9 @@ impl Superseded {
     fn recent(metadata: &Metadata<'_>) -> Self {
         let mut recent = SmallVec::new();
         for &n in &metadata.recent {
-            if n < metadata.sequence && n > 0 && metadata.unused.binary_search(&n).is_err() {
+            // One that is higher belongs to an earlier revision all the same: gateways before 1.5 could
+            // give a later revision a lower sequence.
+            if n != metadata.sequence && n > 0 && metadata.unused.binary_search(&n).is_err() {
                 recent.push(Sequence(n));
             }
         }
@@ -431,7 +435,8 @@ fn gone(mutation: &Mutation) -> Decoded {
     let is_unknown = mutation.datatype.has_attributes() && mutation.value.is_empty();
     match std::str::from_utf8(&mutation.key) {
         Ok(id) if !id.is_empty() && !is_unknown => {
-            Decoded::Purged(Purged { document: id.into(), collection: mutation.collection })
+            let document = DocumentId::new(CollectionId(mutation.collection), id);
+            Decoded::Purged(Purged { document, cas: mutation.cas })
         }
         _ => Decoded::Ignored(Ignored::Deletion),
     }
@@ -468,6 +473,17 @@ fn read_inline<'a>(body: &'a [u8], metadata: &mut Metadata<'a>) -> Result<Option
         true if is_read => Ok(None),
         true => Err(in_metadata(&scanner)),
     }
+}
+
+/// The document that counts the sequences given out: a number. Its deletion says nothing.
+fn counter(mutation: &Mutation) -> Result<Decoded, Invalid> {
+    if mutation.kind != MutationKind::Mutation {
+        return Ok(Decoded::Ignored(Ignored::Deletion));
+    }
+    let body = Value::of(mutation)?.body()?;
+    let number = std::str::from_utf8(body).ok().and_then(|text| text.trim().trim_matches('"').parse().ok());
+    // A recording may have left the body out.
+    Ok(number.map_or(Decoded::Ignored(Ignored::Internal), |number| Decoded::Counter(Sequence(number))))
 }
 
 /// What another database has; without an id, one with the default one.

@@ -17,6 +17,7 @@ use bytes::Bytes;
 pub use gateway::{GatewayDecoder, GatewayOptions};
 
 use crate::channel::Channel;
+use crate::document::DocumentId;
 use crate::entry::{ChangeEntry, Membership};
 use crate::feed::Mutation;
 use crate::sequence::{Sequence, SequenceList, SequenceRange};
@@ -47,6 +48,9 @@ pub enum Decoded {
     Principal(Principal),
     /// Sequences that will never be used.
     Unused(SequenceRange),
+    /// The gateway has given out all sequences up to this one. It may have been written before documents
+    /// that the feed has delivered already.
+    Counter(Sequence),
     /// Not about the cache.
     Ignored(Ignored),
     /// It should have been about the cache, but cannot be understood.
@@ -108,10 +112,10 @@ impl fmt::Display for LeftOut {
 /// A key that is gone with all it had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// The key.
-    pub document: Box<str>,
-    /// The collection it was in; 0 is the default one.
-    pub collection: u32,
+    /// The document, if it was one.
+    pub document: DocumentId,
+    /// Its CAS after it was deleted; 0 if not known.
+    pub cas: u64,
 }
 
 impl From<ChangeEntry> for DecodedDocument {

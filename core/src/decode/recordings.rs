@@ -288,7 +288,7 @@ fn every_sequence_that_the_gateway_allocated_is_accounted_for() {
                     seen.insert(p.sequence.0);
                 }
                 Decoded::Unused(range) => seen.extend(range.first().0..=range.last().0),
-                Decoded::Ignored(_) | Decoded::Purged(_) => {}
+                Decoded::Ignored(_) | Decoded::Counter(_) | Decoded::Purged(_) => {}
                 Decoded::Invalid(invalid) => panic!("{name} {}: {invalid:?}", line.n),
             }
         }
@@ -311,7 +311,7 @@ fn accounted_for(decoder: &GatewayDecoder, mutations: &[Mutation]) -> Vec<(u64, 
             }
             Decoded::Principal(p) => add(p.sequence, p.sequence),
             Decoded::Unused(range) => add(range.first(), range.last()),
-            Decoded::Ignored(_) | Decoded::Purged(_) => {}
+            Decoded::Ignored(_) | Decoded::Counter(_) | Decoded::Purged(_) => {}
             Decoded::Invalid(invalid) => panic!("{}: {invalid:?}", mutation.key.escape_ascii()),
         }
     }

@@ -239,6 +239,10 @@ impl Assembler {
                 }
             }
             Decoded::Unused(range) => self.stats.unused += self.sequencer.unused(range, now),
+            Decoded::Counter(counter) => {
+                self.stats.ignored += 1;
+                self.sequencer.counter(counter, now);
+            }
             Decoded::Ignored(Ignored::OtherDatabase(_)) => self.stats.other_database += 1,
             Decoded::Ignored(Ignored::OtherCollection(_)) => self.stats.other_collection += 1,
             Decoded::Ignored(_) => self.stats.ignored += 1,
@@ -332,11 +336,6 @@ impl Assembler {
     /// Entries whose predecessors are not marked yet.
     pub fn unmarked(&self) -> impl Iterator<Item = &Arc<ChangeEntry>> {
         self.unmarked.values()
-    }
-
-    /// The gateway's counter is at `counter`.
-    pub fn counter(&mut self, counter: Sequence, now: Duration) {
-        self.sequencer.counter(counter, now);
     }
 
     /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them. For the next batch; nothing may wait to be prepared.
@@ -582,7 +581,7 @@ mod tests {
         assembler.apply(Decoded::Ignored(Ignored::OtherDatabase("db2".into())), Duration::ZERO);
         assembler.apply(Decoded::Ignored(Ignored::OtherCollection(9)), Duration::ZERO);
         assembler.apply(Decoded::Ignored(Ignored::ForeignProperty), Duration::ZERO);
-        assembler.apply(Decoded::Purged(crate::decode::Purged { document: "d".into(), collection: 0 }), Duration::ZERO);
+        assembler.apply(Decoded::Purged(crate::decode::Purged { document: "d".into(), cas: 0 }), Duration::ZERO);
         let entry = ChangeEntry::new(Sequence(1), "d", "1-a", EntryFlags::default()).unwrap();
         let left_out = crate::decode::LeftOut { channels: 2, named: Vec::new(), sequences: 3 };
         let document = DecodedDocument { left_out: Some(left_out.into()), ..entry.into() };

@@ -225,7 +225,8 @@ pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Ite
         FeedEvent::Mutation(mutation) => {
             let mut decoded = decoder.decode(&mutation);
             if let Decoded::Document(document) | Decoded::Foreign(document) = &mut decoded {
-                document.entry.set_origin(Origin { partition: mutation.partition, seqno: mutation.seqno, cas: mutation.cas });
+                let (partition, seqno, cas) = (mutation.partition, mutation.seqno, mutation.cas);
+                document.entry.set_origin(Origin { partition, seqno, cas });
             }
             notices.tell(&mutation.key, &decoded);
             Item::Decoded(mutation.partition, mutation.seqno, decoded)

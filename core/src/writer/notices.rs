@@ -97,7 +97,7 @@ impl Notices {
     pub(super) fn tell(&mut self, key: &[u8], decoded: &Decoded) {
         match decoded {
             Decoded::Document(document) | Decoded::Foreign(document) if document.left_out.is_none() => {}
-            Decoded::Principal(_) | Decoded::Unused(_) | Decoded::Purged(_) => {}
+            Decoded::Principal(_) | Decoded::Unused(_) | Decoded::Counter(_) | Decoded::Purged(_) => {}
             Decoded::Ignored(Ignored::OtherCollection(collection)) if self.collections.contains(collection) => {}
             Decoded::Ignored(Ignored::NoMetadata | Ignored::Internal | Ignored::Deletion) => {}
             _ => self.tell_oddity(key, decoded),

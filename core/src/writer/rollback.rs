@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use crate::decode::{Decoded, DecodedDocument, Purged};
-use crate::document::{CollectionId, DocumentId, DocumentRef};
+use crate::document::{DocumentId, DocumentRef};
 use crate::entry::{ChangeEntry, Origin};
 use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::sequence::{RangeSet, Sequence};
@@ -131,8 +131,8 @@ impl Rollbacks {
         if let Some(DecodedDocument { entry, .. }) = document_of(decoded)
             && self.candidates.get(&entry.sequence()).is_some_and(|candidate| {
                 // What another program has written since keeps the revision's metadata, at a place of its own.
-                (candidate.origin().is_same(Origin { partition, seqno, cas: entry.origin().cas })
-                    || matches!(decoded, Decoded::Foreign(_)))
+                let origin = Origin { partition, seqno, cas: entry.origin().cas };
+                (candidate.origin().is_same(origin) || matches!(decoded, Decoded::Foreign(_)))
                     && (candidate.document(), candidate.revision()) == (entry.document(), entry.revision())
             })
         {
@@ -158,16 +158,15 @@ impl Rollbacks {
                     || unused.iter().any(is_taken)
                     || document.earlier().any(|number| is_taken(&number))
             }
-            Decoded::Purged(Purged { document, collection }) => {
-                let document = DocumentRef { collection: CollectionId(*collection), key: document };
-                self.documents.contains_key(&document) || self.held_documents.contains(&document)
+            Decoded::Purged(Purged { document, .. }) => {
+                self.documents.contains_key(document) || self.held_documents.contains(document)
             }
             Decoded::Principal(principal) => is_taken(&principal.sequence),
             Decoded::Unused(range) => {
                 let (first, last) = (range.first(), range.last());
                 self.candidates.range(first..=last).next().is_some() || self.named.within(first.0, last.0).next().is_some()
             }
-            Decoded::Ignored(_) | Decoded::Invalid(_) => false,
+            Decoded::Counter(_) | Decoded::Ignored(_) | Decoded::Invalid(_) => false,
         }
     }
 

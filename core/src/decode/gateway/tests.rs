@@ -113,7 +113,10 @@ fn documents_that_are_not_the_gateways_are_ignored() {
 
 #[test]
 fn a_key_that_is_gone_with_all_it_had_is_purged() {
-    let purged = |key: &str, collection| Decoded::Purged(Purged { document: key.into(), collection });
+    let purged = |key: &str, collection| {
+        let document = crate::DocumentId::new(crate::CollectionId(collection), key);
+        Decoded::Purged(Purged { document, cas: 0 })
+    };
     for kind in [MutationKind::Deletion, MutationKind::Expiration] {
         let mut mutation = Mutation::new("temp", "");
         (mutation.kind, mutation.collection) = (kind, 9);
@@ -217,7 +220,7 @@ fn tombstones_are_deletions_with_attributes_or_mutations_with_the_flag() {
     // A deletion keeps no body, so what is there is not looked at.
     let mut deletion = Mutation::new("doc", body);
     deletion.kind = MutationKind::Deletion;
-    assert_eq!(decode(&deletion), Decoded::Purged(Purged { document: "doc".into(), collection: 0 }));
+    assert_eq!(decode(&deletion), Decoded::Purged(Purged { document: "doc".into(), cas: deletion.cas }));
 }
 
 #[test]

@@ -1,0 +1,298 @@
+//! A bucket, and a gateway that writes to it: from a scenario's events to mutations as a feed brings them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use sluicegate_core::decode::{PrincipalKind, attributes};
+use sluicegate_core::feed::{Datatype, MutationKind};
+use sluicegate_core::{Mutation, PartitionId, PartitionSeqno, SequenceRange};
+
+use super::kept::{Kept, Standing};
+use super::step::{Document, Event, Put};
+
+/// Partitions of the bucket: a few, so that each has several documents.
+pub(super) const PARTITIONS: u16 = 16;
+
+/// The CAS before the first write, and how much it grows with each.
+const CAS: (u64, u64) = (1_795_307_729_798_168_576, 1 << 16);
+const BODY: &[u8] = br#"{"x":1}"#;
+const OTHER_BODY: &[u8] = br#"{"x":2}"#;
+/// The gateway that current versions name.
+const SOURCE: &str = "c2NlbmFyaW8gc291cmNl";
+
+/// What a run has used, so that everything stored of it can be found.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Used {
+    pub(super) collections: BTreeSet<u32>,
+    pub(super) channels: BTreeSet<String>,
+    pub(super) documents: BTreeSet<(u32, String)>,
+    /// Sequences that may have entries.
+    pub(super) sequences: BTreeSet<u64>,
+}
+
+/// The bucket.
+#[derive(Debug, Default)]
+pub(super) struct Gateway {
+    /// The last sequence allocated.
+    allocated: u64,
+    writes: u64,
+    documents: BTreeMap<(u32, String), Kept>,
+    used: Used,
+}
+
+impl Gateway {
+    pub(super) fn new(initial: u64) -> Self {
+        Gateway { allocated: initial, ..Gateway::default() }
+    }
+
+    pub(super) fn used(&self) -> &Used {
+        &self.used
+    }
+
+    /// What the feed brings of an event; nothing if it leaves it out.
+    pub(super) fn apply(&mut self, event: &Event) -> Option<Mutation> {
+        match event {
+            Event::Document(document) => Some(self.document(document)),
+            Event::Put(put) => self.put(put),
+            Event::Principal { kind, name, sequence, channels } => {
+                let sequence = sequence.unwrap_or(self.allocated + 1);
+                self.allocated = self.allocated.max(sequence);
+                Some(self.principal(*kind, name, sequence, channels))
+            }
+            Event::Unused(range) => {
+                self.allocated = self.allocated.max(range.last().0);
+                Some(self.marker(*range))
+            }
+            Event::Purge { id, collection } => {
+                self.documents.remove(&(*collection, id.clone()));
+                let mutation = Mutation { kind: MutationKind::Deletion, ..Mutation::new(id.clone(), Bytes::new()) };
+                Some(self.delivered(Mutation { collection: *collection, ..mutation }))
+            }
+            Event::Allocated(number) => {
+                self.allocated = self.allocated.max(*number);
+                None
+            }
+        }
+    }
+
+    /// A write by a gateway.
+    fn put(&mut self, put: &Put) -> Option<Mutation> {
+        // What it allocated in vain comes before what it used.
+        let before = put.unused.iter().copied().fold(self.allocated, u64::max);
+        let sequence = put.sequence.unwrap_or(before + 1);
+        self.allocated = before.max(sequence);
+        let cas = self.next_cas();
+        let key = (put.collection, put.id.clone());
+        let kept = self.documents.entry(key).or_default();
+        let channels = match &put.channels {
+            _ if put.deleted => Vec::new(),
+            Some(channels) => channels.clone(),
+            None => kept.members(),
+        };
+        kept.write(&put.id, sequence, &put.unused, &channels, put.deleted, put.quiet);
+        let kept = kept.clone();
+        if put.quiet {
+            return None;
+        }
+        let (kind, body): (_, &[u8]) = if put.deleted { (MutationKind::Deletion, b"") } else { (MutationKind::Mutation, BODY) };
+        let version = text_of(cas);
+        let revision = json!({"rev": kept.revision, "src": SOURCE, "ver": version});
+        let metadata = kept.metadata(revision, &version, &checksum(body, put.deleted));
+        let version = json!({"cvCas": version, "src": SOURCE, "ver": version});
+        self.used.channels.extend(kept.channels.keys().cloned());
+        self.used.sequences.extend(kept.numbers());
+        let mutation = with_attributes(&put.id, kind, &metadata, Some(&version), body);
+        Some(self.delivered(Mutation { cas, collection: put.collection, ..mutation }))
+    }
+
+    /// A document with exactly these metadata.
+    fn document(&mut self, document: &Document) -> Mutation {
+        self.allocated = document.unused.iter().copied().chain([self.allocated, document.sequence]).max().unwrap_or_default();
+        let cas = self.next_cas();
+        self.documents.insert((document.collection, document.id.clone()), kept_of(document));
+        let (kind, body): (_, &[u8]) = match document.deletion {
+            true => (MutationKind::Deletion, b""),
+            false => (MutationKind::Mutation, BODY),
+        };
+        let sum = checksum(body, document.deletion);
+        let body = if document.same_checksum { body } else { OTHER_BODY };
+        let version = document.version.as_ref().map(|(source, value)| (source, text_of(*value)));
+        let mut metadata = Map::new();
+        let revision = match &version {
+            Some((source, value)) => json!({"rev": document.revision, "src": source, "ver": value}),
+            None => json!(document.revision),
+        };
+        metadata.insert("rev".into(), revision);
+        if document.deleted {
+            metadata.insert("flags".into(), json!(1));
+        }
+        metadata.insert("sequence".into(), json!(document.sequence));
+        if !document.unused.is_empty() {
+            metadata.insert("unused_sequences".into(), json!(document.unused));
+        }
+        if let Some(recent) = &document.recent {
+            metadata.insert("recent_sequences".into(), json!(recent));
+        }
+        let mut channels = Map::new();
+        channels.extend(document.channels.iter().map(|channel| (channel.clone(), Value::Null)));
+        channels.extend(
+            document
+                .left
+                .iter()
+                .map(|left| (left.channel.clone(), Standing::left(left.sequence, json!(left.revision), left.by_deletion))),
+        );
+        metadata.insert("channels".into(), Value::Object(channels));
+        let cas_of = if document.same_cas { cas } else { cas - CAS.1 / 2 };
+        metadata.insert("cas".into(), json!(text_of(cas_of)));
+        metadata.insert("value_crc32c".into(), json!(sum));
+        let version = version.map(|(source, value)| json!({"cvCas": text_of(cas_of), "src": source, "ver": value}));
+
+        self.used.channels.extend(document.channels.iter().chain(document.left.iter().map(|left| &left.channel)).cloned());
+        let numbers = document.recent.iter().flatten().chain(&document.unused).copied();
+        self.used.sequences.extend(numbers.chain(document.left.iter().map(|left| left.sequence)).chain([document.sequence]));
+        let mutation = with_attributes(&document.id, kind, &Value::Object(metadata), version.as_ref(), body);
+        self.delivered(Mutation { cas, collection: document.collection, ..mutation })
+    }
+
+    fn principal(&mut self, kind: PrincipalKind, name: &str, sequence: u64, channels: &[String]) -> Mutation {
+        let word = if kind == PrincipalKind::User { "user" } else { "role" };
+        let granted: Map<String, Value> = channels.iter().map(|channel| (channel.clone(), json!(sequence))).collect();
+        let body = json!({"name": name, "admin_channels": granted, "all_channels": {"!": 1}, "sequence": sequence});
+        let mutation = Mutation::new(format!("_sync:{word}:{name}"), body.to_string());
+        let cas = self.next_cas();
+        self.delivered(Mutation { cas, datatype: Datatype(Datatype::JSON), ..mutation })
+    }
+
+    fn marker(&mut self, range: SequenceRange) -> Mutation {
+        let (first, last) = (range.first().0, range.last().0);
+        let mutation = match first == last {
+            true => Mutation::new(format!("_sync:unusedSeq:{first}"), first.to_le_bytes().to_vec()),
+            false => {
+                Mutation::new(format!("_sync:unusedSeqs:{first}:{last}"), [first.to_le_bytes(), last.to_le_bytes()].concat())
+            }
+        };
+        let cas = self.next_cas();
+        self.delivered(Mutation { cas, ..mutation })
+    }
+
+    fn next_cas(&self) -> u64 {
+        CAS.0 + CAS.1 * (self.writes + 1)
+    }
+
+    /// Puts it at its place in the feed: all of a key in one partition, ascending.
+    fn delivered(&mut self, mutation: Mutation) -> Mutation {
+        self.writes += 1;
+        let sum = mutation.key.iter().fold(mutation.collection, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+        let partition = PartitionId((sum % u32::from(PARTITIONS)) as u16);
+        if !mutation.key.starts_with(b"_sync:") {
+            self.used.collections.insert(mutation.collection);
+            self.used.documents.insert((mutation.collection, String::from_utf8_lossy(&mutation.key).into_owned()));
+        }
+        let cas = if mutation.cas == 0 { CAS.0 + CAS.1 * self.writes } else { mutation.cas };
+        Mutation { partition, seqno: PartitionSeqno(self.writes), cas, rev_no: self.writes, ..mutation }
+    }
+}
+
+/// What a gateway that writes next knows of a document with these metadata.
+fn kept_of(document: &Document) -> Kept {
+    let generation = document.revision.split('-').next().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let left = document.left.iter().map(|left| {
+        let standing = Standing::Left { sequence: left.sequence, revision: left.revision.clone(), deletion: left.by_deletion };
+        (left.channel.clone(), standing)
+    });
+    Kept {
+        generation,
+        revision: document.revision.clone(),
+        sequence: document.sequence,
+        recent: document.recent.clone().unwrap_or_else(|| vec![document.sequence]),
+        channels: document.channels.iter().map(|channel| (channel.clone(), Standing::Member)).chain(left).collect(),
+        deleted: document.deleted,
+        ..Kept::default()
+    }
+}
+
+fn with_attributes(id: &str, kind: MutationKind, metadata: &Value, version: Option<&Value>, body: &[u8]) -> Mutation {
+    let mut pairs = vec![("_sync", metadata.to_string())];
+    pairs.extend(version.map(|version| ("_vv", version.to_string())));
+    // Fails only for a section of some megabytes.
+    let value = attributes::encode(pairs, body).unwrap_or_default();
+    let datatype = match kind {
+        MutationKind::Mutation => Datatype(Datatype::JSON | Datatype::XATTR),
+        _ => Datatype(Datatype::XATTR),
+    };
+    Mutation { kind, datatype, ..Mutation::new(id.to_owned(), value) }
+}
+
+/// A number as the metadata have CAS values and versions: its bytes from the lowest on, in hexadecimal.
+fn text_of(number: u64) -> String {
+    format!("0x{:016x}", number.swap_bytes())
+}
+
+/// The checksum of a body as the metadata have it.
+fn checksum(body: &[u8], is_deletion: bool) -> String {
+    format!("0x{:08x}", if is_deletion { 0 } else { crc32c(body) })
+}
+
+/// CRC-32C.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0x82f6_3b78 })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluicegate_core::{Decoded, GatewayDecoder, MutationDecoder as _};
+
+    fn put(id: &str, channels: &[&str]) -> Put {
+        let channels = Some(channels.iter().map(|name| (*name).to_owned()).collect());
+        Put { id: id.into(), deleted: false, channels, quiet: false, sequence: None, unused: Vec::new(), collection: 0 }
+    }
+
+    #[test]
+    fn the_checksum_is_the_one_of_a_recorded_gateway() {
+        assert_eq!(checksum(BODY, false), "0xbda3d084");
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn what_a_gateway_writes_is_understood_and_names_what_came_before() {
+        let (mut gateway, decoder) = (Gateway::new(0), GatewayDecoder::default());
+        let mut last = None;
+        for write in [put("a", &["A", "B"]), Put { quiet: true, ..put("a", &["B"]) }, put("a", &["A"])] {
+            last = gateway.apply(&Event::Put(write));
+        }
+        let Decoded::Document(document) = decoder.decode(&last.unwrap()) else { panic!("no document") };
+        let entry = &document.entry;
+        assert_eq!((entry.sequence().0, entry.revision()), (3, "3-a"));
+        assert_eq!(entry.supersedes().iter().map(|s| s.0).collect::<Vec<_>>(), [1, 2]);
+        let channels: Vec<_> = entry.channels().iter().map(|c| (c.channel.name(), c.membership.is_removal())).collect();
+        assert_eq!(channels, [("A", false), ("B", true)]);
+
+        let deletion = Put { deleted: true, ..put("a", &[]) };
+        let Decoded::Document(document) = decoder.decode(&gateway.apply(&Event::Put(deletion)).unwrap()) else { panic!("none") };
+        assert!(document.entry.is_deleted());
+        assert_eq!(document.entry.revision(), "4-a");
+        let retried = gateway.apply(&Event::Put(Put { unused: vec![5, 6], ..put("b", &["A"]) })).unwrap();
+        let Decoded::Document(document) = decoder.decode(&retried) else { panic!("none") };
+        assert_eq!((document.entry.sequence().0, document.unused.len()), (7, 2));
+    }
+
+    #[test]
+    fn of_many_revisions_some_are_remembered_and_none_that_the_feed_left_out() {
+        let mut gateway = Gateway::new(0);
+        gateway.apply(&Event::Put(put("a", &["A"])));
+        for _ in 0..30 {
+            gateway.apply(&Event::Put(Put { quiet: true, ..put("a", &["A"]) }));
+        }
+        let kept = |gateway: &Gateway| gateway.documents[&(0, "a".to_owned())].recent.clone();
+        assert_eq!(kept(&gateway).first(), Some(&2), "the feed has not told of it yet");
+        for _ in 0..2 {
+            gateway.apply(&Event::Put(put("a", &["A"])));
+        }
+        assert_eq!(kept(&gateway), [28, 29, 30, 31, 32, 33]);
+    }
+}

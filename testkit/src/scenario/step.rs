@@ -1,0 +1,356 @@
+//! What a scenario consists of, as data.
+
+use sluicegate_core::SequenceRange;
+use sluicegate_core::changes::{Delivery, SequenceId};
+use sluicegate_core::decode::PrincipalKind;
+use sluicegate_core::sequence::RangeSet;
+
+/// One line of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Line {
+    /// Where the expectation stands, from 1: for a line that `ours` follows, that line.
+    pub(super) number: usize,
+    pub(super) step: Step,
+    /// The text of the line, and what of it is the expectation.
+    pub(super) text: String,
+    pub(super) expected: String,
+}
+
+/// What a line does or asks.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Step {
+    New(Box<Settings>),
+    Events(Vec<Event>),
+    /// Milliseconds since the cache was made.
+    At(u64),
+    /// Milliseconds.
+    Wait(u64),
+    Restart,
+    Fresh,
+    Prune(usize),
+    State(Vec<(StateKey, Value)>),
+    Ask {
+        client: Option<String>,
+        question: Question,
+        expected: Answered,
+    },
+    Follow {
+        name: String,
+        question: Question,
+    },
+    Next {
+        name: String,
+        rows: Rows,
+    },
+    Close(String),
+    Poll {
+        name: String,
+        question: Question,
+    },
+    Waits(String),
+    Returns {
+        name: String,
+        expected: Answered,
+    },
+    StatsBegin,
+    Stats(Vec<(StatsKey, u64)>),
+    Merge {
+        low: u64,
+        sources: Vec<MergeSource>,
+        rows: Rows,
+    },
+    Id(IdCheck),
+}
+
+/// The settings of a cache. What is not given has the product's default.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Settings {
+    pub(super) max_wait: Option<u64>,
+    pub(super) max_pending: Option<usize>,
+    pub(super) skip_wait: Option<u64>,
+    pub(super) initial: Option<u64>,
+    pub(super) tail_min: Option<usize>,
+    pub(super) tail_max: Option<usize>,
+    pub(super) max_channels: Option<usize>,
+    pub(super) late_kept: Option<usize>,
+    /// Whether the whole cache is checked at the end.
+    pub(super) verify: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            max_wait: None,
+            max_pending: None,
+            skip_wait: None,
+            initial: None,
+            tail_min: None,
+            tail_max: None,
+            max_channels: None,
+            late_kept: None,
+            verify: true,
+        }
+    }
+}
+
+/// Something that a gateway or another program does.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Event {
+    /// A document with these metadata.
+    Document(Box<Document>),
+    /// A write by a gateway, which keeps the metadata.
+    Put(Put),
+    /// A user or role.
+    Principal {
+        kind: PrincipalKind,
+        name: String,
+        /// The gateway's next one if none is given.
+        sequence: Option<u64>,
+        channels: Vec<String>,
+    },
+    Unused(SequenceRange),
+    /// A document is taken out of the bucket; nothing of it stays.
+    Purge {
+        id: String,
+        collection: u32,
+    },
+    /// A number was used, and nothing comes of it: it is allocated, or its document is only in the bucket.
+    Allocated(u64),
+}
+
+/// The metadata of a document, word for word.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Document {
+    pub(super) id: String,
+    pub(super) sequence: u64,
+    pub(super) revision: String,
+    pub(super) channels: Vec<String>,
+    pub(super) left: Vec<Left>,
+    /// As they are written; none if the list is not there.
+    pub(super) recent: Option<Vec<u64>>,
+    pub(super) unused: Vec<u64>,
+    /// It is a tombstone.
+    pub(super) deleted: bool,
+    /// The feed brings it as a deletion.
+    pub(super) deletion: bool,
+    /// The metadata's CAS is that of the event.
+    pub(super) same_cas: bool,
+    /// The metadata's checksum is that of the body.
+    pub(super) same_checksum: bool,
+    /// The current version: source and value.
+    pub(super) version: Option<(String, u64)>,
+    pub(super) collection: u32,
+}
+
+/// That a document has left a channel.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Left {
+    pub(super) channel: String,
+    pub(super) sequence: u64,
+    pub(super) revision: String,
+    pub(super) by_deletion: bool,
+}
+
+/// A write by a gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Put {
+    pub(super) id: String,
+    pub(super) deleted: bool,
+    /// The channels it is in from now on; as before if none are given.
+    pub(super) channels: Option<Vec<String>>,
+    /// The feed leaves it out.
+    pub(super) quiet: bool,
+    pub(super) sequence: Option<u64>,
+    /// Sequences that the write allocated in vain.
+    pub(super) unused: Vec<u64>,
+    pub(super) collection: u32,
+}
+
+/// A request for changes.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Question {
+    pub(super) channels: Vec<String>,
+    /// The one collection that is asked for.
+    pub(super) keyspace: Option<u32>,
+    /// Whose channels; needs users.
+    pub(super) user: Option<String>,
+    pub(super) since: Option<SequenceId>,
+    pub(super) limit: Option<usize>,
+    pub(super) active: bool,
+    /// Rows are named by their versions, not their revisions.
+    pub(super) versions: bool,
+    pub(super) delivery: Delivery,
+    pub(super) late: Option<u64>,
+}
+
+/// What an answer must be.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Answered {
+    pub(super) rows: Rows,
+    /// Where the client stands after it.
+    pub(super) last: Option<String>,
+}
+
+/// Rows that an answer must have.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Rows {
+    None,
+    Count(usize),
+    /// Documents, in order.
+    Documents(Vec<String>),
+    /// Sequences, in order.
+    Sequences(Vec<u64>),
+    /// Sequences in any order.
+    Set(Vec<u64>),
+    /// Rows, in order.
+    Listed(Vec<Row>),
+}
+
+/// A row that an answer must have. A document or revision that is not given is not compared.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) document: Option<String>,
+    pub(super) revision: Option<String>,
+    pub(super) deleted: bool,
+    /// Sorted.
+    pub(super) removed: Vec<String>,
+}
+
+/// What can be asked of the writer and the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StateKey {
+    Next,
+    Stable,
+    High,
+    Settled,
+    Pending,
+    Skipped,
+    Missing,
+    Late,
+    Abandoned,
+    Duplicates,
+    Unused,
+    Cached,
+    EverSkipped,
+    Superseded,
+    Principals,
+    Ignored,
+    Foreign,
+    Invalid,
+}
+
+impl StateKey {
+    /// Names and keys.
+    pub(super) const ALL: [(&'static str, StateKey); 18] = [
+        ("next", StateKey::Next),
+        ("stable", StateKey::Stable),
+        ("high", StateKey::High),
+        ("settled", StateKey::Settled),
+        ("pending", StateKey::Pending),
+        ("skipped", StateKey::Skipped),
+        ("missing", StateKey::Missing),
+        ("late", StateKey::Late),
+        ("abandoned", StateKey::Abandoned),
+        ("dup", StateKey::Duplicates),
+        ("unused", StateKey::Unused),
+        ("cached", StateKey::Cached),
+        ("everskipped", StateKey::EverSkipped),
+        ("superseded", StateKey::Superseded),
+        ("principals", StateKey::Principals),
+        ("ignored", StateKey::Ignored),
+        ("foreign", StateKey::Foreign),
+        ("invalid", StateKey::Invalid),
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, key)| *key == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// A value of the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    Number(u64),
+    Ranges(RangeSet),
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Number(number) => number.fmt(f),
+            Value::Ranges(ranges) if ranges.is_empty() => f.write_str("-"),
+            Value::Ranges(ranges) => {
+                for (at, (first, last)) in ranges.iter().enumerate() {
+                    let comma = if at == 0 { "" } else { "," };
+                    match first == last {
+                        true => write!(f, "{comma}{first}")?,
+                        false => write!(f, "{comma}{first}-{last}")?,
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What can be asked of a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StatsKey {
+    Hits,
+    Misses,
+    Rows,
+    Channels,
+    Evicted,
+}
+
+impl StatsKey {
+    /// Names and keys.
+    pub(super) const ALL: [(&'static str, StatsKey); 5] = [
+        ("hits", StatsKey::Hits),
+        ("misses", StatsKey::Misses),
+        ("rows", StatsKey::Rows),
+        ("channels", StatsKey::Channels),
+        ("evicted", StatsKey::Evicted),
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, key)| *key == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// One channel of a merge.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct MergeSource {
+    pub(super) channel: String,
+    /// The sequence that granted it; zero for none.
+    pub(super) granted: u64,
+    /// Where its rows begin.
+    pub(super) start: u64,
+}
+
+/// What sequence ids must be.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum IdCheck {
+    Parse {
+        text: String,
+        id: SequenceId,
+    },
+    Bad {
+        text: String,
+    },
+    Print {
+        id: SequenceId,
+        text: String,
+    },
+    Json {
+        id: SequenceId,
+        json: String,
+    },
+    ReadJson {
+        json: String,
+        id: SequenceId,
+    },
+    /// Strictly ascending.
+    Order(Vec<SequenceId>),
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sluicegate::compare::{ComparedDatabase, Ids, KeyspacesReport, Truth, compare_keyspaces};
 use sluicegate::databases::{DatabaseConfig, discover};
 use sluicegate::decode::GatewayOptions;
-use sluicegate::{CollectionId, WriterConfig};
+use sluicegate::WriterConfig;
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::Recording;
 
@@ -60,10 +60,4 @@ async fn every_answer_is_the_gateways_where_metadata_lie_in_a_collection_of_thei
     let report = compared("-system").await;
     assert_eq!(report.total.differences, Vec::<String>::new());
     assert_eq!((report.total.answers, report.keyspaces.len()), (663, 7));
-}
-
-#[tokio::test]
-async fn a_name_of_a_collection_is_a_number_in_the_recording() {
-    let recording = recording("-33");
-    assert_eq!(recording.collections[&CollectionId(4).0], "s2.c1".into());
 }

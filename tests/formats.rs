@@ -23,8 +23,8 @@ use sluicegate::core::source::{CacheSource, DatabaseIdentity, Following};
 use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
 use sluicegate::{
-    CacheKey, CacheStore, Channel, CollectionId, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, PublishedClock, ReaderConfig,
-    ReaderNode, Result, Writer, WriterConfig,
+    CacheKey, CacheStore, Channel, CollectionId, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, PublishedClock,
+    ReaderConfig, ReaderNode, Result, Writer, WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::Recording;
@@ -41,7 +41,11 @@ const ALL: usize = 600;
 struct Shelf(Mutex<(BTreeMap<String, Versioned<Bytes>>, u64)>);
 
 impl Shelf {
-    fn change<T>(&self, key: &CacheKey, change: impl FnOnce(Option<&Versioned<Bytes>>) -> Result<(Option<Bytes>, T)>) -> Result<(T, Version)> {
+    fn change<T>(
+        &self,
+        key: &CacheKey,
+        change: impl FnOnce(Option<&Versioned<Bytes>>) -> Result<(Option<Bytes>, T)>,
+    ) -> Result<(T, Version)> {
         let (documents, last) = &mut *self.0.lock();
         let name = key.canonical("_cache");
         let (value, told) = change(documents.get(&name)).map_err(|e| e.with_context("key", key))?;
@@ -60,7 +64,8 @@ impl Shelf {
             Ok(text) => text.to_owned(),
             Err(_) => value.iter().fold("hex:".to_owned(), |hex, byte| format!("{hex}{byte:02x}")),
         };
-        let documents: BTreeMap<String, String> = self.0.lock().0.iter().map(|(key, found)| (key.clone(), text(&found.value))).collect();
+        let documents: BTreeMap<String, String> =
+            self.0.lock().0.iter().map(|(key, found)| (key.clone(), text(&found.value))).collect();
         serde_json::to_string_pretty(&documents).unwrap()
     }
 }
@@ -113,7 +118,6 @@ impl CacheStore for Shelf {
         Ok(Duration::ZERO)
     }
 }
-
 
 impl Shelf {
     /// A cache as a fixture has it.
@@ -191,7 +195,11 @@ async fn answers(reader: &ReaderNode) -> Vec<String> {
 }
 
 async fn assert_clean(store: &Arc<dyn CacheStore>) {
-    let options = { let mut options = VerifyOptions::default(); options.feed = Some(FEED.to_owned()); options };
+    let options = {
+        let mut options = VerifyOptions::default();
+        options.feed = Some(FEED.to_owned());
+        options
+    };
     let report = verify(store.as_ref(), &options).await.unwrap();
     assert!(report.is_clean() && report.rows > 100, "{report:?}");
 }

@@ -10,6 +10,7 @@ use sluicegate::collections::Collections;
 use sluicegate::core::feed::{FeedInfo, SharedFeed, Territory};
 use sluicegate::databases::{DatabaseConfig, Keyspace, listed, number_of, store_url};
 use sluicegate::decode::databases::Databases;
+use sluicegate::registry::Location;
 use sluicegate::source::DatabaseIdentity;
 use sluicegate::{
     Builder, CacheStore, CollectionId, Error, ErrorKind, Feed, FeedEvent, FeedStart, GatewayDecoder, MutationDecoder, ReaderNode,
@@ -148,6 +149,9 @@ impl Session {
             }
             return Ok(vec![part]);
         };
+        if let Some(url) = &self.settings.feed {
+            check_filter(url, &databases)?;
+        }
         let territories = databases.iter().map(|(name, config)| config.territory(name)).collect();
         let mut parts = Vec::new();
         for ((name, config), shared) in databases.iter().zip(SharedFeed::split(feed, territories)) {
@@ -244,6 +248,35 @@ impl Session {
         Ok(ReaderNode::open(store, self.settings.reader.clone()).await?)
     }
 }
+
+/// Whether a bucket's feed that is limited to some collections has all that the databases need. What a counter covers must come: of a
+/// collection that is left out the numbers are missing.
+fn check_filter(url: &str, databases: &BTreeMap<String, DatabaseConfig>) -> Outcome<()> {
+    let location = Location::parse(url)?;
+    if !matches!(location.scheme(), "dcp" | "dcps") {
+        return Ok(());
+    }
+    let options: BTreeMap<String, String> = location.options()?;
+    if let Some(scope) = options.get("scope") {
+        let message = format!("the feed's URL limits it to the scope {scope}, in which no database has all it needs");
+        return Err(Error::config(message).with_next_step("leave the option scope out where databases are named").into());
+    }
+    let Some(collections) = options.get("collections") else { return Ok(()) };
+    let delivered: Vec<&str> = collections.split(',').map(str::trim).collect();
+    let needed = databases.values().flat_map(DatabaseConfig::collections);
+    let mut missing: Vec<String> = needed.filter(|name| !delivered.contains(&name.as_str())).collect();
+    if !METADATA.iter().any(|name| delivered.contains(name)) {
+        missing.push(format!("{}, in one of which the gateway keeps its metadata", METADATA.join(" or ")));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the feed's URL limits it to some collections, and leaves out: {}", missing.join(", "));
+    Err(Error::config(message).with_next_step("add them to the option collections, or leave the option out").into())
+}
+
+/// Where the gateway keeps its users, roles and markers.
+const METADATA: [&str; 2] = ["_default._default", "_system._mobile"];
 
 /// The place of the database that is wanted among those that are served.
 pub(crate) fn choose(parts: &[Part], wanted: Option<&str>) -> Outcome<usize> {
@@ -345,5 +378,22 @@ async fn tell_of_mixture(store: &dyn CacheStore, conflicts: u64) {
              cannot hold; name them in the settings, [databases.NAME] with metadata_id and collections, or databases=auto, and make \
              their caches anew"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_that_is_limited_to_some_collections_must_have_what_databases_need() {
+        let databases = BTreeMap::from([("a".to_owned(), DatabaseConfig::default())]);
+        let check = |query: &str| check_filter(&format!("dcp://h/b?user=u&password=p{query}"), &databases);
+        assert!(check("").is_ok() && check("&collections=_default._default,s.c").is_ok());
+        for (query, word) in [("&scope=s", "scope s"), ("&collections=s.c", "_default._default"), ("&collections=_system._mobile", "_default")] {
+            let Err(super::super::output::Failure::Error(error)) = check(query) else { panic!("{query}") };
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert!(check_filter("replay:x?collections=1", &databases).is_ok());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream as streams;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
+use sluicegate_core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate_core::{Error, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, Mutation, PartitionSeqno, Result};
 
 use crate::PARTITIONS;
@@ -17,6 +17,8 @@ use crate::stream::{self, DEFAULT_BATCH};
 #[derive(Clone, Debug)]
 pub struct MemoryFeed {
     name: String,
+    /// What it is of, if not what its name says.
+    part_of: Option<FeedIdentity>,
     events: Arc<[Mutation]>,
     partitions: u16,
     batch: usize,
@@ -32,7 +34,15 @@ impl MemoryFeed {
         let events: Arc<[Mutation]> = mutations.into_iter().enumerate().map(number).collect();
         let highest = events.iter().map(|m| m.partition.0.saturating_add(1)).max();
         let partitions = PARTITIONS.max(highest.unwrap_or_default());
-        MemoryFeed { name: name.into(), events, partitions, batch: DEFAULT_BATCH }
+        MemoryFeed { name: name.into(), part_of: None, events, partitions, batch: DEFAULT_BATCH }
+    }
+
+    /// Says that it is one of several parts of something, which one cache may take one after the other. Each has a name, and so a
+    /// checkpoint, of its own.
+    #[must_use]
+    pub fn part_of(mut self, whole: impl Into<String>) -> Self {
+        self.part_of = Some(FeedIdentity::new(whole));
+        self
     }
 
     /// Sets the events of a batch.
@@ -62,6 +72,10 @@ impl Feed for MemoryFeed {
             partitions: self.partitions,
             capabilities: FeedCapabilities { positions: true, snapshots: false, deletions: true, finite: true },
         }
+    }
+
+    fn identity(&self) -> FeedIdentity {
+        self.part_of.clone().unwrap_or_else(|| FeedIdentity::new(self.info().checkpoint_name()))
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {

@@ -14,21 +14,8 @@ use sluicegate_test_servers::RedisServer;
 use sluicegate_testkit::scenario::{Disagreement, Scenario, Stores, Variation, find, judge};
 
 /// Files that are not right today, and why. One that becomes right fails the test until it is taken out.
-const WRONG: &[(&str, &str)] = &[
-    ("change_cache/TestAddPendingLogs_case04.txt", "a document inside a pending unused range is dropped as a duplicate"),
-    ("channel_cache/TestChannelCacheBypass_one_request.txt", "a request over more channels than there is room for fails"),
-    ("collections/SameDocumentIdInTwoCollections.txt", "collections"),
-    ("crud/TestIsSGWrite.txt", "another CAS over an unchanged body is not the gateway's"),
-    ("minimal/M1_document_inside_a_pending_unused_range.txt", "as case04"),
-    ("minimal/M2_more_channels_in_a_request_than_room.txt", "as the bypass of one request"),
-    ("minimal/M3_own_write_by_checksum.txt", "as TestIsSGWrite"),
-    ("minimal/M4_order_of_ids_with_a_low.txt", "ids with a low sequence are ordered by the safe sequence"),
-    ("minimal/M5_one_id_in_two_collections.txt", "collections"),
-    ("minimal/M6_wake_over_more_channels_than_room.txt", "as the bypass of one request"),
-    ("minimal/M7_one_collection_of_two.txt", "collections: a feed of some accounts for nothing of the others"),
-    ("sequence_id/TestCompareSequenceIDsLowSeq.txt", "as M4"),
-    ("skipped/TestCompactSkippedList.txt", "an idle writer stores no ages: after a restart its waits begin again"),
-];
+const WRONG: &[(&str, &str)] =
+    &[("minimal/M7_one_collection_of_two.txt", "collections: a feed of some accounts for nothing of the others")];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/scenarios")

@@ -56,6 +56,11 @@ impl Pointer {
         self.rows.get(channel).copied()
     }
 
+    /// All its rows, in any order.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Sequence> + '_ {
+        self.rows.values().copied()
+    }
+
     /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the place of.
     pub fn follow_document(&mut self, document: &mut DecodedDocument) {
         self.follow_departures(document);

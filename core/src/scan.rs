@@ -134,8 +134,8 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
     // Entries whose number was taken are few. Those of the same numbers belong to the same rows.
     let in_order = rows.len();
     for positions in slots {
-        let last = upto.number().in_slot(positions.last().slot());
-        if let Some(positions) = SequenceRange::new(positions.first(), positions.last().min(last)) {
+        let last = upto.in_slot(positions.last().slot()).map_or(positions.last(), |last| last.min(positions.last()));
+        if let Some(positions) = SequenceRange::new(positions.first(), last) {
             read.run(positions, &mut rows, &mut |_| false).await?;
         }
     }
@@ -148,8 +148,11 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
 /// The positions of the numbers in `range`, one range a slot, as far as the channel has blocks there.
 fn position_ranges(directory: &Directory, capacity: u32, range: SequenceRange) -> Vec<SequenceRange> {
     let last = directory.blocks.last().map_or(Sequence::ZERO, |index| Block::range(BlockIndex(index), capacity).last());
-    let (first, end) = (range.first().min(Sequence::MAX_NUMBER), range.last().min(Sequence::MAX_NUMBER));
-    (0..=last.slot()).filter_map(|slot| SequenceRange::new(first.in_slot(slot), end.in_slot(slot))).collect()
+    let in_slot = |slot| {
+        let end = range.last().min(if slot == 0 { Sequence::MAX_NUMBER } else { Sequence::MAX_NUMBER_IN_SLOT });
+        SequenceRange::new(range.first().in_slot(slot)?, end.in_slot(slot)?)
+    };
+    (0..=last.slot()).filter_map(in_slot).collect()
 }
 
 /// Reading live rows of one channel.

@@ -9,13 +9,16 @@ use smallvec::SmallVec;
 /// Where the slot begins in a position.
 const SLOT_SHIFT: u32 = 56;
 
+/// The lowest position in a slot above 0.
+const FIRST_SLOT: u64 = 15 << 60;
+
 /// The number the gateway gave one revision: allocated once, cluster-wide, before the document was written.
 ///
 /// 0 is never allocated; it means "before the first".
 ///
 /// Also a *position*: where the entry of a number is stored. That is the number itself, unless another
 /// document has been stored under it already: a gateway whose counter was lost gives numbers out again.
-/// Then the upper eight bits tell the *slot*, from 1.
+/// Then the upper four bits are set, and the next four tell the *slot*.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Sequence(pub u64);
@@ -26,23 +29,35 @@ impl Sequence {
     /// After every sequence.
     pub const MAX: Sequence = Sequence(u64::MAX);
 
-    /// The highest number that a gateway can be believed to give out. Higher ones are refused: see
-    /// [`position`](crate::ChangeEntry::position).
-    pub const MAX_NUMBER: Sequence = Sequence((1 << SLOT_SHIFT) - 1);
+    /// The highest number that can be stored. Higher ones are implausible, and refused.
+    pub const MAX_NUMBER: Sequence = Sequence(FIRST_SLOT - 1);
 
-    /// The position of an entry with this number in `slot`: the number itself in slot 0.
-    pub fn in_slot(self, slot: u8) -> Sequence {
-        Sequence(self.number().0 | u64::from(slot) << SLOT_SHIFT)
+    /// The highest number that has slots.
+    pub(crate) const MAX_NUMBER_IN_SLOT: Sequence = Sequence((1 << SLOT_SHIFT) - 1);
+
+    /// How many positions a number has, at most.
+    pub const SLOTS: u8 = 17;
+
+    /// The position of an entry with this number in `slot`: the number itself in slot 0. The others only
+    /// numbers below 2^56 have.
+    pub fn in_slot(self, slot: u8) -> Option<Sequence> {
+        match slot {
+            0 => Some(self),
+            1..Self::SLOTS if self <= Self::MAX_NUMBER_IN_SLOT => {
+                Some(Sequence(FIRST_SLOT | u64::from(slot - 1) << SLOT_SHIFT | self.0))
+            }
+            _ => None,
+        }
     }
 
     /// The number of a position.
     pub fn number(self) -> Sequence {
-        Sequence(self.0 & Sequence::MAX_NUMBER.0)
+        if self.slot() == 0 { self } else { Sequence(self.0 & Self::MAX_NUMBER_IN_SLOT.0) }
     }
 
     /// The slot of a position.
     pub fn slot(self) -> u8 {
-        (self.0 >> SLOT_SHIFT) as u8
+        if self.0 < FIRST_SLOT { 0 } else { (self.0 >> SLOT_SHIFT & 15) as u8 + 1 }
     }
 
     /// For the order of positions: by number, and of one number by slot.
@@ -305,6 +320,22 @@ mod tests {
                 prop_assert_eq!(inside, model.range(first..=last).copied().collect::<Vec<_>>());
                 prop_assert!(set.iter().zip(set.iter().skip(1)).all(|((_, b), (a, _))| b + 1 < a));
             }
+        }
+    }
+
+    #[test]
+    fn a_position_tells_number_and_slot() {
+        for number in [0, 1, 77, (1 << 56) - 1] {
+            for slot in 0..Sequence::SLOTS {
+                let position = Sequence(number).in_slot(slot).unwrap();
+                assert_eq!((position.number(), position.slot()), (Sequence(number), slot));
+                assert!(slot > 0 || position == Sequence(number));
+            }
+            assert_eq!(Sequence(number).in_slot(Sequence::SLOTS), None);
+        }
+        for number in [1 << 56, 1 << 63, Sequence::MAX_NUMBER.0] {
+            assert_eq!((Sequence(number).number(), Sequence(number).slot()), (Sequence(number), 0));
+            assert_eq!((Sequence(number).in_slot(0), Sequence(number).in_slot(1)), (Some(Sequence(number)), None));
         }
     }
 

@@ -17,8 +17,9 @@ use crate::sequence::Sequence;
 /// In JSON it is a bare integer only if it has neither `L` nor `T`. An id made while something is skipped carries `L`
 /// even where it prints as a plain number (at or below `L`), and is a string then, as clients of the gateway know it.
 ///
-/// Order: by `T` if present, else by the [safe](Self::safe) sequence; a plain `N` comes after every `N:M`. Ids that this
-/// leaves equal are ordered by their fields, so that the order is total.
+/// Order: by `L` where it lies below the rest, else by `T` if present, else by `S`. Ids that this leaves
+/// equal are in the order in which one answer sends its rows, which all have one `L`: by `T` if present,
+/// else by `S`; within one `T` by `S`; a plain `N` comes after every `N:M`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SequenceId {
     /// While something is skipped: the sequence up to which nothing is missing. Else zero.
@@ -87,8 +88,15 @@ impl SequenceId {
         SequenceText(self)
     }
 
-    fn order_key(&self) -> (Sequence, bool, Sequence) {
-        if self.triggered > Sequence::ZERO { (self.triggered, false, self.safe()) } else { (self.safe(), true, self.safe()) }
+    /// `T` if present, else `S`.
+    fn major(&self) -> Sequence {
+        if self.triggered > Sequence::ZERO { self.triggered } else { self.sequence }
+    }
+
+    fn order_key(&self) -> (Sequence, Sequence, bool, Sequence, Sequence) {
+        let major = self.major();
+        let first = if Sequence::ZERO < self.low && self.low < major { self.low } else { major };
+        (first, major, self.triggered == Sequence::ZERO, self.sequence, self.low)
     }
 }
 
@@ -106,8 +114,7 @@ impl From<u64> for SequenceId {
 
 impl Ord for SequenceId {
     fn cmp(&self, other: &Self) -> Ordering {
-        let fields = |id: &SequenceId| (id.sequence, id.low);
-        self.order_key().cmp(&other.order_key()).then_with(|| fields(self).cmp(&fields(other)))
+        self.order_key().cmp(&other.order_key())
     }
 }
 
@@ -306,14 +313,14 @@ mod tests {
     #[test]
     fn a_plain_number_sorts_after_every_backfill_it_triggered() {
         let sorted = ["1", "2:1", "2", "2::9", "3:1", "3:2", "1:4:3", "4", "5:3", "4::7", "5"].map(id);
-        let expected = ["1", "2:1", "2", "2::9", "3:1", "3:2", "1:4:3", "4", "4::7", "5:3", "5"].map(id);
+        let expected = ["1", "1:4:3", "2:1", "2", "2::9", "3:1", "3:2", "4", "4::7", "5:3", "5"].map(id);
         let mut sorted = sorted.to_vec();
         sorted.sort_unstable();
         assert_eq!(sorted, expected);
         assert!(id("3:1") < id("3:2") && id("3:2") < id("3") && id("3") < id("4:1"));
         assert!(id("4:1") < id("4") && id("2") < id("3:1"));
         assert!(id("2::9") < id("3"), "the low sequence counts");
-        assert!(id("2::9") < id("3:1") && id("3:1") < id("4::9"));
+        assert!(id("2:8:5") < id("2:8:6") && id("2:8:6") < id("2::9") && id("2::9") < id("9"));
     }
 
     #[test]
@@ -373,11 +380,14 @@ mod tests {
         }
 
         #[test]
-        fn the_order_is_that_of_the_gateway(a in ids(), b in ids()) {
+        fn the_order_is_that_of_the_rows_of_an_answer(a in ids(), b in ids(), low in parts()) {
+            // All ids of an answer carry the same low sequence, or none.
+            let low = if low < a.major().min(b.major()).0 { low } else { 0 };
+            let (a, b) = (a.with_low(low), b.with_low(low));
             let before = match (a.triggered.0, b.triggered.0) {
-                (t, u) if t == u => a.safe() < b.safe(),
-                (0, u) => a.safe().0 < u,
-                (t, 0) => t <= b.safe().0,
+                (t, u) if t == u => a.sequence < b.sequence,
+                (0, u) => a.sequence.0 < u,
+                (t, 0) => t <= b.sequence.0,
                 (t, u) => t < u,
             };
             if before {

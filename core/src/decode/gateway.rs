@@ -159,7 +159,9 @@ impl GatewayDecoder {
         let own = metadata.sequence;
         let flags = EntryFlags((metadata.flags & FLAGS) as u8);
         let collection = CollectionId(mutation.collection);
-        let entry = ChangeEntry::new(Sequence(own), id, &metadata.revision, flags)
+        let mut digits = [0; 16];
+        let version = version(metadata, &mut digits);
+        let entry = ChangeEntry::build(Sequence(own), id, &metadata.revision, &version, flags)
             .map_err(refused)?
             .with_collection(collection)
             .with_origin(mutation.partition, mutation.seqno);
@@ -478,12 +480,29 @@ fn read_inline<'a>(body: &'a [u8], metadata: &mut Metadata<'a>) -> Result<Option
 /// The document that counts the sequences given out: a number. Its deletion says nothing.
 fn counter(mutation: &Mutation) -> Result<Decoded, Invalid> {
     if mutation.kind != MutationKind::Mutation {
-        return Ok(Decoded::Ignored(Ignored::Deletion));
+        return Ok(Decoded::Ignored(Ignored::Internal));
     }
     let body = Value::of(mutation)?.body()?;
     let number = std::str::from_utf8(body).ok().and_then(|text| text.trim().trim_matches('"').parse().ok());
     // A recording may have left the body out.
     Ok(number.map_or(Decoded::Ignored(Ignored::Internal), |number| Decoded::Counter(Sequence(number))))
+}
+
+/// The parts of the current version as clients see it: the number in hexadecimal, its highest digit
+/// first, and the source. Empty if there is none, or none that can be read: nothing depends on it.
+#[inline]
+fn version<'a>(metadata: &'a Metadata<'_>, digits: &'a mut [u8; 16]) -> [&'a str; 3] {
+    if metadata.source.is_empty() {
+        return [""; 3];
+    }
+    let Ok(mut number @ 1..) = parse_cas(&metadata.version) else { return [""; 3] };
+    let mut first = digits.len();
+    while number > 0 {
+        first -= 1;
+        digits[first] = b"0123456789abcdef"[(number & 15) as usize];
+        number >>= 4;
+    }
+    [std::str::from_utf8(&digits[first..]).unwrap_or_default(), "@", &metadata.source]
 }
 
 /// What another database has; without an id, one with the default one.

@@ -17,6 +17,9 @@ pub(super) type Numbers = SmallVec<[u64; 8]>;
 #[derive(Debug, Default)]
 pub(super) struct Metadata<'a> {
     pub(super) revision: Cow<'a, str>,
+    /// Who made the revision, and its number there: its current version. Since gateway 4.0.
+    pub(super) source: Cow<'a, str>,
+    pub(super) version: Cow<'a, [u8]>,
     pub(super) sequence: u64,
     pub(super) flags: u64,
     /// The document's CAS when the metadata was written.
@@ -70,7 +73,7 @@ impl<'a> Metadata<'a> {
         let m = self;
         scanner.object(|s, key| {
             match key {
-                b"rev" => m.revision = revision(s)?,
+                b"rev" => m.read_revision(s)?,
                 b"sequence" => m.sequence = s.u64()?,
                 b"flags" => m.flags = s.u64()?,
                 b"cas" => m.cas = s.bytes()?,
@@ -91,6 +94,26 @@ impl<'a> Metadata<'a> {
     /// Whether it has neither a sequence nor a revision.
     pub(super) fn is_empty(&self) -> bool {
         self.sequence == 0 && self.revision.is_empty()
+    }
+
+    /// A revision: a string, or an object with one and with its version.
+    #[inline]
+    fn read_revision(&mut self, scanner: &mut Scanner<'a>) -> Result<()> {
+        (self.source, self.version) = Default::default();
+        if scanner.peek()? != b'{' {
+            self.revision = scanner.string()?;
+            return Ok(());
+        }
+        self.revision = Cow::default();
+        scanner.object(|s, key| {
+            match key {
+                b"rev" => self.revision = s.string()?,
+                b"src" if s.peek()? == b'"' => self.source = s.string()?,
+                b"ver" if s.peek()? == b'"' => self.version = s.bytes()?,
+                _ => s.skip()?,
+            }
+            Ok(())
+        })
     }
 
     fn read_channels(&mut self, scanner: &mut Scanner<'a>) -> Result<()> {

@@ -45,8 +45,10 @@ pub struct WriterStats {
     pub ignored: u64,
     /// Documents last written by another program: they are not shown, and their numbers are superseded.
     pub foreign: u64,
-    /// Keys that are gone with all they had.
+    /// Keys that are gone with all they had. Most never were documents of the gateway.
     pub purged: u64,
+    /// Entries removed because their documents were purged.
+    pub purged_entries: u64,
     /// Users, roles and markers of unused numbers of other databases of the bucket.
     pub other_database: u64,
     /// Documents in collections that are not the database's.
@@ -81,6 +83,7 @@ impl std::ops::AddAssign for WriterStats {
             ignored,
             foreign,
             purged,
+            purged_entries,
             other_database,
             other_collection,
             bad_channels,
@@ -103,6 +106,7 @@ impl std::ops::AddAssign for WriterStats {
         self.ignored += ignored;
         self.foreign += foreign;
         self.purged += purged;
+        self.purged_entries += purged_entries;
         self.other_database += other_database;
         self.other_collection += other_collection;
         self.bad_channels += bad_channels;
@@ -345,6 +349,16 @@ impl Assembler {
             self.unmarked.remove(&entry.position().rank());
         }
         self.stats.withdrawn += gone.len() as u64;
+        self.withdrawn.gone.extend(gone);
+    }
+
+    /// Announces with the next batch that entries are gone whose documents have been purged. Nothing may
+    /// wait to be prepared.
+    pub fn purge(&mut self, gone: Vec<Arc<ChangeEntry>>) {
+        for entry in &gone {
+            self.unmarked.remove(&entry.position().rank());
+        }
+        self.stats.purged_entries += gone.len() as u64;
         self.withdrawn.gone.extend(gone);
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustc_hash::FxHashSet;
 use smallvec::SmallVec;
 
-use super::tail::Tail;
+use super::tail::{Pin, Tail};
 use super::{Changes, ChannelView, Cut, Node};
 use crate::batch::LateEntry;
 use crate::block::{Block, BlockState};
@@ -58,8 +58,9 @@ impl Node {
     }
 
     async fn try_from_blocks(&self, channels: &[Channel], options: &ChangesOptions) -> Result<Changes> {
+        let mut pins = Vec::with_capacity(channels.len());
         for channel in channels {
-            self.ensure_tail(channel).await?;
+            pins.push(self.ensure_tail(channel).await?);
         }
         // Only an unlimited read fills a tail, and only one at a time: whoever waited finds the tail filled.
         let fills = options.limit.is_none() && !options.active_only;
@@ -85,7 +86,7 @@ impl Node {
             let mut parts = Vec::with_capacity(channels.len());
             for channel in channels {
                 let Some(tail) = state.tails.get(channel).filter(|tail| tail.ready) else {
-                    // Evicted meanwhile: read all from blocks; rows above stable need the tail, so begin again.
+                    // Something was withdrawn from it meanwhile, or all tails were: begin again.
                     return Err(Error::corrupt("a channel was let go while it was read").with_status(crate::Status::Temporary));
                 };
                 let below = SequenceRange::new(start.next(), tail.valid_from().previous().min(position));
@@ -126,7 +127,7 @@ impl Node {
             let end = all.len();
             views.push((channel, ChannelView::new(all.into(), 0, end)));
         }
-        drop(guards);
+        drop((guards, pins));
         let (late, late_cursor) = match options.late {
             Some(after) => self.late_rows(channels, after, &cut, start, options.limit).await?,
             None => (Vec::new(), cut.late),
@@ -248,25 +249,28 @@ impl Node {
         fills.entry(channel.clone()).or_default().clone()
     }
 
-    /// Makes a tail for `channel` if there is none: empty, but for what lies between stable and high.
-    pub(super) async fn ensure_tail(&self, channel: &Channel) -> Result<()> {
-        if self.state.read().tails.get(channel).is_some_and(|tail| tail.ready) {
-            return Ok(());
+    /// Makes a tail for `channel` if there is none: empty, but for what lies between stable and high. It
+    /// is not let go for others as long as the pin lives.
+    pub(super) async fn ensure_tail(&self, channel: &Channel) -> Result<Pin> {
+        let pinned = &self.counters.pinned;
+        if let Some(tail) = self.state.read().tails.get(channel).filter(|tail| tail.ready) {
+            return Ok(tail.pin(pinned));
         }
         let _filling = self.fill_lock(channel).lock_owned().await;
-        let (stable, high, missing) = {
+        let (stable, high, missing, pin) = {
             let mut state = self.state.write();
             state.status.check()?;
-            if state.tails.get(channel).is_some_and(|tail| tail.ready) {
-                return Ok(());
+            if let Some(tail) = state.tails.get(channel).filter(|tail| tail.ready) {
+                return Ok(tail.pin(pinned));
             }
-            let evicted = state.evict(self.config.max_channels.saturating_sub(1));
+            let evicted = state.evict(self.config.max_channels.saturating_sub(1), pinned.load(Ordering::Acquire));
             self.counters.evicted.fetch_add(evicted as u64, Ordering::Relaxed);
             let (stable, high) = (state.clock.stable, state.clock.high);
             let tail = Tail::new(stable.next());
             tail.last_read.store(self.counters.reads.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+            let pin = tail.pin(pinned);
             state.tails.insert(channel.clone(), tail);
-            (stable, high, state.missing.clone())
+            (stable, high, state.missing.clone(), pin)
         };
         let mut rows = Vec::new();
         if let Some(range) = SequenceRange::new(stable.next(), high) {
@@ -276,6 +280,6 @@ impl Node {
             rows.extend(known.filter_map(|(entry, _)| Row::in_channel(entry, channel)));
         }
         self.state.write().fill(channel, rows);
-        Ok(())
+        Ok(pin)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustc_hash::FxHashSet;
@@ -34,6 +34,8 @@ pub(crate) struct Counters {
     pub(crate) resyncs: AtomicU64,
     /// Orders reads, for eviction.
     pub(crate) reads: AtomicU64,
+    /// Tails that requests and waiters use.
+    pub(crate) pinned: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -210,15 +212,17 @@ impl State {
         }
     }
 
-    /// Lets the tails that were not read for longest go, down to nine tenths of `max`, if there are more than that. Whoever waits on one is woken.
-    pub(crate) fn evict(&mut self, max: usize) -> usize {
-        if self.tails.len() <= max {
+    /// Lets the tails that were not read for longest go, down to nine tenths of `max`, if there are more
+    /// than that. Those that are `pinned`, by requests and waiters, are not counted, and stay.
+    pub(crate) fn evict(&mut self, max: usize, pinned: usize) -> usize {
+        if self.tails.len().saturating_sub(pinned) <= max {
             return 0;
         }
+        let unpinned = self.tails.iter().filter(|(_, tail)| !tail.is_pinned());
         let mut by_read: Vec<(u64, Channel)> =
-            self.tails.iter().map(|(channel, tail)| (tail.last_read.load(Ordering::Relaxed), channel.clone())).collect();
+            unpinned.map(|(channel, tail)| (tail.last_read.load(Ordering::Relaxed), channel.clone())).collect();
         by_read.sort_unstable_by_key(|(read, _)| *read);
-        by_read.truncate(self.tails.len() - max * 9 / 10);
+        by_read.truncate(by_read.len().saturating_sub(max * 9 / 10));
         for (_, channel) in &by_read {
             if let Some(tail) = self.tails.remove(channel) {
                 tail.changed.notify_waiters();

@@ -29,8 +29,9 @@ impl ReaderNode {
 
     async fn wait(&self, channels: &[Channel], seen: &Cut) -> Result<Cut> {
         loop {
+            let mut pins = Vec::with_capacity(channels.len());
             for channel in channels {
-                self.node.ensure_tail(channel).await?;
+                pins.push(self.node.ensure_tail(channel).await?);
             }
             let mut notifies = Vec::with_capacity(channels.len());
             {

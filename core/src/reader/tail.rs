@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::BuildHasher as _;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as AtomicOrdering};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
@@ -61,6 +61,24 @@ pub(crate) struct Tail {
     pub(crate) ready: bool,
     /// When it was last read, in the node's own count.
     pub(crate) last_read: AtomicU64,
+    /// How many requests and waiters use it: it is not let go for others meanwhile.
+    pins: Arc<AtomicUsize>,
+}
+
+/// Keeps a tail from being let go for others.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    pins: Arc<AtomicUsize>,
+    /// How many tails of the node have pins.
+    pinned: Arc<AtomicUsize>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if self.pins.fetch_sub(1, AtomicOrdering::AcqRel) == 1 {
+            self.pinned.fetch_sub(1, AtomicOrdering::AcqRel);
+        }
+    }
 }
 
 /// Some consecutive rows, as they were at one moment. Cheap to make and to clone; copies no rows.
@@ -101,7 +119,20 @@ impl Tail {
             changed_at: 0,
             ready: false,
             last_read: AtomicU64::new(0),
+            pins: Arc::default(),
         }
+    }
+
+    /// Pins it. `pinned` counts the tails of the node that have pins.
+    pub(crate) fn pin(&self, pinned: &Arc<AtomicUsize>) -> Pin {
+        if self.pins.fetch_add(1, AtomicOrdering::AcqRel) == 0 {
+            pinned.fetch_add(1, AtomicOrdering::AcqRel);
+        }
+        Pin { pins: self.pins.clone(), pinned: pinned.clone() }
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.load(AtomicOrdering::Acquire) > 0
     }
 
     pub(crate) fn valid_from(&self) -> Sequence {
@@ -150,7 +181,8 @@ impl Tail {
         }
         if let Some((sequence, slot)) = now {
             let rows = &self.rows;
-            self.documents.insert_unique(hash, sequence.in_slot(slot).0, |n| {
+            let position = sequence.in_slot(slot).unwrap_or(sequence);
+            self.documents.insert_unique(hash, position.0, |n| {
                 let at = rows.binary_search_by(|row| row.rank().cmp(&Sequence(*n).rank()));
                 at.map_or(0, |at| self::hash(rows[at].entry.document()))
             });

@@ -19,9 +19,6 @@ use crate::error::{Error, Result};
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 
-/// Slots that are tried for one number.
-const MAX_SLOT: u8 = u8::MAX;
-
 /// What was found out about the documents of a feed batch whose numbers are accounted for.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
@@ -131,8 +128,8 @@ impl Writer {
     async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
         let number = document.entry.sequence();
         let mut supersedes = None;
-        for slot in 0..=MAX_SLOT {
-            let position = number.in_slot(slot);
+        for slot in 0..Sequence::SLOTS {
+            let Some(position) = number.in_slot(slot) else { break };
             let is_free = match self.entry_at(conflicts, position).await? {
                 None => slot > 0 || !self.is_named_by_another(&document.entry).await?,
                 Some(stored) => match claim(&document.entry, &stored) {

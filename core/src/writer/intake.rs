@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::notices::Notices;
 use super::pointers::{PointerReader, Pointers};
@@ -189,6 +190,10 @@ impl Writer {
         {
             let before = self.tracker.at(partition).cloned();
             self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
+        }
+        if let Decoded::Purged(purged) = &decoded {
+            let (origin, before) = (Origin { partition, seqno, cas: purged.cas }, self.tracker.at(partition).cloned());
+            self.purges.take(purged.clone(), origin, before, Instant::now());
         }
         self.tracker.advance(partition, seqno);
         if let Some(cache) = &mut self.pointers {

@@ -10,6 +10,7 @@ mod intake;
 mod notices;
 mod output;
 mod pointers;
+mod purge;
 mod rollback;
 mod withdrawal;
 
@@ -54,6 +55,7 @@ use floors::Floors;
 use intake::{DecodedBatch, decode};
 use output::{InFlight, Publishing};
 use pointers::PointerCache;
+use purge::Purges;
 use rollback::Rollbacks;
 
 /// Why [`Writer::run`] returned.
@@ -123,6 +125,8 @@ pub struct Writer {
     is_caught_up: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
+    /// Documents that have been purged, and whose rows are still there.
+    purges: Purges,
     /// Log lines about documents whose number is accounted for by something else.
     conflict_log: Throttle,
     /// Names of collections, as the feed has told them.
@@ -232,6 +236,7 @@ impl Writer {
             floors: Floors::of(checkpoint),
             is_caught_up: false,
             begun: 0,
+            purges: Purges::default(),
             conflict_log: Throttle::new("documents whose sequence was accounted for by something else"),
             collections: Collections::new(),
             registered: Arc::default(),
@@ -341,6 +346,8 @@ impl Writer {
             }
             let gathered = self.deferred_since.unwrap_or(self.began) + Duration::from_millis(self.config.gather_rollbacks_ms);
             let is_deferring = self.deferred_since.is_some();
+            let purge_due = self.purges.due().filter(|_| self.rollbacks.is_settled());
+            let (is_purging, purge_at) = (purge_due.is_some(), purge_due.unwrap_or(self.began));
             let room_to_read = self.queued_bytes < self.config.max_queue_bytes && decoding.len() < DECODE_AHEAD;
             let room_to_apply = self.in_flight.len() < self.config.max_in_flight;
             tokio::select! {
@@ -362,6 +369,7 @@ impl Writer {
                 Some(decoded) = decoding.next(), if room_to_apply => self.apply(decoded.map_err(task_failed)??).await?,
                 _ = ticks.tick() => self.tick(),
                 () = tokio::time::sleep_until(gathered), if is_deferring => self.take_deferred().await?,
+                () = tokio::time::sleep_until(purge_at), if is_purging => self.purge_due().await?,
             }
         }
         drop(stream);
@@ -391,6 +399,10 @@ impl Writer {
     async fn flush_all(&mut self) -> Result<()> {
         let now = self.now();
         log_noted(&self.assembler.tick(now));
+        self.purge().await?;
+        // How long numbers have been missed is stored with the batch: it may be the last for long.
+        let sequencer = self.assembler.sequencer();
+        self.dirty |= sequencer.pending_count() > 0 || sequencer.skipped_count() > 0;
         loop {
             while self.is_busy() {
                 self.settle().await?;

@@ -49,6 +49,7 @@ impl Writer {
             let mut position = self.tracker.position();
             let is_reached = self.is_caught_up && self.rollbacks.is_settled();
             self.rollbacks.limit(&mut position);
+            self.purges.limit(&mut position);
             // Otherwise there are entries from after the position: those of an earlier term, or of after what waits.
             let known = (!is_reached).then(|| self.floors.of_position(&position));
             (position, known)

@@ -44,6 +44,7 @@ impl Writer {
             if let Item::Control(FeedEvent::Rollback { partition, to }) = item {
                 self.deferred.iter_mut().for_each(|batch| batch.items.retain(|item| !item.is_void(partition, to)));
                 self.rollbacks.begin(partition, to, self.tracker.at(partition).cloned());
+                self.purges.roll_back(partition, to);
             }
             if let Some(batch) = self.deferred.last_mut() {
                 batch.items.push(item);
@@ -144,6 +145,13 @@ impl Writer {
         Ok(())
     }
 
+    /// Removes entries of documents that have been purged. Their numbers stay accounted for.
+    pub(super) async fn remove_purged(&mut self, gone: BySequence) -> Result<()> {
+        self.assembler.purge(gone.values().cloned().collect());
+        self.publish_with_checkpoint().await?;
+        self.carry_out(gone).await
+    }
+
     /// The decision is published first: from then on it stands, and whoever takes over does what is left of it.
     async fn withdraw(&mut self, gone: BySequence) -> Result<()> {
         let policy = backoff(&self.config);
@@ -151,11 +159,16 @@ impl Writer {
         let attempt = || async { withdraw::plan(store.as_ref(), codec.as_ref(), &gone).await };
         let (plan, _) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
         tracing::warn!(entries = gone.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
-        let entries: Vec<_> = gone.values().cloned().collect();
-        self.assembler.withdraw(entries.clone(), &plan.numbers);
+        self.assembler.withdraw(gone.values().cloned().collect(), &plan.numbers);
         self.rollbacks.recall(&plan.numbers);
         self.publish_with_checkpoint().await?;
+        self.carry_out(gone).await
+    }
 
+    /// Does what follows from the announcement that all these are `gone`.
+    async fn carry_out(&mut self, gone: BySequence) -> Result<()> {
+        let (policy, codec) = (backoff(&self.config), self.codec.clone());
+        let entries: Vec<_> = gone.values().cloned().collect();
         let fenced = self.fenced();
         let attempt = || async { withdraw::hide(fenced, codec.as_ref(), &gone).await };
         let (restored, pointers) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;

@@ -10,7 +10,9 @@ use sluicegate_core::meta::Meta;
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::verify::{VerifyOptions, verify};
-use sluicegate_core::{CacheKey, CacheStore, Channel, Error, Mutation, PublishedClock, ReaderConfig, Result, WriterConfig};
+use sluicegate_core::{
+    CacheKey, CacheStore, Channel, CollectionId, Error, Mutation, PublishedClock, ReaderConfig, Result, WriterConfig,
+};
 use tokio::time::Instant;
 
 use super::asking::Asking;
@@ -126,9 +128,15 @@ impl Cache {
     }
 
     /// The channels that a request is about: those called so in the one collection, or in every one that documents were in.
-    pub(super) fn channels(&self, names: &[String], _keyspace: Option<u32>) -> Result<Vec<Channel>> {
-        // Channels are not told apart by collection yet.
-        names.iter().map(|name| Channel::new(name)).collect()
+    pub(super) fn channels(&self, names: &[String], keyspace: Option<u32>) -> Result<Vec<Channel>> {
+        let used = &self.gateway.used().collections;
+        let collections: Vec<u32> = match keyspace {
+            Some(keyspace) => vec![keyspace],
+            None if used.is_empty() => vec![0],
+            None => used.iter().copied().collect(),
+        };
+        let of_all = collections.into_iter().flat_map(|id| names.iter().map(move |name| Channel::of(CollectionId(id), name)));
+        of_all.collect()
     }
 
     /// The state of writer and clock, by key.

@@ -36,9 +36,12 @@ fn is(want: &Row, got: &AnswerRow, versions: bool) -> bool {
 }
 
 /// The current version of a revision, as a scenario writes it: source and value.
-fn version(_entry: &ChangeEntry) -> String {
-    // Entries do not have one yet.
-    String::new()
+fn version(entry: &ChangeEntry) -> String {
+    let version = entry.version().split_once('@').and_then(|(number, source)| {
+        let number = u64::from_str_radix(number, 16).ok()?;
+        Some(format!("{source}/{number}"))
+    });
+    version.unwrap_or_default()
 }
 
 fn removed(row: &AnswerRow) -> Vec<String> {

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use sluicegate_core::batch::LatePage;
 use sluicegate_core::commit::read_clock;
 use sluicegate_core::meta::Meta;
-use sluicegate_core::{BlockIndex, CacheKey, CacheStore, Channel, Result, Sequence};
+use sluicegate_core::{BlockIndex, CacheKey, CacheStore, Channel, CollectionId, DocumentId, Result, Sequence};
 
 use super::gateway::Used;
 
@@ -23,20 +23,32 @@ pub(super) async fn clear(store: &Arc<dyn CacheStore>, used: &Used, feed: &str) 
     let blocks: BTreeSet<u64> = used.sequences.iter().map(|sequence| sequence / capacity).collect();
     // A batch that was committed and not announced comes on top.
     let slots = 0..meta.ring.min(batch + 16);
-    let mut channels = vec![Channel::star()];
-    for name in &used.channels {
-        channels.push(Channel::new(name)?);
+    let collections = used.collections.iter().copied().chain([0]).collect::<BTreeSet<u32>>().into_iter().map(CollectionId);
+    let mut channels = Vec::new();
+    for collection in collections {
+        channels.push(Channel::star_of(collection));
+        for name in &used.channels {
+            channels.push(Channel::of(collection, name)?);
+        }
     }
     let of_channels = channels.iter().flat_map(|channel| {
         let of_channel = [CacheKey::Directory(channel.clone()), CacheKey::Counter(channel.clone())];
         blocks.iter().map(|index| CacheKey::Block(channel.clone(), BlockIndex(*index))).chain(of_channel)
     });
     let keys = used.sequences.iter().map(|sequence| CacheKey::Sequence(Sequence(*sequence)));
-    let keys = keys.chain(used.documents.iter().map(|(_, id)| CacheKey::Document(id.as_str().into())));
+    let keys = keys.chain(
+        used.documents.iter().map(|(collection, id)| CacheKey::Document(DocumentId::new(CollectionId(*collection), id.as_str()))),
+    );
     let keys = keys.chain(of_channels).chain(slots.map(CacheKey::Batch));
     let keys = keys.chain((0..=LatePage::of(late)).map(CacheKey::Late));
     // What makes it a cache goes last.
-    let keys = keys.chain([CacheKey::Checkpoint(feed.to_owned()), CacheKey::Writer, CacheKey::Clock, CacheKey::Meta]);
+    let keys = keys.chain([
+        CacheKey::Checkpoint(feed.to_owned()),
+        CacheKey::Writer,
+        CacheKey::Collections,
+        CacheKey::Clock,
+        CacheKey::Meta,
+    ]);
     let removals = keys.map(|key| {
         let store = store.clone();
         async move { store.remove(&key, None).await }

@@ -112,6 +112,11 @@ impl<'a> Run<'a> {
         // An answer that fails is one that differs: the run goes on.
         match &line.step {
             Step::State(expected) => {
+                if let Some(peer) = &line.peer
+                    && cache.state(peer.iter().map(|(key, _)| *key)).await?.iter().eq(peer.iter().map(|(_, want)| want))
+                {
+                    return Ok(());
+                }
                 let got = cache.state(expected.iter().map(|(key, _)| *key)).await?;
                 let pair = |(key, value): (&str, String)| format!("{key}={value}");
                 let wrong: Vec<(String, String)> = expected

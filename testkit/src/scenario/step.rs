@@ -14,6 +14,8 @@ pub(super) struct Line {
     /// The text of the line, and what of it is the expectation.
     pub(super) text: String,
     pub(super) expected: String,
+    /// A state as the peer has it, which is right as well: for a line that `ours` follows.
+    pub(super) peer: Option<Vec<(StateKey, Value)>>,
 }
 
 /// What a line does or asks.

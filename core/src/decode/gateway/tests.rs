@@ -438,11 +438,37 @@ fn markers_of_unused_sequences_are_understood_from_their_keys() {
 
 #[test]
 fn other_keys_of_the_gateway_are_internal() {
-    for key in ["_sync:seq", "_sync:rev:x:1", "_sync:", "_sync:users:x", "_sync:unusedSeqX:1", "_sync:att2:a", "_sync:session:s"]
+    for key in
+        ["_sync:m_db1:seq", "_sync:rev:x:1", "_sync:", "_sync:users:x", "_sync:unusedSeqX:1", "_sync:att2:a", "_sync:session:s"]
     {
         assert_eq!(decode(&Mutation::new(key, "5")), Decoded::Ignored(Ignored::Internal), "{key}");
     }
     assert_eq!(decode(&Mutation::new("_sync", "5")), Decoded::Ignored(Ignored::NoMetadata));
+}
+
+#[test]
+fn the_counter_tells_how_many_sequences_there_are() {
+    let named = GatewayDecoder::new(&GatewayOptions { metadata_id: Some("db1".into()), ..GatewayOptions::default() });
+    for body in ["12", "\"12\"", " 12\n"] {
+        assert_eq!(decode(&Mutation::new("_sync:seq", body)), Decoded::Counter(Sequence(12)), "{body:?}");
+        assert_eq!(named.decode(&Mutation::new("_sync:m_db1:seq", body)), Decoded::Counter(Sequence(12)));
+        assert_eq!(named.decode(&Mutation::new("_sync:seq", body)), Decoded::Ignored(Ignored::Internal));
+    }
+    for body in ["", "x", "-1", "1.5", "18446744073709551616"] {
+        assert_eq!(decode(&Mutation::new("_sync:seq", body)), Decoded::Ignored(Ignored::Internal), "{body:?}");
+    }
+}
+
+#[test]
+fn a_revision_has_the_current_version_that_clients_see() {
+    let versioned = |rev: &str| revision(&format!(r#""rev":{rev},"sequence":5"#)).entry.version().to_owned();
+    let rev = r#"{"rev":"1-a","src":"WqC6ejslOTocPFXm2QRsxQ","ver":"0x000019b8f136ea18"}"#;
+    assert_eq!(versioned(rev), "18ea36f1b8190000@WqC6ejslOTocPFXm2QRsxQ");
+    assert_eq!(versioned(r#"{"rev":"1-a","src":"s","ver":"0x0100000000000000"}"#), "1@s");
+    for none in [r#""1-a""#, r#"{"rev":"1-a"}"#, r#"{"rev":"1-a","src":"s"}"#, r#"{"rev":"1-a","src":"s","ver":"7"}"#] {
+        assert_eq!(versioned(none), "", "{none}");
+    }
+    assert_eq!(versioned(r#"{"rev":"1-a","src":5,"ver":[]}"#), "");
 }
 
 #[test]
@@ -561,9 +587,9 @@ fn documents_of_other_collections_are_left_out_and_users_are_not() {
 }
 
 #[test]
-fn recent_sequences_below_its_own_that_were_used_are_superseded() {
+fn recent_sequences_that_were_used_are_superseded() {
     let d = revision(r#""sequence":9,"recent_sequences":[8,3,9,8,12,0,5,6],"unused_sequences":[6]"#);
-    assert_eq!(superseded(&d), [3, 5, 8]);
+    assert_eq!(superseded(&d), [3, 5, 8, 12], "one that is higher too");
     assert_eq!(superseded(&revision(r#""sequence":9,"recent_sequences":null"#)), [0; 0]);
     let many = |count: u64| {
         let list: Vec<String> = (1..=count).map(|n| n.to_string()).collect();

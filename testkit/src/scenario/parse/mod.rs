@@ -72,11 +72,14 @@ fn take(read: &mut Text, number: usize, line: &str) -> Parsed<()> {
     }
     if verb == "ours" {
         let before = read.lines.last_mut().ok_or("`ours` comes after a line with an expectation; there is none")?;
+        if let Step::State(values) = &before.step {
+            before.peer = Some(values.clone());
+        }
         before.expected = expectation(rest);
         return questions::replace(&mut before.step, rest);
     }
     let step = step(verb, rest)?;
-    read.lines.push(Line { number, step, text: line.to_owned(), expected: expectation(rest) });
+    read.lines.push(Line { number, step, text: line.to_owned(), expected: expectation(rest), peer: None });
     Ok(())
 }
 

@@ -1,0 +1,268 @@
+//! Documents that are gone from the bucket with all they had.
+//!
+//! A purge names a key and no sequence, so the entries of the document must be looked for. Most keys
+//! that are deleted without leaving anything never were documents of the gateway. So purges are
+//! gathered, and looked for together: with pointers by one read each, otherwise by reading the star
+//! channels once for all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::Retryable as _;
+use hashbrown::HashMap;
+use tokio::time::Instant;
+
+use super::{Writer, backoff, log_retry};
+use crate::channel::Channel;
+use crate::decode::Purged;
+use crate::document::DocumentId;
+use crate::entry::{ChangeEntry, Origin};
+use crate::error::{Error, Result};
+use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
+use crate::key::CacheKey;
+use crate::pointer::Pointer;
+use crate::scan;
+use crate::sequence::{Sequence, SequenceRange};
+use crate::store::CacheStore;
+use crate::withdraw::BySequence;
+
+/// How long purges are gathered.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// So many are looked for at once.
+const MAX_GATHERED: usize = 100_000;
+
+/// A search may take one part in so many of the time.
+const DUTY: u32 = 10;
+
+/// A purge that has not been carried out.
+#[derive(Clone, Debug)]
+struct Pending {
+    origin: Origin,
+    /// Where its partition was before it. A restart goes on from there.
+    before: Option<PartitionPosition>,
+}
+
+/// Purges that have not been carried out.
+#[derive(Debug, Default)]
+pub(super) struct Purges {
+    pending: HashMap<DocumentId, Pending>,
+    /// When the next search may begin.
+    next: Option<Instant>,
+}
+
+impl Purges {
+    /// Takes a purge. `before` is where its partition was before it.
+    pub(super) fn take(&mut self, purged: Purged, origin: Origin, before: Option<PartitionPosition>, now: Instant) {
+        self.next.get_or_insert(now + GATHER);
+        let pending = self.pending.entry(purged.document).or_insert(Pending { origin, before });
+        pending.origin = origin;
+    }
+
+    /// The feed has taken back everything of the partition after `to`.
+    pub(super) fn roll_back(&mut self, partition: PartitionId, to: PartitionSeqno) {
+        self.pending.retain(|_, pending| pending.origin.partition != partition || pending.origin.seqno <= to);
+    }
+
+    /// When they are to be carried out, if there are any.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let is_full = self.pending.len() >= MAX_GATHERED;
+        if is_full { Some(Instant::now()) } else { self.next.filter(|_| !self.pending.is_empty()) }
+    }
+
+    /// Takes a position back to before the purges that have not been carried out.
+    pub(super) fn limit(&self, position: &mut FeedPosition) {
+        let mut first: BTreeMap<PartitionId, &Pending> = BTreeMap::new();
+        for pending in self.pending.values() {
+            let known = first.entry(pending.origin.partition).or_insert(pending);
+            if place(pending) < place(known) {
+                *known = pending;
+            }
+        }
+        for (partition, pending) in first {
+            let is_beyond = position.partitions.get(&partition).is_some_and(|at| at.seqno > place(pending));
+            match &pending.before {
+                Some(before) if is_beyond => drop(position.partitions.insert(partition, before.clone())),
+                None if is_beyond => drop(position.partitions.remove(&partition)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn place(pending: &Pending) -> u64 {
+    pending.before.as_ref().map_or(0, |before| before.seqno)
+}
+
+/// Whether an entry was there when its document was purged, rather than written anew since.
+fn is_older(entry: &ChangeEntry, purge: Origin) -> bool {
+    let origin = entry.origin();
+    if origin.cas > 0 && purge.cas > 0 {
+        return origin.cas < purge.cas;
+    }
+    let is_known = purge.seqno.0 > 0 && origin.partition == purge.partition;
+    !is_known || origin.seqno < purge.seqno
+}
+
+impl Writer {
+    /// Removes documents that have been purged, if it is time for that.
+    pub(super) async fn purge_due(&mut self) -> Result<()> {
+        match self.purges.due() {
+            Some(due) if due <= Instant::now() && self.rollbacks.is_settled() => self.purge().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes all documents that have been purged.
+    pub(super) async fn purge(&mut self) -> Result<()> {
+        if self.purges.pending.is_empty() || !self.rollbacks.is_settled() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.settle_all().await?;
+        let pending = std::mem::take(&mut self.purges.pending);
+        let gone = self.entries_of(&pending).await;
+        let gone = match gone {
+            Ok(gone) => gone,
+            Err(e) => {
+                self.purges.pending = pending;
+                return Err(e);
+            }
+        };
+        if !gone.is_empty() {
+            tracing::info!(
+                keys = pending.len(),
+                entries = gone.len(),
+                "documents have been purged from the bucket; their rows are removed"
+            );
+            self.remove_purged(gone).await?;
+        }
+        self.dirty = true;
+        self.purges.next = Some(Instant::now() + (began.elapsed() * DUTY).max(GATHER));
+        Ok(())
+    }
+
+    /// The entries that the purged documents had.
+    async fn entries_of(&mut self, pending: &HashMap<DocumentId, Pending>) -> Result<BySequence> {
+        let has_pointers = self.pointers.is_some();
+        let (store, codec, policy) = (self.store.clone(), self.codec.clone(), backoff(&self.config));
+        let is_wanted = |entry: &ChangeEntry| pending.get(&entry.document()).is_some_and(|purge| is_older(entry, purge.origin));
+        let attempt = || async {
+            let mut found = BySequence::new();
+            if has_pointers {
+                for entry in pointed_to(store.as_ref(), pending).await?.into_iter().filter(|entry| is_wanted(entry)) {
+                    found.insert(entry.position(), entry);
+                }
+            } else {
+                for star in scan::stars(store.as_ref()).await?.iter().filter(|star| concerns(pending, star)) {
+                    let Some(all) = SequenceRange::new(Sequence::ZERO, Sequence::MAX) else { continue };
+                    let take = |entry: Arc<ChangeEntry>| {
+                        if is_wanted(&entry) {
+                            found.insert(entry.position(), entry);
+                        }
+                        Ok(())
+                    };
+                    scan::for_each(store.as_ref(), codec.as_ref(), star, all, take).await?;
+                }
+            }
+            // A block in which nothing is live need not be listed, but what is live names what is not.
+            let mut next: Vec<Sequence> = superseded(&found);
+            while !next.is_empty() {
+                let mut more = BySequence::new();
+                for page in next.chunks(scan::PAGE) {
+                    let read = store.entries(page).await?.into_iter().flatten();
+                    more.extend(read.filter(|entry| is_wanted(entry)).map(|entry| (entry.position(), entry)));
+                }
+                next = superseded(&more).into_iter().filter(|n| !found.contains_key(n) && !more.contains_key(n)).collect();
+                found.extend(more);
+            }
+            Ok(found)
+        };
+        attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
+    }
+}
+
+fn concerns(pending: &HashMap<DocumentId, Pending>, star: &Channel) -> bool {
+    pending.keys().any(|document| document.collection == star.collection())
+}
+
+fn superseded(entries: &BySequence) -> Vec<Sequence> {
+    let mut numbers: Vec<Sequence> = entries.values().flat_map(|entry| entry.supersedes()).copied().collect();
+    numbers.retain(|number| !entries.contains_key(number));
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+/// The newest entries of the documents, as their pointers say.
+async fn pointed_to(store: &dyn CacheStore, pending: &HashMap<DocumentId, Pending>) -> Result<Vec<Arc<ChangeEntry>>> {
+    let documents: Vec<&DocumentId> = pending.keys().collect();
+    let mut rows = Vec::new();
+    for some in documents.chunks(scan::PAGE) {
+        let keys: Vec<CacheKey> = some.iter().map(|document| CacheKey::Document((*document).clone())).collect();
+        for ((document, key), found) in some.iter().zip(&keys).zip(store.get_many(&keys).await?) {
+            if let Some(found) = found {
+                let pointer = Pointer::from_bytes(&found.value, document.as_ref()).map_err(|e| e.with_context("key", key))?;
+                rows.extend(pointer.rows());
+            }
+        }
+    }
+    rows.sort_unstable();
+    rows.dedup();
+    let mut entries = Vec::new();
+    for page in rows.chunks(scan::PAGE) {
+        entries.extend(store.entries(page).await?.into_iter().flatten());
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EntryFlags;
+    use crate::feed::PartitionSeqno;
+
+    const P: PartitionId = PartitionId(3);
+
+    fn origin(seqno: u64, cas: u64) -> Origin {
+        Origin { partition: P, seqno: PartitionSeqno(seqno), cas }
+    }
+
+    #[test]
+    fn what_was_written_after_a_purge_stays() {
+        let entry = |seqno, cas| {
+            let entry = ChangeEntry::new(Sequence(1), "d", "1-a", EntryFlags::default()).unwrap();
+            entry.with_origin(P, PartitionSeqno(seqno)).with_cas(cas)
+        };
+        assert!(is_older(&entry(4, 100), origin(5, 101)));
+        assert!(!is_older(&entry(6, 102), origin(5, 101)));
+        assert!(is_older(&entry(4, 0), origin(5, 101)) && !is_older(&entry(6, 0), origin(5, 101)));
+    }
+
+    #[test]
+    fn a_position_stays_before_the_first_purge_that_is_not_carried_out() {
+        let at = |seqno| PartitionPosition { seqno, ..Default::default() };
+        let mut purges = Purges::default();
+        let now = Instant::now();
+        let mut take = |key: &str, seqno: u64| {
+            let purged = Purged { document: key.into(), cas: 0 };
+            purges.take(purged, origin(seqno, 0), seqno.checked_sub(1).filter(|n| *n > 0).map(at), now);
+        };
+        take("c", 30);
+        take("b", 9);
+        take("a", 5);
+        take("a", 12);
+        let limited = |purges: &Purges, seqno| {
+            let mut position = FeedPosition { partitions: [(P, at(seqno)), (PartitionId(4), at(7))].into() };
+            purges.limit(&mut position);
+            (position.partitions.get(&P).map(|at| at.seqno), position.partitions[&PartitionId(4)].seqno)
+        };
+        purges.roll_back(P, PartitionSeqno(29));
+        assert_eq!((purges.pending.len(), limited(&purges, 20)), (2, (Some(4), 7)));
+        assert_eq!(limited(&purges, 3), (Some(3), 7), "it is before them anyway");
+        let mut purges = Purges::default();
+        purges.take(Purged { document: "a".into(), cas: 0 }, origin(1, 0), None, now);
+        assert_eq!(limited(&purges, 20), (None, 7), "nothing was known of the partition");
+    }
+}

@@ -412,7 +412,11 @@ fn all_databases_of_a_bucket_are_served_at_once() {
     for (name, high) in [("db1", 1207), ("db2", 512), (long, 146)] {
         let database = &summary["databases"][name];
         assert_eq!(database["clock"]["gaps"], 0, "{name}: {database}");
-        assert_eq!((&database["clock"]["stable"], &database["clock"]["high"]), (&Value::from(high), &Value::from(high)), "{name}");
+        assert_eq!(
+            (&database["clock"]["stable"], &database["clock"]["high"]),
+            (&Value::from(high), &Value::from(high)),
+            "{name}"
+        );
         assert_eq!(database["writer"]["conflicts"], 0);
     }
     assert!(summary["others"]["collections"]["s1.noise"].as_u64() > Some(0), "{summary}");
@@ -435,7 +439,10 @@ fn one_collection_of_one_database_is_asked_or_all_of_it() {
     let named = ["--set", "databases.db1.collections=s1.c1,s1.c2,s1.c3"];
     let one = changes(&[&named[..], &["--keyspace", "db1.s1.c1"]].concat());
     assert_eq!(one, changes(&["--databases", "auto", "--keyspace", "db1.s1.c1"]));
-    assert_eq!(one, changes(&["--set", "decoder.metadata_id=db1", "--set", "decoder.collections=s1.c1,2,0x3", "--keyspace", "s1.c1"]));
+    assert_eq!(
+        one,
+        changes(&["--set", "decoder.metadata_id=db1", "--set", "decoder.collections=s1.c1,2,0x3", "--keyspace", "s1.c1"])
+    );
     assert!(rows(&one).iter().all(|row| row.get("collection").is_none()));
     let all = changes(&["--databases", "auto", "--database", "db1"]);
     let of = |collection: &str| rows(&all).into_iter().filter(|row| row["collection"] == collection).count();
@@ -457,7 +464,9 @@ fn one_collection_of_one_database_is_asked_or_all_of_it() {
 #[test]
 fn several_databases_that_are_not_named_are_noticed() {
     let line = |n: u64, key: &str, collection: u32, sequence: u64| {
-        let sync = format!(r#"{{"rev":"1-a","sequence":{sequence},"recent_sequences":[{sequence}],"channels":{{"A":null}},"cas":"0x0100000000000000"}}"#);
+        let sync = format!(
+            r#"{{"rev":"1-a","sequence":{sequence},"recent_sequences":[{sequence}],"channels":{{"A":null}},"cas":"0x0100000000000000"}}"#
+        );
         format!(
             r#"{{"n":{n},"vb":1,"op":"mutation","cas":"1","datatype":5,"coll":{collection},"key":"{key}","xattrs":{{"_sync":{sync}}},"body":{{}}}}"#
         ) + "\n"
@@ -472,7 +481,8 @@ fn several_databases_that_are_not_named_are_noticed() {
     }
     assert_fails(run(&["run", "--feed", &feed, "--databases", "auto"]), 2, &["[databases.NAME]"]);
     let named = ["--set", "databases.a.collections=0x8", "--set", "databases.b.collections=0xa"];
-    let (code, out, error) = ended(run(&[&["changes", "--feed", &feed, "--database", "b", "--format", "json"], &named[..]].concat()));
+    let (code, out, error) =
+        ended(run(&[&["changes", "--feed", &feed, "--database", "b", "--format", "json"], &named[..]].concat()));
     assert!(code == 0 && out.contains("employee") && !out.contains("order"), "{out} {error}");
     // What was cut off says how to go on.
     let text = std::fs::read_to_string(&path).unwrap();

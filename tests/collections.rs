@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sluicegate::WriterConfig;
 use sluicegate::compare::{ComparedDatabase, Ids, KeyspacesReport, Truth, compare_keyspaces};
 use sluicegate::databases::{DatabaseConfig, discover};
 use sluicegate::decode::GatewayOptions;
-use sluicegate::WriterConfig;
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::Recording;
 

@@ -28,7 +28,8 @@ on_every_store! {
 }
 
 fn feed(name: &str, lines: &[&str]) -> Arc<dyn Feed> {
-    Arc::new(MemoryFeed::new(name, mutations(lines)))
+    let identity = FeedIdentity::new(format!("mutations:{name}"));
+    Arc::new(MemoryFeed::new(name, mutations(lines)).with_identity(identity))
 }
 
 fn node(store: &Arc<dyn CacheStore>, feed: Arc<dyn Feed>) -> WriterNode {

@@ -93,7 +93,7 @@ fn split(recording: &Recording) -> Result<(&[Mutation], &[Mutation])> {
 async fn write(session: &Session, store: &Arc<dyn CacheStore>, name: &str, events: Vec<Mutation>) -> Result<Sluicegate> {
     Sluicegate::builder()
         .with_store(store.clone())
-        .with_feed(Arc::new(MemoryFeed::new(name, events).part_of("demo")))
+        .with_feed(Arc::new(MemoryFeed::new(name, events)))
         .writer_config(session.settings.writer.clone())
         .reader_config(session.settings.reader.clone())
         .start()

@@ -390,7 +390,9 @@ mod tests {
         let databases = BTreeMap::from([("a".to_owned(), DatabaseConfig::default())]);
         let check = |query: &str| check_filter(&format!("dcp://h/b?user=u&password=p{query}"), &databases);
         assert!(check("").is_ok() && check("&collections=_default._default,s.c").is_ok());
-        for (query, word) in [("&scope=s", "scope s"), ("&collections=s.c", "_default._default"), ("&collections=_system._mobile", "_default")] {
+        for (query, word) in
+            [("&scope=s", "scope s"), ("&collections=s.c", "_default._default"), ("&collections=_system._mobile", "_default")]
+        {
             let Err(super::super::output::Failure::Error(error)) = check(query) else { panic!("{query}") };
             assert!(error.to_string().contains(word), "{error}");
         }

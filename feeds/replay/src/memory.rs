@@ -11,14 +11,15 @@ use sluicegate_core::{Error, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, 
 use crate::PARTITIONS;
 use crate::stream::{self, DEFAULT_BATCH};
 
+const SCHEME: &str = "mutations";
+
 /// A feed over mutations in memory, in the order given. It ends, and can be opened as often as one likes.
 ///
 /// An event's position is its place in that order, from 1, whatever `seqno` it had: so positions hold for any order.
 #[derive(Clone, Debug)]
 pub struct MemoryFeed {
     name: String,
-    /// What it is of, if not what its name says.
-    part_of: Option<FeedIdentity>,
+    identity: FeedIdentity,
     events: Arc<[Mutation]>,
     partitions: u16,
     batch: usize,
@@ -34,14 +35,14 @@ impl MemoryFeed {
         let events: Arc<[Mutation]> = mutations.into_iter().enumerate().map(number).collect();
         let highest = events.iter().map(|m| m.partition.0.saturating_add(1)).max();
         let partitions = PARTITIONS.max(highest.unwrap_or_default());
-        MemoryFeed { name: name.into(), part_of: None, events, partitions, batch: DEFAULT_BATCH }
+        MemoryFeed { name: name.into(), identity: FeedIdentity::new(SCHEME), events, partitions, batch: DEFAULT_BATCH }
     }
 
-    /// Says that it is one of several parts of something, which one cache may take one after the other. Each has a name, and so a
-    /// checkpoint, of its own.
+    /// Says what it is of, by which caches are bound to it. Without that, all feeds of this kind count as one: what is in memory cannot be told
+    /// from what was there before.
     #[must_use]
-    pub fn part_of(mut self, whole: impl Into<String>) -> Self {
-        self.part_of = Some(FeedIdentity::new(whole));
+    pub fn with_identity(mut self, identity: FeedIdentity) -> Self {
+        self.identity = identity;
         self
     }
 
@@ -67,7 +68,7 @@ impl MemoryFeed {
 impl Feed for MemoryFeed {
     fn info(&self) -> FeedInfo {
         FeedInfo {
-            scheme: "mutations",
+            scheme: SCHEME,
             name: self.name.clone(),
             partitions: self.partitions,
             capabilities: FeedCapabilities { positions: true, snapshots: false, deletions: true, finite: true },
@@ -75,7 +76,7 @@ impl Feed for MemoryFeed {
     }
 
     fn identity(&self) -> FeedIdentity {
-        self.part_of.clone().unwrap_or_else(|| FeedIdentity::new(self.info().checkpoint_name()))
+        self.identity.clone()
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {

@@ -477,7 +477,8 @@ fn several_databases_that_are_not_named_are_noticed() {
     let feed = format!("replay:{}", path.display());
     for command in ["run", "verify"] {
         let (_, _, error) = ended(run(&[command, "--feed", &feed]));
-        assert!(error.contains("several databases") && error.contains("[databases.NAME]"), "{error}");
+        assert_eq!(error.matches("several databases in one bucket").count(), 1, "{error}");
+        assert!(error.contains("[databases.NAME]"), "{error}");
     }
     assert_fails(run(&["run", "--feed", &feed, "--databases", "auto"]), 2, &["[databases.NAME]"]);
     let named = ["--set", "databases.a.collections=0x8", "--set", "databases.b.collections=0xa"];

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use futures::StreamExt as _;
@@ -13,10 +14,11 @@ use sluicegate::decode::databases::Databases;
 use sluicegate::registry::Location;
 use sluicegate::source::DatabaseIdentity;
 use sluicegate::{
-    Builder, CacheStore, CollectionId, Error, ErrorKind, Feed, FeedEvent, FeedStart, GatewayDecoder, MutationDecoder, ReaderNode,
-    Sluicegate, WriterNode, WriterStatus,
+    Builder, CacheKey, CacheStore, CollectionId, Error, ErrorKind, Feed, FeedEvent, FeedStart, GatewayDecoder, MutationDecoder,
+    ReaderNode, Sluicegate, WriterNode, WriterStatus,
 };
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::output::Outcome;
 use super::progress::{Meter, Terminal};
@@ -88,6 +90,8 @@ pub(crate) struct Part {
     pub(crate) identity: DatabaseIdentity,
     /// Where others' documents are counted, if the feed is shared.
     pub(crate) shared: Option<SharedFeed>,
+    /// Whether it was told that several databases seem to be in this one.
+    told: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -138,6 +142,7 @@ impl Session {
                 decoder: Arc::new(GatewayDecoder::new(&base)),
                 identity: identity.clone(),
                 shared: None,
+                told: Arc::default(),
             };
             if identity.collections.is_some() {
                 // By name they are known only to the feed.
@@ -162,6 +167,7 @@ impl Session {
                 decoder: Arc::new(GatewayDecoder::new(&config.decoder(name, &base)?)),
                 identity: config.identity(name),
                 shared: Some(shared),
+                told: Arc::default(),
             });
         }
         Ok(parts)
@@ -342,35 +348,42 @@ async fn find_databases(feed: &Arc<dyn Feed>) -> Outcome<BTreeMap<String, Databa
 }
 
 /// Watches a writer that was told of one database only, for signs that there are several.
-pub(crate) fn watch_for_mixture(
-    mut status: watch::Receiver<WriterStatus>,
-    part: &Part,
-) -> tokio_util::task::AbortOnDropHandle<()> {
-    let (store, is_named) = (part.store.clone(), part.name.is_some());
-    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
-        if is_named || status.wait_for(|status| status.stats.conflicts > 0).await.is_err() {
-            return;
+pub(crate) fn watch_for_mixture(mut status: watch::Receiver<WriterStatus>, part: &Part) -> AbortOnDropHandle<()> {
+    let (store, told, is_named) = (part.store.clone(), part.told.clone(), part.name.is_some());
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        if !is_named && status.wait_for(|status| status.stats.conflicts > 0).await.is_ok() {
+            let conflicts = status.borrow().stats.conflicts;
+            tell_of_mixture(store.as_ref(), &told, conflicts).await;
         }
-        let conflicts = status.borrow().stats.conflicts;
-        tell_of_mixture(store.as_ref(), conflicts).await;
-        std::future::pending::<()>().await;
     }))
 }
 
 /// As [`watch_for_mixture`], at the end.
 pub(crate) async fn warn_of_mixture(status: &WriterStatus, part: &Part) {
-    if part.name.is_none() && status.stats.conflicts > 0 {
-        tell_of_mixture(part.store.as_ref(), status.stats.conflicts).await;
+    if part.name.is_some() {
+        return;
+    }
+    let WriterStatus { stats, clock, .. } = status;
+    if stats.conflicts > 0 {
+        tell_of_mixture(part.store.as_ref(), &part.told, stats.conflicts).await;
+    }
+    let missing = clock.as_ref().map_or(0, |clock| clock.gaps);
+    if missing > 0 && stats.other_database > 0 {
+        tracing::warn!(
+            missing,
+            left_out = stats.other_database,
+            "sequences are missing, and users, roles or unused sequences of another metadata id were left out: if that is the metadata id of \
+             the database in question, set decoder.metadata_id, or databases=auto"
+        );
     }
 }
 
-async fn tell_of_mixture(store: &dyn CacheStore, conflicts: u64) {
-    let stored = store.get(&sluicegate::CacheKey::Collections).await.ok().flatten();
+async fn tell_of_mixture(store: &dyn CacheStore, told: &AtomicBool, conflicts: u64) {
+    let stored = store.get(&CacheKey::Collections).await.ok().flatten();
     let known = stored.and_then(|stored| Collections::from_bytes(&stored.value).ok()).unwrap_or_default();
-    let used: Vec<CollectionId> = known.used().collect();
-    if used.len() > 1 {
-        let used: Vec<String> =
-            used.iter().map(|id| known.name_of(*id).map_or_else(|| format!("0x{:x}", id.0), str::to_owned)).collect();
+    let named = |id: CollectionId| known.name_of(id).map_or_else(|| format!("0x{:x}", id.0), str::to_owned);
+    let used: Vec<String> = known.used().map(named).collect();
+    if used.len() > 1 && !told.swap(true, Ordering::Relaxed) {
         tracing::warn!(
             conflicts,
             collections = ?used,

@@ -84,8 +84,8 @@ fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
 #[derive(Clone, Debug)]
 struct Ahead {
     position: PartitionPosition,
-    /// Where it was opened.
-    opened: u64,
+    /// How far the feed has come: up to there, nothing comes again.
+    passed: u64,
 }
 
 impl Ahead {
@@ -128,8 +128,8 @@ impl Share {
             for (id, position) in &position.partitions {
                 let opened = at(id);
                 if opened != Some(position) {
-                    let opened = opened.map_or(0, |opened| opened.seqno);
-                    ahead.insert(*id, Ahead { position: position.clone(), opened });
+                    let passed = opened.map_or(0, |opened| opened.seqno);
+                    ahead.insert(*id, Ahead { position: position.clone(), passed });
                 }
             }
         }
@@ -192,8 +192,8 @@ impl Share {
                 if let Some(ahead) = self.ahead.get(partition)
                     && !ahead.is_of(failover_log)
                 {
-                    // The feed was opened before the place where this database's history was left, and so does not tell of it.
-                    let to = PartitionSeqno(ahead.opened);
+                    // The feed is not yet where this database's history was left, and so does not tell of it.
+                    let to = PartitionSeqno(ahead.passed);
                     self.ahead.remove(partition);
                     self.returning.insert(*partition);
                     self.told.push(FeedEvent::Rollback { partition: *partition, to });
@@ -217,6 +217,8 @@ impl Share {
                 }
             }
             FeedEvent::CaughtUp => {
+                // Nobody is ahead of what there is.
+                self.ahead.clear();
                 for partition in std::mem::take(&mut self.returning) {
                     self.tell(partition, &FeedEvent::RollbackEnded { partition });
                 }
@@ -227,9 +229,14 @@ impl Share {
 
     /// Whether the database had this place when the feed was opened.
     fn has_already(&mut self, partition: PartitionId, seqno: PartitionSeqno) -> bool {
-        let Some(ahead) = self.ahead.get(&partition) else { return false };
+        let Some(ahead) = self.ahead.get_mut(&partition) else { return false };
         let has = seqno.0 <= ahead.position.seqno;
-        if !has && !self.unordered.contains(&partition) {
+        if self.unordered.contains(&partition) {
+            return has;
+        }
+        if has {
+            ahead.passed = ahead.passed.max(seqno.0);
+        } else {
             self.ahead.remove(&partition);
         }
         has

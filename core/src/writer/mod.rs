@@ -330,7 +330,14 @@ impl Writer {
         if !self.has_positions {
             self.resume = false;
         }
-        let mut stream = feed.open(self.start()).await.map_err(|e| e.with_operation("open the feed"))?;
+        // It may take long, for a feed that is shared until all have opened it.
+        let opened = tokio::select! {
+            biased;
+            () = &mut stop => None,
+            opened = feed.open(self.start()) => Some(opened),
+        };
+        let Some(opened) = opened else { return self.flush().await.map(|()| Ended::Stopped) };
+        let mut stream = opened.map_err(|e| e.with_operation("open the feed"))?;
         let mut decoding = FuturesOrdered::new();
         let mut ticks = tokio::time::interval(Duration::from_millis((self.config.max_wait_ms / 2).clamp(1, 1_000)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -9,7 +9,7 @@ use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use sluicegate_core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate_core::registry::{FeedFactory, Location, Opening};
-use sluicegate_core::{Error, ErrorKind, Feed, FeedStart, FeedStream, PartitionId, Result};
+use sluicegate_core::{Error, ErrorKind, Feed, FeedEvent, FeedStart, FeedStream, PartitionId, Result};
 use sluicegate_mcbp::topology::Topology;
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::bootstrap::{bootstrap, core_error, filter, names};
 use crate::driver::{Driver, Plan};
 use crate::options::{Target, Until};
-use crate::parcel::{self, Inlet, Parcel};
+use crate::parcel::{self, Inlet};
 use crate::status::{Board, DcpStatus};
 use crate::vbucket::Begin;
 
@@ -133,13 +133,10 @@ impl Feed for DcpFeed {
             None => Begin::Zero,
         };
         let name = format!("sluicegate:{:016x}", rand::random::<u64>());
-        if let Some(told) = told {
-            outlet.send(Parcel::own(vec![told]));
-        }
         let plan = Plan { target, filter, names: Arc::new(names), name, is_finite: self.is_finite() };
         let driver = Driver::new(plan, topology, outlet, board, begin, resolved);
         let task = AbortOnDropHandle::new(tokio::spawn(driver.run()));
-        let mut open = Open { inlet, failed: None, _task: task };
+        let mut open = Open { inlet, names: told, failed: None, _task: task };
         // What is written from now on must come, so where it begins must be known.
         if is_resolved.await.is_err() {
             match open.inlet.take().await {
@@ -154,16 +151,24 @@ impl Feed for DcpFeed {
 /// An open feed. Dropped, it closes all connections.
 struct Open {
     inlet: Inlet,
+    /// What collections are called: comes before all else that comes.
+    names: Option<FeedEvent>,
     failed: Option<Error>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Open {
     async fn next(&mut self) -> Option<Result<sluicegate_core::FeedBatch>> {
-        match self.failed.take() {
-            Some(error) => Some(Err(error)),
-            None => self.inlet.take().await,
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
         }
+        let mut batch = self.inlet.take().await?;
+        if let Ok(batch) = &mut batch
+            && let Some(names) = self.names.take()
+        {
+            batch.events.insert(0, names);
+        }
+        Some(batch)
     }
 }
 

@@ -125,7 +125,7 @@ impl<R: BufRead> Lines<R> {
             0 => "no event before it is whole".to_owned(),
             last => format!("the option until={last} ends with what there is"),
         };
-        Error::corrupt(format!("the last line is cut off; {next_step}")).with_source(error)
+        Error::corrupt(format!("not a line of a recording: it is the last one, and cut off; {next_step}")).with_source(error)
     }
 
     fn read_line(&mut self) -> Result<Option<Line>> {

@@ -158,6 +158,16 @@ fn a_history_that_was_left_after_the_place_of_opening_is_told_as_a_rollback() {
     }
 }
 
+#[test]
+fn a_history_that_is_left_on_the_way_is_told_from_where_the_feed_is() {
+    let mut share = share(&at(&[(P, 1, 10)]), &at(&[(P, 1, 4)]));
+    let eighth = mutation(P, 8, "b", 8);
+    let events =
+        [state(P, &[(1, 0)]), mutation(P, 5, "a", 8), mutation(P, 7, "x", 9), state(P, &[(2, 8), (1, 0)]), eighth.clone()];
+    let got = told(&mut share, &events);
+    assert_eq!(got, [state(P, &[(1, 0)]), rollback(P, 7), state(P, &[(2, 8), (1, 0)]), eighth]);
+}
+
 /// Delivers its batches each time it is opened, and tells where that was.
 #[derive(Debug, Default)]
 struct Listed {

@@ -24,8 +24,8 @@ pub struct SequencerConfig {
     pub max_jump: u64,
 }
 
-/// The default of [`SequencerConfig::max_jump`]. A gateway releases at most so many numbers at once.
-pub const MAX_JUMP: u64 = 10_000_000;
+/// The default of [`SequencerConfig::max_jump`]: ten times what a gateway releases at once.
+pub const MAX_JUMP: u64 = 100_000_000;
 
 impl Default for SequencerConfig {
     fn default() -> Self {

@@ -27,7 +27,7 @@ use crate::sequence::{Sequence, SequenceRange};
 use crate::store::CacheStore;
 use crate::withdraw::BySequence;
 
-/// How long purges are gathered.
+/// How long purges are gathered, at least, after a search.
 const GATHER: Duration = Duration::from_secs(1);
 
 /// So many are looked for at once.
@@ -48,14 +48,14 @@ struct Pending {
 #[derive(Debug, Default)]
 pub(super) struct Purges {
     pending: HashMap<DocumentId, Pending>,
-    /// When the next search may begin.
+    /// When the next search may begin; at once if there was none yet.
     next: Option<Instant>,
 }
 
 impl Purges {
     /// Takes a purge. `before` is where its partition was before it.
     pub(super) fn take(&mut self, purged: Purged, origin: Origin, before: Option<PartitionPosition>, now: Instant) {
-        self.next.get_or_insert(now + GATHER);
+        self.next.get_or_insert(now);
         let pending = self.pending.entry(purged.document).or_insert(Pending { origin, before });
         pending.origin = origin;
     }

@@ -38,6 +38,8 @@ pub(super) struct Gateway {
     allocated: u64,
     writes: u64,
     documents: BTreeMap<(u32, String), Kept>,
+    /// The CAS of each document's revisions, by sequence.
+    written: BTreeMap<(u32, String), BTreeMap<u64, u64>>,
     used: Used,
 }
 
@@ -66,6 +68,7 @@ impl Gateway {
             }
             Event::Purge { id, collection } => {
                 self.documents.remove(&(*collection, id.clone()));
+                self.written.remove(&(*collection, id.clone()));
                 let mutation = Mutation { kind: MutationKind::Deletion, ..Mutation::new(id.clone(), Bytes::new()) };
                 Some(self.delivered(Mutation { collection: *collection, ..mutation }))
             }
@@ -109,7 +112,7 @@ impl Gateway {
     /// A document with exactly these metadata.
     fn document(&mut self, document: &Document) -> Mutation {
         self.allocated = document.unused.iter().copied().chain([self.allocated, document.sequence]).max().unwrap_or_default();
-        let cas = self.next_cas();
+        let cas = self.cas_of(document);
         self.documents.insert((document.collection, document.id.clone()), kept_of(document));
         let (kind, body): (_, &[u8]) = match document.deletion {
             true => (MutationKind::Deletion, b""),
@@ -174,6 +177,18 @@ impl Gateway {
         };
         let cas = self.next_cas();
         self.delivered(Mutation { cas, ..mutation })
+    }
+
+    /// The CAS of a document with these metadata. The feed may bring a revision late: one that does not
+    /// know of a higher sequence of its document was written before that.
+    fn cas_of(&mut self, document: &Document) -> u64 {
+        let next = self.next_cas();
+        let written = self.written.entry((document.collection, document.id.clone())).or_default();
+        let recent = document.recent.as_deref().unwrap_or_default();
+        let later = written.range(document.sequence + 1..).filter(|(sequence, _)| !recent.contains(sequence));
+        let cas = later.map(|(_, cas)| cas - 1).min().unwrap_or(next);
+        written.insert(document.sequence, cas);
+        cas
     }
 
     fn next_cas(&self) -> u64 {

@@ -30,8 +30,9 @@ async fn compared(set: &str) -> KeyspacesReport {
     let truth = Truth::read(format!("testdata/collections/changes-truth-collections{set}.ndjson.gz")).unwrap();
     let of = |(name, config): (&String, &DatabaseConfig)| {
         let mut decoder = config.decoder(name, &GatewayOptions::default()).unwrap();
-        let own = |(_, known): &(&u32, &Box<str>)| config.collections().contains(&***known);
-        decoder.collections = Some(recording.collections.iter().filter(own).map(|(id, _)| *id).collect());
+        let own = config.collections();
+        let numbers = recording.collections.iter().filter(|(_, known)| own.contains(&***known)).map(|(id, _)| *id);
+        decoder.collections = Some(numbers.collect());
         ComparedDatabase { name: name.clone(), decoder, store: Arc::new(MemoryStore::new()) }
     };
     let databases: Vec<ComparedDatabase> = found(&recording).iter().map(of).collect();

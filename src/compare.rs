@@ -10,16 +10,21 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluicegate_core::changes::{ChangesOptions, SequenceId};
+use sluicegate_core::decode::GatewayOptions;
 use sluicegate_core::{
-    CacheStore, Channel, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, ReaderConfig, ReaderNode, Result, Writer,
-    WriterConfig,
+    CacheStore, Channel, CollectionId, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, ReaderConfig, ReaderNode, Result,
+    Writer, WriterConfig,
 };
+
+use crate::databases::{Keyspace, number_of};
 
 /// One recorded request and what the gateway answered.
 #[derive(Clone, Debug)]
 pub struct RecordedAnswer {
     /// The marker at which it was asked.
     pub marker: u32,
+    /// The collection of a database that was asked, where the recording says so.
+    pub keyspace: Option<Keyspace>,
     /// What was asked.
     pub question: Question,
     /// The request as recorded, for messages.
@@ -43,6 +48,8 @@ pub enum Question {
 struct Line {
     kind: String,
     marker: Option<u32>,
+    keyspace: Option<String>,
+    db: Option<String>,
     request: Option<Value>,
     status: Option<u16>,
     response: Option<Value>,
@@ -77,12 +84,16 @@ impl Truth {
             let at = |e| Error::corrupt(format!("{}, line {}", path.display(), number + 1)).with_source(e);
             let line: Line = serde_json::from_str(&line).map_err(at)?;
             let marker = line.marker.unwrap_or_default();
-            if let Some(stable) = line.stats.as_ref().and_then(|stats| stats["high_seq_stable"].as_u64()) {
+            // Of several databases each has its own.
+            if line.db.is_none()
+                && let Some(stable) = line.stats.as_ref().and_then(|stats| stats["high_seq_stable"].as_u64())
+            {
                 truth.stable.insert(marker, stable);
             }
             if let ("changes", Some(request)) = (line.kind.as_str(), line.request) {
                 truth.answers.push(RecordedAnswer {
                     marker,
+                    keyspace: line.keyspace.as_deref().map(str::parse).transpose()?,
                     question: Question::of(&request, marker),
                     request: request.to_string(),
                     status: line.status.unwrap_or_default(),
@@ -91,6 +102,13 @@ impl Truth {
             }
         }
         Ok(truth)
+    }
+}
+
+impl Truth {
+    /// Whether the answers are of collections of databases, rather than of one whole cache.
+    pub fn has_keyspaces(&self) -> bool {
+        self.answers.iter().any(|answer| answer.keyspace.is_some())
     }
 }
 
@@ -195,15 +213,113 @@ pub async fn compare(
     let reader = ReaderNode::open(store, ReaderConfig::default()).await?;
     let mut report = Report::default();
     for (marker, mutations) in parts {
-        for batch in mutations.chunks(512) {
-            let events: Vec<FeedEvent> = batch.iter().cloned().map(FeedEvent::Mutation).collect();
-            writer.process(events.into()).await?;
-        }
-        writer.finish().await?;
-        reader.wait_for_batch(writer.clock().batch).await?;
+        ingest(&mut writer, &reader, &mutations).await?;
         report.add(compare_marker(&reader, truth, marker, ids).await?);
     }
     Ok(report)
+}
+
+/// A database whose answers are compared.
+#[derive(Clone, Debug)]
+pub struct ComparedDatabase {
+    /// Its name, as keyspaces have it.
+    pub name: String,
+    /// What of the mutations it has.
+    pub decoder: GatewayOptions,
+    /// Where its cache is made.
+    pub store: Arc<dyn CacheStore>,
+}
+
+/// How a comparison of several databases ended: all together, and each keyspace.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct KeyspacesReport {
+    /// All of them.
+    #[serde(flatten)]
+    pub total: Report,
+    /// Each by itself.
+    pub keyspaces: BTreeMap<String, Counts>,
+}
+
+/// How the comparison of one keyspace ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Answers that agreed.
+    pub answers: usize,
+    /// Rows in them.
+    pub rows: usize,
+    /// Answers that did not.
+    pub differences: usize,
+}
+
+impl fmt::Display for KeyspacesReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (keyspace, Counts { answers, rows, differences }) in &self.keyspaces {
+            writeln!(f, "{keyspace}: {answers} answers agree, {rows} rows; {differences} differences")?;
+        }
+        self.total.fmt(f)
+    }
+}
+
+/// As [`compare`], of several databases at once: each has a cache of its own, and is asked what was recorded of its keyspaces.
+/// `collections` are the names of collections, by number.
+///
+/// # Errors
+/// As [`compare`].
+pub async fn compare_keyspaces(
+    databases: &[ComparedDatabase],
+    collections: &BTreeMap<u32, Box<str>>,
+    parts: impl IntoIterator<Item = (u32, Vec<Mutation>)>,
+    truth: &Truth,
+    ids: Ids,
+    config: WriterConfig,
+) -> Result<KeyspacesReport> {
+    let mut caches = Vec::new();
+    for database in databases {
+        let decoder = Arc::new(GatewayDecoder::new(&database.decoder));
+        let writer = Writer::alone(database.store.clone(), decoder, "recording", config.clone()).await?;
+        let reader = ReaderNode::open(database.store.clone(), ReaderConfig::default()).await?;
+        caches.push((database.name.as_str(), writer, reader));
+    }
+    let mut report = KeyspacesReport::default();
+    for (marker, mutations) in parts {
+        for (_, writer, reader) in &mut caches {
+            ingest(writer, reader, &mutations).await?;
+        }
+        for recorded in truth.answers.iter().filter(|answer| answer.marker == marker) {
+            let Some(keyspace) = &recorded.keyspace else {
+                *report.total.not_asked.entry("not of a keyspace").or_default() += 1;
+                continue;
+            };
+            let cache = caches.iter().find(|(name, ..)| Some(*name) == keyspace.database.as_deref());
+            let Some((_, _, reader)) = cache else {
+                *report.total.not_asked.entry("of a database that is not compared").or_default() += 1;
+                continue;
+            };
+            let named =
+                |name: &str| collections.iter().rev().find(|(_, known)| ***known == *name).map(|(id, _)| CollectionId(*id));
+            let mut one = Report::default();
+            match number_of(&keyspace.collection, named) {
+                Some(collection) => compare_one(reader, recorded, collection, ids, &mut one).await?,
+                None => one.differences.push(format!("{keyspace}: the recording has no collection of that name")),
+            }
+            let counts = report.keyspaces.entry(keyspace.to_string()).or_default();
+            counts.answers += one.answers;
+            counts.rows += one.rows;
+            counts.differences += one.differences.len();
+            one.differences.iter_mut().for_each(|difference| *difference = format!("{keyspace}: {difference}"));
+            report.total.add(one);
+        }
+    }
+    Ok(report)
+}
+
+async fn ingest(writer: &mut Writer, reader: &ReaderNode, mutations: &[Mutation]) -> Result<()> {
+    for batch in mutations.chunks(512) {
+        let events: Vec<FeedEvent> = batch.iter().cloned().map(FeedEvent::Mutation).collect();
+        writer.process(events.into()).await?;
+    }
+    writer.finish().await?;
+    reader.wait_for_batch(writer.clock().batch).await.map(drop)
 }
 
 /// Asks `reader` everything that was recorded at `marker`.
@@ -213,30 +329,42 @@ pub async fn compare(
 pub async fn compare_marker(reader: &ReaderNode, truth: &Truth, marker: u32, ids: Ids) -> Result<Report> {
     let mut report = Report::default();
     for recorded in truth.answers.iter().filter(|answer| answer.marker == marker) {
-        match &recorded.question {
-            Question::Other(reason) => *report.not_asked.entry(reason).or_default() += 1,
-            Question::Malformed(_) if recorded.status == 400 => report.refused += 1,
-            Question::Malformed(since) => {
-                report.differences.push(format!("{}: the gateway took since={since:?}, we do not", recorded.request));
-            }
-            Question::Changes(..) if recorded.status != 200 => {
-                report.differences.push(format!("{}: the gateway said {}, we answer", recorded.request, recorded.status));
-            }
-            Question::Changes(channels, options) => {
-                let answer = reader.changes(channels, options).await?.answer();
-                let ours = serde_json::to_value(&answer)
-                    .map_err(|e| Error::new(ErrorKind::Unexpected, "an answer is no JSON").with_source(e))?;
-                match difference(&recorded.response, &ours, ids) {
-                    None => {
-                        report.answers += 1;
-                        report.rows += answer.rows.len();
-                    }
-                    Some(what) => report.differences.push(format!("marker {marker}: {}: {what}", recorded.request)),
+        compare_one(reader, recorded, CollectionId::DEFAULT, ids, &mut report).await?;
+    }
+    Ok(report)
+}
+
+async fn compare_one(
+    reader: &ReaderNode,
+    recorded: &RecordedAnswer,
+    collection: CollectionId,
+    ids: Ids,
+    report: &mut Report,
+) -> Result<()> {
+    match &recorded.question {
+        Question::Other(reason) => *report.not_asked.entry(reason).or_default() += 1,
+        Question::Malformed(_) if recorded.status == 400 => report.refused += 1,
+        Question::Malformed(since) => {
+            report.differences.push(format!("{}: the gateway took since={since:?}, we do not", recorded.request));
+        }
+        Question::Changes(..) if recorded.status != 200 => {
+            report.differences.push(format!("{}: the gateway said {}, we answer", recorded.request, recorded.status));
+        }
+        Question::Changes(channels, options) => {
+            let channels: Vec<Channel> = channels.iter().map(|channel| channel.clone().in_collection(collection)).collect();
+            let answer = reader.changes(&channels, options).await?.answer();
+            let ours = serde_json::to_value(&answer)
+                .map_err(|e| Error::new(ErrorKind::Unexpected, "an answer is no JSON").with_source(e))?;
+            match difference(&recorded.response, &ours, ids) {
+                None => {
+                    report.answers += 1;
+                    report.rows += answer.rows.len();
                 }
+                Some(what) => report.differences.push(format!("marker {}: {}: {what}", recorded.marker, recorded.request)),
             }
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 fn difference(theirs: &Value, ours: &Value, ids: Ids) -> Option<String> {

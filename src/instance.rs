@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sluicegate_core::changes::{Answer, ChangesOptions};
 use sluicegate_core::decode::GatewayDecoder;
 use sluicegate_core::reader::Cut;
+use sluicegate_core::source::DatabaseIdentity;
 use sluicegate_core::writer::Ended;
 use sluicegate_core::{
     AlwaysWriter, CacheStore, Candidate, Channel, Coordinator, Error, ErrorKind, Feed, MutationDecoder, ReaderConfig, ReaderNode,
@@ -46,6 +47,8 @@ pub struct Builder {
     registry: Option<Registry>,
     writer: WriterConfig,
     reader: ReaderConfig,
+    database: DatabaseIdentity,
+    adopt: bool,
 }
 
 enum Part<T: ?Sized> {
@@ -65,6 +68,8 @@ impl Sluicegate {
             registry: None,
             writer: WriterConfig::default(),
             reader: ReaderConfig::default(),
+            database: DatabaseIdentity::default(),
+            adopt: false,
         }
     }
 
@@ -205,6 +210,18 @@ impl Builder {
         self
     }
 
+    /// Which of the feed's databases the decoder takes, as [`WriterNode::with_database`].
+    pub fn database(mut self, database: DatabaseIdentity) -> Self {
+        self.database = database;
+        self
+    }
+
+    /// Whether a cache that was made from another feed is bound to this one, as [`WriterNode::adopting`].
+    pub fn adopt(mut self, adopt: bool) -> Self {
+        self.adopt = adopt;
+        self
+    }
+
     /// Opens store and feed, starts the writer if there is a feed, and waits until there is a cache to read.
     ///
     /// # Errors
@@ -234,7 +251,9 @@ impl Builder {
         let node = WriterNode::new(store.clone(), feed)
             .with_decoder(self.decoder)
             .with_coordinator(coordinator, Candidate::new(self.node))
-            .with_config(self.writer);
+            .with_config(self.writer)
+            .with_database(self.database)
+            .adopting(self.adopt);
         let (status, stop) = (node.status(), CancellationToken::new());
         let stopping = stop.clone();
         let task = tokio::spawn(async move { node.run(stopping.cancelled_owned()).await });

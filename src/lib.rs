@@ -48,6 +48,7 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod compare;
+pub mod databases;
 mod instance;
 
 use std::sync::Arc;

@@ -396,3 +396,104 @@ fn scenarios_are_judged_and_what_disagrees_is_named() {
     assert_fails(run(&["scenario", "/nowhere"]), 2, &["/nowhere"]);
     assert_fails(run(&["changes", "--store", "memory:", "--store", "memory:", "--channel", "a"]), 2, &["more than once"]);
 }
+
+fn collections(set: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/collections/mutations-collections{set}.ndjson.gz"));
+    format!("replay:{}", path.display())
+}
+
+#[test]
+fn all_databases_of_a_bucket_are_served_at_once() {
+    let long = "db1-with-a-name-so-long-that-its-metadata-id-is-hashed";
+    let (code, out, error) = ended(run(&["run", "--feed", &collections("-33"), "--databases", "auto", "--format", "json"]));
+    let summary: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}, {error}"));
+    assert_eq!((code, &summary["ended"]), (0, &Value::from("the feed ended")));
+    // The counters, as the gateway left them.
+    for (name, high) in [("db1", 1207), ("db2", 512), (long, 146)] {
+        let database = &summary["databases"][name];
+        assert_eq!(database["clock"]["gaps"], 0, "{name}: {database}");
+        assert_eq!(
+            (&database["clock"]["stable"], &database["clock"]["high"]),
+            (&Value::from(high), &Value::from(high)),
+            "{name}"
+        );
+        assert_eq!(database["writer"]["conflicts"], 0);
+    }
+    assert!(summary["others"]["collections"]["s1.noise"].as_u64() > Some(0), "{summary}");
+    assert_eq!(summary["others"]["databases"], serde_json::json!({}));
+    for member in ["received", "cached", "late", "duplicates", "conflicts"] {
+        assert!(summary["writer"][member].is_u64(), "{member}: {summary}");
+    }
+    assert!(error.contains("s1.noise"), "{error}");
+}
+
+#[test]
+fn one_collection_of_one_database_is_asked_or_all_of_it() {
+    let feed = collections("-33");
+    let changes = |args: &[&str]| {
+        let (code, out, error) = ended(run(&[&["changes", "--feed", &feed, "--format", "json"], args].concat()));
+        assert_eq!(code, 0, "{error}");
+        serde_json::from_str::<Value>(&out).unwrap()
+    };
+    let rows = |answer: &Value| answer["results"].as_array().unwrap().clone();
+    let named = ["--set", "databases.db1.collections=s1.c1,s1.c2,s1.c3"];
+    let one = changes(&[&named[..], &["--keyspace", "db1.s1.c1"]].concat());
+    assert_eq!(one, changes(&["--databases", "auto", "--keyspace", "db1.s1.c1"]));
+    assert_eq!(
+        one,
+        changes(&["--set", "decoder.metadata_id=db1", "--set", "decoder.collections=s1.c1,2,0x3", "--keyspace", "s1.c1"])
+    );
+    assert!(rows(&one).iter().all(|row| row.get("collection").is_none()));
+    let all = changes(&["--databases", "auto", "--database", "db1"]);
+    let of = |collection: &str| rows(&all).into_iter().filter(|row| row["collection"] == collection).count();
+    assert_eq!((of("s1.c1"), of("s1.c1") + of("s1.c2") + of("s1.c3")), (rows(&one).len(), rows(&all).len()));
+    let ids: Vec<u64> = rows(&all).iter().filter_map(|row| row["seq"].as_u64()).collect();
+    assert!(ids.is_sorted() && ids.len() == rows(&all).len());
+
+    let auto = ["changes", "--feed", &feed, "--databases", "auto"];
+    assert_fails(run(&auto), 2, &["--database", "db1", "db2"]);
+    assert_fails(run(&[&auto[..], &["--database", "db3"]].concat()), 2, &["db3", "db1"]);
+    assert_fails(run(&[&auto[..], &["--keyspace", "db1.s1.c9"]].concat()), 1, &["s1.c9", "s1.c1"]);
+    let (code, out, error) = ended(run(&["verify", "--feed", &feed, "--databases", "auto", "--database", "db2"]));
+    assert!(code == 0 && out.contains("clean"), "{out} {error}");
+    let inspect = ["inspect", "channel", "ch00", "--feed", &feed, "--databases", "auto", "--keyspace", "db2.s2.c1"];
+    let (code, out, error) = ended(run(&inspect));
+    assert!(code == 0 && out.contains("directory"), "{out} {error}");
+}
+
+#[test]
+fn several_databases_that_are_not_named_are_noticed() {
+    let line = |n: u64, key: &str, collection: u32, sequence: u64| {
+        let sync = format!(
+            r#"{{"rev":"1-a","sequence":{sequence},"recent_sequences":[{sequence}],"channels":{{"A":null}},"cas":"0x0100000000000000"}}"#
+        );
+        format!(
+            r#"{{"n":{n},"vb":1,"op":"mutation","cas":"1","datatype":5,"coll":{collection},"key":"{key}","xattrs":{{"_sync":{sync}}},"body":{{}}}}"#
+        ) + "\n"
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("two.ndjson");
+    std::fs::write(&path, [line(1, "order", 8, 1), line(2, "employee", 10, 1), line(3, "order2", 8, 2)].concat()).unwrap();
+    let feed = format!("replay:{}", path.display());
+    for command in ["run", "verify"] {
+        let (_, _, error) = ended(run(&[command, "--feed", &feed]));
+        assert_eq!(error.matches("several databases in one bucket").count(), 1, "{error}");
+        assert!(error.contains("[databases.NAME]"), "{error}");
+    }
+    assert_fails(run(&["run", "--feed", &feed, "--databases", "auto"]), 2, &["[databases.NAME]"]);
+    let named = ["--set", "databases.a.collections=0x8", "--set", "databases.b.collections=0xa"];
+    let (code, out, error) =
+        ended(run(&[&["changes", "--feed", &feed, "--database", "b", "--format", "json"], &named[..]].concat()));
+    assert!(code == 0 && out.contains("employee") && !out.contains("order"), "{out} {error}");
+    // What was cut off says how to go on.
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &text[..text.len() - 20]).unwrap();
+    let (code, _, error) = ended(run(&["changes", "--feed", &feed]));
+    assert!(code == 1 && error.contains("until=2"), "{error}");
+}
+
+#[test]
+fn a_position_that_is_not_there_cannot_be_forgotten() {
+    let args = ["verify", "--repair", "--from-beginning", "--checkpoint", "nosuchfeed", "--feed", &small()];
+    assert_fails(run(&args), 2, &["nosuchfeed", "no checkpoint"]);
+}

@@ -9,8 +9,19 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::sequence::Sequence;
 
-/// Version of the cache format this build writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the cache format that this build writes. It reads all from 1 on; a writer upgrades the
+/// cache when it takes over (ARCHITECTURE.md, "Format versions").
+pub const FORMAT_VERSION: u32 = 2;
+
+/// Refuses a cache of a format version that this build does not know.
+pub(crate) fn check_format(format: u32) -> Result<()> {
+    if (1..=FORMAT_VERSION).contains(&format) {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "the cache has format version {format}; this build knows 1 to {FORMAT_VERSION}; use a newer build, or another namespace"
+    )))
+}
 
 /// Random identity of one cache; everything published is relative to it.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,12 +166,7 @@ impl PublishedClock {
     /// `Corrupt` if it is none, or if its format version is unknown.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let clock: PublishedClock = from_json(bytes, "published clock")?;
-        if clock.format != FORMAT_VERSION {
-            return Err(Error::corrupt(format!(
-                "the cache has format version {}; this build knows {FORMAT_VERSION}",
-                clock.format
-            )));
-        }
+        check_format(clock.format)?;
         Ok(clock)
     }
 }
@@ -185,8 +191,10 @@ mod tests {
         let mut clock = PublishedClock::new(CacheId::random());
         clock.stable = Sequence(u64::MAX);
         assert_eq!(PublishedClock::from_bytes(&clock.to_bytes()).unwrap(), clock);
-        clock.format = 2;
-        assert!(PublishedClock::from_bytes(&clock.to_bytes()).unwrap_err().to_string().contains("version 2"));
+        clock.format = 1;
+        assert_eq!(PublishedClock::from_bytes(&clock.to_bytes()).unwrap(), clock);
+        clock.format = FORMAT_VERSION + 1;
+        assert!(PublishedClock::from_bytes(&clock.to_bytes()).unwrap_err().to_string().contains("version 3"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod reader;
 pub mod registry;
 pub mod scan;
 pub mod sequence;
+pub mod source;
 pub mod store;
 #[cfg(feature = "runtime")]
 mod throttle;

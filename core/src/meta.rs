@@ -6,8 +6,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::block::{BlockCodec, codec_named};
-use crate::clock::{FORMAT_VERSION, from_json, to_json};
-use crate::error::{Error, Result};
+use crate::clock::{FORMAT_VERSION, check_format, from_json, to_json};
+use crate::error::Result;
+use crate::source::CacheSource;
 
 /// What must be known before anything else of a cache is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct Meta {
     pub created_by: String,
     /// When, in seconds since 1970.
     pub created_at: u64,
+    /// What it is made from; `None` where a writer without a feed made it, or a build that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<CacheSource>,
 }
 
 impl Meta {
@@ -36,6 +40,7 @@ impl Meta {
             ring,
             created_by: format!("sluicegate {}", env!("CARGO_PKG_VERSION")),
             created_at,
+            source: None,
         }
     }
 
@@ -58,12 +63,7 @@ impl Meta {
     /// `Corrupt` if it is none, or if its format version is unknown.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let meta: Meta = from_json(bytes, "cache description")?;
-        if meta.format != FORMAT_VERSION {
-            return Err(Error::corrupt(format!(
-                "the cache has format version {}; this build knows {FORMAT_VERSION}; use the build that made it, or another namespace",
-                meta.format
-            )));
-        }
+        check_format(meta.format)?;
         Ok(meta)
     }
 }

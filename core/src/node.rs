@@ -16,6 +16,7 @@ use crate::decode::{GatewayDecoder, MutationDecoder};
 use crate::engine::WriterStats;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::Feed;
+use crate::source::{CacheSource, DatabaseIdentity, Following};
 use crate::store::CacheStore;
 use crate::writer::{Ended, Writer, WriterConfig, WriterProgress};
 
@@ -56,6 +57,8 @@ pub struct WriterNode {
     coordinator: Arc<dyn Coordinator>,
     candidate: Candidate,
     config: WriterConfig,
+    database: DatabaseIdentity,
+    adopt: bool,
     status: watch::Sender<WriterStatus>,
 }
 
@@ -86,6 +89,8 @@ impl WriterNode {
             decoder: Arc::new(GatewayDecoder::default()),
             candidate: Candidate::new("sluicegate"),
             config: WriterConfig::default(),
+            database: DatabaseIdentity::default(),
+            adopt: false,
             status: watch::Sender::new(status),
         }
     }
@@ -108,6 +113,21 @@ impl WriterNode {
     #[must_use]
     pub fn with_config(mut self, config: WriterConfig) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Says which of the feed's databases the decoder takes. The cache is bound to it, as it is to the feed.
+    #[must_use]
+    pub fn with_database(mut self, database: DatabaseIdentity) -> Self {
+        self.database = database;
+        self
+    }
+
+    /// Binds a cache that was made from another feed or database to this one, instead of refusing it. The feed is then read from its
+    /// beginning; what the cache holds stays.
+    #[must_use]
+    pub fn adopting(mut self, adopt: bool) -> Self {
+        self.adopt = adopt;
         self
     }
 
@@ -214,8 +234,9 @@ impl WriterNode {
 
     /// Takes over and follows the feed, once.
     async fn write(&self, epoch: Epoch, roles: &mut Fuse<RoleStream>, stop: &Stop<'_>) -> Result<Term> {
-        let name = self.feed.info().checkpoint_name();
-        let taking = Writer::take_over(self.store.clone(), self.decoder.clone(), &name, epoch, self.config.clone());
+        let source = CacheSource { feed: self.feed.identity(), database: self.database.clone() };
+        let following = Following::from(self.feed.info().checkpoint_name()).with_source(source).adopting(self.adopt);
+        let taking = Writer::take_over(self.store.clone(), self.decoder.clone(), following, epoch, self.config.clone());
         let mut writer = tokio::select! {
             () = stop.clone() => return Ok(Term::Ended(Ended::Stopped)),
             writer = taking => writer.map_err(|e| e.with_operation("take over"))?,

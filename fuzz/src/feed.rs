@@ -78,7 +78,9 @@ fn recording_seeds() -> Vec<Vec<u8>> {
     let told = r#"{"recording":1,"feed":"dcp:b","partitions":64}
 {"n":1,"event":"history","vb":3,"uuid":"18446744073709551615","log":[["5",9],["4",0]]}
 {"n":2,"event":"snapshot","vb":3,"start":1,"end":9}"#;
-    vec![line.into(), markers.into(), format!("{line}\n\n{markers}\n").into(), written.into(), told.into()]
+    let names = r#"{"collections":{"0":"_default._default","8":"s.c"}}"#;
+    let named = format!("{names}\n{line}\n");
+    vec![line.into(), markers.into(), format!("{line}\n\n{markers}\n").into(), written.into(), told.into(), named.into()]
 }
 
 /// The lines of a recording, not compressed.

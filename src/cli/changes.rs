@@ -1,12 +1,14 @@
 //! `sluicegate changes`: one answer.
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use sluicegate::changes::{Answer, AnswerRow, ChangesOptions, Delivery, SequenceId};
+use sluicegate::collections::Collections;
 use sluicegate::reader::Cut;
-use sluicegate::{Channel, Result};
+use sluicegate::{Channel, CollectionId, ReaderNode, Result};
 
 use super::output::{Outcome, Table, json, text};
-use super::session::Session;
+use super::session::{Session, Which};
 use super::{Exit, Format};
 
 /// Answers once what changed in some channels. With --feed, all of the feed is ingested first.
@@ -25,6 +27,8 @@ pub(crate) struct ChangesArgs {
 /// What is asked for.
 #[derive(Debug, Args)]
 pub(crate) struct RequestArgs {
+    #[command(flatten)]
+    pub(crate) which: Which,
     /// A channel; may be given several times. Without one: the star channel, which has everything
     #[arg(long = "channel", value_name = "NAME", value_parser = channel)]
     channels: Vec<Channel>,
@@ -50,14 +54,58 @@ enum DeliveryArg {
     Auto,
 }
 
+/// What is asked for.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) channels: Vec<Channel>,
+    /// Where rows may be of several collections, and so say of which: what these are called.
+    pub(crate) known: Option<Collections>,
+}
+
+/// A row, and its collection where there are several.
+#[derive(Serialize)]
+pub(crate) struct RowOf<'a> {
+    #[serde(flatten)]
+    row: &'a AnswerRow,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collection: Option<String>,
+}
+
+impl Asked {
+    /// The rows of an answer, as they are printed.
+    pub(crate) fn rows<'a>(&self, rows: &'a [AnswerRow]) -> Vec<RowOf<'a>> {
+        rows.iter().map(|row| RowOf { row, collection: self.collection_of(row) }).collect()
+    }
+
+    /// What the collection of a row is called, or its number; none where all are of one.
+    fn collection_of(&self, row: &AnswerRow) -> Option<String> {
+        let known = self.known.as_ref()?;
+        let id = row.entry.document().collection;
+        Some(known.name_of(id).map_or_else(|| format!("0x{:x}", id.0), str::to_owned))
+    }
+}
+
+/// An answer whose rows say of which collection they are.
+#[derive(Serialize)]
+struct AnswerOf<'a> {
+    results: Vec<RowOf<'a>>,
+    last_seq: String,
+}
+
 fn channel(name: &str) -> Result<Channel> {
     Channel::new(name)
 }
 
 impl RequestArgs {
-    /// The channels asked for.
-    pub(crate) fn channels(&self) -> Vec<Channel> {
-        if self.channels.is_empty() { vec![Channel::star()] } else { self.channels.clone() }
+    /// The channels asked for: in the collection that is named, or else in each that has documents.
+    pub(crate) async fn channels(&self, reader: &ReaderNode) -> Outcome<Asked> {
+        let known = reader.collections().await?;
+        let named = self.which.collection(&known)?;
+        let collections: Vec<CollectionId> = named.map_or_else(|| known.used().collect(), |one| vec![one]);
+        let names = if self.channels.is_empty() { vec![Channel::star()] } else { self.channels.clone() };
+        let of = |id: &CollectionId| names.iter().map(|name| name.clone().in_collection(*id)).collect::<Vec<_>>();
+        let channels = collections.iter().flat_map(of).collect();
+        Ok(Asked { channels, known: (collections.len() > 1).then_some(known) })
     }
 
     /// The options, without a limit.
@@ -74,18 +122,32 @@ impl RequestArgs {
 pub(crate) async fn run(args: ChangesArgs, session: Session) -> Outcome<Exit> {
     let mut options = args.request.options();
     options.limit = args.limit;
-    let reader = session.reader().await?;
-    let changes = reader.changes(&args.request.channels(), &options).await?;
+    let reader = session.reader(&args.request.which).await?;
+    let asked = args.request.channels(&reader).await?;
+    let changes = reader.changes(&asked.channels, &options).await?;
     let answer = changes.answer();
-    match args.format {
-        Format::Json => json(&answer)?,
-        Format::Table => text(&table(&answer, changes.cut()))?,
+    match (args.format, &asked.known) {
+        (Format::Json, None) => json(&answer)?,
+        (Format::Json, Some(_)) => {
+            json(&AnswerOf { results: asked.rows(&answer.rows), last_seq: answer.last.text().to_string() })?;
+        }
+        (Format::Table, _) => text(&table(&answer, &asked, changes.cut()))?,
     }
     Ok(Exit::Done)
 }
 
-fn table(answer: &Answer, cut: &Cut) -> String {
-    let mut out = rows(&answer.rows).render(0);
+fn table(answer: &Answer, asked: &Asked, cut: &Cut) -> String {
+    let mut out = match &asked.known {
+        None => rows(&answer.rows).render(0),
+        Some(_) => {
+            let mut table = Table::new([">seq", "collection", "id", "rev", ""]);
+            for row in &answer.rows {
+                let [seq, id, rev, notes] = cells(row);
+                table.row([seq, asked.collection_of(row).unwrap_or_default(), id, rev, notes]);
+            }
+            table.render(0)
+        }
+    };
     let count = answer.rows.len();
     let plural = if count == 1 { "" } else { "s" };
     let gaps = if cut.has_gaps { "; sequences are missing in between" } else { "" };
@@ -97,16 +159,21 @@ fn table(answer: &Answer, cut: &Cut) -> String {
 pub(crate) fn rows(rows: &[AnswerRow]) -> Table {
     let mut table = Table::new([">seq", "id", "rev", ""]);
     for row in rows {
-        let mut notes = Vec::new();
-        if row.deleted {
-            notes.push("deleted".to_owned());
-        }
-        if !row.removed.is_empty() {
-            let names: Vec<&str> = row.removed.iter().map(Channel::name).collect();
-            notes.push(format!("removed from {}", names.join(", ")));
-        }
-        let (id, revision) = (row.entry.key().to_owned(), row.entry.revision().to_owned());
-        table.row([row.id.to_string(), id, revision, notes.join(", ")]);
+        table.row(cells(row));
     }
     table
+}
+
+/// Sequence, document, revision, and what there is to say.
+fn cells(row: &AnswerRow) -> [String; 4] {
+    let mut notes = Vec::new();
+    if row.deleted {
+        notes.push("deleted".to_owned());
+    }
+    if !row.removed.is_empty() {
+        let names: Vec<&str> = row.removed.iter().map(Channel::name).collect();
+        notes.push(format!("removed from {}", names.join(", ")));
+    }
+    let (id, revision) = (row.entry.key().to_owned(), row.entry.revision().to_owned());
+    [row.id.to_string(), id, revision, notes.join(", ")]
 }

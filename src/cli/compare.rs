@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use sluicegate::compare::{Ids, Truth, compare};
-use sluicegate::{Error, ErrorKind};
+use sluicegate::compare::{ComparedDatabase, Ids, Truth, compare, compare_keyspaces};
+use sluicegate::databases::{discover, number_of, store_url};
+use sluicegate::{CollectionId, Error, ErrorKind};
 use sluicegate_replay::Recording;
 
 use super::output::{Outcome, json, text};
 use super::session::Session;
+use super::settings::DatabasesSetting;
 use super::{Exit, Format};
 
 /// Ingests a recording up to each of its markers, and compares every answer that was recorded there with ours; exit code 3 if one differs.
@@ -23,6 +25,9 @@ pub(crate) struct CompareArgs {
     /// What is compared of the ids: all, or only the sequence, for a gateway that lost sequences which the feed still has
     #[arg(long, value_enum, default_value_t)]
     ids: CompareIds,
+    /// Of several databases, only this one; may be given several times
+    #[arg(long = "database", value_name = "NAME")]
+    only: Vec<String>,
     /// How the report is printed
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -44,6 +49,16 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
         CompareIds::Exact => Ids::Exact,
         CompareIds::Sequences => Ids::Sequences,
     };
+    if truth.has_keyspaces() {
+        let databases = compared(&session, &recording, &args.only).await?;
+        let config = session.settings.writer.clone();
+        let report = compare_keyspaces(&databases, &recording.collections, recording.parts(), &truth, ids, config).await?;
+        match args.format {
+            Format::Json => json(&report)?,
+            Format::Table => text(&report.to_string())?,
+        }
+        return Ok(if report.total.differences.is_empty() { Exit::Done } else { Exit::Found });
+    }
     let store = session.store().await?;
     let report = compare(store, recording.parts(), &truth, ids, session.settings.writer.clone()).await?;
     match args.format {
@@ -51,4 +66,33 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
         Format::Table => text(&report.to_string())?,
     }
     Ok(if report.differences.is_empty() { Exit::Done } else { Exit::Found })
+}
+
+/// The databases whose keyspaces are compared: those of the settings, or those that the recording tells of.
+async fn compared(session: &Session, recording: &Recording, wanted: &[String]) -> Outcome<Vec<ComparedDatabase>> {
+    let names = || recording.collections.iter().map(|(id, name)| (*id, name.to_string()));
+    let known = match &session.settings.databases {
+        Some(DatabasesSetting::Named(named)) => named.clone(),
+        _ => discover(names(), &recording.mutations)?,
+    };
+    if known.is_empty() {
+        return Err(Error::config(
+            "no document of the recording tells of a database; name them in the settings, [databases.NAME]",
+        )
+        .into());
+    }
+    if let Some(unknown) = wanted.iter().find(|name| !known.contains_key(*name)) {
+        let known: Vec<&str> = known.keys().map(String::as_str).collect();
+        return Err(Error::config(format!("there is no database {unknown}; there are: {}", known.join(", "))).into());
+    }
+    let mut databases = Vec::new();
+    for (name, config) in known.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(*name)) {
+        let mut decoder = config.decoder(name, &session.settings.decoder.options()?)?;
+        let find = |name: &str| names().filter(|(_, known)| known == name).map(|(id, _)| CollectionId(id)).next_back();
+        let numbers = config.collections().iter().filter_map(|name| number_of(name, find)).map(|id| id.0).collect();
+        decoder.collections = Some(numbers);
+        let store = sluicegate::open_store(&store_url(session.store_url(), name, config)).await?;
+        databases.push(ComparedDatabase { name: name.clone(), decoder, store });
+    }
+    Ok(databases)
 }

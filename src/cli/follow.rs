@@ -1,13 +1,13 @@
 //! `sluicegate follow`: changes as they come.
 
 use clap::Args;
-use sluicegate::changes::AnswerRow;
+use futures::future::try_join_all;
 use sluicegate::{ReaderNode, Sluicegate};
 
 use super::Exit;
 use super::changes::RequestArgs;
 use super::output::{Outcome, json};
-use super::session::Session;
+use super::session::{Session, watch_for_mixture};
 
 /// Prints every change as it comes, one JSON object a line: what there is since --since, and then what is new, late ones included.
 ///
@@ -23,30 +23,34 @@ pub(crate) struct FollowArgs {
 }
 
 pub(crate) async fn run(args: FollowArgs, session: Session) -> Outcome<Exit> {
-    let store = session.store().await?;
     if !session.fed_by_flag {
-        let reader = ReaderNode::open(store, session.settings.reader.clone()).await?;
+        let reader = session.reader(&args.request.which).await?;
         follow(&args, &reader, std::future::pending()).await?;
         return Ok(Exit::Done);
     }
-    let mut cache = Sluicegate::builder()
-        .with_store(store)
-        .with_feed(session.feed().await?)
-        .decoder(session.decoder()?)
-        .writer_config(session.settings.writer.clone())
-        .reader_config(session.settings.reader.clone())
-        .start()
-        .await?;
-    let reader = cache.reader().clone();
-    let ended = async { cache.caught_up().await.map(|cut| cut.batch) };
-    follow(&args, &reader, ended).await?;
-    cache.shutdown().await?;
+    let parts = session.parts(session.feed().await?).await?;
+    let chosen = args.request.which.among(&parts)?;
+    let (mut caches, mut watches) = (Vec::new(), Vec::new());
+    for part in parts {
+        let cache = session.cache(&part, false).start().await?;
+        watches.extend(cache.writer().map(|status| watch_for_mixture(status, &part)));
+        caches.push(cache);
+    }
+    let reader = caches[chosen].reader().clone();
+    {
+        let ended = async {
+            let cuts = try_join_all(caches.iter_mut().map(Sluicegate::caught_up)).await?;
+            Ok(cuts.get(chosen).map_or(0, |cut| cut.batch))
+        };
+        follow(&args, &reader, ended).await?;
+    }
+    try_join_all(caches.into_iter().map(Sluicegate::shutdown)).await?;
     Ok(Exit::Done)
 }
 
 /// Prints until the limit is reached, or everything up to the batch that `ended` gives.
 async fn follow(args: &FollowArgs, reader: &ReaderNode, ended: impl Future<Output = sluicegate::Result<u64>>) -> Outcome<()> {
-    let channels = args.request.channels();
+    let mut asked = args.request.channels(reader).await?;
     let mut options = args.request.options();
     options.limit = args.limit;
     options.late = Some(reader.cut().late);
@@ -56,9 +60,9 @@ async fn follow(args: &FollowArgs, reader: &ReaderNode, ended: impl Future<Outpu
         if options.limit == Some(0) {
             return Ok(());
         }
-        let changes = reader.changes(&channels, &options).await?;
+        let changes = reader.changes(&asked.channels, &options).await?;
         let answer = changes.answer();
-        print(&answer.rows)?;
+        asked.rows(&answer.rows).iter().try_for_each(json)?;
         // Everything below the last row was sent; what is missing there comes by way of the late cursor.
         options.since = answer.last.sequence.into();
         options.late = Some(answer.late);
@@ -68,12 +72,10 @@ async fn follow(args: &FollowArgs, reader: &ReaderNode, ended: impl Future<Outpu
             return Ok(());
         }
         tokio::select! {
-            changed = reader.wait_for_change(&channels, &seen) => { changed?; }
+            changed = reader.wait_for_change(&asked.channels, &seen) => { changed?; }
             batch = &mut ended, if last_batch.is_none() => last_batch = Some(batch?),
         }
+        // There may be collections that had no documents before.
+        asked = args.request.channels(reader).await?;
     }
-}
-
-fn print(rows: &[AnswerRow]) -> Outcome<()> {
-    rows.iter().try_for_each(json)
 }

@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use sluicegate::block::{Block, BlockCodec, BlockState};
+use sluicegate::collections::Collections;
 use sluicegate::core::batch::Gap;
 use sluicegate::core::commit::read_clock;
 use sluicegate::core::meta::Meta;
 use sluicegate::core::scan;
+use sluicegate::databases::Keyspace;
 use sluicegate::{
     BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Error, ErrorKind, PublishedClock, Result, Sequence, SequenceRange,
 };
 
 use super::output::{Outcome, Table, grouped, json, text};
-use super::session::Session;
+use super::session::{Session, Which};
 use super::{Exit, Format};
 
 /// Looks at what is stored. With --feed, all of the feed is ingested first.
@@ -22,6 +24,12 @@ use super::{Exit, Format};
 pub(crate) struct InspectArgs {
     #[command(subcommand)]
     what: What,
+    /// The database, where several are served
+    #[arg(long, value_name = "NAME", global = true)]
+    database: Option<String>,
+    /// The collection of the channel: database.scope.collection, or scope.collection; without it, the default one
+    #[arg(long, value_name = "KEYSPACE", global = true)]
+    keyspace: Option<Keyspace>,
     /// How it is printed
     #[arg(long, value_enum, default_value_t, global = true)]
     format: Format,
@@ -70,17 +78,24 @@ pub(crate) async fn run(args: InspectArgs, session: Session) -> Outcome<Exit> {
     if let What::Feed(feed) = args.what {
         return super::inspect_feed::run(feed, args.format, session).await;
     }
-    let (store, _) = session.filled_store().await?;
+    let which = Which { database: args.database, keyspace: args.keyspace };
+    let (store, _) = session.filled_store(&which).await?;
     let store = store.as_ref();
     let absent = || Error::new(ErrorKind::NotFound, "the store holds no cache yet; start a writer first");
     let meta = store.get(&CacheKey::Meta).await?.ok_or_else(absent)?;
     let meta = Meta::from_bytes(&meta.value).map_err(|e| e.with_context("key", CacheKey::Meta))?;
     let codec = meta.block_codec()?;
     let clock = read_clock(store).await?.ok_or_else(absent)?.value;
+    let known = store.get(&CacheKey::Collections).await?;
+    let known = known.map(|found| Collections::from_bytes(&found.value)).transpose();
+    let known = known.map_err(|e| e.with_context("key", CacheKey::Collections))?.unwrap_or_default();
+    let collection = which.collection(&known)?.unwrap_or_default();
     let shown = match args.what {
         What::Clock => Shown::of(ClockView { clock, meta })?,
-        What::Channel { name } => Shown::of(channel_view(store, codec.as_ref(), name).await?)?,
-        What::Block { channel, index } => Shown::of(block_view(store, codec.as_ref(), channel, BlockIndex(index)).await?)?,
+        What::Channel { name } => Shown::of(channel_view(store, codec.as_ref(), name.in_collection(collection)).await?)?,
+        What::Block { channel, index } => {
+            Shown::of(block_view(store, codec.as_ref(), channel.in_collection(collection), BlockIndex(index)).await?)?
+        }
         What::Sequence { number } => Shown::of(sequence_view(store, codec.as_ref(), Sequence(number)).await?)?,
         What::Skipped => Shown::of(skipped_view(store, clock, meta.ring).await?)?,
         // It needs no cache, and has been shown.
@@ -139,6 +154,7 @@ impl View for ClockView {
             ("format", clock.format.to_string()),
             ("blocks", format!("{}, {} sequences each", meta.codec, grouped(meta.capacity.into()))),
             ("ring", format!("{} batch records", meta.ring)),
+            ("made from", meta.source.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string)),
             ("made by", format!("{}, {} s after 1970", meta.created_by, meta.created_at)),
         ])
         .render(0)

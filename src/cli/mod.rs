@@ -43,9 +43,10 @@ Precedence of settings: flag, environment variable, file, default.
 
 Environment:
   SLUICEGATE_CONFIG, SLUICEGATE_FEED, SLUICEGATE_STORE, SLUICEGATE_NODE,
-  SLUICEGATE_LOG, SLUICEGATE_LOG_FORMAT
-  SLUICEGATE_WRITER_…, SLUICEGATE_READER_…  what the file has in [writer], [reader],
-                                            for example SLUICEGATE_WRITER_MAX_BATCH
+  SLUICEGATE_LOG, SLUICEGATE_LOG_FORMAT, SLUICEGATE_DATABASES
+  SLUICEGATE_WRITER_…, SLUICEGATE_READER_…, SLUICEGATE_DECODER_…
+                       what the file has in [writer], [reader], [decoder],
+                       for example SLUICEGATE_WRITER_MAX_BATCH
 
 Exit codes:
   0    done
@@ -68,7 +69,7 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 struct Global {
-    /// TOML file: feed, store, node, log, log_format, [writer], [reader]
+    /// TOML file: feed, store, node, log, log_format, databases, [writer], [reader], [decoder], [databases.NAME]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Where mutations come from, for example replay:FILE; `sluicegate backends` lists what there is
@@ -80,6 +81,10 @@ struct Global {
     /// Name of this node among others
     #[arg(long, value_name = "NAME", global = true)]
     node: Option<String>,
+    /// auto: serve all databases that the feed's own documents tell of, each with a cache of its own; to name them, [databases.NAME] in the
+    /// file, or --set databases.NAME.collections=SCOPE.COLLECTION,…
+    #[arg(long, value_name = "auto", global = true)]
+    databases: Option<String>,
     /// Any setting by its name in the file, for example writer.max_batch=100
     #[arg(long, value_name = "KEY=VALUE", global = true)]
     set: Vec<String>,
@@ -209,6 +214,7 @@ fn prepare(cli: Cli) -> Outcome<Exit> {
         ("feed", global.feed),
         ("store", global.store.first().cloned()),
         ("node", global.node),
+        ("databases", global.databases),
         ("log", global.log),
         ("log_format", global.log_format),
     ] {

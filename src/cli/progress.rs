@@ -57,7 +57,7 @@ impl<'a> MakeWriter<'a> for Terminal {
 #[derive(Debug)]
 pub(crate) struct Meter {
     terminal: Terminal,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Meter {
@@ -71,9 +71,15 @@ impl Meter {
             terminal.set_bar(Some(bar.clone()));
             tokio::spawn(draw(bar, status))
         } else {
-            tokio::spawn(log(status))
+            tokio::spawn(log(None, status))
         };
-        Meter { terminal: terminal.clone(), task }
+        Meter { terminal: terminal.clone(), tasks: vec![task] }
+    }
+
+    /// Begins to show several writers, each by its name: in the log alone.
+    pub(crate) fn start_all(terminal: &Terminal, all: Vec<(String, watch::Receiver<WriterStatus>)>) -> Self {
+        let tasks = all.into_iter().map(|(name, status)| tokio::spawn(log(Some(name), status))).collect();
+        Meter { terminal: terminal.clone(), tasks }
     }
 
     /// Takes the line away.
@@ -82,7 +88,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         if let Some(bar) = self.terminal.bar() {
             bar.finish_and_clear();
             self.terminal.set_bar(None);
@@ -116,7 +122,7 @@ async fn draw(bar: ProgressBar, status: watch::Receiver<WriterStatus>) {
     }
 }
 
-async fn log(status: watch::Receiver<WriterStatus>) {
+async fn log(database: Option<String>, status: watch::Receiver<WriterStatus>) {
     let mut ticks = tokio::time::interval(LOGGED);
     ticks.tick().await;
     loop {
@@ -124,6 +130,6 @@ async fn log(status: watch::Receiver<WriterStatus>) {
         let status = status.borrow().clone();
         let Some(clock) = status.clock else { continue };
         let (events, pending, skipped) = (status.stats.received, status.pending, clock.gaps);
-        tracing::info!(events, stable = clock.stable.0, high = clock.high.0, pending, skipped, "progress");
+        tracing::info!(database, events, stable = clock.stable.0, high = clock.high.0, pending, skipped, "progress");
     }
 }

@@ -1,16 +1,19 @@
 //! `sluicegate run`: the writer, and a reader beside it.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Instant;
 
 use clap::Args;
+use futures::future::try_join_all;
 use serde::Serialize;
 use sluicegate::core::engine::WriterStats;
+use sluicegate::core::feed::{SharedFeed, Strangers};
 use sluicegate::core::writer::Ended;
-use sluicegate::{PublishedClock, Sluicegate};
+use sluicegate::{Error, PublishedClock, Sluicegate, WriterStatus};
 
 use super::output::{Outcome, Table, grouped, json, text};
 use super::progress::Meter;
-use super::session::Session;
+use super::session::{Part, Session, warn_of_mixture, watch_for_mixture};
 use super::{Exit, Format};
 
 /// Follows the feed until it ends, or until Ctrl-C (exit code 130) or SIGTERM (0): then what was taken is put away first.
@@ -20,8 +23,13 @@ pub(crate) struct RunArgs {
     /// How the summary is printed at the end
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// Go on with a cache that was made from another feed or database, which is refused otherwise: it is bound to this one, which is read
+    /// from its beginning. What the cache holds stays
+    #[arg(long)]
+    adopt: bool,
 }
 
+/// What `--format json` prints. README.md says what each member means; they stay as they are.
 #[derive(Debug, Serialize)]
 struct Summary {
     store: String,
@@ -29,6 +37,23 @@ struct Summary {
     ended: &'static str,
     seconds: f64,
     events_per_second: f64,
+    /// Of several databases, the sum.
+    writer: WriterStats,
+    pending: usize,
+    takeovers: u64,
+    /// None of several databases.
+    clock: Option<PublishedClock>,
+    /// Each database that is served, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    databases: BTreeMap<String, DatabaseSummary>,
+    /// What the feed brought that is none of theirs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    others: Option<Strangers>,
+}
+
+#[derive(Debug, Serialize)]
+struct DatabaseSummary {
+    store: String,
     writer: WriterStats,
     pending: usize,
     takeovers: u64,
@@ -36,40 +61,68 @@ struct Summary {
 }
 
 pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
-    let (feed, store) = (session.feed().await?, session.store().await?);
-    let names = (store.info().name, feed.info().checkpoint_name());
-    tracing::info!(store = names.0, feed = names.1, "starting");
+    let feed = session.feed().await?;
+    let feed_name = feed.info().checkpoint_name();
     let began = Instant::now();
-    let mut builder = Sluicegate::builder()
-        .with_store(store)
-        .with_feed(feed)
-        .decoder(session.decoder()?)
-        .writer_config(session.settings.writer.clone())
-        .reader_config(session.settings.reader.clone());
-    if let Some(node) = &session.settings.node {
-        builder = builder.node(node);
-    }
-    let mut cache = tokio::select! {
-        cache = builder.start() => cache?,
-        // There is no cache to read yet: what may have been taken from the feed is taken again.
+    let parts = tokio::select! {
+        parts = session.parts(feed) => parts?,
         signal = session.signals.first() => return Ok(signal.into()),
     };
+    let mut caches = Vec::new();
+    let mut watches = Vec::new();
+    for part in &parts {
+        let store = part.store.info().name;
+        tracing::info!(store, feed = feed_name, database = part.name, "starting");
+        let cache = tokio::select! {
+            cache = session.cache(part, args.adopt).start() => cache.map_err(|e| named(e, part))?,
+            // There is no cache to read yet: what may have been taken from the feed is taken again.
+            signal = session.signals.first() => return Ok(signal.into()),
+        };
+        watches.extend(cache.writer().map(|status| watch_for_mixture(status, part)));
+        caches.push(cache);
+    }
     tracing::info!("ready");
-    let meter = cache.writer().map(|status| Meter::start(&session.terminal, status));
+    let status_of = |(cache, part): (&Sluicegate, &Part)| Some((part.name.clone().unwrap_or_default(), cache.writer()?));
+    let mut statuses: Vec<_> = caches.iter().zip(&parts).filter_map(status_of).collect();
+    let meter = match statuses.len() {
+        1 => statuses.pop().map(|(_, status)| Meter::start(&session.terminal, status)),
+        _ => Some(Meter::start_all(&session.terminal, statuses)),
+    };
+    let all_ended = try_join_all(
+        caches.iter_mut().zip(&parts).map(|(cache, part)| async move { cache.writer_ended().await.map_err(|e| named(e, part)) }),
+    );
     let (ended, exit) = tokio::select! {
-        ended = cache.writer_ended() => match ended? {
-            Ended::Feed => ("the feed ended", Exit::Done),
-            Ended::Stopped => ("stopped", Exit::Done),
+        ended = all_ended => match ended?.contains(&Ended::Stopped) {
+            false => ("the feed ended", Exit::Done),
+            true => ("stopped", Exit::Done),
         },
         signal = session.signals.first() => {
             tracing::info!("stopping: what was taken from the feed is put away first");
             ("stopped", signal.into())
         }
     };
-    let status = cache.shutdown().await?;
-    drop(meter);
-    let Some(status) = status else { return Ok(exit) };
-    let summary = summary(names, ended, began.elapsed(), status);
+    // All at once: where one of them stops, the feed that they share ends for the others.
+    let statuses = try_join_all(caches.into_iter().map(Sluicegate::shutdown)).await?;
+    drop((meter, watches));
+    let mut summary = Summary {
+        store: session.store_name(&parts),
+        feed: feed_name,
+        ended,
+        seconds: began.elapsed().as_secs_f64(),
+        events_per_second: 0.0,
+        writer: WriterStats::default(),
+        pending: 0,
+        takeovers: 0,
+        clock: None,
+        databases: BTreeMap::new(),
+        others: parts.first().and_then(|part| part.shared.as_ref()).map(SharedFeed::strangers),
+    };
+    for (status, part) in statuses.into_iter().zip(&parts) {
+        let Some(status) = status else { continue };
+        warn_of_mixture(&status, part).await;
+        summary.add(status, part);
+    }
+    summary.events_per_second = summary.writer.received as f64 / summary.seconds.max(0.000_001);
     match args.format {
         Format::Json => json(&summary)?,
         Format::Table => text(&table(&summary))?,
@@ -77,25 +130,34 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
     Ok(exit)
 }
 
-fn summary(names: (String, String), ended: &'static str, took: Duration, status: sluicegate::WriterStatus) -> Summary {
-    let seconds = took.as_secs_f64();
-    Summary {
-        store: names.0,
-        feed: names.1,
-        ended,
-        seconds,
-        events_per_second: status.stats.received as f64 / seconds.max(0.000_001),
-        writer: status.stats,
-        pending: status.pending,
-        takeovers: status.takeovers,
-        clock: status.clock,
+/// The error of a database's writer, with its name.
+fn named(error: Error, part: &Part) -> Error {
+    match &part.name {
+        Some(name) => error.with_context("database", name),
+        None => error,
+    }
+}
+
+impl Summary {
+    fn add(&mut self, status: WriterStatus, part: &Part) {
+        self.writer += status.stats;
+        self.pending += status.pending;
+        self.takeovers += status.takeovers;
+        match &part.name {
+            None => self.clock = status.clock,
+            Some(name) => {
+                let WriterStatus { stats, pending, takeovers, clock, .. } = status;
+                let store = part.store.info().name;
+                self.databases.insert(name.clone(), DatabaseSummary { store, writer: stats, pending, takeovers, clock });
+            }
+        }
     }
 }
 
 fn table(summary: &Summary) -> String {
     let stats = &summary.writer;
     let rate = summary.events_per_second as u64;
-    let clock = match &summary.clock {
+    let clock_text = |clock: &Option<PublishedClock>| match clock {
         Some(clock) => format!(
             "stable {}, high {}, {} skipped, batch {}, epoch {}",
             clock.stable,
@@ -134,14 +196,26 @@ fn table(summary: &Summary) -> String {
         }
     }
     let events = format!("{} in {:.2} s, {}/s", grouped(stats.received), summary.seconds, grouped(rate));
-    Table::pairs([
+    let mut pairs = Table::pairs([
         ("store", summary.store.clone()),
         ("feed", summary.feed.clone()),
         ("ended", summary.ended.to_owned()),
         ("events", events),
         ("sequences", sequences),
         ("the rest", rest),
-        ("clock", clock),
-    ])
-    .render(0)
+    ]);
+    if summary.databases.is_empty() {
+        pairs.row(["clock".to_owned(), clock_text(&summary.clock)]);
+    }
+    for (name, one) in &summary.databases {
+        pairs.row([name.clone(), format!("{} cached; {}", grouped(one.writer.cached), clock_text(&one.clock))]);
+    }
+    if let Some(others) = &summary.others {
+        let kinds = [("documents of", &others.collections), ("metadata documents of", &others.databases)];
+        for (what, counts) in kinds.into_iter().filter(|(_, counts)| !counts.is_empty()) {
+            let counts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} ({})", grouped(*count))).collect();
+            pairs.row(["left out".to_owned(), format!("{what} {}", counts.join(", "))]);
+        }
+    }
+    pairs.render(0)
 }

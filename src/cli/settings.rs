@@ -3,14 +3,17 @@
 //! The layers are put together by hand, on a flat list of dotted names: general configuration crates do not know, once values are
 //! merged, which environment variable or which `--set` an unknown name came from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sluicegate::databases::{self, DatabaseConfig};
 use sluicegate::decode::GatewayOptions;
+use sluicegate::decode::databases::DEFAULT_ID;
+use sluicegate::source::DatabaseIdentity;
 use sluicegate::{Error, ErrorKind, ReaderConfig, Result, WriterConfig};
 
 /// What all our environment variables begin with.
@@ -18,6 +21,10 @@ const PREFIX: &str = "SLUICEGATE_";
 
 /// The environment variable that names the file.
 pub(crate) const CONFIG_VARIABLE: &str = "SLUICEGATE_CONFIG";
+
+/// The section of the file that has a section for each database, and what is in these.
+const DATABASES: &str = "databases";
+const DATABASE_FIELDS: [&str; 3] = ["metadata_id", "collections", "namespace"];
 
 /// The sections of the file.
 const SECTIONS: [&str; 3] = ["writer", "reader", "decoder"];
@@ -42,6 +49,18 @@ pub(crate) struct Settings {
     pub(crate) reader: ReaderConfig,
     /// Which database the feed's documents are read as.
     pub(crate) decoder: DecoderSettings,
+    /// The databases that are served, if not one.
+    pub(crate) databases: Option<DatabasesSetting>,
+}
+
+/// The databases that are served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum DatabasesSetting {
+    /// `auto`: those that the bucket's own documents tell of.
+    Word(String),
+    /// These.
+    Named(BTreeMap<String, DatabaseConfig>),
 }
 
 /// Which of the gateway's databases is decoded.
@@ -50,7 +69,7 @@ pub(crate) struct Settings {
 pub(crate) struct DecoderSettings {
     /// The database's metadata id; without one the default.
     metadata_id: Option<String>,
-    /// The numbers of its collections, with commas between them; without any all of them.
+    /// Its collections, with commas between them, each as `scope.collection` or as a number; without any all of them.
     collections: Option<String>,
     /// Whether metadata are never looked for in bodies.
     attributes_only: bool,
@@ -62,21 +81,68 @@ impl DecoderSettings {
     /// # Errors
     /// `ConfigInvalid`, naming the setting that is wrong.
     pub(crate) fn options(&self) -> Result<GatewayOptions> {
-        let number = |text: &str| {
-            let text = text.trim();
-            let number = match text.strip_prefix("0x") {
-                Some(digits) => u32::from_str_radix(digits, 16),
-                None => text.parse(),
-            };
-            number.map_err(|_| Error::config(format!("collections holds `{text}`, must be numbers, such as 8,0xa")))
-        };
-        let collections =
-            self.collections.as_deref().map(|list| list.split(',').map(number).collect::<Result<_>>()).transpose()?;
         let mut options = GatewayOptions::default();
-        (options.metadata_id, options.collections) = (self.metadata_id.clone(), collections);
+        options.metadata_id = self.metadata_id.clone();
         options.attributes_only = self.attributes_only;
         options.validate()?;
+        if self.collections()?.is_some_and(|collections| collections.is_empty()) {
+            return Err(Error::config("collections names none, must name at least one"));
+        }
         Ok(options)
+    }
+
+    /// The database's collections, if they are named.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for what cannot be one.
+    pub(crate) fn collections(&self) -> Result<Option<BTreeSet<String>>> {
+        let Some(list) = &self.collections else { return Ok(None) };
+        let one = |text: &str| -> Result<String> {
+            let text = text.trim();
+            let number = match text.strip_prefix("0x") {
+                Some(digits) => u32::from_str_radix(digits, 16).ok(),
+                None => text.parse().ok(),
+            };
+            match number {
+                Some(number) => Ok(format!("0x{number:x}")),
+                None if text.split('.').count() == 2 && text.split('.').all(|part| !part.is_empty()) => Ok(text.to_owned()),
+                None => Err(Error::config(format!(
+                    "collections holds `{text}`, must be names and numbers, such as scope.collection,8,0xa"
+                ))),
+            }
+        };
+        list.split(',').map(one).collect::<Result<_>>().map(Some)
+    }
+
+    /// What a cache says of the database.
+    ///
+    /// # Errors
+    /// As [`collections`](Self::collections).
+    pub(crate) fn identity(&self) -> Result<DatabaseIdentity> {
+        let metadata_id = self.metadata_id.clone().filter(|id| id != DEFAULT_ID);
+        Ok(DatabaseIdentity { name: None, metadata_id, collections: self.collections()? })
+    }
+}
+
+impl Settings {
+    fn check_databases(&self) -> Result<()> {
+        match &self.databases {
+            None => return Ok(()),
+            Some(DatabasesSetting::Word(word)) if word == "auto" => {}
+            Some(DatabasesSetting::Word(word)) => {
+                return Err(Error::config(format!(
+                    "databases is `{word}`, must be `auto`, or sections: [databases.NAME] with {}",
+                    DATABASE_FIELDS.join(", ")
+                )));
+            }
+            Some(DatabasesSetting::Named(named)) => databases::validate(named)?,
+        }
+        if self.decoder.metadata_id.is_some() || self.decoder.collections.is_some() {
+            return Err(Error::config(
+                "decoder.metadata_id and decoder.collections are for one database; give them under databases",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -144,6 +210,17 @@ impl Layers {
                         self.toml(format!("{name}.{key}"), value, path)?;
                     }
                 }
+                toml::Value::Table(databases) if name == DATABASES => {
+                    for (database, value) in databases {
+                        let toml::Value::Table(fields) = value else {
+                            let source = Source::File(path.to_owned(), format!("{name}.{database}"));
+                            return Err(Error::config(format!("{source}: expected a section, not {}", value.type_str())));
+                        };
+                        for (field, value) in fields {
+                            self.toml(format!("{name}.{database}.{field}"), value, path)?;
+                        }
+                    }
+                }
                 value => self.toml(name, value, path)?,
             }
         }
@@ -157,6 +234,11 @@ impl Layers {
             (Value::Number(_), toml::Value::Integer(n)) if n >= 0 => Value::from(n),
             (Value::Bool(_), toml::Value::Boolean(b)) => Value::from(b),
             (Value::String(_) | Value::Null, toml::Value::String(text)) => Value::from(text),
+            (Value::Null, toml::Value::Array(list)) if key.ends_with(".collections") => {
+                let texts = list.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+                let texts = texts.ok_or_else(|| Error::config(format!("{source}: expected a list of texts")))?;
+                Value::from(texts.join(","))
+            }
             (default, value) => {
                 return Err(Error::config(format!("{source}: expected {}, not {}", kind(default), value.type_str())));
             }
@@ -212,6 +294,13 @@ impl Layers {
 
     /// The default of a setting, which tells its type.
     fn default_of(&self, key: &str, source: &Source) -> Result<&Value> {
+        if let Some((name, field)) = key.strip_prefix("databases.").and_then(|rest| rest.split_once('.')) {
+            if !name.is_empty() && DATABASE_FIELDS.contains(&field) {
+                return Ok(&Value::Null);
+            }
+            let fields = DATABASE_FIELDS.join(", ");
+            return Err(Error::config(format!("{source}: there is no such setting of a database; there are: {fields}")));
+        }
         self.defaults.get(key).ok_or_else(|| {
             let section = key.split_once('.').map_or("", |(section, _)| section);
             let name = |key: &str| key.rsplit_once('.').map_or(key, |(_, name)| name).to_owned();
@@ -261,6 +350,7 @@ impl Layers {
         self.check("writer", settings.writer.validate())?;
         self.check("reader", settings.reader.validate())?;
         self.check("decoder", settings.decoder.options().map(drop))?;
+        self.check("databases", settings.check_databases())?;
         Ok(settings)
     }
 
@@ -283,18 +373,25 @@ fn settings_with<'a>(
     values: impl IntoIterator<Item = (&'a String, &'a (Value, Source))>,
 ) -> std::result::Result<Settings, serde_json::Error> {
     let mut tree = serde_json::Map::new();
+    let section = |tree: &mut serde_json::Map<String, Value>, name: &str| {
+        tree.entry(name).or_insert_with(|| Value::Object(serde_json::Map::new()));
+    };
     for (key, (value, _)) in values {
-        match key.split_once('.') {
-            Some((section, key)) => {
-                let section = tree.entry(section).or_insert_with(|| Value::Object(serde_json::Map::new()));
-                if let Value::Object(section) = section {
-                    section.insert(key.to_owned(), value.clone());
-                }
-            }
-            None => {
-                tree.insert(key.clone(), value.clone());
+        let mut value = value.clone();
+        let mut path: Vec<&str> = key.splitn(3, '.').collect();
+        if let ([DATABASES, _, "collections"], Value::String(text)) = (&path[..], &value) {
+            value = text.split(',').map(|name| Value::from(name.trim())).collect();
+        }
+        let Some(last) = path.pop() else { continue };
+        let mut at = &mut tree;
+        for name in path {
+            section(at, name);
+            match at.get_mut(name) {
+                Some(Value::Object(inner)) => at = inner,
+                _ => return Err(serde::de::Error::custom(format!("`{name}` is a word in one place and a section in another"))),
             }
         }
+        at.insert(last.to_owned(), value);
     }
     serde_json::from_value(Value::Object(tree))
 }
@@ -351,21 +448,48 @@ mod tests {
         let with = |pairs: &[&str]| {
             let mut layers = Layers::new();
             pairs.iter().for_each(|pair| layers.pair(pair).unwrap());
-            layers.settings().map(|settings| settings.decoder.options().unwrap())
+            layers.settings().map(|settings| settings.decoder)
         };
-        assert_eq!(with(&[]).unwrap(), GatewayOptions::default());
-        let options = with(&["decoder.metadata_id=db1", "decoder.collections=8, 0xa", "decoder.attributes_only=true"]).unwrap();
+        assert_eq!(with(&[]).unwrap().options().unwrap(), GatewayOptions::default());
+        let one = with(&["decoder.metadata_id=db1", "decoder.collections=8, 0xa,s.c", "decoder.attributes_only=true"]).unwrap();
+        let options = one.options().unwrap();
         assert_eq!((options.metadata_id.as_deref(), options.attributes_only), (Some("db1"), true));
-        assert_eq!(options.collections, Some([8, 10].into()));
+        assert_eq!(one.collections().unwrap(), Some(["0x8", "0xa", "s.c"].map(str::to_owned).into()));
         for (pair, word) in [
             ("decoder.metadata_id=a:b", "`a:b`"),
             ("decoder.metadata_id=", "metadata_id"),
-            ("decoder.collections=8,s.c", "`s.c`"),
+            ("decoder.collections=8,c", "`c`"),
             ("decoder.collections=", "collections"),
             ("decoder.collections=4294967296", "4294967296"),
         ] {
             let error = with(&[pair]).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("[decoder]") && error.contains("--set decoder."), "{error}");
+        }
+    }
+
+    #[test]
+    fn databases_have_sections_of_their_own_or_are_found() {
+        let (_folder, path) =
+            file("[databases.a]\nmetadata_id = 'x'\ncollections = ['s.c', 's.d']\n[databases.b]\nnamespace = 'n'\n");
+        let mut layers = Layers::new();
+        layers.file(&path).unwrap();
+        layers.pair("databases.b.collections=t.c, t.d").unwrap();
+        let Some(DatabasesSetting::Named(named)) = layers.settings().unwrap().databases else { panic!() };
+        assert_eq!(named["a"].metadata_id("a").as_deref(), Some("x"));
+        assert_eq!(named["b"].metadata_id("b").as_deref(), Some("b"));
+        assert_eq!(named["b"].collections(), ["t.c", "t.d"].map(str::to_owned).into());
+
+        layers.pair("databases.b.metadata_id=x").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("one metadata id"));
+        let mut layers = Layers::new();
+        layers.environment(variables(&[("SLUICEGATE_DATABASES", "auto")])).unwrap();
+        assert_eq!(layers.settings().unwrap().databases, Some(DatabasesSetting::Word("auto".to_owned())));
+        layers.pair("decoder.metadata_id=x").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("decoder.metadata_id"));
+        for (pair, word) in [("databases=all", "`all`"), ("databases.a.colections=s.c", "metadata_id, collections")] {
+            let mut layers = Layers::new();
+            let error = layers.pair(pair).and_then(|()| layers.settings().map(drop)).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
         }
     }
 

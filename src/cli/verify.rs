@@ -5,13 +5,16 @@ use sluicegate::core::verify::{Action, RepairOptions, RepairReport, VerifyOption
 use sluicegate::{CacheStore, Error};
 
 use super::output::{Outcome, Table, grouped, json, text};
-use super::session::Session;
+use super::session::{Session, Which};
 use super::{Exit, Format};
 
 /// Checks a whole cache against its own rules, reading everything in it; exit code 3 if something is wrong. With --feed, all of the feed is
 /// ingested first. With --repair, what can be rebuilt is rebuilt.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
+    /// The database, where several are served
+    #[arg(long, value_name = "NAME")]
+    database: Option<String>,
     /// Also check the checkpoint of this feed, named as `sluicegate run` names it; with --feed it is checked anyway
     #[arg(long, value_name = "NAME")]
     checkpoint: Option<String>,
@@ -30,7 +33,8 @@ pub(crate) struct VerifyArgs {
 }
 
 pub(crate) async fn run(args: VerifyArgs, session: Session) -> Outcome<Exit> {
-    let (store, ingested) = session.filled_store().await?;
+    let which = Which { database: args.database.clone(), keyspace: None };
+    let (store, ingested) = session.filled_store(&which).await?;
     let mut options = VerifyOptions::default().max_findings(args.max_findings);
     options.feed = args.checkpoint.clone().or_else(|| ingested.map(|feed| feed.checkpoint_name()));
     if args.repair {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use sluicegate_core::feed::{Feed, FeedInfo, FeedStart, FeedStream};
+use sluicegate_core::feed::{Feed, FeedIdentity, FeedInfo, FeedStart, FeedStream};
 use sluicegate_core::{FeedBatch, Result};
 use tokio::sync::oneshot;
 
@@ -88,6 +88,10 @@ fn due(holds: &Mutex<Vec<(u64, Hold)>>) -> Option<Hold> {
 impl Feed for PausingFeed {
     fn info(&self) -> FeedInfo {
         self.feed.info()
+    }
+
+    fn identity(&self) -> FeedIdentity {
+        self.feed.identity()
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {

@@ -59,9 +59,14 @@ impl SequenceId {
     /// Where a request with this `since` starts while the low sequence is `low` (zero if nothing is skipped).
     ///
     /// As long as low has not moved since the id was made, what lies between low and the sequence was sent and is not sent again;
-    /// afterwards the request starts at the safe sequence.
+    /// afterwards the request starts at the safe sequence. Inside a backfill everything below `T` was sent before: a channel of which
+    /// nothing is being sent from its beginning goes on just before `T`, as with the gateway.
     pub fn start(&self, low: Sequence) -> Sequence {
-        if self.low > Sequence::ZERO && self.low == low { self.sequence } else { self.safe() }
+        let reached = if self.in_backfill() { self.triggered.previous() } else { self.sequence };
+        match self.low > Sequence::ZERO && self.low != low {
+            true => reached.min(self.low),
+            false => reached,
+        }
     }
 
     /// Whether it names a place inside a backfill.
@@ -294,6 +299,15 @@ mod tests {
             assert_eq!(error.kind(), crate::ErrorKind::ConfigInvalid, "{text}");
         }
         assert!("x".repeat(1 << 20).parse::<SequenceId>().unwrap_err().to_string().len() < 400);
+    }
+
+    #[test]
+    fn a_request_from_inside_a_backfill_starts_before_what_triggered_it() {
+        for (text, low, start) in
+            [("9:7", 0, 8), ("7", 0, 7), ("2::7", 0, 2), ("2::7", 2, 7), ("2:9:7", 0, 2), ("2:9:7", 2, 8), ("8:9:7", 0, 8)]
+        {
+            assert_eq!(id(text).start(Sequence(low)), Sequence(start), "{text}");
+        }
     }
 
     #[test]

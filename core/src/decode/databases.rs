@@ -48,6 +48,35 @@ pub fn counter_key(metadata_id: Option<&str>) -> String {
     }
 }
 
+/// Whose a mutation is, as its key and its collection tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// A document in the collection of this number.
+    Collection(u32),
+    /// A user, a role or a marker of unused sequences of the database with this metadata id; none for the default one.
+    Database(Option<&'a [u8]>),
+    /// Bookkeeping of the gateway's that carries no sequence.
+    Nobody,
+}
+
+impl<'a> Owner<'a> {
+    /// The owner of a mutation.
+    pub fn of(mutation: &'a Mutation) -> Self {
+        let Some(rest) = mutation.key.strip_prefix(b"_sync:") else { return Owner::Collection(mutation.collection) };
+        let until_colon = |rest: &'a [u8]| rest.iter().position(|byte| *byte == b':').map(|at| (&rest[..at], &rest[at + 1..]));
+        if let Some(rest) = rest.strip_prefix(b"user:").or_else(|| rest.strip_prefix(b"role:")) {
+            // No name holds a colon.
+            return Owner::Database(until_colon(rest).map(|(id, _)| id));
+        }
+        let (id, rest) = match rest.strip_prefix(b"m_").and_then(until_colon) {
+            Some((id, rest)) => (Some(id), rest),
+            None => (None, rest),
+        };
+        let is_marker = rest.starts_with(b"unusedSeq:") || rest.starts_with(b"unusedSeqs:");
+        if is_marker { Owner::Database(id) } else { Owner::Nobody }
+    }
+}
+
 /// A database of the gateway's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Database {
@@ -108,6 +137,11 @@ impl Databases {
     pub fn new(names: impl IntoIterator<Item = (u32, String)>) -> Self {
         let default = [(0, DEFAULT_COLLECTION.to_owned())];
         Databases { names: default.into_iter().chain(names).collect(), ..Databases::default() }
+    }
+
+    /// Takes in what a collection is called; whether that was not known.
+    pub fn name(&mut self, number: u32, name: &str) -> bool {
+        self.names.insert(number, name.to_owned()).as_deref() != Some(name)
     }
 
     /// Takes a mutation of whatever key; whether it says something about databases that was not known. What cannot be read says nothing.

@@ -1,6 +1,9 @@
 //! The change feed: what it delivers, and where to open it.
 
+mod identity;
 mod position;
+#[cfg(feature = "runtime")]
+mod shared;
 
 use std::fmt;
 
@@ -11,9 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
+pub use identity::FeedIdentity;
 #[cfg(feature = "runtime")]
 pub(crate) use position::least_missed;
 pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
+#[cfg(feature = "runtime")]
+pub use shared::{SharedFeed, Strangers, Territory};
 
 /// Number of a partition (vbucket): the unit of order in the feed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -187,6 +193,9 @@ pub enum FeedEvent {
         /// Up to where deletions may have been gone already when its snapshot was made (DCP: purge seqno).
         purge_seqno: u64,
     },
+    /// What collections are called, as far as it was not told yet: each number with `SCOPE.COLLECTION`. Comes before the documents of
+    /// a collection, if at all.
+    CollectionNames(Vec<(u32, Box<str>)>),
     /// Everything that existed when the feed was opened has been delivered.
     CaughtUp,
 }
@@ -203,7 +212,7 @@ impl FeedEvent {
             | FeedEvent::SeqnoAdvanced { partition, .. }
             | FeedEvent::PartitionState { partition, .. }
             | FeedEvent::PartitionContext { partition, .. } => Some(*partition),
-            FeedEvent::CaughtUp => None,
+            FeedEvent::CollectionNames(_) | FeedEvent::CaughtUp => None,
         }
     }
 }
@@ -223,6 +232,9 @@ impl FeedBatch {
             .map(|event| match event {
                 FeedEvent::Mutation(m) => m.memory_bytes(),
                 FeedEvent::PartitionState { failover_log, .. } => size_of::<FeedEvent>() + size_of_val(&failover_log[..]),
+                FeedEvent::CollectionNames(names) => {
+                    size_of::<FeedEvent>() + size_of_val(&names[..]) + names.iter().map(|(_, name)| name.len()).sum::<usize>()
+                }
                 _ => size_of::<FeedEvent>(),
             })
             .sum()
@@ -295,6 +307,12 @@ pub type FeedStream = BoxStream<'static, Result<FeedBatch>>;
 pub trait Feed: Send + Sync + fmt::Debug + 'static {
     /// What this feed is and can do.
     fn info(&self) -> FeedInfo;
+
+    /// What it is of. Two feeds whose sequences do not go together must differ in it: a cache that was
+    /// made from one refuses the other. Unless implemented, scheme and name.
+    fn identity(&self) -> FeedIdentity {
+        FeedIdentity::new(self.info().checkpoint_name())
+    }
 
     /// Opens the feed. May be called again, for example after an error.
     ///

@@ -191,7 +191,7 @@ impl PositionTracker {
                 let at = self.entry(*partition);
                 (at.manifest_uid, at.purge_seqno) = (*manifest_uid, *purge_seqno);
             }
-            FeedEvent::RollbackEnded { .. } | FeedEvent::CaughtUp => {}
+            FeedEvent::RollbackEnded { .. } | FeedEvent::CollectionNames(_) | FeedEvent::CaughtUp => {}
         }
     }
 

@@ -25,6 +25,7 @@ use crate::block::BlockCodec;
 use crate::changes::{Answer, AnswerRow, ChangesOptions, Delivery, LateCursor, Row, Source, merge};
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::PublishedClock;
+use crate::collections::Collections;
 use crate::commit::read_clock;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
@@ -237,6 +238,16 @@ impl ReaderNode {
     /// What requests see at the moment.
     pub fn cut(&self) -> Cut {
         self.node.state.read().cut
+    }
+
+    /// The collections that have documents in the cache, and the names of collections, as they are stored now.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the key, if the list cannot be read; what the store says.
+    pub async fn collections(&self) -> Result<Collections> {
+        let key = CacheKey::Collections;
+        let Some(stored) = self.node.store.get(&key).await? else { return Ok(Collections::new()) };
+        Collections::from_bytes(&stored.value).map_err(|e| e.with_context("key", &key))
     }
 
     /// The published clock as this node knows it.

@@ -101,6 +101,19 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     if options.from_beginning && options.verify.feed.is_none() {
         return Err(Error::config("to forget the feed's position, the name of the feed must be given"));
     }
+    if let Some(feed) = options.verify.feed.as_deref().filter(|_| options.from_beginning) {
+        let key = CacheKey::Checkpoint(feed.to_owned());
+        let is_there = match store.get(&key).await {
+            // One that the store itself cannot read is there, and put back.
+            Err(e) if e.kind() == ErrorKind::Corrupt => true,
+            stored => stored?.is_some(),
+        };
+        if !is_there {
+            let message = format!("the cache has no checkpoint of a feed `{feed}`, so there is no position to forget");
+            return Err(Error::config(message)
+                .with_next_step("give the name as `sluicegate run` tells it when it starts, such as dcp:BUCKET"));
+        }
+    }
     let mut found = look(store, &options.verify).await?;
     let mut report = RepairReport::default();
     let mut forget = options.from_beginning;

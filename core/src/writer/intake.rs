@@ -12,6 +12,7 @@ use super::pointers::{PointerReader, Pointers};
 use super::rollback::Held;
 use super::{Writer, backoff, log_noted};
 use crate::decode::{Decoded, MutationDecoder};
+use crate::document::CollectionId;
 use crate::entry::Origin;
 use crate::error::Result;
 use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
@@ -149,6 +150,11 @@ impl Writer {
                             ended.insert(partition);
                         }
                         FeedEvent::CaughtUp => self.is_caught_up = true,
+                        FeedEvent::CollectionNames(ref names) => {
+                            for (collection, name) in names {
+                                self.collections.name(CollectionId(*collection), name);
+                            }
+                        }
                         _ => {}
                     }
                     self.tracker.observe(&event);

@@ -47,6 +47,7 @@ use crate::meta::Meta;
 use crate::pointer::Supersession;
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
+use crate::source::Following;
 use crate::store::{CacheStore, Versioned};
 use crate::throttle::Throttle;
 use crate::withdraw;
@@ -149,49 +150,50 @@ impl Writer {
     pub async fn alone(
         store: Arc<dyn CacheStore>,
         decoder: Arc<dyn MutationDecoder>,
-        feed: &str,
+        feed: impl Into<Following>,
         config: WriterConfig,
     ) -> Result<Writer> {
+        let feed = feed.into();
         let epoch = next_epoch(store.as_ref()).await?;
         Writer::take_over(store, decoder, feed, epoch, config).await
     }
 
     /// Begins the term `epoch` over `store`, for the feed called `feed`: fences whoever wrote before, and finds out where to go on. Makes a new
-    /// cache if there is none. May be repeated.
+    /// cache if there is none. May be repeated. With no more than a name, it is not checked whether the cache was made from that feed.
     ///
     /// # Errors
-    /// `Fenced` if a later epoch is there; `ConfigInvalid`, `Corrupt`, or what the store says.
+    /// `Fenced` if a later epoch is there; `ConfigInvalid`, also if the cache was made from another feed; `Corrupt`, or what the store says.
     pub async fn take_over(
         store: Arc<dyn CacheStore>,
         decoder: Arc<dyn MutationDecoder>,
-        feed: &str,
+        feed: impl Into<Following>,
         epoch: Epoch,
         config: WriterConfig,
     ) -> Result<Writer> {
-        Writer::begin(store, decoder, feed, epoch, config).await.map_err(name_repair)
+        Writer::begin(store, decoder, feed.into(), epoch, config).await.map_err(name_repair)
     }
 
     fn begin(
         store: Arc<dyn CacheStore>,
         decoder: Arc<dyn MutationDecoder>,
-        feed: &str,
+        feed: Following,
         epoch: Epoch,
         config: WriterConfig,
-    ) -> BoxFuture<'_, Result<Writer>> {
+    ) -> BoxFuture<'static, Result<Writer>> {
         Box::pin(Writer::begin_term(store, decoder, feed, epoch, config))
     }
 
     async fn begin_term(
         store: Arc<dyn CacheStore>,
         decoder: Arc<dyn MutationDecoder>,
-        feed: &str,
+        feed: Following,
         epoch: Epoch,
         config: WriterConfig,
     ) -> Result<Writer> {
         config.validate()?;
         let created_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let new = Meta::new(codec_named(&config.codec, config.block_capacity)?.as_ref(), config.ring, created_at);
-        let attempt = || async { commit::take_over(store.as_ref(), epoch, feed, &new).await };
+        let attempt = || async { commit::begin_term(store.as_ref(), epoch, &feed, &new).await };
         let taken = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         let codec = taken.meta.block_codec()?;
         let fenced = Fenced { store: store.as_ref(), term: epoch, removes_unreadable: false };
@@ -219,7 +221,8 @@ impl Writer {
         let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
         let mut last = clock.clone();
         last.batch = last.batch.max(checkpoint.batch);
-        let mut assembler = Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.to_owned(), last, checkpoint.late);
+        let mut assembler =
+            Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.checkpoint().to_owned(), last, checkpoint.late);
 
         assembler.announce(gone, restored);
 
@@ -336,7 +339,14 @@ impl Writer {
         if !self.has_positions {
             self.resume = false;
         }
-        let mut stream = feed.open(self.start()).await.map_err(|e| e.with_operation("open the feed"))?;
+        // It may take long, for a feed that is shared until all have opened it.
+        let opened = tokio::select! {
+            biased;
+            () = &mut stop => None,
+            opened = feed.open(self.start()) => Some(opened),
+        };
+        let Some(opened) = opened else { return self.flush().await.map(|()| Ended::Stopped) };
+        let mut stream = opened.map_err(|e| e.with_operation("open the feed"))?;
         let mut decoding = FuturesOrdered::new();
         let mut ticks = tokio::time::interval(Duration::from_millis((self.config.max_wait_ms / 2).clamp(1, 1_000)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use sluicegate_core::{Error, ErrorKind, Status as Retry};
+use sluicegate_core::{Error, ErrorKind, FeedEvent, Status as Retry};
 use sluicegate_mcbp::client::{ClientError, ClientResult, Fault, Session};
 use sluicegate_mcbp::config::{Address, ClusterMap};
 use sluicegate_mcbp::hello::Feature;
-use sluicegate_mcbp::{Command, Reply, Request, kv};
+use sluicegate_mcbp::{Command, Empty, Reply, Request, kv};
 use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
+use crate::names::Names;
 use crate::options::Target;
 use crate::orders::Filter;
 use crate::seeds::Found;
@@ -94,6 +95,26 @@ pub(crate) async fn filter(session: &mut Session, target: &Target) -> ClientResu
         filter.collections.push(id);
     }
     Ok(filter)
+}
+
+/// What collections are called, and the event that says so. A server that does not tell leaves them without names.
+///
+/// # Errors
+/// That the question could not be asked.
+pub(crate) async fn names(session: &mut Session) -> ClientResult<(Names, Option<FeedEvent>)> {
+    let names = Names::new();
+    if !session.granted().contains(Feature::Collections) {
+        return Ok((names, None));
+    }
+    let response = session.ask(Request::new(Command::GetCollectionsManifest(Empty {}))).await?;
+    let told = match &response.reply {
+        Reply::Plain(parts) => names.on_manifest(&parts.value()),
+        _ => None,
+    };
+    if told.is_none() {
+        tracing::warn!(node = %session.address(), "the server does not tell the names of collections; only their numbers are known");
+    }
+    Ok((names, told))
 }
 
 /// A collection that is given by its number, as `0x8`: no name is like it, since there is a dot in each.

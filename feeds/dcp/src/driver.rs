@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::bootstrap::core_error;
 use crate::horizon::Horizon;
+use crate::names::Names;
 use crate::node;
 use crate::options::Target;
 use crate::orders::{Filter, Node, Order, Report};
@@ -42,6 +43,8 @@ const MAP_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Plan {
     pub(crate) target: Arc<Target>,
     pub(crate) filter: Filter,
+    /// What collections are called.
+    pub(crate) names: Arc<Names>,
     /// Name of the connections.
     pub(crate) name: String,
     pub(crate) is_finite: bool,
@@ -340,6 +343,7 @@ impl Driver {
                 target: self.plan.target.clone(),
                 name: self.plan.name.clone(),
                 filter: self.plan.filter.clone(),
+                names: self.plan.names.clone(),
                 horizon: self.horizon.clone(),
                 board: self.board.clone(),
                 tally: peer.tally.clone(),

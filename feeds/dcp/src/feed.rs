@@ -7,14 +7,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
+use sluicegate_core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate_core::registry::{FeedFactory, Location, Opening};
-use sluicegate_core::{Error, ErrorKind, Feed, FeedStart, FeedStream, PartitionId, Result};
+use sluicegate_core::{Error, ErrorKind, Feed, FeedEvent, FeedStart, FeedStream, PartitionId, Result};
 use sluicegate_mcbp::topology::Topology;
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::bootstrap::{bootstrap, core_error, filter};
+use crate::bootstrap::{bootstrap, core_error, filter, names};
 use crate::driver::{Driver, Plan};
 use crate::options::{Target, Until};
 use crate::parcel::{self, Inlet};
@@ -30,6 +30,8 @@ use crate::vbucket::Begin;
 pub struct DcpFeed {
     target: Arc<Target>,
     partitions: u16,
+    /// The bucket's UUID, empty where the server does not say.
+    uuid: String,
     board: Mutex<Arc<Board>>,
 }
 
@@ -57,7 +59,7 @@ impl DcpFeed {
         }
         let partitions = u16::try_from(map.num_vbuckets())
             .map_err(|_| Error::new(ErrorKind::Unsupported, "the bucket has more vbuckets than a feed can have partitions"))?;
-        Ok(DcpFeed { target, partitions, board: Mutex::new(Arc::new(Board::new(usize::from(partitions)))) })
+        Ok(DcpFeed { target, partitions, uuid: map.uuid, board: Mutex::new(Arc::new(Board::new(usize::from(partitions)))) })
     }
 
     /// What the stream that was opened last is doing.
@@ -83,11 +85,19 @@ impl Feed for DcpFeed {
     fn info(&self) -> FeedInfo {
         let finite = self.is_finite();
         FeedInfo {
-            scheme: self.target.scheme,
+            // With TLS or without, it is the same feed, and has one checkpoint.
+            scheme: "dcp",
             name: self.target.name(),
             partitions: self.partitions,
             capabilities: FeedCapabilities { positions: true, snapshots: true, deletions: true, finite },
         }
+    }
+
+    /// The bucket, whatever of it is followed and over whichever connection.
+    fn identity(&self) -> FeedIdentity {
+        FeedIdentity::new(format!("dcp:{}", self.target.connect.bucket))
+            .with_instance(self.uuid.clone())
+            .with_former_checkpoint(format!("dcps:{}", self.target.name()))
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
@@ -100,6 +110,7 @@ impl Feed for DcpFeed {
             );
         }
         let filter = filter(&mut session, &target).await.map_err(core_error)?;
+        let (names, told) = names(&mut session).await.map_err(core_error)?;
         let mut topology = Topology::new(target.network.clone(), target.connect.tls.is_some());
         topology.offer(map, session.address());
         drop(session);
@@ -122,10 +133,10 @@ impl Feed for DcpFeed {
             None => Begin::Zero,
         };
         let name = format!("sluicegate:{:016x}", rand::random::<u64>());
-        let plan = Plan { target, filter, name, is_finite: self.is_finite() };
+        let plan = Plan { target, filter, names: Arc::new(names), name, is_finite: self.is_finite() };
         let driver = Driver::new(plan, topology, outlet, board, begin, resolved);
         let task = AbortOnDropHandle::new(tokio::spawn(driver.run()));
-        let mut open = Open { inlet, failed: None, _task: task };
+        let mut open = Open { inlet, names: told, failed: None, _task: task };
         // What is written from now on must come, so where it begins must be known.
         if is_resolved.await.is_err() {
             match open.inlet.take().await {
@@ -140,16 +151,24 @@ impl Feed for DcpFeed {
 /// An open feed. Dropped, it closes all connections.
 struct Open {
     inlet: Inlet,
+    /// What collections are called: comes before all else that comes.
+    names: Option<FeedEvent>,
     failed: Option<Error>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Open {
     async fn next(&mut self) -> Option<Result<sluicegate_core::FeedBatch>> {
-        match self.failed.take() {
-            Some(error) => Some(Err(error)),
-            None => self.inlet.take().await,
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
         }
+        let mut batch = self.inlet.take().await?;
+        if let Ok(batch) = &mut batch
+            && let Some(names) = self.names.take()
+        {
+            batch.events.insert(0, names);
+        }
+        Some(batch)
     }
 }
 

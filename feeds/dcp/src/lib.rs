@@ -10,6 +10,7 @@ mod flow;
 mod handshake;
 mod held_back;
 mod horizon;
+mod names;
 mod node;
 mod observer;
 mod options;

@@ -188,7 +188,6 @@ impl DcpOptions {
 /// A bucket, and how to reach it.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    pub(crate) scheme: &'static str,
     pub(crate) seeds: Seeds,
     pub(crate) network: NetworkChoice,
     pub(crate) connect: ConnectOptions,
@@ -251,7 +250,7 @@ impl Target {
             "default" => NetworkChoice::Fixed(Network::Default),
             name => NetworkChoice::Fixed(Network::Named(name.to_owned())),
         };
-        Ok(Target { scheme, seeds, network, connect, options })
+        Ok(Target { seeds, network, connect, options })
     }
 
     /// The bucket, with what of it is delivered if that is not all.

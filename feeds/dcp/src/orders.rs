@@ -9,6 +9,7 @@ use sluicegate_mcbp::dcp::StreamFilter;
 use tokio::sync::mpsc;
 
 use crate::horizon::Horizon;
+use crate::names::Names;
 use crate::options::Target;
 use crate::parcel::Outlet;
 use crate::resume::Context;
@@ -54,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     /// What the streams are limited to.
     pub(crate) filter: Filter,
+    /// What collections are called.
+    pub(crate) names: Arc<Names>,
     /// How far vbuckets are on disk, if events wait for that.
     pub(crate) horizon: Option<Arc<Horizon>>,
     pub(crate) board: Arc<Board>,

@@ -13,6 +13,7 @@ use sluicegate_mcbp::{
 
 use crate::node::{Connection, Held};
 use crate::parcel::BATCH;
+use crate::parcel::Parcel;
 use crate::tally::Tally;
 use crate::vbucket::Disorder;
 
@@ -120,6 +121,10 @@ impl Connection {
                     && let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope)
                 {
                     vbucket.on_manifest(change.manifest_uid(), &mut self.out);
+                    if let Some(told) = self.node.names.on_change(&event, &change) {
+                        // Before what is collected: names come before documents.
+                        self.node.outlet.send(Parcel::own(vec![told]));
+                    }
                 }
                 Ok(())
             }

@@ -32,6 +32,8 @@ pub(crate) enum Line {
     MarkerEnd(Marker),
     /// The answers of a marker begin here.
     MarkerBegin,
+    /// What collections are called.
+    Collections(Vec<(u32, Box<str>)>),
 }
 
 /// Reads a recording line by line. After an error it is at its end.
@@ -102,6 +104,30 @@ impl<R: BufRead> Lines<R> {
         &self.header
     }
 
+    /// The line of the first event, if there is one that can be read. Reads up to there.
+    pub(crate) fn first_event(&mut self) -> Option<&[u8]> {
+        loop {
+            match self.next() {
+                Some(Ok(Line::Event(..))) => return Some(self.buffer.trim_ascii()),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    }
+
+    /// What is wrong with the line just read: where it ends in the middle, whoever wrote it did too.
+    fn cut_off(&self, error: Error) -> Error {
+        let json = serde_json::from_slice::<serde::de::IgnoredAny>(&self.buffer);
+        if self.buffer.ends_with(b"\n") || !json.is_err_and(|e| e.is_eof()) {
+            return error;
+        }
+        let next_step = match self.last_n {
+            0 => "no event before it is whole".to_owned(),
+            last => format!("the option until={last} ends with what there is"),
+        };
+        Error::corrupt(format!("not a line of a recording: it is the last one, and cut off; {next_step}")).with_source(error)
+    }
+
     fn read_line(&mut self) -> Result<Option<Line>> {
         loop {
             self.buffer.clear();
@@ -127,7 +153,8 @@ impl<R: BufRead> Lines<R> {
             if self.buffer.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let line = match parse(&self.buffer, self.header.partitions)? {
+            let parsed = parse(&self.buffer, self.header.partitions).map_err(|e| self.cut_off(e))?;
+            let line = match parsed {
                 Parsed::Line(line) => line,
                 Parsed::Header(header) if !self.has_begun => {
                     (self.header, self.has_begun) = (header, true);
@@ -135,7 +162,8 @@ impl<R: BufRead> Lines<R> {
                 }
                 Parsed::Header(_) => return Err(Error::corrupt("what the recording is must be said in its first line")),
             };
-            self.has_begun = true;
+            // Names may come before what the recording is, or after it.
+            self.has_begun |= !matches!(line, Line::Collections(_));
             if let Line::Event(n, _) = &line {
                 if *n <= self.last_n {
                     return Err(Error::corrupt(format!("feed index {n} does not come after {}", self.last_n)));
@@ -170,6 +198,7 @@ impl<R: BufRead> Iterator for Lines<R> {
 #[derive(Deserialize)]
 struct Fields<'a> {
     recording: Option<u32>,
+    collections: Option<BTreeMap<u32, Box<str>>>,
     #[serde(borrow)]
     event: Option<Cow<'a, str>>,
     marker: Option<u32>,
@@ -221,6 +250,9 @@ fn parse(line: &[u8], partitions: u16) -> Result<Parsed> {
     if fields.recording.is_some() {
         let header: Header = serde_json::from_slice(line).map_err(no_line)?;
         return header.checked().map(Parsed::Header);
+    }
+    if let Some(names) = fields.collections {
+        return Ok(Parsed::Line(Line::Collections(names.into_iter().collect())));
     }
     let line = match fields.event {
         Some(_) => {
@@ -425,6 +457,23 @@ mod tests {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
             buffer.fill(b' ');
             Ok(buffer.len())
+        }
+    }
+
+    #[test]
+    fn names_of_collections_are_a_line_of_their_own() {
+        let read = lines("{\"collections\":{\"8\":\"s.c\",\"0\":\"_default._default\"}}\n{\"marker\":1,\"phase\":\"begin\"}\n");
+        let [Ok(Line::Collections(names)), Ok(Line::MarkerBegin)] = &read[..] else { panic!("{read:?}") };
+        assert_eq!(names[..], [(0, "_default._default".into()), (8, "s.c".into())]);
+    }
+
+    #[test]
+    fn a_last_line_that_is_cut_off_names_the_option_to_do_without_it() {
+        let good = r#"{"n":4,"vb":3,"op":"mutation","key":"k","cas":"1","datatype":0}"#;
+        assert_eq!(lines(&format!("{good}\n{}", good.replace('4', "5"))).len(), 2);
+        for cut in [1, 20, good.len() - 1] {
+            let error = lines(&format!("{good}\n{}", &good[..cut])).pop().unwrap().unwrap_err().to_string();
+            assert!(error.contains("cut off") && error.contains("until=4") && error.contains("line 2"), "{error}");
         }
     }
 

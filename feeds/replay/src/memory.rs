@@ -5,11 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream as streams;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
+use sluicegate_core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate_core::{Error, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, Mutation, PartitionSeqno, Result};
 
 use crate::PARTITIONS;
 use crate::stream::{self, DEFAULT_BATCH};
+
+const SCHEME: &str = "mutations";
 
 /// A feed over mutations in memory, in the order given. It ends, and can be opened as often as one likes.
 ///
@@ -17,6 +19,7 @@ use crate::stream::{self, DEFAULT_BATCH};
 #[derive(Clone, Debug)]
 pub struct MemoryFeed {
     name: String,
+    identity: FeedIdentity,
     events: Arc<[Mutation]>,
     partitions: u16,
     batch: usize,
@@ -32,7 +35,15 @@ impl MemoryFeed {
         let events: Arc<[Mutation]> = mutations.into_iter().enumerate().map(number).collect();
         let highest = events.iter().map(|m| m.partition.0.saturating_add(1)).max();
         let partitions = PARTITIONS.max(highest.unwrap_or_default());
-        MemoryFeed { name: name.into(), events, partitions, batch: DEFAULT_BATCH }
+        MemoryFeed { name: name.into(), identity: FeedIdentity::new(SCHEME), events, partitions, batch: DEFAULT_BATCH }
+    }
+
+    /// Says what it is of, by which caches are bound to it. Without that, all feeds of this kind count as one: what is in memory cannot be told
+    /// from what was there before.
+    #[must_use]
+    pub fn with_identity(mut self, identity: FeedIdentity) -> Self {
+        self.identity = identity;
+        self
     }
 
     /// Sets the events of a batch.
@@ -57,11 +68,15 @@ impl MemoryFeed {
 impl Feed for MemoryFeed {
     fn info(&self) -> FeedInfo {
         FeedInfo {
-            scheme: "mutations",
+            scheme: SCHEME,
             name: self.name.clone(),
             partitions: self.partitions,
             capabilities: FeedCapabilities { positions: true, snapshots: false, deletions: true, finite: true },
         }
+    }
+
+    fn identity(&self) -> FeedIdentity {
+        self.identity.clone()
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {

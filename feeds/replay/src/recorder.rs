@@ -1,5 +1,6 @@
 //! Writes a feed's events down, so that they can be played back without it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -110,6 +111,9 @@ impl<W: Write> Recorder<W> {
         if let FeedEvent::Mutation(mutation) = event {
             self.write_line(&MutationLine::of(n, mutation)).map_err(|e| e.with_context("key", mutation.key.escape_ascii()))?;
             self.recorded.mutations += 1;
+        } else if let FeedEvent::CollectionNames(names) = event {
+            // Not an event of the feed: it has no place in it.
+            return self.write_line(&NamesLine { collections: names.iter().map(|(id, name)| (*id, &**name)).collect() });
         } else {
             let Some(notice) = Notice::of(event) else { return Ok(()) };
             self.write_line(&NoticeLine { n, notice })?;
@@ -164,6 +168,11 @@ fn unwritten(e: std::io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, "the recording cannot be written; is the disk full?")
         .with_operation("record")
         .with_source(e)
+}
+
+#[derive(Serialize)]
+struct NamesLine<'a> {
+    collections: BTreeMap<u32, &'a str>,
 }
 
 #[derive(Serialize)]

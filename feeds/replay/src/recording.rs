@@ -1,5 +1,6 @@
 //! A whole recording in memory, for tests and benchmarks.
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::Path;
 
@@ -26,6 +27,8 @@ pub struct Recording {
     pub mutations: Vec<Mutation>,
     /// The markers' ends, in order.
     pub markers: Vec<Marker>,
+    /// What collections are called, `SCOPE.COLLECTION`, by number; empty where the recording does not say.
+    pub collections: BTreeMap<u32, Box<str>>,
 }
 
 impl Recording {
@@ -53,6 +56,7 @@ impl Recording {
     pub fn events(reader: impl BufRead) -> impl Iterator<Item = Result<FeedEvent>> {
         Lines::new(reader, Path::new("-")).filter_map(|line| match line {
             Ok(Line::Event(_, event)) => Some(Ok(event)),
+            Ok(Line::Collections(names)) => Some(Ok(FeedEvent::CollectionNames(names))),
             Ok(Line::MarkerBegin | Line::MarkerEnd(_)) => None,
             Err(error) => Some(Err(error)),
         })
@@ -70,6 +74,7 @@ impl Recording {
                     return Err(Error::new(ErrorKind::Unsupported, message).with_operation("read recording"));
                 }
                 Line::MarkerEnd(marker) => recording.markers.push(marker),
+                Line::Collections(names) => recording.collections.extend(names),
                 Line::MarkerBegin => {}
             }
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo, PartitionPosition, PositionTracker};
+use sluicegate_core::feed::{FeedCapabilities, FeedIdentity, FeedInfo, PartitionPosition, PositionTracker};
 use sluicegate_core::registry::{FeedFactory, Location};
 use sluicegate_core::{Error, ErrorKind, Feed, FeedEvent, FeedStart, FeedStream, PartitionId, Result};
 
@@ -98,6 +98,7 @@ pub struct ReplayFeed {
     path: PathBuf,
     options: ReplayOptions,
     header: Header,
+    identity: FeedIdentity,
 }
 
 impl ReplayFeed {
@@ -108,8 +109,15 @@ impl ReplayFeed {
     pub async fn open(path: impl Into<PathBuf>, options: ReplayOptions) -> Result<Self> {
         options.validate()?;
         let path = path.into();
-        let (header, _) = open_lines(&path).await?;
-        Ok(ReplayFeed { path, options, header })
+        let (header, mut lines) = open_lines(&path).await?;
+        let file = path.clone();
+        let identify = move || {
+            let file = std::fs::canonicalize(&file).unwrap_or(file);
+            let first = lines.first_event().map(|line| format!("{:08x}", crc32fast::hash(line)));
+            FeedIdentity::new(format!("replay:{}", file.display())).with_instance(first.unwrap_or_default())
+        };
+        let identity = tokio::task::spawn_blocking(identify).await.map_err(stream::stopped)?;
+        Ok(ReplayFeed { path, options, header, identity })
     }
 
     async fn open_location(location: Location) -> Result<Self> {
@@ -128,6 +136,11 @@ impl Feed for ReplayFeed {
             partitions: self.header.partitions,
             capabilities: FeedCapabilities { positions: true, snapshots: self.header.snapshots, deletions: true, finite: true },
         }
+    }
+
+    /// The file, and its first event: so a file that grows stays the same feed, and another that takes its place is another one.
+    fn identity(&self) -> FeedIdentity {
+        self.identity.clone()
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
@@ -224,6 +237,7 @@ impl<R: BufRead> Playback<R> {
             match line {
                 Line::Event(n, _) if until.is_some_and(|until| n > until) => break,
                 Line::Event(n, event) if n > after && self.is_after(&event) => return Ok(Some(event)),
+                Line::Collections(names) => return Ok(Some(FeedEvent::CollectionNames(names))),
                 Line::MarkerEnd(marker) if until_marker == Some(marker.marker) => return self.check_position().map(|()| None),
                 _ => {}
             }

@@ -314,3 +314,20 @@ async fn lines_of_other_versions_and_in_the_wrong_place_are_refused() {
         assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains(complaint), "{complaint}: {error}");
     }
 }
+
+#[tokio::test]
+async fn names_of_collections_come_again_wherever_it_is_gone_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("named");
+    let names = |id: u32, name: &str| FeedEvent::CollectionNames(vec![(id, name.into())]);
+    let mutation = |seqno: u64| {
+        let mut mutation = Mutation::new("k", "");
+        (mutation.seqno, mutation.collection) = (PartitionSeqno(seqno), 8);
+        FeedEvent::Mutation(mutation)
+    };
+    let told = [names(0, "_default._default"), mutation(1), names(8, "s.c"), mutation(2)];
+    record(&path, &info(1), &told);
+    assert_eq!(played(&path).await, told);
+    let feed = ReplayFeed::open(&path, ReplayOptions::default().with_after(1)).await.unwrap();
+    assert_eq!(events(&feed, FeedStart::Beginning).await.unwrap(), [told[0].clone(), told[2].clone(), told[3].clone()]);
+}

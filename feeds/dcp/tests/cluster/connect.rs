@@ -1,7 +1,7 @@
 //! What does not work, and what is said about it.
 
 use futures::StreamExt as _;
-use sluicegate_core::{ErrorKind, Feed as _, FeedStart, PartitionId, Registry};
+use sluicegate_core::{ErrorKind, Feed as _, FeedEvent, FeedStart, PartitionId, Registry};
 use sluicegate_dcp::DcpFeed;
 use sluicegate_simulator::bucket::Content;
 use sluicegate_simulator::{Cluster, ClusterConfig};
@@ -159,4 +159,38 @@ async fn a_bucket_that_keeps_no_changes_is_told_with_the_option() {
     let mut stream = feed.open(FeedStart::Beginning).await.unwrap();
     let error = stream.next().await.unwrap().unwrap_err();
     assert!(error.to_string().contains("change_streams=true") && !error.is_retryable(), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_names_of_collections_are_told_those_that_are_made_later_too() {
+    let cluster = cluster(8, 10).await;
+    cluster.create_scope("shop").unwrap();
+    let orders = cluster.create_collection("shop", "orders", None).unwrap();
+    let feed = DcpFeed::connect(&url(&cluster, "")).await.unwrap();
+    let mut stream = feed.open(FeedStart::Beginning).await.unwrap();
+    let (mut told, mut later) = (Vec::new(), None);
+    while later.is_none_or(|later| !told.iter().any(|(id, _)| *id == later)) {
+        for event in stream.next().await.unwrap().unwrap().events {
+            match event {
+                FeedEvent::CollectionNames(names) => told.extend(names),
+                // The names came first.
+                _ if later.is_none() => later = Some(cluster.create_collection("shop", "carts", None).unwrap()),
+                _ => {}
+            }
+        }
+    }
+    told.sort();
+    let name = |id: u32, name: &str| (id, Box::<str>::from(name));
+    assert_eq!(told, [name(0, "_default._default"), name(orders, "shop.orders"), name(later.unwrap(), "shop.carts")]);
+}
+
+#[tokio::test]
+async fn a_feed_is_of_its_bucket_and_not_of_another_one_of_that_name() {
+    let cluster = cluster(8, 10).await;
+    let of = async |options: &str| DcpFeed::connect(&url(&cluster, options)).await.unwrap().identity();
+    let identity = of("").await;
+    assert_eq!((identity.name(), identity.former_checkpoints()), ("dcp:default", &["dcps:default".to_owned()][..]));
+    assert!(!identity.instance().is_empty() && of("buffer=100000").await.is_same(&identity));
+    cluster.recreate_bucket();
+    assert!(!of("").await.is_same(&identity));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream as streams};
 use serde::Deserialize;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
+use sluicegate_core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate_core::registry::{FeedFactory, Location};
 use sluicegate_core::{Error, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, Result};
 
@@ -59,6 +59,12 @@ impl Feed for SyntheticFeed {
             partitions: PARTITIONS,
             capabilities: FeedCapabilities { positions: true, snapshots: false, deletions: true, finite: self.events.is_some() },
         }
+    }
+
+    /// However many events, and however fast: they are the first of the same ones.
+    fn identity(&self) -> FeedIdentity {
+        let content = crc32fast::hash(format!("{:?}", self.config).as_bytes());
+        FeedIdentity::new(format!("synthetic:{}", self.seed)).with_instance(format!("{content:08x}"))
     }
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {

@@ -1,0 +1,235 @@
+//! Opening a feed once for all, and handing out what comes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::future::select_all;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Share, Territory, earliest};
+use crate::decode::databases::{DEFAULT_ID, Owner};
+use crate::error::{Error, ErrorKind, Result};
+use crate::feed::{Feed, FeedBatch, FeedEvent, FeedIdentity, FeedInfo, FeedStart, FeedStream};
+
+/// Batches that a database may leave untaken before all wait for it.
+const QUEUE: usize = 4;
+
+/// How many of what belongs to no database are told apart; the others are counted under one name.
+const MAX_STRANGERS: usize = 1_000;
+
+/// What a feed brought that belongs to none of the databases: how many documents, by collection; and users, roles and markers, by
+/// metadata id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Strangers {
+    /// By name, or by number such as `0x8` where that is not known.
+    pub collections: BTreeMap<String, u64>,
+    /// By metadata id.
+    pub databases: BTreeMap<String, u64>,
+}
+
+impl Strangers {
+    /// Counts one; whether it is the first.
+    fn count(counts: &mut BTreeMap<String, u64>, name: String) -> bool {
+        let name = if counts.len() < MAX_STRANGERS || counts.contains_key(&name) { name } else { "others".to_owned() };
+        let count = counts.entry(name).or_default();
+        *count += 1;
+        *count == 1
+    }
+}
+
+/// One database's handle of a feed that several share. The feed is opened once, at the earliest of their positions, when all have
+/// opened their handle. Where one handle is closed, all end with an error that may be tried again: then all open theirs again.
+#[derive(Clone)]
+pub struct SharedFeed {
+    hub: Arc<Hub>,
+    number: usize,
+}
+
+struct Hub {
+    feed: Arc<dyn Feed>,
+    territories: Vec<Territory>,
+    waiting: Mutex<Vec<Option<Waiting>>>,
+    strangers: Mutex<Strangers>,
+}
+
+/// A database that has opened its handle.
+struct Waiting {
+    start: FeedStart,
+    opened: oneshot::Sender<Result<()>>,
+    outlet: mpsc::Sender<Result<FeedBatch>>,
+}
+
+impl SharedFeed {
+    /// One handle for each territory, in their order.
+    pub fn split(feed: Arc<dyn Feed>, territories: Vec<Territory>) -> Vec<SharedFeed> {
+        let count = territories.len();
+        let waiting = Mutex::new((0..count).map(|_| None).collect());
+        let hub = Arc::new(Hub { feed, territories, waiting, strangers: Mutex::default() });
+        (0..count).map(|number| SharedFeed { hub: hub.clone(), number }).collect()
+    }
+
+    /// What came that belongs to no database of this feed.
+    pub fn strangers(&self) -> Strangers {
+        self.hub.strangers.lock().clone()
+    }
+}
+
+impl fmt::Debug for SharedFeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedFeed").field("feed", &self.hub.feed).field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Feed for SharedFeed {
+    fn info(&self) -> FeedInfo {
+        self.hub.feed.info()
+    }
+
+    fn identity(&self) -> FeedIdentity {
+        self.hub.feed.identity()
+    }
+
+    async fn open(&self, start: FeedStart) -> Result<FeedStream> {
+        if start == FeedStart::Now {
+            return Err(Error::new(ErrorKind::Unsupported, "a feed that databases share is not opened for what is new alone"));
+        }
+        let (outlet, inlet) = mpsc::channel(QUEUE);
+        let (opened, is_open) = oneshot::channel();
+        let all = {
+            let mut waiting = self.hub.waiting.lock();
+            waiting[self.number] = Some(Waiting { start, opened, outlet });
+            for other in waiting.iter_mut() {
+                // Its database has given up meanwhile.
+                drop(other.take_if(|other| other.opened.is_closed()));
+            }
+            if waiting.iter().all(Option::is_some) { waiting.iter_mut().filter_map(Option::take).collect() } else { Vec::new() }
+        };
+        if !all.is_empty() {
+            tokio::spawn(hand_out(self.hub.clone(), all));
+        }
+        is_open.await.map_err(|_| others_ended())??;
+        Ok(futures::stream::unfold(inlet, |mut inlet| async move { Some((inlet.recv().await?, inlet)) }).boxed())
+    }
+}
+
+fn others_ended() -> Error {
+    Error::new(ErrorKind::Unavailable, "the writer of another database of this feed has ended; all begin again")
+}
+
+/// The same error for another database. Its cause is told by the first.
+fn again(error: &Error) -> Error {
+    Error::new(error.kind(), error.to_string()).with_status(error.status())
+}
+
+/// Opens the feed and hands out what comes, until it ends, fails, or one of the databases does.
+async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
+    let start = earliest(waiting.iter().map(|waiting| &waiting.start));
+    let mut stream = match hub.feed.open(start.clone()).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            let errors: Vec<Error> = waiting.iter().skip(1).map(|_| again(&error)).collect();
+            for (waiting, error) in waiting.into_iter().zip(std::iter::once(error).chain(errors)) {
+                // Nobody need be there any more.
+                let _ = waiting.opened.send(Err(error));
+            }
+            return;
+        }
+    };
+    let (mut shares, mut outlets) = (Vec::new(), Vec::new());
+    for (waiting, territory) in waiting.into_iter().zip(&hub.territories) {
+        shares.push(Share::new(territory.clone(), &waiting.start, &start));
+        outlets.push(waiting.outlet);
+        let _ = waiting.opened.send(Ok(()));
+    }
+    let mut names = BTreeMap::new();
+    let error = loop {
+        let closed = select_all(outlets.iter().map(|outlet| Box::pin(outlet.closed())));
+        let batch = tokio::select! {
+            batch = stream.next() => batch,
+            _ = closed => break others_ended(),
+        };
+        let batch = match batch {
+            Some(Ok(batch)) => batch,
+            Some(Err(error)) => break error,
+            None => return,
+        };
+        // First of all they learn the names that are told.
+        let own: Vec<FeedBatch> = shares.iter_mut().map(|share| share.of(&batch)).collect();
+        hub.look_at(&batch, &shares, &mut names);
+        let mut is_closed = false;
+        for (own, outlet) in own.into_iter().zip(&outlets) {
+            if !own.events.is_empty() {
+                is_closed |= outlet.send(Ok(own)).await.is_err();
+            }
+        }
+        if is_closed {
+            break others_ended();
+        }
+    };
+    drop(stream);
+    for outlet in outlets {
+        let _ = outlet.send(Err(again(&error))).await;
+    }
+}
+
+impl Hub {
+    /// Counts and tells what belongs to no database.
+    fn look_at(&self, batch: &FeedBatch, shares: &[Share], names: &mut BTreeMap<u32, Box<str>>) {
+        for event in &batch.events {
+            match event {
+                FeedEvent::CollectionNames(told) => {
+                    let is_first = names.is_empty();
+                    names.extend(told.iter().cloned());
+                    for share in shares.iter().filter(|_| is_first) {
+                        let missing = share.territory.unresolved(names);
+                        if !missing.is_empty() {
+                            tracing::warn!(
+                                collections = ?missing,
+                                "the bucket has no such collections of a database yet; they are taken once they are there, if they are spelled right"
+                            );
+                        }
+                    }
+                }
+                FeedEvent::Mutation(mutation) => {
+                    let owner = Owner::of(mutation);
+                    let is_own = shares.iter().any(|share| share.territory.has(&owner));
+                    if !is_own {
+                        self.count(&owner, names);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn count(&self, owner: &Owner<'_>, names: &BTreeMap<u32, Box<str>>) {
+        let mut strangers = self.strangers.lock();
+        match owner {
+            Owner::Collection(number) => {
+                let name = names.get(number).map_or_else(|| format!("0x{number:x}"), |name| name.to_string());
+                if Strangers::count(&mut strangers.collections, name.clone()) {
+                    tracing::warn!(
+                        collection = name,
+                        "documents of a collection that belongs to none of the databases; they are left out"
+                    );
+                }
+            }
+            Owner::Database(id) => {
+                let name = id.map_or(DEFAULT_ID.into(), String::from_utf8_lossy).into_owned();
+                if Strangers::count(&mut strangers.databases, name.clone()) {
+                    tracing::warn!(
+                        metadata_id = name,
+                        "users, roles or unused sequences of a database that is none of those that are served; they are left out"
+                    );
+                }
+            }
+            Owner::Nobody => {}
+        }
+    }
+}

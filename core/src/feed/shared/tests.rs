@@ -1,0 +1,246 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::Result;
+use crate::error::ErrorKind;
+use crate::feed::{Feed, FeedCapabilities, FeedInfo, FeedStream, Mutation};
+
+const P: PartitionId = PartitionId(1);
+const Q: PartitionId = PartitionId(2);
+
+fn mutation(partition: PartitionId, seqno: u64, key: &str, collection: u32) -> FeedEvent {
+    let mut mutation = Mutation::new(key.to_owned(), "");
+    (mutation.partition, mutation.seqno, mutation.collection) = (partition, PartitionSeqno(seqno), collection);
+    FeedEvent::Mutation(mutation)
+}
+
+fn advanced(partition: PartitionId, seqno: u64) -> FeedEvent {
+    FeedEvent::SeqnoAdvanced { partition, seqno: PartitionSeqno(seqno) }
+}
+
+fn snapshot(partition: PartitionId, start: u64, end: u64) -> FeedEvent {
+    FeedEvent::SnapshotStart { partition, start: PartitionSeqno(start), end: PartitionSeqno(end) }
+}
+
+fn rollback(partition: PartitionId, to: u64) -> FeedEvent {
+    FeedEvent::Rollback { partition, to: PartitionSeqno(to) }
+}
+
+fn state(partition: PartitionId, log: &[(u64, u64)]) -> FeedEvent {
+    FeedEvent::PartitionState { partition, uuid: log[0].0, failover_log: log.to_vec() }
+}
+
+fn territory(id: Option<&str>, collections: &[&str]) -> Territory {
+    Territory::new(id.map(str::to_owned), Some(collections.iter().map(|name| (*name).to_owned()).collect()))
+}
+
+/// A position: partition, history, seqno.
+fn at(places: &[(PartitionId, u64, u64)]) -> FeedStart {
+    let place = |&(id, uuid, seqno): &(PartitionId, u64, u64)| (id, PartitionPosition { uuid, seqno, ..Default::default() });
+    FeedStart::At(FeedPosition { partitions: places.iter().map(place).collect() })
+}
+
+fn share(start: &FeedStart, opened: &FeedStart) -> Share {
+    Share::new(territory(Some("db1"), &["0x8"]), start, opened)
+}
+
+fn told(share: &mut Share, events: &[FeedEvent]) -> Vec<FeedEvent> {
+    share.of(&FeedBatch { events: events.to_vec() }).events
+}
+
+#[test]
+fn what_belongs_to_whom_is_in_the_key_and_the_collection() {
+    let (db1, default) = (territory(Some("db1"), &["0x8", "_default._default"]), territory(Some("_default"), &["s.c"]));
+    for (key, collection, is_db1, is_default) in [
+        ("doc", 8, true, false),
+        ("doc", 0, true, false),
+        ("doc", 9, false, false),
+        ("_sync:user:db1:bob", 0, true, false),
+        ("_sync:role:db1:r", 1, true, false),
+        ("_sync:user:db1:", 0, true, false),
+        ("_sync:user:db10:bob", 0, false, false),
+        ("_sync:user:bob", 0, false, true),
+        ("_sync:user:", 0, false, true),
+        ("_sync:m_db1:unusedSeq:7", 0, true, false),
+        ("_sync:m_db10:unusedSeqs:7:9", 0, false, false),
+        ("_sync:unusedSeqs:7:9", 0, false, true),
+        ("_sync:m_db1:seq", 0, false, false),
+        ("_sync:seq", 0, false, false),
+        ("_sync:syncInfo", 8, false, false),
+    ] {
+        let FeedEvent::Mutation(mutation) = mutation(P, 1, key, collection) else { panic!() };
+        let owner = Owner::of(&mutation);
+        assert_eq!((db1.has(&owner), default.has(&owner)), (is_db1, is_default), "{key} in {collection}");
+    }
+}
+
+#[test]
+fn collections_are_known_by_name_once_the_feed_tells_it() {
+    let mut share = Share::new(territory(None, &["s.c"]), &FeedStart::Beginning, &FeedStart::Beginning);
+    let names =
+        |names: &[(u32, &str)]| FeedEvent::CollectionNames(names.iter().map(|(id, name)| (*id, (*name).into())).collect());
+    let (other, own) = (mutation(P, 1, "a", 8), mutation(P, 2, "a", 9));
+    let got = told(&mut share, &[other.clone(), names(&[(8, "s.d"), (9, "s.c")]), own.clone()]);
+    assert_eq!(got, [names(&[(9, "s.c")]), own]);
+    // Made anew under its name.
+    let again = mutation(P, 3, "a", 12);
+    assert_eq!(told(&mut share, &[names(&[(12, "s.c")]), again.clone()]), [names(&[(12, "s.c")]), again]);
+}
+
+#[test]
+fn of_others_only_the_place_is_told_and_before_what_comes_after_it() {
+    let mut share = share(&FeedStart::Beginning, &FeedStart::Beginning);
+    let own = mutation(P, 3, "a", 8);
+    let events = [mutation(P, 1, "x", 9), mutation(P, 2, "x", 9), own.clone(), mutation(P, 4, "x", 9), mutation(Q, 5, "x", 9)];
+    assert_eq!(told(&mut share, &events), [own, advanced(P, 4), advanced(Q, 5)]);
+    let events = [mutation(P, 5, "x", 9), snapshot(P, 6, 9), rollback(P, 5)];
+    assert_eq!(told(&mut share, &events), [advanced(P, 5), snapshot(P, 6, 9), rollback(P, 5)]);
+    // In no order, another's place says nothing.
+    let unordered = FeedEvent::Unordered { partition: P };
+    let own = mutation(P, 9, "a", 8);
+    let events = [unordered.clone(), mutation(P, 12, "x", 9), own.clone(), mutation(P, 7, "x", 9), advanced(P, 12)];
+    assert_eq!(told(&mut share, &events), [unordered, own, advanced(P, 12)]);
+}
+
+#[test]
+fn the_feed_is_opened_at_the_earliest_place_of_each_partition() {
+    let (a, b) = (at(&[(P, 1, 10), (Q, 1, 20)]), at(&[(P, 1, 15), (Q, 1, 5)]));
+    assert_eq!(earliest([&a, &b]), at(&[(P, 1, 10), (Q, 1, 5)]));
+    assert_eq!(earliest([&a, &at(&[(P, 1, 11)])]), at(&[(P, 1, 10)]), "whoever has no place in a partition has none of it");
+    assert_eq!(earliest([&a, &FeedStart::Beginning]), FeedStart::Beginning);
+    assert_eq!(earliest([&at(&[(P, 1, 1)]), &at(&[(Q, 1, 1)])]), FeedStart::Beginning);
+}
+
+#[test]
+fn what_lies_before_its_own_place_does_not_come_again() {
+    let mut share = share(&at(&[(P, 1, 10), (Q, 1, 3)]), &at(&[(P, 1, 4), (Q, 1, 3)]));
+    let (eleventh, fourth) = (mutation(P, 11, "a", 8), mutation(Q, 4, "a", 8));
+    let events = [
+        state(P, &[(1, 0)]),
+        snapshot(P, 5, 9),
+        mutation(P, 5, "a", 8),
+        advanced(P, 9),
+        snapshot(P, 10, 12),
+        mutation(P, 10, "x", 9),
+        eleventh.clone(),
+        fourth.clone(),
+    ];
+    assert_eq!(told(&mut share, &events), [state(P, &[(1, 0)]), snapshot(P, 10, 12), eleventh, fourth]);
+}
+
+#[test]
+fn a_rollback_is_told_to_all_and_what_comes_again_to_those_who_had_it() {
+    let mut share = share(&at(&[(P, 1, 10)]), &at(&[(P, 1, 4)]));
+    let (third, ended) = (mutation(P, 3, "a", 8), FeedEvent::RollbackEnded { partition: P });
+    let events = [rollback(P, 2), third.clone(), ended.clone(), FeedEvent::CaughtUp];
+    assert_eq!(told(&mut share, &events), [rollback(P, 2), third, ended, FeedEvent::CaughtUp]);
+    // Where it had nothing after that place, it is told all the same.
+    let mut share = Share::new(territory(Some("db1"), &["0x8"]), &at(&[(P, 1, 10)]), &at(&[(P, 1, 4)]));
+    assert_eq!(told(&mut share, &[rollback(P, 12), mutation(P, 9, "a", 8)]), [rollback(P, 12)]);
+}
+
+#[test]
+fn a_history_that_was_left_after_the_place_of_opening_is_told_as_a_rollback() {
+    // The histories: 1 up to 8, then 2. This database was in history 1 at 10; the feed was opened at 4.
+    let log = [(2, 8), (1, 0)];
+    let mut left = share(&at(&[(P, 1, 10)]), &at(&[(P, 1, 4)]));
+    let fifth = mutation(P, 5, "a", 8);
+    let got = told(&mut left, &[state(P, &log), fifth.clone(), FeedEvent::CaughtUp]);
+    let ended = FeedEvent::RollbackEnded { partition: P };
+    assert_eq!(got, [rollback(P, 4), state(P, &log), fifth, ended, FeedEvent::CaughtUp]);
+    for (uuid, seqno) in [(1, 8), (2, 10), (0, 10)] {
+        let mut same = share(&at(&[(P, uuid, seqno)]), &at(&[(P, 1, 4)]));
+        assert_eq!(told(&mut same, &[state(P, &log), mutation(P, 5, "a", 8)]), [state(P, &log)], "{uuid} at {seqno}");
+    }
+}
+
+#[test]
+fn a_history_that_is_left_on_the_way_is_told_from_where_the_feed_is() {
+    let mut share = share(&at(&[(P, 1, 10)]), &at(&[(P, 1, 4)]));
+    let eighth = mutation(P, 8, "b", 8);
+    let events =
+        [state(P, &[(1, 0)]), mutation(P, 5, "a", 8), mutation(P, 7, "x", 9), state(P, &[(2, 8), (1, 0)]), eighth.clone()];
+    let got = told(&mut share, &events);
+    assert_eq!(got, [state(P, &[(1, 0)]), rollback(P, 7), state(P, &[(2, 8), (1, 0)]), eighth]);
+}
+
+/// Delivers its batches each time it is opened, and tells where that was.
+#[derive(Debug, Default)]
+struct Listed {
+    events: Vec<FeedEvent>,
+    ends: bool,
+    opened: Mutex<Vec<FeedStart>>,
+}
+
+#[async_trait]
+impl Feed for Listed {
+    fn info(&self) -> FeedInfo {
+        let capabilities = FeedCapabilities { positions: true, snapshots: true, deletions: true, finite: self.ends };
+        FeedInfo { scheme: "list", name: "l".to_owned(), partitions: 3, capabilities }
+    }
+
+    async fn open(&self, start: FeedStart) -> Result<FeedStream> {
+        self.opened.lock().push(start);
+        let batches = futures::stream::iter(self.events.clone()).map(|event| Ok(vec![event].into()));
+        Ok(if self.ends { batches.boxed() } else { batches.chain(futures::stream::pending()).boxed() })
+    }
+}
+
+async fn collected(stream: FeedStream) -> Vec<FeedEvent> {
+    stream.map(|batch| batch.unwrap().events).concat().await
+}
+
+fn split(feed: Arc<Listed>) -> [SharedFeed; 2] {
+    SharedFeed::split(feed, vec![territory(Some("db1"), &["0x8"]), territory(None, &["0x9"])]).try_into().unwrap()
+}
+
+#[tokio::test]
+async fn one_feed_is_opened_once_for_all_and_each_gets_its_own() {
+    let (a, b) = (mutation(P, 5, "a", 8), mutation(P, 6, "_sync:user:bob", 1));
+    let stranger = mutation(P, 7, "_sync:m_db7:unusedSeq:1", 1);
+    let events = vec![a.clone(), b.clone(), stranger, mutation(P, 8, "x", 12), mutation(P, 9, "y", 12)];
+    let feed = Arc::new(Listed { events, ends: true, ..Default::default() });
+    let [one, other] = split(feed.clone());
+    let (first, second) = tokio::join!(one.open(at(&[(P, 1, 4)])), other.open(at(&[(P, 1, 5)])));
+    let (first, second) = tokio::join!(collected(first.unwrap()), collected(second.unwrap()));
+    let places = |from: u64| (from..=9).map(|seqno| advanced(P, seqno));
+    assert_eq!(first, std::iter::once(a).chain(places(6)).collect::<Vec<_>>());
+    assert_eq!(second, std::iter::once(b).chain(places(7)).collect::<Vec<_>>());
+    assert_eq!(*feed.opened.lock(), [at(&[(P, 1, 4)])]);
+    let strangers = one.strangers();
+    assert_eq!(strangers.collections, BTreeMap::from([("0xc".to_owned(), 2)]));
+    assert_eq!(strangers.databases, BTreeMap::from([("db7".to_owned(), 1)]));
+}
+
+#[tokio::test]
+async fn one_that_ends_ends_all_and_all_may_begin_again() {
+    let feed = Arc::new(Listed { events: vec![mutation(P, 1, "a", 8)], ..Default::default() });
+    let [one, other] = split(feed.clone());
+    for round in 1..=3 {
+        let (first, second) = tokio::join!(one.open(FeedStart::Beginning), other.open(FeedStart::Beginning));
+        drop(first.unwrap());
+        let mut second = second.unwrap();
+        let error = loop {
+            match second.next().await.unwrap() {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(error.kind() == ErrorKind::Unavailable && error.is_retryable(), "{error}");
+        assert_eq!(feed.opened.lock().len(), round);
+    }
+    // One that has given up before all were there is not waited for.
+    let opening = tokio::spawn({
+        let one = one.clone();
+        async move { one.open(FeedStart::Beginning).await.map(drop) }
+    });
+    tokio::task::yield_now().await;
+    opening.abort();
+    assert!(opening.await.unwrap_err().is_cancelled());
+    let (first, second) = tokio::join!(other.open(FeedStart::Beginning), one.open(FeedStart::Beginning));
+    assert!(first.is_ok() && second.is_ok());
+}

@@ -1,0 +1,215 @@
+//! What a cache is made from, and whether a writer may go on with it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::feed::FeedIdentity;
+
+/// Which of a feed's databases a cache holds. Sequences are a database's own: another one counts from 1
+/// too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseIdentity {
+    /// What it is called, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its metadata id; `None` for the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata_id: Option<String>,
+    /// Its collections, as they are configured; `None` for all that the feed delivers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collections: Option<BTreeSet<String>>,
+}
+
+/// What a cache is made from. Stored in its [`Meta`](crate::meta::Meta).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheSource {
+    /// The feed.
+    pub feed: FeedIdentity,
+    /// What of the feed.
+    #[serde(flatten)]
+    pub database: DatabaseIdentity,
+}
+
+impl fmt::Display for CacheSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "feed {}", self.feed)?;
+        if let Some(name) = &self.database.name {
+            write!(f, ", database {name}")?;
+        }
+        match &self.database.metadata_id {
+            Some(id) => write!(f, ", metadata id {id}"),
+            None => f.write_str(", default metadata id"),
+        }
+    }
+}
+
+/// How a writer goes on with a cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Going {
+    /// Whether the feed is read from its beginning, whatever the checkpoint says.
+    pub(crate) anew: bool,
+    /// What the cache says of its source from now on.
+    pub(crate) source: Option<CacheSource>,
+}
+
+/// What a term follows: the feed, by the name of its checkpoint, and what it is of.
+///
+/// From a name alone (`"feed".into()`) nothing is checked: for callers that have no
+/// [`Feed`](crate::Feed).
+#[derive(Clone, Debug)]
+pub struct Following {
+    checkpoint: String,
+    source: Option<CacheSource>,
+    adopt: bool,
+}
+
+impl From<&str> for Following {
+    fn from(checkpoint: &str) -> Self {
+        Following { checkpoint: checkpoint.to_owned(), source: None, adopt: false }
+    }
+}
+
+impl From<String> for Following {
+    fn from(checkpoint: String) -> Self {
+        Following { checkpoint, source: None, adopt: false }
+    }
+}
+
+impl From<&String> for Following {
+    fn from(checkpoint: &String) -> Self {
+        checkpoint.as_str().into()
+    }
+}
+
+impl Following {
+    /// Says what the feed is of. A cache that was made from something else is refused.
+    #[must_use]
+    pub fn with_source(mut self, source: CacheSource) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// Binds the cache to this feed even if it was made from another one. The feed is then read from
+    /// its beginning. What the cache holds stays.
+    #[must_use]
+    pub fn adopting(mut self, adopt: bool) -> Self {
+        self.adopt = adopt;
+        self
+    }
+
+    /// The name of the checkpoint.
+    pub fn checkpoint(&self) -> &str {
+        &self.checkpoint
+    }
+
+    /// What the feed is of.
+    pub fn source(&self) -> Option<&CacheSource> {
+        self.source.as_ref()
+    }
+
+    /// The names of checkpoints that may be this feed's in a cache of an earlier format.
+    pub(crate) fn former_checkpoints(&self) -> &[String] {
+        self.source.as_ref().map_or(&[], |source| source.feed.former_checkpoints())
+    }
+
+    /// How to go on with a cache that says that it is made from `stored`.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if it is made from something else.
+    pub(crate) fn going(&self, stored: Option<&CacheSource>) -> Result<Going> {
+        let (Some(wanted), Some(stored)) = (&self.source, stored) else {
+            return Ok(Going { anew: false, source: self.source.as_ref().or(stored).cloned() });
+        };
+        let mut source = wanted.clone();
+        if !stored.feed.is_same(&wanted.feed) || stored.database.metadata_id != wanted.database.metadata_id {
+            if self.adopt {
+                tracing::warn!(before = %stored, now = %wanted, "the cache is bound to another feed, which is read from its beginning");
+                return Ok(Going { anew: true, source: Some(source) });
+            }
+            let message = format!("the cache is made from {stored}; this is {wanted}, whose sequences do not go with it");
+            return Err(Error::config(message).with_next_step(
+                "use another namespace for this feed; or, to go on with this cache on purpose, start the writer once with --adopt, \
+                 which reads the feed from its beginning",
+            ));
+        }
+        if wanted.feed.instance().is_empty() {
+            source.feed = stored.feed.clone();
+        }
+        let (before, now) = (&stored.database.collections, &wanted.database.collections);
+        // The documents of a collection that was not the database's were left out up to the checkpoint.
+        let anew = match (before, now) {
+            (Some(before), Some(now)) => !now.is_subset(before),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if anew {
+            tracing::warn!(?before, ?now, "the database has collections that it had not; the feed is read from its beginning");
+        }
+        Ok(Going { anew, source: Some(source) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn source(name: &str, instance: &str, metadata_id: Option<&str>, collections: Option<&[&str]>) -> CacheSource {
+        CacheSource {
+            feed: FeedIdentity::new(name).with_instance(instance),
+            database: DatabaseIdentity {
+                name: metadata_id.map(str::to_owned),
+                metadata_id: metadata_id.map(str::to_owned),
+                collections: collections.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+            },
+        }
+    }
+
+    fn going(stored: &CacheSource, wanted: &CacheSource) -> Result<Going> {
+        Following::from("f").with_source(wanted.clone()).going(Some(stored))
+    }
+
+    fn going_on(source: &CacheSource) -> Going {
+        Going { anew: false, source: Some(source.clone()) }
+    }
+
+    #[test]
+    fn a_cache_goes_on_only_with_what_it_was_made_from() {
+        let stored = source("dcp:b", "u1", None, None);
+        assert_eq!(going(&stored, &stored).unwrap(), going_on(&stored));
+        for other in
+            [source("dcp:c", "u1", None, None), source("dcp:b", "u2", None, None), source("dcp:b", "u1", Some("x"), None)]
+        {
+            let error = going(&stored, &other).unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+            assert!(
+                text.contains(&stored.to_string()) && text.contains(&other.to_string()) && text.contains("--adopt"),
+                "{text}"
+            );
+            let adopting = Following::from("f").with_source(other.clone()).adopting(true);
+            assert_eq!(adopting.going(Some(&stored)).unwrap(), Going { anew: true, source: Some(other) });
+        }
+        assert_eq!(Following::from("f").going(Some(&stored)).unwrap(), going_on(&stored));
+        assert_eq!(Following::from("f").with_source(stored.clone()).going(None).unwrap(), going_on(&stored));
+    }
+
+    #[test]
+    fn an_instance_that_is_not_known_is_any_and_is_kept_once_known() {
+        let (unknown, known) = (source("dcp:b", "", None, None), source("dcp:b", "u1", None, None));
+        assert_eq!(going(&unknown, &known).unwrap(), going_on(&known));
+        assert_eq!(going(&known, &unknown).unwrap(), going_on(&known));
+    }
+
+    #[test]
+    fn collections_that_are_new_need_the_whole_feed() {
+        let all = source("f", "", None, None);
+        let (one, two) = (source("f", "", None, Some(&["s.a"])), source("f", "", None, Some(&["s.a", "s.b"])));
+        for (stored, wanted, anew) in [(&all, &one, false), (&one, &all, true), (&one, &two, true), (&two, &one, false)] {
+            assert_eq!(going(stored, wanted).unwrap(), Going { anew, source: Some(wanted.clone()) });
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The gateway's databases in one bucket: what they are called, where their caches are, and which keyspace a request is about.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sluicegate_core::decode::GatewayOptions;
+use sluicegate_core::decode::databases::{DEFAULT_COLLECTION, DEFAULT_ID, Database, Databases, metadata_id_of};
+use sluicegate_core::feed::Territory;
+use sluicegate_core::source::DatabaseIdentity;
+use sluicegate_core::{CollectionId, Error, Mutation, Result};
+
+/// One of the gateway's databases.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct DatabaseConfig {
+    /// Its metadata id; `_default` for the default one. Without it, the one that the gateway makes from the name.
+    pub metadata_id: Option<String>,
+    /// Its collections, each as `scope.collection`. Without them, `_default._default`.
+    pub collections: Option<BTreeSet<String>>,
+    /// The namespace of its cache in the store. Without it, that of the store's URL with the name after it.
+    pub namespace: Option<String>,
+}
+
+impl DatabaseConfig {
+    /// What discovery has found, and the name of it.
+    pub fn of(found: &Database) -> (String, DatabaseConfig) {
+        let id = found.metadata_id.clone().unwrap_or_else(|| DEFAULT_ID.to_owned());
+        let name = found.name.clone().unwrap_or_else(|| id.clone());
+        let number = |id: u32| format!("0x{id:x}");
+        let collections = found.collections.iter().filter_map(|found| found.name.clone().or(found.id.map(number)));
+        let config = DatabaseConfig { metadata_id: Some(id), collections: Some(collections.collect()), namespace: None };
+        (name, config)
+    }
+
+    /// The metadata id of the database of this name; `None` for the default one.
+    pub fn metadata_id(&self, name: &str) -> Option<String> {
+        let id = self.metadata_id.clone().unwrap_or_else(|| metadata_id_of(name).into_owned());
+        (id != DEFAULT_ID).then_some(id)
+    }
+
+    /// Its collections.
+    pub fn collections(&self) -> BTreeSet<String> {
+        self.collections.clone().unwrap_or_else(|| BTreeSet::from([DEFAULT_COLLECTION.to_owned()]))
+    }
+
+    /// What a cache of the database of this name says that it is made from.
+    pub fn identity(&self, name: &str) -> DatabaseIdentity {
+        DatabaseIdentity {
+            name: Some(name.to_owned()),
+            metadata_id: self.metadata_id(name),
+            collections: Some(self.collections()),
+        }
+    }
+
+    /// What of a feed is the database's.
+    pub fn territory(&self, name: &str) -> Territory {
+        Territory::new(self.metadata_id(name), Some(self.collections()))
+    }
+
+    /// A decoder's options where the feed brings what is the database's, and nothing else.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for a metadata id that cannot be.
+    pub fn decoder(&self, name: &str, base: &GatewayOptions) -> Result<GatewayOptions> {
+        let mut options = base.clone();
+        (options.metadata_id, options.collections) = (self.metadata_id(name), None);
+        options.validate()?;
+        Ok(options)
+    }
+
+    /// Whether the values make sense.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming what does not.
+    pub fn validate(&self, name: &str) -> Result<()> {
+        if name.is_empty() || name.contains(['.', ':', '/']) {
+            return Err(Error::config(format!("databases: `{name}` cannot be the name of a database")));
+        }
+        self.decoder(name, &GatewayOptions::default())?;
+        if self.collections.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Err(Error::config(format!(
+                "databases.{name}: collections names none; leave it out for {DEFAULT_COLLECTION}"
+            )));
+        }
+        let wrong = self.collections.iter().flatten().find(|collection| !is_collection(collection));
+        match wrong {
+            Some(wrong) => Err(Error::config(format!(
+                "databases.{name}: collections holds `{wrong}`; each is scope.collection, or a number such as 0x8"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_collection(text: &str) -> bool {
+    let is_name = text.split('.').count() == 2 && text.split('.').all(|part| !part.is_empty());
+    is_name || text.strip_prefix("0x").is_some_and(|digits| u32::from_str_radix(digits, 16).is_ok())
+}
+
+/// Whether databases can be told apart: no two of them have a metadata id or a collection in common.
+///
+/// # Errors
+/// `ConfigInvalid`, naming both.
+pub fn validate(databases: &BTreeMap<String, DatabaseConfig>) -> Result<()> {
+    let (mut ids, mut collections, mut namespaces) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (name, config) in databases {
+        config.validate(name)?;
+        if let Some(other) = ids.insert(config.metadata_id(name), name) {
+            return Err(Error::config(format!("databases {other} and {name} have one metadata id; each has its own")));
+        }
+        for collection in config.collections() {
+            if let Some(other) = collections.insert(collection.clone(), name) {
+                return Err(Error::config(format!("databases {other} and {name} both have the collection {collection}")));
+            }
+        }
+        if let Some(namespace) = &config.namespace
+            && let Some(other) = namespaces.insert(namespace, name)
+        {
+            return Err(Error::config(format!("databases {other} and {name} have one namespace; each cache needs its own")));
+        }
+    }
+    Ok(())
+}
+
+/// The databases that a bucket's own documents tell of.
+///
+/// # Errors
+/// `ConfigInvalid` if two cannot be told apart.
+pub fn discover<'a>(
+    names: impl IntoIterator<Item = (u32, String)>,
+    mutations: impl IntoIterator<Item = &'a Mutation>,
+) -> Result<BTreeMap<String, DatabaseConfig>> {
+    let mut found = Databases::new(names);
+    for mutation in mutations {
+        found.observe(mutation);
+    }
+    listed(&found)
+}
+
+/// What discovery has found.
+///
+/// # Errors
+/// `ConfigInvalid` if two cannot be told apart.
+pub fn listed(found: &Databases) -> Result<BTreeMap<String, DatabaseConfig>> {
+    let found: BTreeMap<String, DatabaseConfig> =
+        found.list().iter().filter(|database| !database.collections.is_empty()).map(DatabaseConfig::of).collect();
+    validate(&found)?;
+    Ok(found)
+}
+
+/// The URL of the store with the cache of a database: that of the whole with a namespace of its own.
+pub fn store_url(url: &str, name: &str, config: &DatabaseConfig) -> String {
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    if let Some(rest) = base.strip_prefix("memory:") {
+        // A store without a name is one of its own each time.
+        return if rest.is_empty() {
+            url.to_owned()
+        } else {
+            format!("{base}-{}", encoded(config.namespace.as_deref().unwrap_or(name)))
+        };
+    }
+    let mut others = Vec::new();
+    let mut namespace = "_cache";
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.strip_prefix("namespace=") {
+            Some(given) => namespace = given,
+            None => others.push(pair.to_owned()),
+        }
+    }
+    others.push(match &config.namespace {
+        Some(namespace) => format!("namespace={}", encoded(namespace)),
+        None => format!("namespace={namespace}_{}", encoded(name)),
+    });
+    format!("{base}?{}", others.join("&"))
+}
+
+fn encoded(text: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if plain(&byte) {
+            out.push(char::from(byte))
+        } else {
+            out.push_str(&format!("%{byte:02X}"))
+        }
+        out
+    })
+}
+
+/// A collection of a database, as requests name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Keyspace {
+    /// The database, if it is named.
+    pub database: Option<String>,
+    /// The collection, `scope.collection`.
+    pub collection: String,
+}
+
+impl FromStr for Keyspace {
+    type Err = Error;
+
+    /// `database.scope.collection`, `scope.collection`, or `database` for its default collection.
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('.').collect();
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err(Error::config(format!("the keyspace `{text}` has an empty part")));
+        }
+        match parts[..] {
+            [database] => Ok(Keyspace { database: Some(database.to_owned()), collection: DEFAULT_COLLECTION.to_owned() }),
+            [scope, collection] => Ok(Keyspace { database: None, collection: format!("{scope}.{collection}") }),
+            [database, scope, collection] => {
+                Ok(Keyspace { database: Some(database.to_owned()), collection: format!("{scope}.{collection}") })
+            }
+            _ => Err(Error::config(format!("the keyspace `{text}` is none; write database.scope.collection"))),
+        }
+    }
+}
+
+impl fmt::Display for Keyspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(database) = &self.database {
+            write!(f, "{database}.")?;
+        }
+        f.write_str(&self.collection)
+    }
+}
+
+/// The number of a collection that is given by name, or as a number such as `0x8`.
+pub fn number_of(collection: &str, find: impl FnOnce(&str) -> Option<CollectionId>) -> Option<CollectionId> {
+    match collection.strip_prefix("0x").map(|digits| u32::from_str_radix(digits, 16)) {
+        Some(Ok(number)) => Some(CollectionId(number)),
+        _ => find(collection),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(metadata_id: Option<&str>, collections: &[&str], namespace: Option<&str>) -> DatabaseConfig {
+        DatabaseConfig {
+            metadata_id: metadata_id.map(str::to_owned),
+            collections: (!collections.is_empty()).then(|| collections.iter().map(|name| (*name).to_owned()).collect()),
+            namespace: namespace.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_database_has_the_metadata_id_of_its_name_unless_told_otherwise() {
+        assert_eq!(config(None, &[], None).metadata_id("db1"), Some("db1".to_owned()));
+        assert_eq!(config(Some("_default"), &[], None).metadata_id("db1"), None);
+        let long = "db1-with-a-name-so-long-that-its-metadata-id-is-hashed";
+        assert_eq!(config(None, &[], None).metadata_id(long).as_deref(), Some("199a5884a60a79376549c820e9d1402d139b8f1e"));
+    }
+
+    #[test]
+    fn databases_that_cannot_be_told_apart_are_refused() {
+        let all = |list: &[(&str, DatabaseConfig)]| {
+            validate(&list.iter().map(|(name, config)| ((*name).to_owned(), config.clone())).collect())
+        };
+        all(&[("a", config(None, &["s.c"], None)), ("b", config(None, &["s.d"], None))]).unwrap();
+        for (b, word) in [
+            (config(Some("a"), &["s.d"], None), "metadata id"),
+            (config(None, &["s.c"], None), "s.c"),
+            (config(None, &["s"], None), "`s`"),
+            (config(Some("x:y"), &["s.d"], None), "x:y"),
+            (config(None, &["s.d"], Some("n")), "namespace"),
+        ] {
+            let error = all(&[("a", config(None, &["s.c"], Some("n"))), ("b", b)]).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_cache_has_a_namespace_of_its_own() {
+        let of = |url: &str, namespace: Option<&str>| store_url(url, "d$1", &config(None, &[], namespace));
+        assert_eq!(of("redis://h", None), "redis://h?namespace=_cache_d%241");
+        assert_eq!(of("redis://h/1?pool=3&namespace=n", None), "redis://h/1?pool=3&namespace=n_d%241");
+        assert_eq!(of("redis://h?namespace=n", Some("x")), "redis://h?namespace=x");
+        assert_eq!((of("memory:", None), of("memory:a", None)), ("memory:".to_owned(), "memory:a-d%241".to_owned()));
+    }
+
+    #[test]
+    fn keyspaces_have_one_to_three_parts() {
+        let of = |text: &str| text.parse::<Keyspace>().map(|keyspace| keyspace.to_string());
+        assert_eq!(of("db.s.c").unwrap(), "db.s.c");
+        assert_eq!(of("s.c").unwrap(), "s.c");
+        assert_eq!(of("db").unwrap(), "db._default._default");
+        assert!(of("a.b.c.d").is_err() && of("db.").is_err() && of("").is_err());
+    }
+}

@@ -1,0 +1,271 @@
+//! Caches of every format version are read, checked, and gone on with.
+//!
+//! `testdata/formats/vN.json.gz` holds all documents of a small cache by their canonical keys. That of version 1 was written by the last
+//! build that wrote it; that of this version is written by `SLUICEGATE_WRITE_FORMAT=1 cargo test --test formats`.
+
+#![cfg(all(feature = "memory", feature = "replay"))]
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sluicegate::changes::ChangesOptions;
+use sluicegate::core::batch::Checkpoint;
+use sluicegate::core::clock::FORMAT_VERSION;
+use sluicegate::core::feed::FeedIdentity;
+use sluicegate::core::meta::Meta;
+use sluicegate::core::source::{CacheSource, DatabaseIdentity, Following};
+use sluicegate::core::verify::{VerifyOptions, verify};
+use sluicegate::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
+use sluicegate::{
+    CacheKey, CacheStore, Channel, CollectionId, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, PublishedClock,
+    ReaderConfig, ReaderNode, Result, Writer, WriterConfig,
+};
+use sluicegate_memory::MemoryStore;
+use sluicegate_replay::Recording;
+
+const FEED: &str = "fixture";
+
+/// How many of the recorded events a fixture holds, and how many there are when it is gone on with.
+const HELD: usize = 300;
+const ALL: usize = 600;
+
+/// A store of six primitives whose documents lie by their canonical keys, so that a whole cache can be
+/// taken out of it and put into it.
+#[derive(Debug, Default)]
+struct Shelf(Mutex<(BTreeMap<String, Versioned<Bytes>>, u64)>);
+
+impl Shelf {
+    fn change<T>(
+        &self,
+        key: &CacheKey,
+        change: impl FnOnce(Option<&Versioned<Bytes>>) -> Result<(Option<Bytes>, T)>,
+    ) -> Result<(T, Version)> {
+        let (documents, last) = &mut *self.0.lock();
+        let name = key.canonical("_cache");
+        let (value, told) = change(documents.get(&name)).map_err(|e| e.with_context("key", key))?;
+        *last += 1;
+        let version = Version(*last);
+        match value {
+            Some(value) => drop(documents.insert(name, Versioned { value, version })),
+            None => drop(documents.remove(&name)),
+        }
+        Ok((told, version))
+    }
+
+    /// All documents: text as it is, what is none in hexadecimal.
+    fn dump(&self) -> String {
+        let text = |value: &Bytes| match std::str::from_utf8(value) {
+            Ok(text) => text.to_owned(),
+            Err(_) => value.iter().fold("hex:".to_owned(), |hex, byte| format!("{hex}{byte:02x}")),
+        };
+        let documents: BTreeMap<String, String> =
+            self.0.lock().0.iter().map(|(key, found)| (key.clone(), text(&found.value))).collect();
+        serde_json::to_string_pretty(&documents).unwrap()
+    }
+}
+
+fn expect(found: Option<&Versioned<Bytes>>, version: Version) -> Result<()> {
+    if found.is_some_and(|found| found.version == version) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Conflict, "the document has another version or is gone"))
+}
+
+#[async_trait]
+impl CacheStore for Shelf {
+    fn info(&self) -> StoreInfo {
+        let capabilities =
+            Capabilities { native_commit: false, notify: false, expiry: false, persistent: false, max_value: 20 << 20 };
+        StoreInfo { scheme: "shelf", name: "shelf:".to_owned(), capabilities }
+    }
+
+    async fn get(&self, key: &CacheKey) -> Result<Option<Versioned<Bytes>>> {
+        Ok(self.0.lock().0.get(&key.canonical("_cache")).cloned())
+    }
+
+    async fn insert(&self, key: &CacheKey, value: Bytes, _expiry: Expiry) -> Result<Version> {
+        let insert = |found: Option<&_>| match found {
+            None => Ok((Some(value), ())),
+            Some(_) => Err(Error::new(ErrorKind::AlreadyExists, "there is such a document")),
+        };
+        Ok(self.change(key, insert)?.1)
+    }
+
+    async fn replace(&self, key: &CacheKey, value: Bytes, expected: Version, _expiry: Expiry) -> Result<Version> {
+        Ok(self.change(key, |found| expect(found, expected).map(|()| (Some(value), ())))?.1)
+    }
+
+    async fn remove(&self, key: &CacheKey, expected: Option<Version>) -> Result<()> {
+        self.change(key, |found| expected.map_or(Ok(()), |expected| expect(found, expected)).map(|()| (None, ()))).map(drop)
+    }
+
+    async fn increment(&self, key: &CacheKey, by: u64) -> Result<u64> {
+        let increment = |found: Option<&Versioned<Bytes>>| {
+            let text = found.map_or("0", |found| std::str::from_utf8(&found.value).unwrap());
+            let then = text.parse::<u64>().unwrap() + by;
+            Ok((Some(Bytes::from(then.to_string())), then))
+        };
+        Ok(self.change(key, increment)?.0)
+    }
+
+    async fn ping(&self) -> Result<Duration> {
+        Ok(Duration::ZERO)
+    }
+}
+
+impl Shelf {
+    /// A cache as a fixture has it.
+    fn of(path: &Path) -> Arc<Self> {
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
+        let documents: BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
+        let byte = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
+        let bytes = |text: String| match text.strip_prefix("hex:") {
+            Some(hex) => hex.as_bytes().chunks(2).map(byte).collect::<Vec<_>>().into(),
+            None => Bytes::from(text),
+        };
+        let versioned = |(at, (key, text)): (usize, (String, String))| {
+            (key, Versioned { value: bytes(text), version: Version(at as u64 + 1) })
+        };
+        let last = documents.len() as u64;
+        Arc::new(Shelf(Mutex::new((documents.into_iter().enumerate().map(versioned).collect(), last))))
+    }
+}
+
+/// Small numbers, so that there is some of everything in little.
+fn config() -> WriterConfig {
+    serde_json::from_str(r#"{"max_batch":16,"ring":8,"max_in_flight":2,"block_capacity":64,"supersession":"pointers"}"#).unwrap()
+}
+
+/// A recorded gateway's events, in the version's own way.
+fn recorded(version: u32, count: usize) -> Vec<Mutation> {
+    let recording = Recording::read("testdata/gateway/mutations-inline.ndjson.gz").unwrap();
+    let mut events = recording.mutations[..count].to_vec();
+    let late = events.remove(60);
+    events.insert(180, late);
+    if version >= 2 {
+        // Version 1 did not tell collections apart.
+        for mutation in &mut events {
+            if !mutation.key.starts_with(b"_sync:") && mutation.partition.0 % 2 == 1 {
+                mutation.collection = 8;
+            }
+        }
+    }
+    events
+}
+
+fn following() -> Following {
+    let source = CacheSource { feed: FeedIdentity::new(FEED).with_instance("i"), database: DatabaseIdentity::default() };
+    Following::from(FEED).with_source(source)
+}
+
+async fn write(store: Arc<dyn CacheStore>, version: u32, events: &[Mutation]) -> Writer {
+    let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), following(), config()).await.unwrap();
+    let names = FeedEvent::CollectionNames(vec![(0, "_default._default".into()), (8, "s.c".into())]);
+    if version >= 2 {
+        writer.process(vec![names].into()).await.unwrap();
+    }
+    for part in events.chunks(100) {
+        writer.process(part.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+        writer.finish().await.unwrap();
+    }
+    writer
+}
+
+async fn open(store: &Arc<dyn CacheStore>) -> ReaderNode {
+    ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap()
+}
+
+/// What the cache answers for everything, and for one channel.
+async fn answers(reader: &ReaderNode) -> Vec<String> {
+    let known = reader.collections().await.unwrap();
+    let mut answers = Vec::new();
+    for name in ["*", "ch000", "ch001"] {
+        let channels: Vec<Channel> = known.used().map(|id| Channel::of(id, name).unwrap()).collect();
+        let answer = reader.changes(&channels, &ChangesOptions::new()).await.unwrap().answer();
+        answers.push(serde_json::to_string(&answer).unwrap());
+    }
+    answers
+}
+
+async fn assert_clean(store: &Arc<dyn CacheStore>) {
+    let options = {
+        let mut options = VerifyOptions::default();
+        options.feed = Some(FEED.to_owned());
+        options
+    };
+    let report = verify(store.as_ref(), &options).await.unwrap();
+    assert!(report.is_clean() && report.rows > 100, "{report:?}");
+}
+
+async fn stored<T>(store: &Arc<dyn CacheStore>, key: CacheKey, read: impl FnOnce(&[u8]) -> Result<T>) -> T {
+    read(&store.get(&key).await.unwrap().unwrap().value).unwrap()
+}
+
+fn path(version: u32) -> PathBuf {
+    PathBuf::from(format!("testdata/formats/v{version}.json.gz"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_this_version_can_be_written_down() {
+    let shelf = Arc::new(Shelf::default());
+    write(shelf.clone(), FORMAT_VERSION, &recorded(FORMAT_VERSION, HELD)).await;
+    assert_clean(&(shelf.clone() as Arc<dyn CacheStore>)).await;
+    let dump = shelf.dump();
+    assert!(dump.contains("_cache:_collections") && dump.contains("_cache:[8:*]:block[0]"));
+    if std::env::var_os("SLUICEGATE_WRITE_FORMAT").is_some() {
+        let file = std::fs::File::create(path(FORMAT_VERSION)).unwrap();
+        let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::best());
+        std::io::Write::write_all(&mut out, dump.as_bytes()).unwrap();
+        out.finish().unwrap();
+    }
+}
+
+async fn a_cache_is_read_and_gone_on_with(version: u32) {
+    let held = Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>;
+    let all = Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>;
+    write(held.clone(), version, &recorded(version, HELD)).await;
+    write(all.clone(), version, &recorded(version, ALL)).await;
+    let (expected, expected_then) = (answers(&open(&held).await).await, answers(&open(&all).await).await);
+
+    let store = Shelf::of(&path(version)) as Arc<dyn CacheStore>;
+    assert_eq!(stored(&store, CacheKey::Clock, PublishedClock::from_bytes).await.format, version);
+    let reader = open(&store).await;
+    assert_eq!(answers(&reader).await, expected);
+    assert_clean(&store).await;
+
+    // The feed goes on at the position, and what came before it comes no more.
+    let position = stored(&store, CacheKey::Checkpoint(FEED.to_owned()), Checkpoint::from_bytes).await.position;
+    let rest: Vec<Mutation> = recorded(version, ALL)
+        .into_iter()
+        .filter(|mutation| position.partitions.get(&mutation.partition).is_none_or(|at| mutation.seqno.0 > at.seqno))
+        .collect();
+    assert!(rest.len() < ALL - HELD + 100, "{}", rest.len());
+    let writer = write(store.clone(), version, &rest).await;
+    assert_eq!(writer.clock().format, FORMAT_VERSION);
+    let meta = stored(&store, CacheKey::Meta, Meta::from_bytes).await;
+    assert_eq!((meta.format, meta.source.as_ref()), (FORMAT_VERSION, following().source()));
+    reader.wait_for_batch(writer.clock().batch).await.unwrap();
+    assert_eq!(answers(&reader).await, expected_then, "the reader that was open all the time");
+    assert_eq!(answers(&open(&store).await).await, expected_then);
+    assert_clean(&store).await;
+    if version >= 2 {
+        assert_eq!(reader.collections().await.unwrap().find("s.c"), Some(CollectionId(8)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_version_1_is_read_and_gone_on_with() {
+    a_cache_is_read_and_gone_on_with(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_version_2_is_read_and_gone_on_with() {
+    a_cache_is_read_and_gone_on_with(2).await;
+}

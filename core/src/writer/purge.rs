@@ -147,37 +147,39 @@ impl Writer {
     async fn entries_of(&mut self, pending: &HashMap<DocumentId, Pending>) -> Result<BySequence> {
         let has_pointers = self.pointers.is_some();
         let (store, codec, policy) = (self.store.clone(), self.codec.clone(), backoff(&self.config));
-        let is_wanted = |entry: &ChangeEntry| pending.get(&entry.document()).is_some_and(|purge| is_older(entry, purge.origin));
+        let is_purged = |entry: &ChangeEntry| pending.contains_key(&entry.document());
         let attempt = || async {
-            let mut found = BySequence::new();
+            let mut known = BySequence::new();
             if has_pointers {
-                for entry in pointed_to(store.as_ref(), pending).await?.into_iter().filter(|entry| is_wanted(entry)) {
-                    found.insert(entry.position(), entry);
+                for entry in pointed_to(store.as_ref(), pending).await? {
+                    known.insert(entry.position(), entry);
                 }
             } else {
                 for star in scan::stars(store.as_ref()).await?.iter().filter(|star| concerns(pending, star)) {
                     let Some(all) = SequenceRange::new(Sequence::ZERO, Sequence::MAX) else { continue };
                     let take = |entry: Arc<ChangeEntry>| {
-                        if is_wanted(&entry) {
-                            found.insert(entry.position(), entry);
+                        if is_purged(&entry) {
+                            known.insert(entry.position(), entry);
                         }
                         Ok(())
                     };
                     scan::for_each(store.as_ref(), codec.as_ref(), star, all, take).await?;
                 }
             }
-            // A block in which nothing is live need not be listed, but what is live names what is not.
-            let mut next: Vec<Sequence> = superseded(&found);
+            // A block in which nothing is live need not be listed, but what is live names what is not; so
+            // does a revision that was written after the purge.
+            let mut next: Vec<Sequence> = superseded(&known);
             while !next.is_empty() {
                 let mut more = BySequence::new();
                 for page in next.chunks(scan::PAGE) {
                     let read = store.entries(page).await?.into_iter().flatten();
-                    more.extend(read.filter(|entry| is_wanted(entry)).map(|entry| (entry.position(), entry)));
+                    more.extend(read.filter(|entry| is_purged(entry)).map(|entry| (entry.position(), entry)));
                 }
-                next = superseded(&more).into_iter().filter(|n| !found.contains_key(n) && !more.contains_key(n)).collect();
-                found.extend(more);
+                next = superseded(&more).into_iter().filter(|n| !known.contains_key(n)).collect();
+                known.extend(more);
             }
-            Ok(found)
+            known.retain(|_, entry| pending.get(&entry.document()).is_some_and(|purge| is_older(entry, purge.origin)));
+            Ok(known)
         };
         attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
     }

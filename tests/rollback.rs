@@ -16,8 +16,8 @@ use sluicegate::core::verify::{VerifyOptions, VerifyReport, verify};
 use sluicegate::decode::{DecodedDocument, Departure, Invalid};
 use sluicegate::pointer::Supersession;
 use sluicegate::{
-    CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, Membership, Mutation, MutationDecoder, ReaderConfig,
-    ReaderNode, Result, Sequence, Writer, WriterConfig,
+    CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, FeedBatch, FeedEvent, Membership, Mutation,
+    MutationDecoder, PartitionId, PartitionSeqno, ReaderConfig, ReaderNode, Result, Sequence, Writer, WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
@@ -420,6 +420,35 @@ async fn no_mark_is_left_where_a_number_is_given_out_again() {
 #[tokio::test]
 async fn what_a_deposed_writer_names_of_another_document_is_not_superseded() {
     is_held(21458).await;
+}
+
+/// The feed left the first revision out at first, since a later one followed; then it delivers it, to another term; then the later one is lost.
+#[tokio::test]
+async fn a_revision_that_was_left_out_and_came_later_is_shown_when_its_successor_is_lost() {
+    let revision = |sequence: u64, recent: Vec<u64>| {
+        let (revision, channels) = (format!("{sequence}-x"), vec!["a".to_owned()]);
+        let metadata = Metadata { sequence, revision, channels, recent, left: BTreeMap::new() };
+        let mut mutation = Mutation::new("doc", serde_json::to_string(&metadata).unwrap());
+        (mutation.partition, mutation.seqno) = (PartitionId(0), PartitionSeqno(sequence));
+        FeedEvent::Mutation(mutation)
+    };
+    let partition = PartitionId(0);
+    let lost = [FeedEvent::Rollback { partition, to: PartitionSeqno(1) }, FeedEvent::RollbackEnded { partition }];
+    let terms = [vec![revision(2, vec![1])], vec![revision(1, vec![]), revision(2, vec![1])], vec![], lost.into()];
+    for seed in [0, 2] {
+        let store = store(seed);
+        for events in terms.clone() {
+            let mut writer = Writer::alone(store.clone(), Arc::new(Short), "branching", config(seed)).await.unwrap();
+            writer.process(FeedBatch::from(events)).await.unwrap();
+            writer.finish().await.unwrap();
+            let report = checked(&store).await;
+            assert!(report.is_clean(), "{report:#?}");
+        }
+        for (channel, rows) in answers(&opened(&store).await).await {
+            let expected = ["a", "*"].contains(&&channel[..]).then(|| (1, "doc".to_owned(), "1-x".to_owned(), false, false));
+            assert_eq!(rows, expected.into_iter().collect::<Rows>(), "{channel}");
+        }
+    }
 }
 
 /// What a client is told that asks for what came after its last answer, with what is late since.

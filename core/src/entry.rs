@@ -545,7 +545,7 @@ mod tests {
     fn an_entry_whose_sequence_is_taken_lies_in_another_slot() {
         let entry = sample().with_slot(3);
         assert_eq!(ChangeEntry::from_bytes(&entry.to_bytes()).unwrap(), entry);
-        assert_eq!(entry.position(), Sequence(3 << 56 | (1 << 53) + 1));
+        assert_eq!(entry.position(), Sequence((3 << 56) | ((1 << 53) + 1)));
         assert_eq!((entry.position().number(), entry.position().slot()), (entry.sequence(), 3));
         assert!(sample().position().rank() < entry.position().rank() && entry.position().rank().0 < Sequence::MAX_NUMBER);
     }

@@ -331,11 +331,10 @@ async fn numbers_that_come_again_before_their_loss_is_told_are_shown() {
 }
 
 /// The step at which the writer was cut off, if it was.
-async fn is_cut_off(seed: u64) -> Option<String> {
+async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
     let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
     let mut point = points[seed as usize % points.len()].clone();
-    let mut world = World::new(seed);
     // A store of the six primitives does every step by itself.
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     run(store.clone(), &world.feed, seed).await.unwrap();
@@ -364,14 +363,13 @@ async fn is_cut_off(seed: u64) -> Option<String> {
 
 #[tokio::test]
 async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
-    let one = |seed| async move { is_cut_off(seed).await.into_iter().map(|step| (step, 1)).collect() };
+    let one = |seed| async move { is_cut_off(World::new(seed), seed).await.into_iter().map(|step| (step, 1)).collect() };
     let crashed = campaign(0..1_350, one).await;
     assert!(!are_usual() || crashed.len() >= 24, "{crashed:?}");
 }
 
 /// Whether the writer that was held was fenced then.
-async fn is_held(seed: u64) -> bool {
-    let mut world = World::new(seed);
+async fn is_held(mut world: World, seed: u64) -> bool {
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     run(store.clone(), &world.feed, seed).await.unwrap();
     let trouble = world.trouble();
@@ -403,7 +401,24 @@ async fn is_held(seed: u64) -> bool {
 
 #[tokio::test]
 async fn a_writer_held_anywhere_in_a_rollback_while_another_takes_over_does_no_harm() {
-    let one = |seed| async move { vec![("fenced".to_owned(), u64::from(is_held(seed).await))] };
+    let one = |seed| async move { vec![("fenced".to_owned(), u64::from(is_held(World::new(seed), seed).await))] };
+    let sums = campaign(0..400, one).await;
+    assert!(!are_usual() || sums["fenced"] > 50, "{sums:?}");
+}
+
+#[tokio::test]
+async fn a_writer_cut_off_leaves_nothing_behind_where_numbers_come_again_before_their_loss_is_told() {
+    let one = |seed| async move {
+        let crashed = is_cut_off(World::telling_late(seed), seed).await;
+        crashed.into_iter().map(|step| (step, 1)).collect()
+    };
+    let crashed = campaign(0..600, one).await;
+    assert!(!are_usual() || crashed.len() >= 20, "{crashed:?}");
+}
+
+#[tokio::test]
+async fn a_writer_held_does_no_harm_where_numbers_come_again_before_their_loss_is_told() {
+    let one = |seed| async move { vec![("fenced".to_owned(), u64::from(is_held(World::telling_late(seed), seed).await))] };
     let sums = campaign(0..400, one).await;
     assert!(!are_usual() || sums["fenced"] > 50, "{sums:?}");
 }
@@ -419,7 +434,7 @@ async fn no_mark_is_left_where_a_number_is_given_out_again() {
 /// A writer that was held stores an entry that says to supersede a number which another document has by then.
 #[tokio::test]
 async fn what_a_deposed_writer_names_of_another_document_is_not_superseded() {
-    is_held(21458).await;
+    is_held(World::new(21458), 21458).await;
 }
 
 /// The feed left the first revision out at first, since a later one followed; then it delivers it, to another term; then the later one is lost.

@@ -334,7 +334,7 @@ async fn numbers_that_come_again_before_their_loss_is_told_are_shown() {
 async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
     let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
-    let mut point = points[seed as usize % points.len()].clone();
+    let mut point = points[seed as usize % points.len()];
     // A store of the six primitives does every step by itself.
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     run(store.clone(), &world.feed, seed).await.unwrap();
@@ -344,7 +344,7 @@ async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     trouble.into_iter().for_each(|act| world.feed.act(act));
     point.nth = world.random.random_range(1..8);
     let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
-    faulty.crash_at(point.clone());
+    faulty.crash_at(point);
     let what = format!("seed {seed}, {point}");
     let crashed = match run(faulty.clone(), &world.feed, seed).await {
         Ok(_) => {

@@ -16,8 +16,8 @@ use sluicegate::core::verify::{VerifyOptions, VerifyReport, verify};
 use sluicegate::decode::{DecodedDocument, Departure, Invalid};
 use sluicegate::pointer::Supersession;
 use sluicegate::{
-    CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, Membership, Mutation, MutationDecoder, ReaderConfig,
-    ReaderNode, Result, Sequence, Writer, WriterConfig,
+    CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, FeedBatch, FeedEvent, Membership, Mutation,
+    MutationDecoder, PartitionId, PartitionSeqno, ReaderConfig, ReaderNode, Result, Sequence, Writer, WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
@@ -331,11 +331,10 @@ async fn numbers_that_come_again_before_their_loss_is_told_are_shown() {
 }
 
 /// The step at which the writer was cut off, if it was.
-async fn is_cut_off(seed: u64) -> Option<String> {
+async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
     let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
-    let mut point = points[seed as usize % points.len()].clone();
-    let mut world = World::new(seed);
+    let mut point = points[seed as usize % points.len()];
     // A store of the six primitives does every step by itself.
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     run(store.clone(), &world.feed, seed).await.unwrap();
@@ -345,7 +344,7 @@ async fn is_cut_off(seed: u64) -> Option<String> {
     trouble.into_iter().for_each(|act| world.feed.act(act));
     point.nth = world.random.random_range(1..8);
     let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
-    faulty.crash_at(point.clone());
+    faulty.crash_at(point);
     let what = format!("seed {seed}, {point}");
     let crashed = match run(faulty.clone(), &world.feed, seed).await {
         Ok(_) => {
@@ -364,14 +363,13 @@ async fn is_cut_off(seed: u64) -> Option<String> {
 
 #[tokio::test]
 async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
-    let one = |seed| async move { is_cut_off(seed).await.into_iter().map(|step| (step, 1)).collect() };
+    let one = |seed| async move { is_cut_off(World::new(seed), seed).await.into_iter().map(|step| (step, 1)).collect() };
     let crashed = campaign(0..1_350, one).await;
     assert!(!are_usual() || crashed.len() >= 24, "{crashed:?}");
 }
 
 /// Whether the writer that was held was fenced then.
-async fn is_held(seed: u64) -> bool {
-    let mut world = World::new(seed);
+async fn is_held(mut world: World, seed: u64) -> bool {
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     run(store.clone(), &world.feed, seed).await.unwrap();
     let trouble = world.trouble();
@@ -403,7 +401,24 @@ async fn is_held(seed: u64) -> bool {
 
 #[tokio::test]
 async fn a_writer_held_anywhere_in_a_rollback_while_another_takes_over_does_no_harm() {
-    let one = |seed| async move { vec![("fenced".to_owned(), u64::from(is_held(seed).await))] };
+    let one = |seed| async move { vec![("fenced".to_owned(), u64::from(is_held(World::new(seed), seed).await))] };
+    let sums = campaign(0..400, one).await;
+    assert!(!are_usual() || sums["fenced"] > 50, "{sums:?}");
+}
+
+#[tokio::test]
+async fn a_writer_cut_off_leaves_nothing_behind_where_numbers_come_again_before_their_loss_is_told() {
+    let one = |seed| async move {
+        let crashed = is_cut_off(World::telling_late(seed), seed).await;
+        crashed.into_iter().map(|step| (step, 1)).collect()
+    };
+    let crashed = campaign(0..600, one).await;
+    assert!(!are_usual() || crashed.len() >= 20, "{crashed:?}");
+}
+
+#[tokio::test]
+async fn a_writer_held_does_no_harm_where_numbers_come_again_before_their_loss_is_told() {
+    let one = |seed| async move { vec![("fenced".to_owned(), u64::from(is_held(World::telling_late(seed), seed).await))] };
     let sums = campaign(0..400, one).await;
     assert!(!are_usual() || sums["fenced"] > 50, "{sums:?}");
 }
@@ -419,7 +434,36 @@ async fn no_mark_is_left_where_a_number_is_given_out_again() {
 /// A writer that was held stores an entry that says to supersede a number which another document has by then.
 #[tokio::test]
 async fn what_a_deposed_writer_names_of_another_document_is_not_superseded() {
-    is_held(21458).await;
+    is_held(World::new(21458), 21458).await;
+}
+
+/// The feed left the first revision out at first, since a later one followed; then it delivers it, to another term; then the later one is lost.
+#[tokio::test]
+async fn a_revision_that_was_left_out_and_came_later_is_shown_when_its_successor_is_lost() {
+    let revision = |sequence: u64, recent: Vec<u64>| {
+        let (revision, channels) = (format!("{sequence}-x"), vec!["a".to_owned()]);
+        let metadata = Metadata { sequence, revision, channels, recent, left: BTreeMap::new() };
+        let mut mutation = Mutation::new("doc", serde_json::to_string(&metadata).unwrap());
+        (mutation.partition, mutation.seqno) = (PartitionId(0), PartitionSeqno(sequence));
+        FeedEvent::Mutation(mutation)
+    };
+    let partition = PartitionId(0);
+    let lost = [FeedEvent::Rollback { partition, to: PartitionSeqno(1) }, FeedEvent::RollbackEnded { partition }];
+    let terms = [vec![revision(2, vec![1])], vec![revision(1, vec![]), revision(2, vec![1])], vec![], lost.into()];
+    for seed in [0, 2] {
+        let store = store(seed);
+        for events in terms.clone() {
+            let mut writer = Writer::alone(store.clone(), Arc::new(Short), "branching", config(seed)).await.unwrap();
+            writer.process(FeedBatch::from(events)).await.unwrap();
+            writer.finish().await.unwrap();
+            let report = checked(&store).await;
+            assert!(report.is_clean(), "{report:#?}");
+        }
+        for (channel, rows) in answers(&opened(&store).await).await {
+            let expected = ["a", "*"].contains(&&channel[..]).then(|| (1, "doc".to_owned(), "1-x".to_owned(), false, false));
+            assert_eq!(rows, expected.into_iter().collect::<Rows>(), "{channel}");
+        }
+    }
 }
 
 /// What a client is told that asks for what came after its last answer, with what is late since.

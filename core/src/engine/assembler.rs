@@ -646,6 +646,21 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_term_names_is_not_superseded_if_it_comes_as_another_document() {
+        let mut assembler = assembler();
+        let entry = ChangeEntry::new(Sequence(3), "e", "1-a", EntryFlags::default()).unwrap();
+        assembler.remember_unmarked(Arc::new(entry.with_supersedes([Sequence(1), Sequence(2)])));
+        (1..=2).for_each(|n| apply(&mut assembler, n, None));
+        let left: Vec<_> = assembler.unmarked().map(|entry| entry.supersedes().to_vec()).collect();
+        assert_eq!(left, [[]]);
+        let mut assembler = self::assembler();
+        let entry = ChangeEntry::new(Sequence(3), "d", "1-a", EntryFlags::default()).unwrap();
+        assembler.remember_unmarked(Arc::new(entry.with_supersedes([Sequence(1)])));
+        apply(&mut assembler, 1, None);
+        assert_eq!(assembler.unmarked().next().unwrap().supersedes(), [Sequence(1)], "its own");
+    }
+
+    #[test]
     fn marks_of_what_is_late_never_wait() {
         let mut assembler = assembler();
         for n in [1, 2, 4, 6] {

@@ -232,7 +232,10 @@ impl Writer {
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
 
         let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
-        let shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let mut shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        // Those in slots that are expected may be stored and not listed yet.
+        let expected = assembler.sequencer().abandoned().within(Sequence::MAX_NUMBER.0 + 1, u64::MAX);
+        shared.extend(expected.flat_map(|(first, last)| first..=last).map(|position| Sequence(position).number()));
 
         let now = Instant::now();
         let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);

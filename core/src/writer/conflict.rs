@@ -26,6 +26,8 @@ pub(super) struct Conflicts {
     entries: FxHashMap<Sequence, Option<Arc<ChangeEntry>>>,
     /// Places in the batch of documents that were decided on.
     resolved: FxHashSet<usize>,
+    /// Positions that such documents were given.
+    placed: FxHashSet<Sequence>,
 }
 
 /// What becomes of a document whose number is accounted for, given the entry at one position.
@@ -83,7 +85,14 @@ impl Writer {
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
-        let Some(number) = self.accounted(document).filter(|_| !conflicts.resolved.contains(&at)) else { return Ok(()) };
+        let Some(number) = self.accounted(document) else { return Ok(()) };
+        // What came before it in the batch may account for the number that it was given.
+        let is_lost = self.assembler.sequencer().is_accounted(number)
+            && document.entry.position() == number
+            && conflicts.placed.remove(&number);
+        if conflicts.resolved.contains(&at) && !is_lost {
+            return Ok(());
+        }
         // It was looked up when nothing was known of it.
         conflicts.entries.remove(&number);
         let position = self.place(document, conflicts).await?;
@@ -213,6 +222,7 @@ impl Writer {
         }
         let position = entry.position();
         conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
+        conflicts.placed.insert(position);
         document.entry = entry;
         Ok((!is_expected).then_some(position))
     }

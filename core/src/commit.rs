@@ -117,6 +117,7 @@ pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) 
 
 /// Adds to the stored list of collections what is missing there. Only adds, so a writer that is deposed
 /// and does not know it does no harm.
+#[cfg(feature = "runtime")]
 pub(crate) async fn register_collections<S: CacheStore + ?Sized>(store: &S, collections: &Collections) -> Result<()> {
     update(store, &CacheKey::Collections, |stored| {
         let mut known = stored.map(Collections::from_bytes).transpose()?.unwrap_or_default();

@@ -57,6 +57,7 @@ impl Pointer {
     }
 
     /// All its rows, in any order.
+    #[cfg(feature = "runtime")]
     pub(crate) fn rows(&self) -> impl Iterator<Item = Sequence> + '_ {
         self.rows.values().copied()
     }

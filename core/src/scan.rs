@@ -299,6 +299,7 @@ pub async fn stored_above<S: CacheStore + ?Sized>(
 ///
 /// # Errors
 /// As [`directory`].
+#[cfg(feature = "runtime")]
 pub(crate) async fn shared_numbers<S: CacheStore + ?Sized>(store: &S, codec: &dyn BlockCodec) -> Result<Vec<Sequence>> {
     let mut numbers = Vec::new();
     let Some(all) = SequenceRange::new(Sequence::ZERO, Sequence::MAX) else { return Ok(numbers) };

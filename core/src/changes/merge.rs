@@ -40,6 +40,7 @@ impl Row {
     }
 
     /// Its place among the rows of a channel: by sequence; of one sequence, by slot.
+    #[cfg(feature = "runtime")]
     pub(crate) fn rank(&self) -> (Sequence, u8) {
         (self.sequence, self.entry.position().slot())
     }

@@ -32,8 +32,9 @@ pub struct WriterStats {
     pub principals: u64,
     /// Documents and principals that came again.
     pub duplicates: u64,
-    /// Documents whose sequence was accounted for by something else: another document, a marker that
-    /// said it would not be used, or a document that named it as its own. They are cached all the same.
+    /// Documents whose sequence was accounted for by something else: another document, a principal, a
+    /// marker that said it would not be used, or another document that named it as its own. They are
+    /// cached all the same.
     pub conflicts: u64,
     /// Numbers that were found to be implausibly high, each once.
     pub implausible: u64,
@@ -352,6 +353,10 @@ impl Assembler {
             0 => self.sequencer.withdraw(position),
             _ => self.sequencer.expect_in_slot(position),
         }
+    }
+
+    /// Counts a document whose sequence was accounted for by something else than its own document.
+    pub fn count_conflict(&mut self) {
         self.stats.conflicts += 1;
     }
 

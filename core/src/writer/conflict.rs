@@ -43,6 +43,18 @@ enum Claim {
     Taken,
 }
 
+/// Who names a number as that of an earlier revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Named {
+    ByNobody,
+    /// A later revision of the same document.
+    ByOwn,
+    ByAnother,
+}
+
+/// So many numbers are looked through first for what names another.
+const NEAR: u64 = 1_000;
+
 fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
     if stored.document() != entry.document() {
         return Claim::Taken;
@@ -174,11 +186,13 @@ impl Writer {
     async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
         let number = document.entry.sequence();
         let is_shared = self.shared_numbers.contains(&number);
-        let (mut supersedes, mut free) = (None, None);
+        let (mut supersedes, mut free, mut is_own) = (None, None, false);
         for slot in 0..Sequence::SLOTS {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
-                let is_free = free.is_none() && (slot > 0 || !self.is_named_by_another(&document.entry).await?);
+                let named = if slot == 0 { self.named_by(&document.entry).await? } else { Named::ByNobody };
+                is_own |= named == Named::ByOwn;
+                let is_free = free.is_none() && named != Named::ByAnother;
                 free = if is_free { Some(slot) } else { free };
                 // One in the first slot may have been withdrawn, while others are there still.
                 if free.is_some() && (slot > 0 || !is_shared) {
@@ -207,7 +221,9 @@ impl Writer {
         let mut entry = document.entry.clone().with_slot(slot);
         supersedes.into_iter().for_each(|older| entry.push_superseded(older));
         let is_expected = slot == 0 && !self.assembler.sequencer().is_accounted(number);
-        if !is_expected {
+        // An earlier revision of a document may come after a later one that has named it.
+        if !is_expected && !(is_own && slot == 0) {
+            self.assembler.count_conflict();
             self.conflict_log.warn(|| {
                 tracing::warn!(
                     sequence = %number,
@@ -227,29 +243,44 @@ impl Writer {
         Ok((!is_expected).then_some(position))
     }
 
-    /// Whether an entry of another document says that the number is its own: then it has a mark there,
-    /// or will have.
-    async fn is_named_by_another(&mut self, entry: &ChangeEntry) -> Result<bool> {
+    /// Which document's entries say that the number of a document is theirs, and so have a mark there, or
+    /// will have.
+    async fn named_by(&mut self, entry: &ChangeEntry) -> Result<Named> {
         let number = entry.sequence();
-        let names = |other: &ChangeEntry| other.supersedes().contains(&number) && other.document() != entry.document();
-        if self.assembler.unmarked().any(|other| names(other)) {
-            return Ok(true);
+        let naming = |other: &ChangeEntry| match other.supersedes().contains(&number) {
+            false => Named::ByNobody,
+            true if other.document() == entry.document() => Named::ByOwn,
+            true => Named::ByAnother,
+        };
+        let by_unmarked = self.assembler.unmarked().map(|other| naming(other)).max().unwrap_or(Named::ByNobody);
+        if by_unmarked != Named::ByNobody {
+            return Ok(by_unmarked);
         }
-        let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
+        let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), self.assembler.sequencer().high());
         let attempt = || async {
             for star in scan::stars(store).await? {
                 if scan::star_state(store, codec, star.collection(), number).await? == BlockState::Absent {
                     continue;
                 }
-                // Marked, and there is no document: what names it comes after it.
-                let Some(range) = SequenceRange::new(number, Sequence::MAX) else { continue };
-                for other in scan::logged(store, codec, &star, range).await? {
-                    if names(&other) {
-                        return Ok(true);
+                // Marked, and there is no document. What names it is mostly near, and mostly above it.
+                let (mut first, mut count) = (number.next(), NEAR);
+                while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
+                    let named = scan::logged(store, codec, &star, range).await?;
+                    if let Some(named) = named.iter().map(|other| naming(other)).max().filter(|named| *named != Named::ByNobody) {
+                        return Ok(named);
                     }
+                    (first, count) = (range.last().next(), count.saturating_mul(2));
+                }
+                let below = SequenceRange::new(Sequence::ZERO, number.previous());
+                let below = match below {
+                    Some(range) => scan::logged(store, codec, &star, range).await?,
+                    None => Vec::new(),
+                };
+                if let Some(named) = below.iter().map(|other| naming(other)).max().filter(|named| *named != Named::ByNobody) {
+                    return Ok(named);
                 }
             }
-            Ok(false)
+            Ok(Named::ByNobody)
         };
         attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
     }

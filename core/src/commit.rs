@@ -11,6 +11,7 @@ use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, Entries, 
 use crate::block::{Block, BlockCodec};
 use crate::channel::Channel;
 use crate::clock::{CacheId, Epoch, FORMAT_VERSION, PublishedClock};
+#[cfg(feature = "runtime")]
 use crate::collections::Collections;
 use crate::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};

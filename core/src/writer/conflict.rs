@@ -43,13 +43,13 @@ enum Claim {
     Taken,
 }
 
-/// Who names a number as that of an earlier revision.
+/// Who names a number as that of an earlier revision of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Named {
-    ByNobody,
+    Nobody,
     /// A later revision of the same document.
-    ByOwn,
-    ByAnother,
+    Own,
+    Another,
 }
 
 /// So many numbers are looked through first for what names another.
@@ -190,9 +190,9 @@ impl Writer {
         for slot in 0..Sequence::SLOTS {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
-                let named = if slot == 0 { self.named_by(&document.entry).await? } else { Named::ByNobody };
-                is_own |= named == Named::ByOwn;
-                let is_free = free.is_none() && named != Named::ByAnother;
+                let named = if slot == 0 { self.named_by(&document.entry).await? } else { Named::Nobody };
+                is_own |= named == Named::Own;
+                let is_free = free.is_none() && named != Named::Another;
                 free = if is_free { Some(slot) } else { free };
                 // One in the first slot may have been withdrawn, while others are there still.
                 if free.is_some() && (slot > 0 || !is_shared) {
@@ -222,7 +222,8 @@ impl Writer {
         supersedes.into_iter().for_each(|older| entry.push_superseded(older));
         let is_expected = slot == 0 && !self.assembler.sequencer().is_accounted(number);
         // An earlier revision of a document may come after a later one that has named it.
-        if !is_expected && !(is_own && slot == 0) {
+        let is_late_revision = is_own && slot == 0;
+        if !is_expected && !is_late_revision {
             self.assembler.count_conflict();
             self.conflict_log.warn(|| {
                 tracing::warn!(
@@ -248,12 +249,12 @@ impl Writer {
     async fn named_by(&mut self, entry: &ChangeEntry) -> Result<Named> {
         let number = entry.sequence();
         let naming = |other: &ChangeEntry| match other.supersedes().contains(&number) {
-            false => Named::ByNobody,
-            true if other.document() == entry.document() => Named::ByOwn,
-            true => Named::ByAnother,
+            false => Named::Nobody,
+            true if other.document() == entry.document() => Named::Own,
+            true => Named::Another,
         };
-        let by_unmarked = self.assembler.unmarked().map(|other| naming(other)).max().unwrap_or(Named::ByNobody);
-        if by_unmarked != Named::ByNobody {
+        let by_unmarked = self.assembler.unmarked().map(|other| naming(other)).max().unwrap_or(Named::Nobody);
+        if by_unmarked != Named::Nobody {
             return Ok(by_unmarked);
         }
         let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), self.assembler.sequencer().high());
@@ -266,7 +267,7 @@ impl Writer {
                 let (mut first, mut count) = (number.next(), NEAR);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
                     let named = scan::logged(store, codec, &star, range).await?;
-                    if let Some(named) = named.iter().map(|other| naming(other)).max().filter(|named| *named != Named::ByNobody) {
+                    if let Some(named) = named.iter().map(|other| naming(other)).max().filter(|named| *named != Named::Nobody) {
                         return Ok(named);
                     }
                     (first, count) = (range.last().next(), count.saturating_mul(2));
@@ -276,11 +277,11 @@ impl Writer {
                     Some(range) => scan::logged(store, codec, &star, range).await?,
                     None => Vec::new(),
                 };
-                if let Some(named) = below.iter().map(|other| naming(other)).max().filter(|named| *named != Named::ByNobody) {
+                if let Some(named) = below.iter().map(|other| naming(other)).max().filter(|named| *named != Named::Nobody) {
                     return Ok(named);
                 }
             }
-            Ok(Named::ByNobody)
+            Ok(Named::Nobody)
         };
         attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
     }

@@ -162,6 +162,8 @@ pub struct Assembler {
     unmarked: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
     /// What those of an earlier term say to be superseded, and which of them say so.
     inherited: FxHashMap<Sequence, Vec<(Sequence, u8)>>,
+    /// Whether there were any of those.
+    has_inherited: bool,
     stats: WriterStats,
 }
 
@@ -190,6 +192,7 @@ impl Assembler {
             withdrawn: Withdrawn::default(),
             unmarked: BTreeMap::new(),
             inherited: FxHashMap::default(),
+            has_inherited: false,
             stats: WriterStats::default(),
         }
     }
@@ -227,6 +230,7 @@ impl Assembler {
     /// Takes an entry stored in an earlier term whose marks may not have been written.
     pub fn remember_unmarked(&mut self, entry: Arc<ChangeEntry>) {
         if !entry.supersedes().is_empty() {
+            self.has_inherited = true;
             for older in entry.supersedes() {
                 self.inherited.entry(*older).or_default().push(entry.position().rank());
             }
@@ -332,12 +336,15 @@ impl Assembler {
             self.clock.late += 1;
             self.late.push(LateEntry { number: self.clock.late, sequence: entry.position() });
         }
-        self.disown(&entry);
+        if !self.inherited.is_empty() {
+            self.disown(&entry);
+        }
         // What an earlier term may have stored of it is written over.
-        match entry.supersedes().is_empty() {
-            true => self.unmarked.remove(&entry.position().rank()),
-            false => self.unmarked.insert(entry.position().rank(), entry.clone()),
-        };
+        if !entry.supersedes().is_empty() {
+            self.unmarked.insert(entry.position().rank(), entry.clone());
+        } else if self.has_inherited {
+            self.unmarked.remove(&entry.position().rank());
+        }
         self.entries.push(entry);
     }
 

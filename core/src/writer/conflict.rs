@@ -93,6 +93,15 @@ impl Writer {
         Ok(conflicts)
     }
 
+    /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to look at: hardly ever.
+    #[inline]
+    pub(super) fn may_conflict(&self, decoded: &Decoded) -> bool {
+        match decoded {
+            Decoded::Document(document) => !self.shared_numbers.is_empty() || self.accounted(document).is_some(),
+            _ => false,
+        }
+    }
+
     /// The same for one document of the batch, whose number has come to be accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let Decoded::Document(document) = decoded else { return Ok(()) };
@@ -149,7 +158,8 @@ impl Writer {
     /// The number of a document, if that is accounted for; or shared: then the document may be there, in a slot.
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
-        let is_known = sequencer.is_accounted(number) || self.shared_numbers.contains(&number);
+        let is_shared = !self.shared_numbers.is_empty() && self.shared_numbers.contains(&number);
+        let is_known = is_shared || sequencer.is_accounted(number);
         (is_known && !sequencer.is_before_start(number)).then_some(number)
     }
 

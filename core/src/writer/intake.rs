@@ -140,7 +140,9 @@ impl Writer {
                     self.tracker.advance(partition, seqno);
                 }
                 Item::Decoded(partition, seqno, mut one) => {
-                    self.resolve_conflict(at, &mut one, &mut conflicts).await?;
+                    if self.may_conflict(&one) {
+                        self.resolve_conflict(at, &mut one, &mut conflicts).await?;
+                    }
                     self.take_one(partition, seqno, one, &decoded.pointers);
                 }
                 Item::Control(event) => {
@@ -174,7 +176,9 @@ impl Writer {
         let mut conflicts = self.resolve_conflicts(&mut decoded.items, &is_held).await?;
         for (at, item) in decoded.items.into_iter().enumerate() {
             if let Item::Decoded(partition, seqno, mut one) = item {
-                self.resolve_conflict(at, &mut one, &mut conflicts).await?;
+                if self.may_conflict(&one) {
+                    self.resolve_conflict(at, &mut one, &mut conflicts).await?;
+                }
                 self.take_one(partition, seqno, one, &decoded.pointers);
             }
         }

@@ -11,11 +11,12 @@ use super::notices::Notices;
 use super::pointers::{PointerReader, Pointers};
 use super::rollback::Held;
 use super::{Writer, backoff, log_noted};
-use crate::decode::{Decoded, MutationDecoder};
+use crate::decode::{Decoded, Invalid, MutationDecoder};
 use crate::document::CollectionId;
 use crate::entry::Origin;
 use crate::error::Result;
 use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
+use crate::sequence::Sequence;
 
 /// A feed batch, decoded.
 #[derive(Debug)]
@@ -237,6 +238,7 @@ pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Ite
                 let (partition, seqno, cas) = (mutation.partition, mutation.seqno, mutation.cas);
                 document.entry.set_origin(Origin { partition, seqno, cas });
             }
+            decoded = refuse_impossible_sequence(decoded);
             notices.tell(&mutation.key, &decoded);
             Item::Decoded(mutation.partition, mutation.seqno, decoded)
         }
@@ -245,4 +247,47 @@ pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Ite
     let items = batch.events.into_iter().map(item).collect();
     notices.tell_more();
     items
+}
+
+/// Makes a document or principal invalid if its sequence is over [`Sequence::MAX_NUMBER`], whatever
+/// decoder it comes from. Positions above that are the writer's own.
+fn refuse_impossible_sequence(decoded: Decoded) -> Decoded {
+    let sequence = match &decoded {
+        Decoded::Document(document) | Decoded::Foreign(document) => document.entry.position(),
+        Decoded::Principal(principal) => principal.sequence,
+        _ => return decoded,
+    };
+    if sequence <= Sequence::MAX_NUMBER {
+        return decoded;
+    }
+    let reason = format!("its sequence {} is over the highest possible, {}", sequence.0, Sequence::MAX_NUMBER.0);
+    Decoded::Invalid(Invalid { reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{DecodedDocument, Principal, PrincipalKind};
+    use crate::entry::{ChangeEntry, EntryFlags};
+
+    #[test]
+    fn a_sequence_over_the_highest_is_invalid_and_named() {
+        let document = |n| {
+            let entry = ChangeEntry::new(Sequence(n), "d", "1-a", EntryFlags::default()).unwrap();
+            Decoded::Document(DecodedDocument::from(entry))
+        };
+        let principal = |n| {
+            let (sequence, kind) = (Sequence(n), PrincipalKind::User);
+            Decoded::Principal(Principal { sequence, kind, name: "u".into(), document: Default::default() })
+        };
+        let highest = Sequence::MAX_NUMBER.0;
+        assert!(matches!(refuse_impossible_sequence(document(highest)), Decoded::Document(_)));
+        assert!(matches!(refuse_impossible_sequence(principal(highest)), Decoded::Principal(_)));
+        for n in [highest + 1, u64::MAX] {
+            for decoded in [document(n), principal(n)] {
+                let Decoded::Invalid(invalid) = refuse_impossible_sequence(decoded) else { panic!("{n}") };
+                assert!(invalid.reason.contains(&n.to_string()), "{}", invalid.reason);
+            }
+        }
+    }
 }

@@ -31,7 +31,6 @@ pub mod sequence;
 pub mod source;
 pub mod store;
 #[cfg(feature = "runtime")]
-mod throttle;
 pub mod verify;
 #[cfg(feature = "runtime")]
 mod withdraw;

@@ -367,6 +367,12 @@ impl Assembler {
         self.stats.conflicts += 1;
     }
 
+    /// Counts a document that is left out, because no position is free for its sequence. What its
+    /// metadata say of other sequences is taken in all the same, so it counts as a duplicate, too.
+    pub fn count_invalid(&mut self) {
+        self.stats.invalid += 1;
+    }
+
     /// Entries that wait to be prepared.
     pub fn entries(&self) -> &[Arc<ChangeEntry>] {
         &self.entries

@@ -11,7 +11,7 @@ use backon::Retryable as _;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::intake::Item;
-use super::{Writer, backoff, log_retry};
+use super::{Writer, backoff, log_retry, notices};
 use crate::block::BlockState;
 use crate::decode::{Decoded, DecodedDocument};
 use crate::entry::ChangeEntry;
@@ -225,7 +225,8 @@ impl Writer {
             }
         }
         let Some(slot) = free else {
-            tracing::error!(sequence = %number, document = %document.entry.document(), "all slots of a sequence are taken; left out");
+            self.assembler.count_invalid();
+            notices::tell_full(&document.entry);
             return Ok(None);
         };
         let mut entry = document.entry.clone().with_slot(slot);
@@ -235,14 +236,7 @@ impl Writer {
         let is_late_revision = is_own && slot == 0;
         if !is_expected && !is_late_revision {
             self.assembler.count_conflict();
-            self.conflict_log.warn(|| {
-                tracing::warn!(
-                    sequence = %number,
-                    document = %entry.document(),
-                    revision = entry.revision(),
-                    "the sequence was accounted for by something else; the document is shown as late"
-                );
-            });
+            notices::tell_conflict(&entry);
         }
         if slot > 0 {
             self.shared_numbers.insert(number);

@@ -49,7 +49,6 @@ use crate::scan;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::source::Following;
 use crate::store::{CacheStore, Versioned};
-use crate::throttle::Throttle;
 use crate::withdraw;
 
 pub use config::WriterConfig;
@@ -131,8 +130,6 @@ pub struct Writer {
     purges: Purges,
     /// Numbers that more than one document has.
     shared_numbers: FxHashSet<Sequence>,
-    /// Log lines about documents whose number is accounted for by something else.
-    conflict_log: Throttle,
     /// Names of collections, as the feed has told them.
     collections: Collections,
     /// What is known to be stored of the list of collections.
@@ -249,7 +246,6 @@ impl Writer {
             begun: 0,
             purges: Purges::default(),
             shared_numbers: shared.into_iter().collect(),
-            conflict_log: Throttle::new("documents whose sequence was accounted for by something else"),
             collections: Collections::new(),
             registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::decode::{Decoded, Ignored};
+use crate::entry::ChangeEntry;
 
 /// Over what time lines are limited: those that say that something is wrong, and others.
 const OFTEN: Duration = Duration::from_secs(60);
@@ -20,6 +21,8 @@ static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
 static INVALID: Limit = Limit::new(10, OFTEN);
 static LEFT_OUT: Limit = Limit::new(10, OFTEN);
 static PROPERTIES: Limit = Limit::new(1, SELDOM);
+static CONFLICTS: Limit = Limit::new(10, OFTEN);
+static FULL: Limit = Limit::new(10, OFTEN);
 static DATABASES: Once<Box<str>> = Once::new();
 static COLLECTIONS: Once<u32> = Once::new();
 
@@ -144,9 +147,39 @@ impl Notices {
         if let Some(more) = LEFT_OUT.take_refused(now) {
             tracing::warn!(more, "more documents had metadata that could not be kept in part");
         }
+        if let Some(more) = CONFLICTS.take_refused(now) {
+            tracing::warn!(more, "more documents had a sequence that was in use already, and are shown as late changes");
+        }
+        if let Some(more) = FULL.take_refused(now) {
+            tracing::error!(more, "more documents were left out, because no position was free for their sequence");
+        }
         if let Some(more) = PROPERTIES.take_refused(now) {
             tracing::info!(more, "more documents had a property `_sync` that is not the gateway's");
         }
+    }
+}
+
+/// Logs that a document gets a position of its own, because its sequence was accounted for.
+pub(super) fn tell_conflict(entry: &ChangeEntry) {
+    if CONFLICTS.admits(BEGINNING.elapsed()) {
+        tracing::warn!(
+            sequence = %entry.sequence(),
+            document = %entry.document(),
+            revision = entry.revision(),
+            "a document came with a sequence that was in use already; it is shown as a late change"
+        );
+    }
+}
+
+/// Logs that a document is left out, because all positions of its sequence are taken.
+pub(super) fn tell_full(entry: &ChangeEntry) {
+    if FULL.admits(BEGINNING.elapsed()) {
+        tracing::error!(
+            sequence = %entry.sequence(),
+            document = %entry.document(),
+            revision = entry.revision(),
+            "a document is left out: no position is free for its sequence, which other documents have; to show it, update the document"
+        );
     }
 }
 

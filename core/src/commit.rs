@@ -528,11 +528,12 @@ async fn newest_checkpoint<S: CacheStore + ?Sized>(store: &S, names: &[String]) 
 ///
 /// # Errors
 /// `Fenced` if it is of a later epoch; `Corrupt`, naming the key, if it cannot be read.
+#[cfg(feature = "runtime")]
 pub(crate) async fn stamp_checkpoint<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, feed: &str) -> Result<Checkpoint> {
     take_checkpoint(store, epoch, feed, |stored| stored.unwrap_or_else(|| Checkpoint::beginning(epoch))).await
 }
 
-/// As [`stamp_checkpoint`], with what `choose` makes of the stored one.
+/// Stores what `choose` makes of the stored checkpoint, stamped with the term `epoch`; refused as `stamp_checkpoint` is.
 async fn take_checkpoint<S: CacheStore + ?Sized>(
     store: &S,
     epoch: Epoch,

@@ -17,6 +17,7 @@ mod entries;
 pub mod entry;
 pub mod error;
 pub mod feed;
+#[cfg(feature = "runtime")]
 mod fenced;
 pub mod key;
 pub mod meta;

@@ -123,6 +123,7 @@ impl Pointer {
     }
 
     /// Takes the rows of an entry as it is stored, in whatever order entries come.
+    #[cfg(feature = "runtime")]
     pub(crate) fn raise(&mut self, entry: &ChangeEntry) {
         let in_star = entry.in_star().then(|| entry.star());
         for channel in in_star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {

@@ -210,6 +210,7 @@ fn profile(rng: &mut ChaCha8Rng) -> Profile {
             skip_wait: ms(pick(rng, &[0, 30, 300, 300, 100_000])),
             // The model knows nothing of it; the cases written as text do.
             max_jump: 0,
+            is_partial: false,
         },
         odd: pick(rng, &[10, 50, 200, 500]),
         spread: pick(rng, &[1, 2, 8, 20, 60]),
@@ -491,6 +492,7 @@ impl Interpreter {
                         "max_pending" => self.config.max_pending = value as usize,
                         "skip_wait" => self.config.skip_wait = ms(value),
                         "max_jump" => self.config.max_jump = value,
+                        "partial" => self.config.is_partial = value > 0,
                         _ => panic!("{line}: no option {name}"),
                     }
                 }
@@ -548,6 +550,7 @@ impl Interpreter {
             let _ = match noted {
                 Noted::Skipped(range) => writeln!(out, "  skipped {range}"),
                 Noted::Abandoned(range) => writeln!(out, "  given up {range}"),
+                Noted::Undelivered(range) => writeln!(out, "  not delivered {range}"),
                 Noted::Implausible(range) => writeln!(out, "  implausible above {range}"),
             };
         }

@@ -187,6 +187,7 @@ fn table(summary: &Summary) -> String {
     for (count, what) in [
         (stats.other_database, "of users, roles and markers of other databases"),
         (stats.other_collection, "in other collections"),
+        (stats.undelivered, "sequences that the restricted feed leaves out"),
         (stats.purged, "gone for good"),
         (stats.bad_channels, "channels that cannot be kept"),
         (stats.cut_numbers, "numbers cut off"),

@@ -94,6 +94,10 @@ impl Feed for PausingFeed {
         self.feed.identity()
     }
 
+    fn is_partial(&self) -> bool {
+        self.feed.is_partial()
+    }
+
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         let (stream, holds) = (self.feed.open(start).await?, self.holds.clone());
         let held = futures::stream::unfold(stream, move |mut stream| {

@@ -44,6 +44,8 @@ pub struct WriterStats {
     pub skipped: u64,
     /// Numbers given up.
     pub abandoned: u64,
+    /// Numbers for which a partial feed delivered nothing: those of the collections that it leaves out.
+    pub undelivered: u64,
     /// Events that are not about the cache.
     pub ignored: u64,
     /// Documents last written by another program: they are not shown, and their numbers are superseded.
@@ -83,6 +85,7 @@ impl std::ops::AddAssign for WriterStats {
             late,
             skipped,
             abandoned,
+            undelivered,
             ignored,
             foreign,
             purged,
@@ -106,6 +109,7 @@ impl std::ops::AddAssign for WriterStats {
         self.late += late;
         self.skipped += skipped;
         self.abandoned += abandoned;
+        self.undelivered += undelivered;
         self.ignored += ignored;
         self.foreign += foreign;
         self.purged += purged;
@@ -348,6 +352,12 @@ impl Assembler {
         self.entries.push(entry);
     }
 
+    /// Says whether the feed is partial, see
+    /// [`SequencerConfig::is_partial`](super::SequencerConfig::is_partial).
+    pub fn set_partial(&mut self, is_partial: bool) {
+        self.sequencer.set_partial(is_partial);
+    }
+
     /// Takes back that a number is accounted for, of which nothing is stored.
     pub fn forget(&mut self, number: Sequence) {
         self.sequencer.withdraw(number);
@@ -435,6 +445,7 @@ impl Assembler {
             match note {
                 Noted::Skipped(range) => self.stats.skipped += range.count(),
                 Noted::Abandoned(range) => self.stats.abandoned += range.count(),
+                Noted::Undelivered(range) => self.stats.undelivered += range.count(),
                 Noted::Implausible(_) => self.stats.implausible += 1,
             }
         }

@@ -22,6 +22,9 @@ pub struct SequencerConfig {
     /// How many numbers may be missing at once below one that arrived. A number farther up is
     /// implausible, and stays pending: see [`Sequencer::is_plausible`]. Zero for no limit.
     pub max_jump: u64,
+    /// Whether the feed leaves out mutations to which the gateway's counter has given numbers. A missing
+    /// number is then passed after `max_wait`, and not put on the skipped list: most will never arrive.
+    pub is_partial: bool,
 }
 
 /// The default of [`SequencerConfig::max_jump`]: ten times what a gateway releases at once.
@@ -35,6 +38,7 @@ impl Default for SequencerConfig {
             max_pending: 10_000,
             skip_wait: Duration::from_secs(3600),
             max_jump: MAX_JUMP,
+            is_partial: false,
         }
     }
 }
@@ -70,6 +74,8 @@ pub enum Noted {
     Skipped(SequenceRange),
     /// Stable has passed a missing range: it is given up.
     Abandoned(SequenceRange),
+    /// High and stable have passed a missing range, since the feed is partial.
+    Undelivered(SequenceRange),
     /// A number is implausibly far above all before it. High does not pass the range below it.
     Implausible(SequenceRange),
 }
@@ -324,6 +330,11 @@ impl Sequencer {
         self.skipped.iter().filter_map(gap).collect()
     }
 
+    /// Says whether the feed is partial, see [`SequencerConfig::is_partial`].
+    pub fn set_partial(&mut self, is_partial: bool) {
+        self.config.is_partial = is_partial;
+    }
+
     /// What has been skipped and given up since this was last asked.
     pub fn take_noted(&mut self) -> Vec<Noted> {
         std::mem::take(&mut self.noted)
@@ -555,7 +566,10 @@ impl Sequencer {
     }
 
     fn skip_to(&mut self, first: u64, since: Duration, now: Duration) {
-        if let Some(gap) = SequenceRange::new(self.next, first.saturating_sub(1)) {
+        let gap = SequenceRange::new(self.next, first.saturating_sub(1));
+        if self.config.is_partial {
+            self.noted.extend(gap.map(Noted::Undelivered));
+        } else if let Some(gap) = gap {
             // Times must not go down along the list, see `settled`.
             let missed = self.skipped.values().next_back().map_or(since, |s| s.missed.max(since));
             let listed = self.skipped.values().next_back().map_or(now, |s| s.listed.max(now));

@@ -314,6 +314,12 @@ pub trait Feed: Send + Sync + fmt::Debug + 'static {
         FeedIdentity::new(self.info().checkpoint_name())
     }
 
+    /// Whether it leaves out mutations to which the gateway's counter has given sequences, for example
+    /// those of other collections. The writer does not wait long for the sequences that are missing then.
+    fn is_partial(&self) -> bool {
+        false
+    }
+
     /// Opens the feed. May be called again, for example after an error.
     ///
     /// # Errors

@@ -32,6 +32,10 @@ pub struct WriterConfig {
     /// metadata. It stays pending, and readers do not see it, until the gateway's counter has come near
     /// it; where the feed does not deliver the counter, until more than `max_pending` are that high.
     pub max_jump: u64,
+    /// Whether the feed leaves out mutations to which the gateway's counter has given numbers. Missing
+    /// numbers are then passed after `max_wait_ms`, and not awaited for `skip_wait_ms`. Unless set, it is
+    /// what [`Feed::is_partial`](crate::Feed::is_partial) says.
+    pub partial_feed: Option<bool>,
     /// Numbers at or below it are not looked at.
     pub initial_sequence: u64,
     /// How often a checkpoint is stored.
@@ -63,6 +67,7 @@ impl Default for WriterConfig {
             max_pending: 10_000,
             skip_wait_ms: 3_600_000,
             max_jump: MAX_JUMP,
+            partial_feed: None,
             initial_sequence: 0,
             checkpoint_interval_ms: 1_000,
             give_up_after_ms: 60_000,
@@ -137,6 +142,7 @@ impl WriterConfig {
             max_pending: self.max_pending,
             skip_wait: Duration::from_millis(self.skip_wait_ms),
             max_jump: self.max_jump,
+            is_partial: self.partial_feed.unwrap_or(false),
         }
     }
 }

@@ -338,6 +338,16 @@ impl Writer {
         if !self.has_positions {
             self.resume = false;
         }
+        let is_partial = self.config.partial_feed.unwrap_or_else(|| feed.is_partial());
+        self.assembler.set_partial(is_partial);
+        if is_partial {
+            tracing::info!(
+                feed = feed.info().name,
+                max_wait_ms = self.config.max_wait_ms,
+                "the feed is restricted: sequences that it does not deliver within max_wait_ms are taken for those of \
+                 other collections; if it covers all collections of the database, set writer.partial_feed to false"
+            );
+        }
         // It may take long, for a feed that is shared until all have opened it.
         let opened = tokio::select! {
             biased;
@@ -484,6 +494,7 @@ fn log_noted(noted: &[Noted]) {
         match note {
             Noted::Skipped(range) => tracing::info!(%range, "skipped: high passes, stable waits"),
             Noted::Abandoned(range) => tracing::warn!(%range, "given up: stable passes"),
+            Noted::Undelivered(range) => tracing::debug!(%range, "not delivered by the restricted feed: stable passes"),
             Noted::Implausible(range) => tracing::warn!(
                 missing = %range,
                 "a document has an implausibly high sequence, above so many missing ones; it is stored, and not shown until \

@@ -100,6 +100,11 @@ impl Feed for DcpFeed {
             .with_former_checkpoint(format!("dcps:{}", self.target.name()))
     }
 
+    /// Where `scope` or `collections` restrict it.
+    fn is_partial(&self) -> bool {
+        self.target.is_partial()
+    }
+
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         let target = self.target.clone();
         let (mut session, map) = bootstrap(&target, BTreeSet::new()).await.map_err(core_error)?;

@@ -256,10 +256,19 @@ impl Target {
     /// The bucket, with what of it is delivered if that is not all.
     pub(crate) fn name(&self) -> String {
         let bucket = &self.connect.bucket;
-        match self.options.scope.as_ref().or(self.options.collections.as_ref()) {
+        match self.filter() {
             Some(filter) => format!("{bucket}/{filter}"),
             None => bucket.clone(),
         }
+    }
+
+    /// Whether only a part of the bucket is delivered.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.filter().is_some()
+    }
+
+    fn filter(&self) -> Option<&String> {
+        self.options.scope.as_ref().or(self.options.collections.as_ref())
     }
 }
 
@@ -341,6 +350,7 @@ mod tests {
         let Login::Password { user, password, .. } = &target.connect.login else { panic!() };
         assert_eq!((user.as_str(), password), ("u@x", &Password::new("p:w")));
         assert_eq!((seeds(&target).await, target.name().as_str()), (vec!["[::1]:11207".to_owned()], "b/inventory"));
+        assert!(target.is_partial() && !super::tests::target("dcp://a/b").unwrap().is_partial());
     }
 
     #[test]

@@ -50,9 +50,16 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) async fn begin(store: Arc<dyn CacheStore>, settings: &Settings, variation: Variation, pace: Pace) -> Result<Self> {
+    pub(super) async fn begin(
+        store: Arc<dyn CacheStore>,
+        settings: &Settings,
+        is_restricted: bool,
+        variation: Variation,
+        pace: Pace,
+    ) -> Result<Self> {
         let store = pace.watch(store);
-        let writer = writer_config(settings, variation);
+        let mut writer = writer_config(settings, variation);
+        writer.partial_feed = Some(is_restricted);
         let waits = (writer.max_wait_ms, writer.skip_wait_ms);
         let writing = Writing::begin(store.clone(), writer, variation, pace.clone()).await?;
         let reader = reader_config(settings, variation);

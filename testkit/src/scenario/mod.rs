@@ -32,7 +32,7 @@ pub use parse::Mistake;
 pub use report::{Disagreement, Report};
 pub use variation::Variation;
 
-use step::Line;
+use step::{Event, Line, Step};
 
 /// Features that some files wait for (`# missing:`) and that are there by now. A file is run if what it waits for begins with one of them.
 pub const BUILT: &[&str] = &["collections", "purge", "current version"];
@@ -94,6 +94,17 @@ impl Scenario {
 
     fn lines(&self) -> &[Line] {
         &self.text.lines
+    }
+
+    /// Whether all its documents are in named collections. Its feed is then restricted to these, so that
+    /// nothing comes of the numbers of others.
+    fn is_restricted(&self) -> bool {
+        let events = self.lines().iter().filter_map(|line| match &line.step {
+            Step::Events(events) => Some(events),
+            _ => None,
+        });
+        let mut collections = events.flatten().filter_map(Event::collection).peekable();
+        collections.peek().is_some() && collections.all(|collection| collection != 0)
     }
 
     /// Variations that it leaves out and that do not exist.

@@ -197,7 +197,7 @@ impl<'a> Run<'a> {
 
     async fn begin(&mut self, settings: &Settings) -> Result<()> {
         let store = self.stores.open().await?;
-        self.cache = Some(Cache::begin(store, settings, self.variation, self.pace.clone()).await?);
+        self.cache = Some(Cache::begin(store, settings, self.scenario.is_restricted(), self.variation, self.pace.clone()).await?);
         Ok(())
     }
 

@@ -120,6 +120,18 @@ pub(super) enum Event {
     Allocated(u64),
 }
 
+impl Event {
+    /// The collection of the document that it is about.
+    pub(super) fn collection(&self) -> Option<u32> {
+        match self {
+            Event::Document(document) => Some(document.collection),
+            Event::Put(put) => Some(put.collection),
+            Event::Purge { collection, .. } => Some(*collection),
+            Event::Principal { .. } | Event::Unused(_) | Event::Allocated(_) => None,
+        }
+    }
+}
+
 /// The metadata of a document, word for word.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Document {

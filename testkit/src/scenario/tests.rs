@@ -99,3 +99,16 @@ fn files_that_wait_for_a_feature_are_told_by_its_name() {
     assert_eq!(report.skipped.keys().collect::<Vec<_>>(), ["telepathy"]);
     assert!(report.notes[0].contains("some.txt:2") && report.notes[0].contains("moonlight"), "{:?}", report.notes);
 }
+
+#[test]
+fn a_feed_of_named_collections_waits_for_no_numbers_of_others_and_loses_nothing_that_comes_later() {
+    let report = judged(
+        "new max_wait=100 max_pending=3\ndoc a 1 ch=A collection=8\ndoc b 4 ch=A collection=8\nwait 99\nstate stable=1\nwait 1\n\
+         state stable=4 skipped=-\ndoc c 3 ch=A collection=8\nask A => 1=a 3=c 4=b\nstate stable=4 late=1",
+    );
+    assert!(report.agrees(), "{report}");
+    assert_eq!(
+        got_at_the_end("new max_wait=100\ndoc a 1 ch=A\ndoc b 4 ch=A\nwait 100\nstate stable=4 skipped=-"),
+        "stable=1 skipped=2-3"
+    );
+}

@@ -95,6 +95,10 @@ impl Feed for SharedFeed {
         self.hub.feed.identity()
     }
 
+    fn is_partial(&self) -> bool {
+        self.hub.feed.is_partial()
+    }
+
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         if start == FeedStart::Now {
             return Err(Error::new(ErrorKind::Unsupported, "a feed that databases share is not opened for what is new alone"));

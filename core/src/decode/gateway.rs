@@ -1,31 +1,28 @@
 //! The gateway's documents: revisions with their metadata, users and roles, markers of unused sequences.
 
+mod superseded;
+mod value;
+
 use std::collections::BTreeSet;
 
-use smallvec::SmallVec;
+use superseded::{Reach, Superseded};
+use value::Value;
 
 use super::databases::{DEFAULT_ID, name_in_key};
 use super::interner::Interners;
 use super::json::Scanner;
 use super::metadata::{Metadata, Removal, is_gateways};
-use super::provenance::is_unchanged;
-use super::{
-    Decoded, DecodedDocument, Departure, Ignored, Invalid, LeftOut, MutationDecoder, Principal, PrincipalKind, Purged, attributes,
-};
+use super::{Decoded, DecodedDocument, Departure, Ignored, Invalid, LeftOut, MutationDecoder, Principal, PrincipalKind, Purged};
 use crate::document::{CollectionId, DocumentId};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags, Membership};
 use crate::feed::{Mutation, MutationKind};
-use crate::sequence::{Sequence, SequenceList, SequenceRange};
+use crate::sequence::{Sequence, SequenceRange};
 
 /// Where a document keeps the gateway's metadata: the attribute, or the property of the body, of this name.
 const METADATA: &str = "_sync";
 
 /// What all keys of the gateway's own documents begin with.
 const INTERNAL: &[u8] = b"_sync:";
-
-/// The most sequences that an entry supersedes because they are recent, and the most because channels were left there. What is over is
-/// accounted for without a mark.
-const MAX_SUPERSEDED: usize = 1_000;
 
 /// The most sequences that one marker releases. No gateway releases more at a time.
 const MAX_RELEASED: u64 = 10_000_000;
@@ -296,59 +293,6 @@ impl MutationDecoder for GatewayDecoder {
     }
 }
 
-/// Collects the sequences that an entry supersedes.
-struct Superseded {
-    /// Those of the document's last revisions, in order.
-    recent: SmallVec<[Sequence; 24]>,
-    /// Where it left channels, if the recent ones do not say.
-    departures: SmallVec<[Sequence; 8]>,
-}
-
-impl Superseded {
-    #[inline]
-    fn recent(metadata: &Metadata<'_>) -> Self {
-        let mut recent = SmallVec::new();
-        for &n in &metadata.recent {
-            // One that is higher belongs to an earlier revision all the same: gateways before 1.5 could
-            // give a later revision a lower sequence.
-            if n != metadata.sequence && n > 0 && metadata.unused.binary_search(&n).is_err() {
-                recent.push(Sequence(n));
-            }
-        }
-        sort(&mut recent);
-        Superseded { recent, departures: SmallVec::new() }
-    }
-
-    /// Gives them to the entry, and to `accounted` those over the limit: the oldest.
-    ///
-    /// To mark only the newest is enough: the row to be marked is that of the revision that the feed delivered last. It is older than all
-    /// that are marked only if the feed has left out all those revisions, one after the other.
-    #[inline]
-    fn finish(mut self, entry: &mut ChangeEntry, accounted: &mut SequenceList) {
-        if self.recent.len() > MAX_SUPERSEDED {
-            let excess = self.recent.len() - MAX_SUPERSEDED;
-            accounted.extend(self.recent.drain(..excess));
-        }
-        if !self.departures.is_empty() {
-            sort(&mut self.departures);
-            let excess = self.departures.len().saturating_sub(MAX_SUPERSEDED);
-            accounted.extend(self.departures.drain(..excess));
-            self.recent.extend(self.departures);
-            sort(&mut self.recent);
-        }
-        self.recent.iter().for_each(|sequence| entry.push_superseded(*sequence));
-    }
-}
-
-#[inline]
-fn sort<A: smallvec::Array<Item = Sequence>>(sequences: &mut SmallVec<A>) {
-    // The gateway writes them sorted.
-    if !sequences.is_sorted_by(|a, b| a < b) {
-        sequences.sort_unstable();
-        sequences.dedup();
-    }
-}
-
 /// Notes that a channel cannot be kept.
 #[cold]
 fn leave_out(left_out: &mut Option<Box<LeftOut>>, name: &[u8], error: &crate::Error) {
@@ -359,75 +303,6 @@ fn leave_out(left_out: &mut Option<Box<LeftOut>>, name: &[u8], error: &crate::Er
     if left_out.named.len() < LeftOut::NAMED {
         let (shown, more) = if name.len() > MOST { (&name[..MOST], "...") } else { (name, "") };
         left_out.named.push(format!("\"{}{more}\" ({error})", shown.escape_ascii()));
-    }
-}
-
-/// Where the document's earlier rows in one channel can be, seen from the row at some sequence.
-struct Reach {
-    /// No row of it in that channel that needs a mark is below; zero if that is not known.
-    since: u64,
-    /// Where the document last left the channel before the row, if its recent sequences do not say.
-    departure: Option<u64>,
-}
-
-impl Reach {
-    /// For the row at `row`, which is `membership` in `channel`.
-    ///
-    /// Rows in a channel are at the sequences of the document's stays there: from each start to its end, which is the removal. The
-    /// row before this one need not belong to the last stay but one: the feed may have left out whole stays. So everything back to
-    /// the first known stay is within reach, if it is among the superseded; marking a sequence at which there is no row does no harm.
-    ///
-    /// The row before may also be older than the recent sequences: it is then the end of a stay. Which of the recent ones is the oldest revision
-    /// cannot be told (some may never have been used), so the latest end that is not among them is taken in any case.
-    #[inline]
-    fn new(metadata: &Metadata<'_>, channel: &[u8], membership: Membership, row: u64) -> Self {
-        let (mut first_start, mut departure, mut known) = (u64::MAX, 0, false);
-        for stay in metadata.last_stays.of(channel).chain(metadata.earlier_stays.of(channel)) {
-            if stay.start > row {
-                continue;
-            }
-            first_start = first_start.min(stay.start);
-            known |= if membership == Membership::Present { stay.end == 0 } else { stay.end == row };
-            if stay.end > departure && stay.end < row && !metadata.recent.contains(&stay.end) {
-                departure = stay.end;
-            }
-        }
-        Reach { since: if known { first_start } else { 0 }, departure: (departure > 0).then_some(departure) }
-    }
-}
-
-/// A mutation's value, its encoding understood.
-struct Value<'a> {
-    bytes: &'a [u8],
-    has_attributes: bool,
-}
-
-impl<'a> Value<'a> {
-    #[inline]
-    fn of(mutation: &'a Mutation) -> Result<Self, Invalid> {
-        // A feed without values may still say how they are encoded.
-        let bytes = &mutation.value[..];
-        if mutation.datatype.is_compressed() && !bytes.is_empty() {
-            return Err(invalid("a compressed value that cannot be decompressed"));
-        }
-        Ok(Value { bytes, has_attributes: mutation.datatype.has_attributes() && !bytes.is_empty() })
-    }
-
-    #[inline]
-    fn attribute(&self, name: &str) -> Result<Option<&'a [u8]>, Invalid> {
-        if self.has_attributes { attributes::find(self.bytes, name).map_err(refused) } else { Ok(None) }
-    }
-
-    #[inline]
-    fn body(&self) -> Result<&'a [u8], Invalid> {
-        if self.has_attributes { attributes::body(self.bytes).map_err(refused) } else { Ok(self.bytes) }
-    }
-
-    /// Whether the document, whose CAS is not that in `metadata`, is as the gateway wrote it. A deletion has no body.
-    #[cold]
-    fn is_unchanged(&self, kind: MutationKind, metadata: &[u8]) -> Result<bool, Invalid> {
-        let body = if kind == MutationKind::Mutation { self.body()? } else { &[] };
-        Ok(is_unchanged(metadata, attributes::iter(self.bytes).map_err(refused)?, body))
     }
 }
 

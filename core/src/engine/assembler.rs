@@ -1,10 +1,14 @@
 //! From decoded mutations to write batches and clocks.
 
+mod stats;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
+
+pub use stats::WriterStats;
 
 use super::sequencer::{Arrival, Noted, Sequencer};
 use crate::batch::{BatchRecord, Checkpoint, Entries, Floor, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
@@ -15,114 +19,6 @@ use crate::document::{CollectionId, DocumentRef};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
 use crate::feed::FeedPosition;
 use crate::sequence::{Sequence, SequenceList, SequenceRange};
-
-/// What a writer has seen and done. Counters only grow; names as in the gateway's statistics where there is one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[non_exhaustive]
-pub struct WriterStats {
-    /// Events received.
-    pub received: u64,
-    /// Entries stored, departures included.
-    pub cached: u64,
-    /// Numbers accounted for by a newer revision of their document, without a row of their own.
-    pub superseded: u64,
-    /// Numbers that were never used.
-    pub unused: u64,
-    /// Users and roles.
-    pub principals: u64,
-    /// Documents and principals that came again.
-    pub duplicates: u64,
-    /// Documents whose sequence was accounted for by something else: another document, a principal, a
-    /// marker that said it would not be used, or another document that named it as its own. They are
-    /// cached all the same.
-    pub conflicts: u64,
-    /// Numbers that were found to be implausibly high, each once.
-    pub implausible: u64,
-    /// Entries that came after high had passed them.
-    pub late: u64,
-    /// Numbers put on the skipped list.
-    pub skipped: u64,
-    /// Numbers given up.
-    pub abandoned: u64,
-    /// Numbers for which a partial feed delivered nothing: those of the collections that it leaves out.
-    pub undelivered: u64,
-    /// Events that are not about the cache.
-    pub ignored: u64,
-    /// Documents last written by another program: they are not shown, and their numbers are superseded.
-    pub foreign: u64,
-    /// Keys that are gone with all they had. Most never were documents of the gateway.
-    pub purged: u64,
-    /// Entries removed because their documents were purged.
-    pub purged_entries: u64,
-    /// Users, roles and markers of unused numbers of other databases of the bucket.
-    pub other_database: u64,
-    /// Documents in collections that are not the database's.
-    pub other_collection: u64,
-    /// Channels whose names cannot be kept: their documents are shown in their other channels.
-    pub bad_channels: u64,
-    /// Numbers that documents name beyond what is kept of such lists: nothing accounts for them.
-    pub cut_numbers: u64,
-    /// Events that could not be understood.
-    pub invalid: u64,
-    /// Entries withdrawn: the feed took their mutations back.
-    pub withdrawn: u64,
-    /// Batches published.
-    pub batches: u64,
-}
-
-impl std::ops::AddAssign for WriterStats {
-    fn add_assign(&mut self, other: Self) {
-        // Taken apart, so that a counter cannot be forgotten here.
-        let WriterStats {
-            received,
-            cached,
-            superseded,
-            unused,
-            principals,
-            duplicates,
-            conflicts,
-            implausible,
-            late,
-            skipped,
-            abandoned,
-            undelivered,
-            ignored,
-            foreign,
-            purged,
-            purged_entries,
-            other_database,
-            other_collection,
-            bad_channels,
-            cut_numbers,
-            invalid,
-            withdrawn,
-            batches,
-        } = other;
-        self.received += received;
-        self.cached += cached;
-        self.superseded += superseded;
-        self.unused += unused;
-        self.principals += principals;
-        self.duplicates += duplicates;
-        self.conflicts += conflicts;
-        self.implausible += implausible;
-        self.late += late;
-        self.skipped += skipped;
-        self.abandoned += abandoned;
-        self.undelivered += undelivered;
-        self.ignored += ignored;
-        self.foreign += foreign;
-        self.purged += purged;
-        self.purged_entries += purged_entries;
-        self.other_database += other_database;
-        self.other_collection += other_collection;
-        self.bad_channels += bad_channels;
-        self.cut_numbers += cut_numbers;
-        self.invalid += invalid;
-        self.withdrawn += withdrawn;
-        self.batches += batches;
-    }
-}
 
 /// Marks are put off until so many entries wait for them for each that is stored.
 const MARKS_AN_ENTRY: usize = 4;
@@ -579,135 +475,4 @@ fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Depart
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::block::Adaptive;
-    use crate::clock::CacheId;
-    use crate::engine::SequencerConfig;
-
-    fn assembler() -> Assembler {
-        let sequencer = Sequencer::new(SequencerConfig::default());
-        let clock = PublishedClock::new(CacheId::random());
-        Assembler::new(sequencer, Arc::new(Adaptive::default()), 128, "feed".to_owned(), clock, 0)
-    }
-
-    /// Takes the entry of `sequence`, which supersedes `old`.
-    fn apply(assembler: &mut Assembler, sequence: u64, old: Option<u64>) {
-        let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();
-        let entry = entry.with_supersedes(old.map(Sequence));
-        assembler.apply(Decoded::Document(entry.into()), Duration::ZERO);
-    }
-
-    /// The sequences of the entries whose marks the next batch has; then it is published.
-    fn marks(assembler: &mut Assembler) -> Vec<u64> {
-        let prepared = assembler.prepare(None, Duration::ZERO);
-        assembler.published(&prepared.publication.clock);
-        prepared.batch.marks.iter().map(|entry| entry.sequence().0).collect()
-    }
-
-    #[test]
-    fn a_foreign_write_shows_nothing_and_nothing_waits_for_its_numbers() {
-        let mut assembler = assembler();
-        apply(&mut assembler, 2, None);
-        let entry = ChangeEntry::new(Sequence(6), "e", "3-c", EntryFlags::default()).unwrap().with_supersedes([Sequence(3)]);
-        let departure = Departure {
-            sequence: Sequence(5),
-            revision: "2-b".into(),
-            channel: crate::Channel::new("a").unwrap(),
-            membership: crate::Membership::Removed,
-            since: Sequence(3),
-        };
-        let document = DecodedDocument {
-            unused: [Sequence(4)].into_iter().collect(),
-            accounted: [Sequence(1), Sequence(3)].into_iter().collect(),
-            departures: vec![departure],
-            ..DecodedDocument::from(entry)
-        };
-        let foreign = Decoded::Foreign(document);
-        assembler.apply(foreign.clone(), Duration::ZERO);
-        let prepared = assembler.prepare(None, Duration::ZERO);
-        assert_eq!(prepared.publication.clock.stable, Sequence(6));
-        let rows: Vec<u64> = prepared.batch.entries.iter().map(|entry| entry.sequence().0).collect();
-        assert_eq!(rows, [2, 5], "that it left a channel stays true");
-        let stats = assembler.stats();
-        assert_eq!((stats.foreign, stats.superseded, stats.unused, stats.cached, stats.duplicates), (1, 3, 1, 2, 0));
-        // The row of a revision that came before it stays, and it is no duplicate.
-        apply(&mut assembler, 7, None);
-        let entry = ChangeEntry::new(Sequence(7), "d", "1-a", EntryFlags::default()).unwrap();
-        assembler.apply(Decoded::Foreign(entry.into()), Duration::ZERO);
-        let prepared = assembler.prepare(None, Duration::ZERO);
-        assert_eq!(prepared.batch.entries.len(), 1);
-        assert!(prepared.publication.record.gone.is_empty());
-        assert_eq!((assembler.stats().foreign, assembler.stats().duplicates), (2, 0));
-    }
-
-    #[test]
-    fn what_is_not_the_databases_is_counted_apart() {
-        let mut assembler = assembler();
-        assembler.apply(Decoded::Ignored(Ignored::OtherDatabase("db2".into())), Duration::ZERO);
-        assembler.apply(Decoded::Ignored(Ignored::OtherCollection(9)), Duration::ZERO);
-        assembler.apply(Decoded::Ignored(Ignored::ForeignProperty), Duration::ZERO);
-        assembler.apply(Decoded::Purged(crate::decode::Purged { document: "d".into(), cas: 0 }), Duration::ZERO);
-        let entry = ChangeEntry::new(Sequence(1), "d", "1-a", EntryFlags::default()).unwrap();
-        let left_out = crate::decode::LeftOut { channels: 2, named: Vec::new(), sequences: 3 };
-        let document = DecodedDocument { left_out: Some(left_out.into()), ..entry.into() };
-        assembler.apply(Decoded::Document(document), Duration::ZERO);
-        let stats = assembler.stats();
-        assert_eq!((stats.received, stats.other_database, stats.other_collection, stats.ignored), (5, 1, 1, 1));
-        assert_eq!((stats.purged, stats.bad_channels, stats.cut_numbers, stats.cached), (1, 2, 3, 1));
-    }
-
-    #[test]
-    fn marks_wait_while_many_entries_come_and_all_go_when_none_do() {
-        let mut assembler = assembler();
-        (1..=5).for_each(|n| apply(&mut assembler, n, None));
-        (6..=10).for_each(|n| apply(&mut assembler, n, Some(n - 5)));
-        assert_eq!(marks(&mut assembler), [0; 0], "no reader sees the entries yet");
-        assert!(assembler.marks_due());
-        (11..=12).for_each(|n| apply(&mut assembler, n, None));
-        assert_eq!(marks(&mut assembler), [0; 0], "five for two entries");
-        assert_eq!(assembler.clock().marked, Sequence(5));
-        apply(&mut assembler, 13, Some(12));
-        assert_eq!(marks(&mut assembler), [6, 7, 8, 9, 10], "five for one entry");
-        assert_eq!(marks(&mut assembler), [13], "nothing came");
-        assert!(!assembler.marks_due());
-        assert_eq!(assembler.clock().marked, Sequence(13));
-    }
-
-    #[test]
-    fn what_an_earlier_term_names_is_not_superseded_if_it_comes_as_another_document() {
-        let mut assembler = assembler();
-        let entry = ChangeEntry::new(Sequence(3), "e", "1-a", EntryFlags::default()).unwrap();
-        assembler.remember_unmarked(Arc::new(entry.with_supersedes([Sequence(1), Sequence(2)])));
-        (1..=2).for_each(|n| apply(&mut assembler, n, None));
-        let left: Vec<_> = assembler.unmarked().map(|entry| entry.supersedes().to_vec()).collect();
-        assert_eq!(left, [[]]);
-        let mut assembler = self::assembler();
-        let entry = ChangeEntry::new(Sequence(3), "d", "1-a", EntryFlags::default()).unwrap();
-        assembler.remember_unmarked(Arc::new(entry.with_supersedes([Sequence(1)])));
-        apply(&mut assembler, 1, None);
-        assert_eq!(assembler.unmarked().next().unwrap().supersedes(), [Sequence(1)], "its own");
-    }
-
-    #[test]
-    fn marks_of_what_is_late_never_wait() {
-        let mut assembler = assembler();
-        for n in [1, 2, 4, 6] {
-            apply(&mut assembler, n, None);
-        }
-        assembler.end_of_feed(Duration::ZERO);
-        assert_eq!(assembler.tick(Duration::from_hours(100)).len(), 2);
-        let given_up = assembler.prepare(None, Duration::ZERO).publication.clock;
-        assert_eq!((given_up.stable, given_up.marked), (Sequence(6), Sequence(2)), "3 and 5 may come before readers see this");
-        apply(&mut assembler, 3, Some(1));
-        let late = assembler.prepare(None, Duration::ZERO);
-        assert!(late.batch.marks.is_empty(), "no reader knows of 3");
-        assembler.published(&given_up);
-        assembler.published(&late.publication.clock);
-        assert_eq!(marks(&mut assembler), [3]);
-        assert_eq!(assembler.clock().marked, Sequence(6));
-        apply(&mut assembler, 5, Some(2));
-        (7..=9).for_each(|n| apply(&mut assembler, n, None));
-        assert_eq!(marks(&mut assembler), [5], "the clock says that all up to 6 are marked");
-    }
-}
+mod tests;

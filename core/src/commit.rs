@@ -4,74 +4,28 @@
 //! in parallel → directories and counters, in parallel → pointers, if there are any → late pages → batch record → checkpoint → clock.
 //! Everything before the clock may be repeated, or cut short anywhere, without a reader noticing.
 
-use bytes::Bytes;
+mod term;
+mod update;
+
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, Entries, LATE_PAGE, LatePage, Publication, WriteBatch};
+pub use term::{TakenOver, take_over};
+#[cfg(feature = "runtime")]
+pub(crate) use term::{begin_term, stamp_checkpoint};
+use update::CAS_ROUNDS;
+pub use update::{update, update_many};
+
+use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, Entries, LatePage, Publication, WriteBatch};
 use crate::block::{Block, BlockCodec};
 use crate::channel::Channel;
-use crate::clock::{CacheId, Epoch, FORMAT_VERSION, PublishedClock};
+use crate::clock::{Epoch, PublishedClock};
 #[cfg(feature = "runtime")]
 use crate::collections::Collections;
 use crate::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{BlockIndex, CacheKey};
-use crate::meta::Meta;
 use crate::pointer::Pointer;
-use crate::source::Following;
 use crate::store::{CacheStore, Expiry, PARALLEL, Versioned, Write};
-
-/// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most meet on a document, so a
-/// loop that long is no contention but a store whose versions are broken.
-const CAS_ROUNDS: usize = 1000;
-
-/// Reads, changes and writes one document until no one else did so in between. `change` gets what is stored and says what to
-/// store, or `None` to leave it.
-///
-/// An error of status indeterminate is passed on: the callers' changes are idempotent, so that repeating the whole is right.
-pub async fn update<S: CacheStore + ?Sized>(
-    store: &S,
-    key: &CacheKey,
-    mut change: impl FnMut(Option<&[u8]>) -> Result<Option<Bytes>> + Send,
-) -> Result<()> {
-    update_many(store, std::slice::from_ref(key), |_, stored| change(stored)).await
-}
-
-/// [`update`] of several documents, of different keys; `change` is told which.
-pub async fn update_many<S: CacheStore + ?Sized>(
-    store: &S,
-    keys: &[CacheKey],
-    mut change: impl FnMut(usize, Option<&[u8]>) -> Result<Option<Bytes>> + Send,
-) -> Result<()> {
-    let mut open: Vec<usize> = (0..keys.len()).collect();
-    for _ in 0..CAS_ROUNDS {
-        let wanted: Vec<CacheKey> = open.iter().map(|at| keys[*at].clone()).collect();
-        let (mut places, mut writes) = (Vec::new(), Vec::new());
-        for ((at, found), key) in open.drain(..).zip(store.get_many(&wanted).await?).zip(wanted) {
-            let changed = change(at, found.as_ref().map(|f| f.value.as_ref())).map_err(|e| e.with_context("key", &key))?;
-            if let Some(value) = changed {
-                places.push(at);
-                writes.push(Write { key, expected: found.map(|f| f.version), value });
-            }
-        }
-        if writes.is_empty() {
-            return Ok(());
-        }
-        for (at, written) in places.into_iter().zip(store.write_many(writes).await) {
-            match written {
-                Ok(_) => {}
-                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => open.push(at),
-                Err(e) => return Err(e.with_context("key", &keys[at])),
-            }
-        }
-        if open.is_empty() {
-            return Ok(());
-        }
-    }
-    let stuck = open.first().map_or_else(String::new, |at| keys[*at].to_string());
-    Err(Error::new(ErrorKind::Conflict, format!("{CAS_ROUNDS} compare-and-swaps in a row were refused"))
-        .with_context("key", stuck))
-}
 
 /// The provided [`CacheStore::merge_block`].
 pub async fn merge_block<S: CacheStore + ?Sized>(store: &S, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<u32> {
@@ -402,155 +356,4 @@ pub async fn read_clock<S: CacheStore + ?Sized>(store: &S) -> Result<Option<Vers
     let Some(found) = store.get(&CacheKey::Clock).await? else { return Ok(None) };
     let value = PublishedClock::from_bytes(&found.value).map_err(|e| e.with_context("key", CacheKey::Clock))?;
     Ok(Some(Versioned { value, version: found.version }))
-}
-
-/// What a writer finds when it takes over.
-#[derive(Clone, Debug)]
-pub struct TakenOver {
-    /// What the cache was made with.
-    pub meta: Meta,
-    /// The clock, now of the new epoch.
-    pub clock: Versioned<PublishedClock>,
-    /// The last batch's record; `None` in a new cache, or if the store lost it.
-    pub record: Option<BatchRecord>,
-    /// The stored checkpoint, now of the new epoch; without one, the [beginning](Checkpoint::beginning), which is stored now.
-    pub checkpoint: Checkpoint,
-}
-
-/// Begins the term `epoch`: first the clock, so that the old writer can publish no more; then checkpoint and late pages are stamped, so that
-/// it cannot change them either, and what it announced without publishing is taken back. Makes a new cache if there is none, and upgrades one of an
-/// earlier format version.
-///
-/// # Errors
-/// `ConfigInvalid` if the cache was made from another feed: then nothing is changed, and whoever writes it goes on. `Fenced` if a later
-/// epoch is there already. May be repeated.
-pub async fn take_over<S: CacheStore + ?Sized>(
-    store: &S,
-    epoch: Epoch,
-    feed: impl Into<Following> + Send,
-    new: &Meta,
-) -> Result<TakenOver> {
-    begin_term(store, epoch, &feed.into(), new).await
-}
-
-pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
-    store: &S,
-    epoch: Epoch,
-    following: &Following,
-    new: &Meta,
-) -> Result<TakenOver> {
-    let new = Meta { source: following.source().cloned(), ..new.clone() };
-    update(store, &CacheKey::Meta, |stored| Ok(stored.is_none().then(|| new.to_bytes()))).await?;
-    let meta = store.get(&CacheKey::Meta).await?.ok_or_else(clock_lost)?;
-    let mut meta = Meta::from_bytes(&meta.value).map_err(|e| e.with_context("key", CacheKey::Meta))?;
-    let going = following.going(meta.source.as_ref())?;
-
-    update(store, &CacheKey::Clock, |stored| {
-        let mut clock = match stored {
-            Some(bytes) => PublishedClock::from_bytes(bytes)?,
-            None => PublishedClock::new(CacheId::random()),
-        };
-        guard(epoch, clock.epoch)?;
-        (clock.epoch, clock.format) = (epoch, FORMAT_VERSION);
-        if going.anew {
-            clock.checkpoint = 0;
-        }
-        Ok(Some(clock.to_bytes()))
-    })
-    .await?;
-    let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
-    guard(epoch, clock.value.epoch)?;
-
-    let former = if meta.format == 1 { following.former_checkpoints() } else { &[] };
-    let former = newest_checkpoint(store, former).await?;
-    let checkpoint = take_checkpoint(store, epoch, following.checkpoint(), |stored| match (stored, &former) {
-        _ if going.anew => Checkpoint::beginning(epoch),
-        (Some(stored), Some(former)) if former.batch > stored.batch => former.clone(),
-        (Some(stored), _) => stored,
-        (None, former) => former.clone().unwrap_or_else(|| Checkpoint::beginning(epoch)),
-    })
-    .await?;
-    // Last: until it is done, a later term does all of the above again.
-    if meta.format != FORMAT_VERSION || meta.source != going.source {
-        (meta.format, meta.source) = (FORMAT_VERSION, going.source);
-        restate(store, epoch, &meta).await?;
-    }
-    let late = clock.value.late.max(checkpoint.late);
-    for page in LatePage::of(late)..=LatePage::of(late + LATE_PAGE) {
-        update(store, &CacheKey::Late(page), |stored| {
-            let Some(bytes) = stored else { return Ok(None) };
-            let mut stored = LatePage::from_bytes(bytes)?;
-            guard(epoch, stored.epoch)?;
-            stored.epoch = epoch;
-            stored.entries.retain(|entry| entry.number <= late);
-            Ok(Some(stored.to_bytes()))
-        })
-        .await?;
-    }
-
-    let batch = clock.value.batch;
-    let record = if batch == 0 { None } else { store.record(batch, meta.ring).await?.map(|r| (*r).clone()) };
-    Ok(TakenOver { meta, clock, record, checkpoint })
-}
-
-/// Writes the cache's description anew, unless a later term has begun: then that does it.
-async fn restate<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, meta: &Meta) -> Result<()> {
-    let Some(stored) = store.get(&CacheKey::Meta).await? else { return Err(clock_lost()) };
-    let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
-    guard(epoch, clock.value.epoch)?;
-    match store.replace(&CacheKey::Meta, meta.to_bytes(), stored.version, Expiry::Never).await {
-        Ok(_) => Ok(()),
-        // Whoever wrote it began a term, which this one has lost or which has lost against it; the clock tells.
-        Err(e) if e.kind() == ErrorKind::Conflict => {
-            let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
-            guard(epoch, clock.value.epoch)?;
-            Err(Error::new(ErrorKind::Unavailable, "two writers describe one cache at the same time").with_source(e))
-        }
-        Err(e) => Err(e.with_context("key", CacheKey::Meta)),
-    }
-}
-
-/// Of the checkpoints of these names, the one that was taken last.
-async fn newest_checkpoint<S: CacheStore + ?Sized>(store: &S, names: &[String]) -> Result<Option<Checkpoint>> {
-    let mut newest: Option<Checkpoint> = None;
-    for name in names {
-        let key = CacheKey::Checkpoint(name.clone());
-        let Some(stored) = store.get(&key).await? else { continue };
-        let found = Checkpoint::from_bytes(&stored.value).map_err(|e| e.with_context("key", &key))?;
-        if newest.as_ref().is_none_or(|newest| found.batch > newest.batch) {
-            newest = Some(found);
-        }
-    }
-    Ok(newest)
-}
-
-/// Makes the checkpoint one of the term `epoch`, so that no writer before it can store one any more, a first one neither.
-///
-/// # Errors
-/// `Fenced` if it is of a later epoch; `Corrupt`, naming the key, if it cannot be read.
-#[cfg(feature = "runtime")]
-pub(crate) async fn stamp_checkpoint<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, feed: &str) -> Result<Checkpoint> {
-    take_checkpoint(store, epoch, feed, |stored| stored.unwrap_or_else(|| Checkpoint::beginning(epoch))).await
-}
-
-/// Stores what `choose` makes of the stored checkpoint, stamped with the term `epoch`; refused as `stamp_checkpoint` is.
-async fn take_checkpoint<S: CacheStore + ?Sized>(
-    store: &S,
-    epoch: Epoch,
-    feed: &str,
-    mut choose: impl FnMut(Option<Checkpoint>) -> Checkpoint + Send,
-) -> Result<Checkpoint> {
-    let mut checkpoint = Checkpoint::beginning(epoch);
-    let stamped = &mut checkpoint;
-    update(store, &CacheKey::Checkpoint(feed.to_owned()), |stored| {
-        let stored = stored.map(Checkpoint::from_bytes).transpose()?;
-        if let Some(stored) = &stored {
-            guard(epoch, stored.epoch)?;
-        }
-        *stamped = choose(stored);
-        stamped.epoch = epoch;
-        Ok(Some(stamped.to_bytes()))
-    })
-    .await?;
-    Ok(checkpoint)
 }

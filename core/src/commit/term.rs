@@ -1,0 +1,161 @@
+//! The beginning of a writer's term.
+
+use super::{clock_lost, guard, read_clock, update};
+use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LatePage};
+use crate::clock::{CacheId, Epoch, FORMAT_VERSION, PublishedClock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::CacheKey;
+use crate::meta::Meta;
+use crate::source::Following;
+use crate::store::{CacheStore, Expiry, Versioned};
+
+/// What a writer finds when it takes over.
+#[derive(Clone, Debug)]
+pub struct TakenOver {
+    /// What the cache was made with.
+    pub meta: Meta,
+    /// The clock, now of the new epoch.
+    pub clock: Versioned<PublishedClock>,
+    /// The last batch's record; `None` in a new cache, or if the store lost it.
+    pub record: Option<BatchRecord>,
+    /// The stored checkpoint, now of the new epoch; without one, the [beginning](Checkpoint::beginning), which is stored now.
+    pub checkpoint: Checkpoint,
+}
+
+/// Begins the term `epoch`: first the clock, so that the old writer can publish no more; then checkpoint and late pages are stamped, so that
+/// it cannot change them either, and what it announced without publishing is taken back. Makes a new cache if there is none, and upgrades one of an
+/// earlier format version.
+///
+/// # Errors
+/// `ConfigInvalid` if the cache was made from another feed: then nothing is changed, and whoever writes it goes on. `Fenced` if a later
+/// epoch is there already. May be repeated.
+pub async fn take_over<S: CacheStore + ?Sized>(
+    store: &S,
+    epoch: Epoch,
+    feed: impl Into<Following> + Send,
+    new: &Meta,
+) -> Result<TakenOver> {
+    begin_term(store, epoch, &feed.into(), new).await
+}
+
+pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
+    store: &S,
+    epoch: Epoch,
+    following: &Following,
+    new: &Meta,
+) -> Result<TakenOver> {
+    let new = Meta { source: following.source().cloned(), ..new.clone() };
+    update(store, &CacheKey::Meta, |stored| Ok(stored.is_none().then(|| new.to_bytes()))).await?;
+    let meta = store.get(&CacheKey::Meta).await?.ok_or_else(clock_lost)?;
+    let mut meta = Meta::from_bytes(&meta.value).map_err(|e| e.with_context("key", CacheKey::Meta))?;
+    let going = following.going(meta.source.as_ref())?;
+
+    update(store, &CacheKey::Clock, |stored| {
+        let mut clock = match stored {
+            Some(bytes) => PublishedClock::from_bytes(bytes)?,
+            None => PublishedClock::new(CacheId::random()),
+        };
+        guard(epoch, clock.epoch)?;
+        (clock.epoch, clock.format) = (epoch, FORMAT_VERSION);
+        if going.anew {
+            clock.checkpoint = 0;
+        }
+        Ok(Some(clock.to_bytes()))
+    })
+    .await?;
+    let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
+    guard(epoch, clock.value.epoch)?;
+
+    let former = if meta.format == 1 { following.former_checkpoints() } else { &[] };
+    let former = newest_checkpoint(store, former).await?;
+    let checkpoint = take_checkpoint(store, epoch, following.checkpoint(), |stored| match (stored, &former) {
+        _ if going.anew => Checkpoint::beginning(epoch),
+        (Some(stored), Some(former)) if former.batch > stored.batch => former.clone(),
+        (Some(stored), _) => stored,
+        (None, former) => former.clone().unwrap_or_else(|| Checkpoint::beginning(epoch)),
+    })
+    .await?;
+    // Last: until it is done, a later term does all of the above again.
+    if meta.format != FORMAT_VERSION || meta.source != going.source {
+        (meta.format, meta.source) = (FORMAT_VERSION, going.source);
+        restate(store, epoch, &meta).await?;
+    }
+    let late = clock.value.late.max(checkpoint.late);
+    for page in LatePage::of(late)..=LatePage::of(late + LATE_PAGE) {
+        update(store, &CacheKey::Late(page), |stored| {
+            let Some(bytes) = stored else { return Ok(None) };
+            let mut stored = LatePage::from_bytes(bytes)?;
+            guard(epoch, stored.epoch)?;
+            stored.epoch = epoch;
+            stored.entries.retain(|entry| entry.number <= late);
+            Ok(Some(stored.to_bytes()))
+        })
+        .await?;
+    }
+
+    let batch = clock.value.batch;
+    let record = if batch == 0 { None } else { store.record(batch, meta.ring).await?.map(|r| (*r).clone()) };
+    Ok(TakenOver { meta, clock, record, checkpoint })
+}
+
+/// Writes the cache's description anew, unless a later term has begun: then that does it.
+async fn restate<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, meta: &Meta) -> Result<()> {
+    let Some(stored) = store.get(&CacheKey::Meta).await? else { return Err(clock_lost()) };
+    let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
+    guard(epoch, clock.value.epoch)?;
+    match store.replace(&CacheKey::Meta, meta.to_bytes(), stored.version, Expiry::Never).await {
+        Ok(_) => Ok(()),
+        // Whoever wrote it began a term, which this one has lost or which has lost against it; the clock tells.
+        Err(e) if e.kind() == ErrorKind::Conflict => {
+            let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
+            guard(epoch, clock.value.epoch)?;
+            Err(Error::new(ErrorKind::Unavailable, "two writers describe one cache at the same time").with_source(e))
+        }
+        Err(e) => Err(e.with_context("key", CacheKey::Meta)),
+    }
+}
+
+/// Of the checkpoints of these names, the one that was taken last.
+async fn newest_checkpoint<S: CacheStore + ?Sized>(store: &S, names: &[String]) -> Result<Option<Checkpoint>> {
+    let mut newest: Option<Checkpoint> = None;
+    for name in names {
+        let key = CacheKey::Checkpoint(name.clone());
+        let Some(stored) = store.get(&key).await? else { continue };
+        let found = Checkpoint::from_bytes(&stored.value).map_err(|e| e.with_context("key", &key))?;
+        if newest.as_ref().is_none_or(|newest| found.batch > newest.batch) {
+            newest = Some(found);
+        }
+    }
+    Ok(newest)
+}
+
+/// Makes the checkpoint one of the term `epoch`, so that no writer before it can store one any more, a first one neither.
+///
+/// # Errors
+/// `Fenced` if it is of a later epoch; `Corrupt`, naming the key, if it cannot be read.
+#[cfg(feature = "runtime")]
+pub(crate) async fn stamp_checkpoint<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, feed: &str) -> Result<Checkpoint> {
+    take_checkpoint(store, epoch, feed, |stored| stored.unwrap_or_else(|| Checkpoint::beginning(epoch))).await
+}
+
+/// Stores what `choose` makes of the stored checkpoint, stamped with the term `epoch`; refused as `stamp_checkpoint` is.
+async fn take_checkpoint<S: CacheStore + ?Sized>(
+    store: &S,
+    epoch: Epoch,
+    feed: &str,
+    mut choose: impl FnMut(Option<Checkpoint>) -> Checkpoint + Send,
+) -> Result<Checkpoint> {
+    let mut checkpoint = Checkpoint::beginning(epoch);
+    let stamped = &mut checkpoint;
+    update(store, &CacheKey::Checkpoint(feed.to_owned()), |stored| {
+        let stored = stored.map(Checkpoint::from_bytes).transpose()?;
+        if let Some(stored) = &stored {
+            guard(epoch, stored.epoch)?;
+        }
+        *stamped = choose(stored);
+        stamped.epoch = epoch;
+        Ok(Some(stamped.to_bytes()))
+    })
+    .await?;
+    Ok(checkpoint)
+}

@@ -68,20 +68,49 @@ impl Names {
         (!names.is_empty()).then_some(FeedEvent::CollectionNames(names))
     }
 
-    /// What a vbucket tells, if it is new: all of them tell the same.
-    pub(crate) fn on_change(&self, event: &SystemEvent, change: &Change) -> Option<FeedEvent> {
-        let name = std::str::from_utf8(&event.name).ok()?;
+    /// Takes what a vbucket reports, and passes the name of a new collection to `send`. All
+    /// vbuckets report the same collections; only the first report is passed on.
+    ///
+    /// The lock is held during `send`. A vbucket of another connection that reports the collection
+    /// later goes on only after its name was sent, so no document of the collection is sent before.
+    pub(crate) fn on_change(&self, event: &SystemEvent, change: &Change, send: impl FnOnce(FeedEvent)) {
+        let Ok(name) = std::str::from_utf8(&event.name) else { return };
         let mut known = self.0.lock();
         match *change {
             Change::ScopeCreated { scope, .. } => {
                 known.scopes.insert(scope, name.to_owned());
-                None
             }
             Change::CollectionCreated { scope, collection, .. } => {
-                let full = format!("{}.{name}", known.scopes.get(&scope)?);
-                known.told.insert(collection).then(|| FeedEvent::CollectionNames(vec![(collection, full.into_boxed_str())]))
+                let Some(full) = known.scopes.get(&scope).map(|scope| format!("{scope}.{name}")) else { return };
+                if known.told.insert(collection) {
+                    send(FeedEvent::CollectionNames(vec![(collection, full.into_boxed_str())]));
+                }
             }
-            _ => None,
+            _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use sluicegate_mcbp::dcp::SystemEventKind;
+
+    use super::*;
+
+    #[test]
+    fn no_vbucket_goes_on_before_the_name_of_a_new_collection_is_sent() {
+        let names = Names::new();
+        names.on_manifest(br#"{"uid":"1","scopes":[{"name":"s","uid":"8","collections":[]}]}"#);
+        let change = Change::CollectionCreated { manifest_uid: 2, scope: 8, collection: 9, max_ttl: None };
+        let name = Bytes::from_static(b"c");
+        let event = SystemEvent { by_seqno: 1, event: SystemEventKind::BeginCollection, version: 0, name, value: Bytes::new() };
+        let mut sent = Vec::new();
+        names.on_change(&event, &change, |told| {
+            assert!(names.0.is_locked(), "another vbucket waits until the name is sent");
+            sent.push(told);
+        });
+        assert_eq!(sent, [FeedEvent::CollectionNames(vec![(9, "s.c".into())])]);
+        names.on_change(&event, &change, |told| panic!("sent again: {told:?}"));
     }
 }

@@ -121,10 +121,9 @@ impl Connection {
                     && let Some(Held { vbucket, .. }) = held(&mut self.held, &self.node.tally, envelope)
                 {
                     vbucket.on_manifest(change.manifest_uid(), &mut self.out);
-                    if let Some(told) = self.node.names.on_change(&event, &change) {
-                        // Before what is collected: names come before documents.
-                        self.node.outlet.send(Parcel::own(vec![told]));
-                    }
+                    // Before the events that are collected in `out`: names come before documents.
+                    let outlet = &self.node.outlet;
+                    self.node.names.on_change(&event, &change, |told| outlet.send(Parcel::own(vec![told])));
                 }
                 Ok(())
             }

@@ -174,7 +174,7 @@ impl Connection {
         let (collection, key) = if self.has_collections { split_key(change.key)? } else { (0, change.key) };
         let moved = held.vbucket.on_item(change.seqno, &mut self.out);
         let Some(is_last) = self.on_moved(envelope, change.seqno, moved)? else { return Ok(()) };
-        let (value, datatype) = self.plain(change.value, envelope.datatype);
+        let (value, datatype) = self.plain(change.value, envelope, change.seqno);
         self.out.push(FeedEvent::Mutation(Mutation {
             kind: change.kind,
             partition: PartitionId(envelope.vbucket),
@@ -245,7 +245,8 @@ impl Connection {
     /// The value as the consumer gets it: not compressed, unless it cannot be decompressed. Servers before 5.0 do not check what clients
     /// write. It is delivered as it is, so that the consumer can name the document; a failure would come again with every connection.
     #[inline]
-    fn plain(&self, value: Bytes, datatype: WireDatatype) -> (Bytes, Datatype) {
+    fn plain(&self, value: Bytes, envelope: &Envelope, seqno: u64) -> (Bytes, Datatype) {
+        let datatype = envelope.datatype;
         if !datatype.contains(WireDatatype::SNAPPY) {
             return (value, Datatype(datatype.0));
         }
@@ -253,7 +254,8 @@ impl Connection {
             Ok((value, datatype)) => (value, Datatype(datatype.0)),
             Err(error) => {
                 self.node.tally.undecoded();
-                tracing::debug!(node = %self.node.address, %error, "a value cannot be decompressed; it is delivered as it is");
+                let (node, vbucket) = (&self.node.address, envelope.vbucket);
+                tracing::debug!(%node, vbucket, seqno, %error, "a value cannot be decompressed; it is delivered as it came");
                 (value, Datatype(datatype.0))
             }
         }

@@ -55,7 +55,9 @@ pub enum Owner<'a> {
     Collection(u32),
     /// A user, a role or a marker of unused sequences of the database with this metadata id; none for the default one.
     Database(Option<&'a [u8]>),
-    /// Bookkeeping of the gateway's that carries no sequence.
+    /// The counter of the database with this metadata id; none for the default one.
+    Counter(Option<&'a [u8]>),
+    /// Bookkeeping of the gateway that has no sequence.
     Nobody,
 }
 
@@ -72,8 +74,11 @@ impl<'a> Owner<'a> {
             Some((id, rest)) => (Some(id), rest),
             None => (None, rest),
         };
-        let is_marker = rest.starts_with(b"unusedSeq:") || rest.starts_with(b"unusedSeqs:");
-        if is_marker { Owner::Database(id) } else { Owner::Nobody }
+        match rest {
+            b"seq" => Owner::Counter(id),
+            _ if rest.starts_with(b"unusedSeq:") || rest.starts_with(b"unusedSeqs:") => Owner::Database(id),
+            _ => Owner::Nobody,
+        }
     }
 }
 

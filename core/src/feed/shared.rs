@@ -9,8 +9,8 @@ use crate::feed::{FeedBatch, FeedEvent, FeedPosition, FeedStart, PartitionId, Pa
 
 pub use hub::{SharedFeed, Strangers};
 
-/// What of a feed is one database's: the documents of its collections, and its users, roles and markers of unused sequences,
-/// wherever these are.
+/// The part of a feed that belongs to one database: the documents of its collections, and its
+/// users, roles, markers of unused sequences and counter, in any collection.
 #[derive(Clone, Debug)]
 pub struct Territory {
     /// None for the default one.
@@ -37,7 +37,7 @@ impl Territory {
     fn has(&self, owner: &Owner<'_>) -> bool {
         match owner {
             Owner::Collection(number) => self.collections.is_none() || self.numbers.contains(number),
-            Owner::Database(id) => *id == self.metadata_id.as_deref().map(str::as_bytes),
+            Owner::Database(id) | Owner::Counter(id) => *id == self.metadata_id.as_deref().map(str::as_bytes),
             Owner::Nobody => false,
         }
     }

@@ -233,7 +233,8 @@ impl Hub {
                     );
                 }
             }
-            Owner::Nobody => {}
+            // The counter of a database that is not served is not missed by the others.
+            Owner::Counter(_) | Owner::Nobody => {}
         }
     }
 }

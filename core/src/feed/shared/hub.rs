@@ -126,9 +126,12 @@ fn others_ended() -> Error {
     Error::new(ErrorKind::Unavailable, "the writer of another database of this feed has ended; all begin again")
 }
 
-/// The same error for another database. Its cause is told by the first.
-fn again(error: &Error) -> Error {
-    Error::new(error.kind(), error.to_string()).with_status(error.status())
+/// One error for each of `count` databases: the error itself for the first, which has its cause,
+/// and copies without the cause for the others.
+fn for_each(error: Error, count: usize) -> impl Iterator<Item = Error> {
+    let copy = |error: &Error| Error::new(error.kind(), error.to_string()).with_status(error.status());
+    let copies: Vec<Error> = (1..count).map(|_| copy(&error)).collect();
+    std::iter::once(error).chain(copies)
 }
 
 /// Opens the feed and hands out what comes, until it ends, fails, or one of the databases does.
@@ -137,8 +140,8 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
     let mut stream = match hub.feed.open(start.clone()).await {
         Ok(stream) => stream,
         Err(error) => {
-            let errors: Vec<Error> = waiting.iter().skip(1).map(|_| again(&error)).collect();
-            for (waiting, error) in waiting.into_iter().zip(std::iter::once(error).chain(errors)) {
+            let errors = for_each(error, waiting.len());
+            for (waiting, error) in waiting.into_iter().zip(errors) {
                 // Nobody need be there any more.
                 let _ = waiting.opened.send(Err(error));
             }
@@ -177,8 +180,9 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
         }
     };
     drop(stream);
-    for outlet in outlets {
-        let _ = outlet.send(Err(again(&error))).await;
+    let errors = for_each(error, outlets.len());
+    for (outlet, error) in outlets.into_iter().zip(errors) {
+        let _ = outlet.send(Err(error)).await;
     }
 }
 

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::Result;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::feed::{Feed, FeedCapabilities, FeedInfo, FeedStream, Mutation};
 
 const P: PartitionId = PartitionId(1);
@@ -216,6 +216,41 @@ async fn one_feed_is_opened_once_for_all_and_each_gets_its_own() {
     let strangers = one.strangers();
     assert_eq!(strangers.collections, BTreeMap::from([("0xc".to_owned(), 2)]));
     assert_eq!(strangers.databases, BTreeMap::from([("db7".to_owned(), 1)]));
+}
+
+/// Fails after its first batch.
+#[derive(Debug)]
+struct Failing;
+
+#[async_trait]
+impl Feed for Failing {
+    fn info(&self) -> FeedInfo {
+        Listed::default().info()
+    }
+
+    async fn open(&self, _start: FeedStart) -> Result<FeedStream> {
+        let cause = std::io::Error::other("the cable is cut");
+        let error = Error::new(ErrorKind::Unavailable, "the connection is lost").with_source(cause);
+        Ok(futures::stream::iter([Ok(vec![mutation(P, 1, "a", 8)].into()), Err(error)]).boxed())
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_feed_reaches_all_databases_and_one_of_them_is_told_its_cause() {
+    let territories = vec![territory(Some("db1"), &["0x8"]), territory(None, &["0x9"])];
+    let [one, other]: [SharedFeed; 2] = SharedFeed::split(Arc::new(Failing), territories).try_into().unwrap();
+    let (first, second) = tokio::join!(one.open(FeedStart::Beginning), other.open(FeedStart::Beginning));
+    let mut causes = Vec::new();
+    for mut stream in [first.unwrap(), second.unwrap()] {
+        let mut last = None;
+        while let Some(batch) = stream.next().await {
+            last = Some(batch);
+        }
+        let error = last.unwrap().unwrap_err();
+        assert!(error.to_string().contains("the connection is lost") && error.is_retryable(), "{error}");
+        causes.extend(std::error::Error::source(&error).map(ToString::to_string));
+    }
+    assert_eq!(causes, ["the cable is cut"]);
 }
 
 #[tokio::test]

@@ -198,8 +198,10 @@ impl Hub {
                         let missing = share.territory.unresolved(names);
                         if !missing.is_empty() {
                             tracing::warn!(
+                                metadata_id = share.territory.metadata_id.as_deref().unwrap_or(DEFAULT_ID),
                                 collections = ?missing,
-                                "the bucket has no such collections of a database yet; they are taken once they are there, if they are spelled right"
+                                "the bucket does not have these collections of the database; check their names; \
+                                 if they are created later, their documents are taken from then on"
                             );
                         }
                     }

@@ -30,6 +30,13 @@ fn users_and_roles_are_principals() {
 }
 
 #[test]
+fn the_debug_text_of_a_user_has_no_password() {
+    let body = r#"{"name":"jo","sequence":7,"passwordhash_bcrypt":"JDJhJDEw"}"#;
+    let text = format!("{:?}", decode(&Mutation::new("_sync:user:jo", body)));
+    assert!(text.contains("jo") && !text.contains("JDJhJDEw"), "{text}");
+}
+
+#[test]
 fn markers_of_unused_sequences_are_understood_from_their_keys() {
     for kind in [MutationKind::Mutation, MutationKind::Deletion, MutationKind::Expiration] {
         let marker = |key: &'static str| {

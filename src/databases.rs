@@ -100,6 +100,15 @@ fn is_collection(text: &str) -> bool {
     is_name || text.strip_prefix("0x").is_some_and(|digits| u32::from_str_radix(digits, 16).is_ok())
 }
 
+/// One spelling for each collection: numbers may have leading zeros, and the default one has a name
+/// and a number.
+fn same_collection(text: &str) -> String {
+    match number_of(text, |name| (name == DEFAULT_COLLECTION).then_some(CollectionId::DEFAULT)) {
+        Some(CollectionId(number)) => format!("0x{number:x}"),
+        None => text.to_owned(),
+    }
+}
+
 /// Whether databases can be told apart: no two of them have a metadata id or a collection in common.
 ///
 /// # Errors
@@ -112,7 +121,7 @@ pub fn validate(databases: &BTreeMap<String, DatabaseConfig>) -> Result<()> {
             return Err(Error::config(format!("databases {other} and {name} have one metadata id; each has its own")));
         }
         for collection in config.collections() {
-            if let Some(other) = collections.insert(collection.clone(), name) {
+            if let Some(other) = collections.insert(same_collection(&collection), name) {
                 return Err(Error::config(format!("databases {other} and {name} both have the collection {collection}")));
             }
         }
@@ -149,6 +158,25 @@ pub fn listed(found: &Databases) -> Result<BTreeMap<String, DatabaseConfig>> {
         found.list().iter().filter(|database| !database.collections.is_empty()).map(DatabaseConfig::of).collect();
     validate(&found)?;
     Ok(found)
+}
+
+/// The URLs of the stores with the caches of these databases, in their order.
+///
+/// # Errors
+/// `ConfigInvalid` if two of them are one cache, which happens where one database is given the
+/// namespace that another has by its name.
+pub fn store_urls(url: &str, databases: &BTreeMap<String, DatabaseConfig>) -> Result<Vec<String>> {
+    let urls: Vec<String> = databases.iter().map(|(name, config)| store_url(url, name, config)).collect();
+    let mut names = BTreeMap::new();
+    for (name, own) in databases.keys().zip(&urls) {
+        // Each store in memory without a name is separate.
+        if own != "memory:"
+            && let Some(other) = names.insert(own, name)
+        {
+            return Err(Error::config(format!("databases {other} and {name} have one cache; give each a namespace of its own")));
+        }
+    }
+    Ok(urls)
 }
 
 /// The URL of the store with the cache of a database: that of the whole with a namespace of its own.
@@ -267,8 +295,11 @@ mod tests {
             (config(None, &["s"], None), "`s`"),
             (config(Some("x:y"), &["s.d"], None), "x:y"),
             (config(None, &["s.d"], Some("n")), "namespace"),
+            (config(None, &["0x0008"], None), "0x0008"),
+            (config(None, &["0x0"], None), "0x0"),
         ] {
-            let error = all(&[("a", config(None, &["s.c"], Some("n"))), ("b", b)]).unwrap_err().to_string();
+            let a = config(None, &["s.c", "0x8", DEFAULT_COLLECTION], Some("n"));
+            let error = all(&[("a", a), ("b", b)]).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }
@@ -280,6 +311,20 @@ mod tests {
         assert_eq!(of("redis://h/1?pool=3&namespace=n", None), "redis://h/1?pool=3&namespace=n_d%241");
         assert_eq!(of("redis://h?namespace=n", Some("x")), "redis://h?namespace=x");
         assert_eq!((of("memory:", None), of("memory:a", None)), ("memory:".to_owned(), "memory:a-d%241".to_owned()));
+    }
+
+    #[test]
+    fn databases_whose_caches_would_be_one_are_refused() {
+        let urls = |url: &str, namespace: &str| {
+            let databases = [("a", config(None, &["s.a"], Some(namespace))), ("b", config(None, &["s.b"], None))];
+            store_urls(url, &databases.map(|(name, config)| (name.to_owned(), config)).into())
+        };
+        for (url, namespace) in [("redis://h", "_cache_b"), ("redis://h?namespace=n", "n_b"), ("memory:x", "b")] {
+            let error = urls(url, namespace).unwrap_err().to_string();
+            assert!(error.contains("a and b") && error.contains("namespace"), "{error}");
+        }
+        assert_eq!(urls("redis://h?namespace=n", "x").unwrap(), ["redis://h?namespace=x", "redis://h?namespace=n_b"]);
+        assert_eq!(urls("memory:", "b").unwrap(), ["memory:", "memory:"]);
     }
 
     #[test]

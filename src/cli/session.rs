@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use futures::future::try_join_all;
 use sluicegate::collections::Collections;
 use sluicegate::core::feed::{FeedInfo, SharedFeed, Territory};
-use sluicegate::databases::{DatabaseConfig, Keyspace, listed, number_of, store_url};
+use sluicegate::databases::{DatabaseConfig, Keyspace, listed, number_of, store_url, store_urls};
 use sluicegate::decode::databases::Databases;
 use sluicegate::registry::Location;
 use sluicegate::source::DatabaseIdentity;
@@ -157,12 +157,13 @@ impl Session {
         if let Some(url) = &self.settings.feed {
             check_filter(url, &databases)?;
         }
+        let urls = store_urls(self.store_url(), &databases)?;
         let territories = databases.iter().map(|(name, config)| config.territory(name)).collect();
         let mut parts = Vec::new();
-        for ((name, config), shared) in databases.iter().zip(SharedFeed::split(feed, territories)) {
+        for (((name, config), url), shared) in databases.iter().zip(urls).zip(SharedFeed::split(feed, territories)) {
             parts.push(Part {
                 name: Some(name.clone()),
-                store: sluicegate::open_store(&store_url(self.store_url(), name, config)).await?,
+                store: sluicegate::open_store(&url).await?,
                 feed: Arc::new(shared.clone()),
                 decoder: Arc::new(GatewayDecoder::new(&config.decoder(name, &base)?)),
                 identity: config.identity(name),

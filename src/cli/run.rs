@@ -102,7 +102,9 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
         }
     };
     // All at once: where one of them stops, the feed that they share ends for the others.
-    let statuses = try_join_all(caches.into_iter().map(Sluicegate::shutdown)).await?;
+    let ends =
+        caches.into_iter().zip(&parts).map(|(cache, part)| async move { cache.shutdown().await.map_err(|e| named(e, part)) });
+    let statuses = try_join_all(ends).await?;
     drop((meter, watches));
     let mut summary = Summary {
         store: session.store_name(&parts),

@@ -56,26 +56,95 @@ async fn follow(args: &FollowArgs, reader: &ReaderNode, ended: impl Future<Outpu
     options.late = Some(reader.cut().late);
     let mut ended = std::pin::pin!(ended);
     let mut last_batch = None;
-    loop {
-        if options.limit == Some(0) {
-            return Ok(());
-        }
+    while options.limit != Some(0) {
         let changes = reader.changes(&asked.channels, &options).await?;
+        // A collection may have got its first documents after the channels were listed. An answer
+        // that leaves it out would move `since` past them.
+        let now = args.request.channels(reader).await?;
+        if now.channels != asked.channels {
+            asked = now;
+            continue;
+        }
         let answer = changes.answer();
         asked.rows(&answer.rows).iter().try_for_each(json)?;
         // Everything below the last row was sent; what is missing there comes by way of the late cursor.
         options.since = answer.last.sequence.into();
         options.late = Some(answer.late);
-        options.limit = options.limit.map(|left| left - answer.rows.len());
+        // Documents that share a sequence come together, so there may be more rows than the limit.
+        options.limit = options.limit.map(|left| left.saturating_sub(answer.rows.len()));
         let seen = *changes.cut();
-        if last_batch.is_some_and(|last| seen.batch >= last) {
-            return Ok(());
+        if options.limit == Some(0) || last_batch.is_some_and(|last| seen.batch >= last) {
+            break;
         }
         tokio::select! {
             changed = reader.wait_for_change(&asked.channels, &seen) => { changed?; }
+            // Any batch may have the first documents of a collection, in whose channels nobody
+            // waits yet.
+            batch = reader.wait_for_batch(seen.batch + 1), if !args.request.which.is_one_collection() => { batch?; }
             batch = &mut ended, if last_batch.is_none() => last_batch = Some(batch?),
         }
-        // There may be collections that had no documents before.
-        asked = args.request.channels(reader).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use clap::Parser as _;
+    use sluicegate::{
+        ChangeEntry, Channel, CollectionId, Decoded, EntryFlags, GatewayDecoder, Membership, ReaderConfig, Sequence, Writer,
+        WriterConfig,
+    };
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: FollowArgs,
+    }
+
+    async fn cache() -> (Writer, ReaderNode) {
+        let store = sluicegate::open_store("memory:").await.unwrap();
+        let decoder = Arc::new(GatewayDecoder::default());
+        let writer = Writer::alone(store.clone(), decoder, "feed", WriterConfig::default()).await.unwrap();
+        (writer, ReaderNode::open(store, ReaderConfig::default()).await.unwrap())
+    }
+
+    async fn write(writer: &mut Writer, key: &str, collection: CollectionId) {
+        let entry = ChangeEntry::new(Sequence(1), key, "1-a", EntryFlags::default()).unwrap().with_collection(collection);
+        let entry = entry.with_channel(Channel::of(collection, "A").unwrap(), Membership::Present);
+        writer.process_decoded(vec![Decoded::Document(entry.into())]).await.unwrap();
+        writer.flush().await.unwrap();
+    }
+
+    /// Follows until one row is printed; whether it ended without an error.
+    async fn follow_one(reader: ReaderNode) -> bool {
+        let args = Line::parse_from(["follow", "--limit", "1"]).args;
+        follow(&args, &reader, std::future::pending()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_document_of_a_collection_is_printed_when_it_comes() {
+        let (mut writer, reader) = cache().await;
+        let following = tokio::spawn(follow_one(reader));
+        // It waits, in the channels of the default collection.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!following.is_finished());
+        write(&mut writer, "a", CollectionId(8)).await;
+        let ended = tokio::time::timeout(Duration::from_secs(3600), following).await;
+        assert!(ended.expect("the row is printed, and the limit reached").unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_at_the_limit_though_documents_that_share_a_sequence_are_more() {
+        let (mut writer, reader) = cache().await;
+        write(&mut writer, "a", CollectionId::DEFAULT).await;
+        write(&mut writer, "b", CollectionId::DEFAULT).await;
+        reader.refresh().await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(3600), follow_one(reader)).await;
+        assert!(ended.expect("it does not wait for more"));
     }
 }

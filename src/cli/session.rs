@@ -52,6 +52,11 @@ pub(crate) struct Which {
 }
 
 impl Which {
+    /// Whether one collection is named.
+    pub(crate) fn is_one_collection(&self) -> bool {
+        self.keyspace.is_some()
+    }
+
     /// The database that is named, by itself or in the keyspace.
     fn database(&self) -> Outcome<Option<&str>> {
         let in_keyspace = self.keyspace.as_ref().and_then(|keyspace| keyspace.database.as_deref());

@@ -1,4 +1,4 @@
-//! Channels, interned so that comparing and hashing one costs an integer.
+//! Channels, interned so that comparing and hashing one costs as much as an integer.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub const MAX_CHANNEL_BYTES: usize = 4096;
 
 /// A collection, and the name under which document revisions of that collection are published. The
-/// name is any Unicode; `*` is the star channel, which holds every document of the collection.
+/// name is any Unicode text; `*` is the star channel, which has every document of the collection.
 ///
 /// Channels of one name in different collections are different channels.
 ///
@@ -66,8 +66,8 @@ impl Channel {
         Channel::shared_star(collection).clone()
     }
 
-    /// The star channel of `collection`, without a reference count to be written to. Each collection's
-    /// is made once and kept for as long as the process runs.
+    /// The star channel of `collection`, as a static reference: no reference count is written. It
+    /// is made once for each collection, and stays as long as the process runs.
     #[inline]
     pub fn shared_star(collection: CollectionId) -> &'static Self {
         static DEFAULT: LazyLock<Channel> = LazyLock::new(|| Channel::unchecked(CollectionId::DEFAULT, "*"));
@@ -153,18 +153,18 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// The name; in front of it, if it is not the default one, the collection's number.
+/// The name. In another collection than the default one, the collection's number comes before it.
 impl fmt::Display for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.collection.is_default() {
-            // Pads, as the name alone would.
+            // Pads in the same way as the name alone.
             return fmt::Display::fmt(&*self.0.name, f);
         }
         f.pad(&format!("{}/{}", self.0.collection, self.0.name))
     }
 }
 
-/// The name only: what contains a channel says which collection it is of.
+/// The name only: the value that contains the channel has the collection.
 impl Serialize for Channel {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::sequence::Sequence;
 
-/// Version of the cache format that this build writes. It reads all from 1 on; a writer upgrades the
-/// cache when it takes over (ARCHITECTURE.md, "Format versions").
+/// Version of the cache format that this build writes. It reads all versions from 1 on; a writer
+/// upgrades the cache when it takes over (ARCHITECTURE.md, "Format versions").
 pub const FORMAT_VERSION: u32 = 2;
 
 /// Refuses a cache of a format version that this build does not know.

@@ -1,4 +1,4 @@
-//! Which collections have documents in a cache, and what the bucket calls its collections.
+//! The collections that have documents in a cache, and the names of the bucket's collections.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,31 +9,32 @@ use crate::clock::{from_json, to_json};
 use crate::document::CollectionId;
 use crate::error::Result;
 
-/// The stored document [`CacheKey::Collections`](crate::CacheKey::Collections): which collections have
-/// documents in the cache, so that their star channels are found; and the names of collections.
+/// The stored document [`CacheKey::Collections`](crate::CacheKey::Collections): the collections
+/// that have documents in the cache, so that their star channels are found; and the names of
+/// collections.
 ///
-/// A writer adds a collection before it stores the first document of it. Nothing is ever taken away,
-/// so merging two is the union.
+/// A writer adds a collection before it stores the first document of it. Nothing is ever removed,
+/// so two lists merge to their union.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Collections {
     used: BTreeSet<CollectionId>,
-    /// `SCOPE.COLLECTION`, as far as the feed has told it.
+    /// `SCOPE.COLLECTION`, as far as the feed has reported it.
     names: BTreeMap<CollectionId, Box<str>>,
 }
 
 impl Collections {
-    /// None but the default one, which always counts as used.
+    /// An empty list. The default collection always counts as used.
     pub fn new() -> Self {
         Collections::default()
     }
 
-    /// Adds a collection that has documents; whether it was new.
+    /// Adds a collection that has documents; returns whether it was new.
     pub fn add(&mut self, collection: CollectionId) -> bool {
         !collection.is_default() && self.used.insert(collection)
     }
 
-    /// Says what a collection is called, `SCOPE.COLLECTION`; whether that was new.
+    /// Sets the name of a collection, `SCOPE.COLLECTION`; returns whether it was new.
     pub fn name(&mut self, collection: CollectionId, name: &str) -> bool {
         if self.names.get(&collection).is_some_and(|known| **known == *name) {
             return false;
@@ -42,7 +43,7 @@ impl Collections {
         true
     }
 
-    /// Takes over what `other` knows; whether anything was new.
+    /// Merges `other` into this; returns whether anything was new.
     pub fn merge(&mut self, other: &Collections) -> bool {
         let mut changed = false;
         for &collection in &other.used {
@@ -64,13 +65,13 @@ impl Collections {
         self.names.iter().map(|(collection, name)| (*collection, &**name))
     }
 
-    /// What a collection is called, if that is known.
+    /// The name of a collection, if it is known.
     pub fn name_of(&self, collection: CollectionId) -> Option<&str> {
         self.names.get(&collection).map(|name| &**name).or(collection.is_default().then_some(DEFAULT_NAME))
     }
 
-    /// The collection called `SCOPE.COLLECTION`. Where a collection was dropped and another one made
-    /// under its name, the later one: numbers only grow.
+    /// The collection with the name `SCOPE.COLLECTION`. If a collection was dropped and another one
+    /// was created with its name, it is the later one: numbers only grow.
     pub fn find(&self, name: &str) -> Option<CollectionId> {
         let named = self.names.iter().rev().find(|(_, known)| ***known == *name).map(|(collection, _)| *collection);
         named.or((name == DEFAULT_NAME).then_some(CollectionId::DEFAULT))
@@ -90,7 +91,7 @@ impl Collections {
     }
 }
 
-/// What the default collection is called.
+/// The name of the default collection.
 pub const DEFAULT_NAME: &str = "_default._default";
 
 #[cfg(test)]

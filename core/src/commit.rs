@@ -70,8 +70,8 @@ pub async fn store_batch<S: CacheStore + ?Sized>(store: &S, batch: &WriteBatch) 
     Ok(CommitReceipt { emptied: emptied.collect() })
 }
 
-/// Adds to the stored list of collections what is missing there. Only adds, so a writer that is deposed
-/// and does not know it does no harm.
+/// Adds the missing collections to the stored list. It only adds, so a deposed writer that does not
+/// know it does no harm.
 #[cfg(feature = "runtime")]
 pub(crate) async fn register_collections<S: CacheStore + ?Sized>(store: &S, collections: &Collections) -> Result<()> {
     update(store, &CacheKey::Collections, |stored| {

@@ -1,4 +1,4 @@
-//! Collections and documents: what makes a document one document.
+//! Collections and documents: the identity of a document.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The number of a collection within a bucket. Documents of different collections are different
 /// documents, even if their keys are the same.
 ///
-/// The server gives the number out when the collection is created and never reuses it.
+/// The server allocates the number when the collection is created, and never reuses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CollectionId(pub u32);
@@ -22,7 +22,7 @@ impl CollectionId {
         self == CollectionId::DEFAULT
     }
 
-    /// For fields that are left out of stored documents if they have the default value.
+    /// For fields that stored documents leave out if they have the default value.
     pub(crate) fn is_default_ref(&self) -> bool {
         self.is_default()
     }
@@ -115,7 +115,7 @@ impl PartialEq<DocumentRef<'_>> for DocumentId {
     }
 }
 
-/// The key; in front of it, if it is not the default one, the collection's number.
+/// The key. In another collection than the default one, the collection's number comes before it.
 impl fmt::Display for DocumentRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.collection.is_default() {

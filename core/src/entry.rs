@@ -87,8 +87,8 @@ pub struct Origin {
 /// What the cache keeps of one sequence: which revision of which document, and which channels it concerns.
 ///
 /// Every entry is also in the star channel of its collection, unless it is a
-/// [`DEPARTURE`](EntryFlags::DEPARTURE); the star channel is not in `channels`. All its channels are of
-/// its collection.
+/// [`DEPARTURE`](EntryFlags::DEPARTURE); the star channel is not in `channels`. All its channels
+/// are of its collection.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ChangeEntry {
     sequence: Sequence,
@@ -107,7 +107,7 @@ pub struct ChangeEntry {
 }
 
 impl Origin {
-    /// Whether both are the same mutation. What format 1 stored has no CAS.
+    /// Whether both are of the same mutation. An entry of format 1 has no CAS.
     #[cfg(feature = "runtime")]
     pub(crate) fn is_same(self, other: Origin) -> bool {
         let is_cas_known = self.cas > 0 && other.cas > 0;
@@ -124,8 +124,8 @@ impl ChangeEntry {
         ChangeEntry::versioned(sequence, document, revision, "", flags)
     }
 
-    /// As [`new`](Self::new), with the revision's current version, `VERSION@SOURCE` as clients see it;
-    /// empty if it has none.
+    /// As [`new`](Self::new), with the revision's current version, `VERSION@SOURCE` in the form
+    /// that clients see; empty if it has none.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -133,7 +133,7 @@ impl ChangeEntry {
         ChangeEntry::build(sequence, document, revision, &[version], flags)
     }
 
-    /// As [`versioned`](Self::versioned), of the parts of a version.
+    /// As [`versioned`](Self::versioned), from the parts of a version.
     pub(crate) fn build(sequence: Sequence, document: &str, revision: &str, version: &[&str], flags: EntryFlags) -> Result<Self> {
         let length = |text: &str, what| {
             u32::try_from(text.len()).map_err(|_| Error::new(crate::ErrorKind::TooLarge, format!("a {what} is over 4 GiB")))
@@ -158,7 +158,7 @@ impl ChangeEntry {
         })
     }
 
-    /// Says which collection the document is in. Channels that it has already become those of the
+    /// Sets the collection of the document. Channels that were added before become those of the
     /// same names in this collection.
     #[must_use]
     pub fn with_collection(mut self, collection: CollectionId) -> Self {
@@ -185,7 +185,7 @@ impl ChangeEntry {
         self
     }
 
-    /// Says which CAS the document had then.
+    /// Sets the document's CAS after the mutation.
     #[must_use]
     pub fn with_cas(mut self, cas: u64) -> Self {
         self.origin.cas = cas;
@@ -198,14 +198,14 @@ impl ChangeEntry {
         self.origin = origin;
     }
 
-    /// Says which positions of the same document it supersedes.
+    /// Sets the positions of the same document that it supersedes.
     #[must_use]
     pub fn with_supersedes(mut self, sequences: impl IntoIterator<Item = Sequence>) -> Self {
         self.supersedes = sequences.into_iter().collect();
         self
     }
 
-    /// Adds a channel: the one of this name in the entry's collection. The star channel is implied and
+    /// Adds the channel of this name in the entry's collection. The star channel is implied, and
     /// ignored here.
     pub fn push_channel(&mut self, change: ChannelChange) {
         if !change.channel.is_star() {
@@ -238,29 +238,31 @@ impl ChangeEntry {
         self.sequence
     }
 
-    /// Where it is stored, and which place it has in blocks: its sequence, unless that was taken by
-    /// another document; see [`Sequence`].
+    /// The position under which it is stored and which it has in blocks: its sequence, unless
+    /// another document has that; see [`Sequence`].
     #[inline]
     pub fn position(&self) -> Sequence {
-        // Who sets the slot has looked whether the sequence has it.
+        // The setter of the slot has checked that the sequence has it.
         self.sequence.in_slot(self.slot).unwrap_or(self.sequence)
     }
 
-    /// Says that its sequence is taken, and in which slot it is stored.
+    /// Sets the slot in which it is stored, because another document has its sequence.
     #[must_use]
     pub fn with_slot(mut self, slot: u8) -> Self {
         self.slot = slot;
         self
     }
 
-    /// Whether this is a later revision of the document than `other`: its CAS is higher; where these are
-    /// not known or the same, it came later in the partition, or its sequence is higher.
+    /// Whether this is a later revision of the document than `other`: its CAS is higher. If a CAS
+    /// is not known, or both are the same: it came later in the partition, or its sequence is
+    /// higher.
     ///
-    /// Sequences alone do not tell: gateways before 1.5 could give a later revision a lower one. Nor
-    /// does the feed's order: a server in development mode has been seen to swap two events of a key.
+    /// Sequences alone do not tell: gateways before 1.5 could give a later revision a lower one.
+    /// Neither does the order of the feed: a server in development mode was seen to swap two events
+    /// of a key.
     pub fn is_newer_than(&self, other: &ChangeEntry) -> bool {
         if !self.in_star() || !other.in_star() {
-            // The origin of a departure is that of the later revision that told of it.
+            // The origin of a departure is that of the later revision that names it.
             return self.position().rank() > other.position().rank();
         }
         let (mine, others) = (self.origin, other.origin);
@@ -279,8 +281,8 @@ impl ChangeEntry {
         DocumentRef { collection: self.collection, key: self.key() }
     }
 
-    /// The document's key, which clients know as its id. Another collection may have a document of the
-    /// same key: to compare documents, compare [`document`](Self::document).
+    /// The document's key, which is its id for clients. Another collection may have a document with
+    /// the same key: to compare documents, compare [`document`](Self::document).
     pub fn key(&self) -> &str {
         &self.text[..self.document_len as usize]
     }
@@ -302,7 +304,7 @@ impl ChangeEntry {
         &self.text[start..start + self.revision_len as usize]
     }
 
-    /// The revision's current version, `VERSION@SOURCE`; empty if the gateway gave it none.
+    /// The revision's current version, `VERSION@SOURCE`; empty if it has none.
     pub fn version(&self) -> &str {
         &self.text[self.document_len as usize + self.revision_len as usize..]
     }

@@ -13,8 +13,8 @@ use crate::sequence::Sequence;
 #[serde(transparent)]
 pub struct BlockIndex(pub u64);
 
-/// Address of one document of the cache (cache format). A backend may keep what is behind a key in any
-/// structure of its own, as long as the conformance suite cannot tell.
+/// Address of one document of the cache (cache format). A backend may store the value of a key in
+/// any structure of its own, as long as the conformance suite cannot tell.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CacheKey {
@@ -47,18 +47,18 @@ pub enum CacheKey {
 /// Longest key text before the channel name is replaced by a hash (Couchbase allows 250 bytes; the rest is room for a namespace).
 pub const MAX_KEY_BYTES: usize = 200;
 
-/// What of it a name may take up.
+/// The longest name in a key, in bytes.
 const MAX_NAME_BYTES: usize = MAX_KEY_BYTES - 40;
 
 impl CacheKey {
     /// The canonical text of the key in `namespace` (default `_cache`).
     ///
-    /// Channels and documents of the default collection have their name between the brackets, those of
-    /// others the collection's number, a colon and the name.
+    /// Channels and documents of the default collection have their name between the brackets, those
+    /// of others the collection's number, a colon and the name.
     ///
     /// Injective: `%`, `:`, `[`, `]` and `#` in a channel, document, feed or namespace name are
-    /// percent-escaped, and names whose key would exceed [`MAX_KEY_BYTES`] are replaced by `#` and a
-    /// 128-bit hash (the directory keeps the full name, so that a collision is noticed).
+    /// percent-escaped, and names whose key would exceed [`MAX_KEY_BYTES`] are replaced by `#` and
+    /// a 128-bit hash (the directory keeps the full name, so that a collision is noticed).
     pub fn canonical(&self, namespace: &str) -> String {
         let mut out = String::with_capacity(48);
         escape_into(&mut out, namespace);
@@ -102,7 +102,7 @@ fn channel_name(channel: &Channel) -> String {
     qualified(channel.collection(), channel.name())
 }
 
-/// A name in a collection. No escaped name holds a colon.
+/// A name in a collection. An escaped name has no colon.
 fn qualified(collection: CollectionId, text: &str) -> String {
     if collection.is_default() {
         return name(text);

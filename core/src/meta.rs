@@ -25,7 +25,8 @@ pub struct Meta {
     pub created_by: String,
     /// When, in seconds since 1970.
     pub created_at: u64,
-    /// What it is made from; `None` where a writer without a feed made it, or a build that did not say.
+    /// The source of the cache; `None` if it was made by a writer without a feed, or by a build
+    /// that did not record the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<CacheSource>,
 }

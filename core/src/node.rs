@@ -116,15 +116,16 @@ impl WriterNode {
         self
     }
 
-    /// Says which of the feed's databases the decoder takes. The cache is bound to it, as it is to the feed.
+    /// Sets the database of the feed that the decoder takes. The cache is bound to it, as it is to
+    /// the feed.
     #[must_use]
     pub fn with_database(mut self, database: DatabaseIdentity) -> Self {
         self.database = database;
         self
     }
 
-    /// Binds a cache that was made from another feed or database to this one, instead of refusing it. The feed is then read from its
-    /// beginning; what the cache holds stays.
+    /// Binds a cache that was made from another feed or database to this one, instead of refusing
+    /// it. The feed is then read from its beginning; the entries of the cache stay.
     #[must_use]
     pub fn adopting(mut self, adopt: bool) -> Self {
         self.adopt = adopt;

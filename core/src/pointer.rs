@@ -35,7 +35,7 @@ pub struct Pointer {
     /// The document's full key: keys of long ids hold only a hash.
     #[serde(rename = "doc")]
     key: Box<str>,
-    /// By channel, whose collection is the document's.
+    /// By channel. All channels are of the document's collection.
     rows: ChannelMap<Sequence>,
 }
 

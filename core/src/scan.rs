@@ -75,9 +75,10 @@ pub async fn stars<S: CacheStore + ?Sized>(store: &S) -> Result<Vec<Channel>> {
     Ok(known.used().map(Channel::star_of).collect())
 }
 
-/// What the star channel of `collection` says of a sequence. It names every one that has a document of
-/// the collection, from the commit that stores it until it is withdrawn; and those that a later
-/// revision of their document supersedes, whether they have ever come or not.
+/// The state of a sequence in the star channel of `collection`. The star channel names every
+/// sequence with a document of the collection, from the commit that stores it until it is
+/// withdrawn, and those that a later revision of their document supersedes, whether they were
+/// delivered or not.
 ///
 /// # Errors
 /// As [`directory`].
@@ -131,7 +132,7 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
     {
         upto = rows.last().map_or(upto, |(entry, _)| entry.sequence());
     }
-    // Entries whose number was taken are few. Those of the same numbers belong to the same rows.
+    // Few entries are in slots. The positions of one sequence belong to the same rows.
     let in_order = rows.len();
     for positions in slots {
         let last = upto.in_slot(positions.last().slot()).map_or(positions.last(), |last| last.min(positions.last()));
@@ -145,7 +146,8 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
     Ok(rows)
 }
 
-/// The positions of the numbers in `range`, one range a slot, as far as the channel has blocks there.
+/// The positions of the sequences in `range`, one range per slot, as far as the channel has blocks
+/// there.
 fn position_ranges(directory: &Directory, capacity: u32, range: SequenceRange) -> Vec<SequenceRange> {
     let last = directory.blocks.last().map_or(Sequence::ZERO, |index| Block::range(BlockIndex(index), capacity).last());
     let in_slot = |slot| {
@@ -166,7 +168,8 @@ struct LiveRows<'a, S: ?Sized> {
 }
 
 impl<S: CacheStore + ?Sized> LiveRows<'_, S> {
-    /// Reads those in `range`, until `enough` says so after a page; whether they are all.
+    /// Reads the rows in `range`, until `enough` is true after a page; returns whether these are
+    /// all.
     async fn run(
         &self,
         range: SequenceRange,
@@ -227,8 +230,8 @@ fn missing(sequence: Sequence) -> Error {
     error.with_context("key", CacheKey::Sequence(sequence))
 }
 
-/// Every entry of `channel` in `range`, superseded ones included: lowest first, and after them those of
-/// slots. Documents that are not there are left out.
+/// Every entry of `channel` in `range`, superseded ones included: in ascending order, and after
+/// them those in slots. Missing documents are left out.
 ///
 /// # Errors
 /// As [`directory`].
@@ -275,7 +278,8 @@ pub async fn for_each<S: CacheStore + ?Sized>(
     Ok(())
 }
 
-/// Every entry stored above `sequence`, whether live or not, lowest first: what the star channels' blocks name.
+/// Every entry stored above `sequence`, live or not, in ascending order: those that the star
+/// channels' blocks name.
 ///
 /// A block may name an entry whose document is not there yet: its commit has not ended, so nobody was promised it. It is left out.
 ///
@@ -295,7 +299,7 @@ pub async fn stored_above<S: CacheStore + ?Sized>(
     Ok(above)
 }
 
-/// The numbers that more than one document has: those of the entries in slots.
+/// The sequences that more than one document has: those of the entries in slots.
 ///
 /// # Errors
 /// As [`directory`].

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-/// Where the slot begins in a position.
+/// The lowest bit of the slot in a position.
 const SLOT_SHIFT: u32 = 56;
 
 /// The lowest position in a slot above 0.
@@ -16,9 +16,9 @@ const FIRST_SLOT: u64 = 15 << 60;
 ///
 /// 0 is never allocated; it means "before the first".
 ///
-/// Also a *position*: where the entry of a number is stored. That is the number itself, unless another
-/// document has been stored under it already: a gateway whose counter was lost gives numbers out again.
-/// Then the upper four bits are set, and the next four tell the *slot*.
+/// Also a *position*: where an entry is stored. It is the entry's sequence, unless another document
+/// is stored there already: a gateway that lost its counter allocates sequences again. Then the
+/// upper four bits are set, and the next four are the *slot*.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Sequence(pub u64);
@@ -29,17 +29,17 @@ impl Sequence {
     /// After every sequence.
     pub const MAX: Sequence = Sequence(u64::MAX);
 
-    /// The highest number that can be stored. Higher ones are implausible, and refused.
+    /// The highest sequence that can be stored. Higher ones are implausible, and refused.
     pub const MAX_NUMBER: Sequence = Sequence(FIRST_SLOT - 1);
 
     /// The highest number that has slots.
     pub(crate) const MAX_NUMBER_IN_SLOT: Sequence = Sequence((1 << SLOT_SHIFT) - 1);
 
-    /// How many positions a number has, at most.
+    /// The limit for positions of one sequence.
     pub const SLOTS: u8 = 17;
 
-    /// The position of an entry with this number in `slot`: the number itself in slot 0. The others only
-    /// numbers below 2^56 have.
+    /// The position of an entry with this sequence in `slot`: the sequence itself in slot 0. Only
+    /// sequences below 2^56 have other slots.
     pub fn in_slot(self, slot: u8) -> Option<Sequence> {
         match slot {
             0 => Some(self),
@@ -60,7 +60,7 @@ impl Sequence {
         if self.0 < FIRST_SLOT { 0 } else { (self.0 >> SLOT_SHIFT & 15) as u8 + 1 }
     }
 
-    /// For the order of positions: by number, and of one number by slot.
+    /// The order of positions: by sequence, then by slot.
     pub fn rank(self) -> (Sequence, u8) {
         (self.number(), self.slot())
     }

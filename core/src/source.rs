@@ -1,4 +1,4 @@
-//! What a cache is made from, and whether a writer may go on with it.
+//! The source of a cache, and whether a writer may continue with it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::feed::FeedIdentity;
 
-/// Which of a feed's databases a cache holds. Sequences are a database's own: another one counts from 1
-/// too.
+/// The database of a feed that a cache holds. Each database has its own sequences, which count from
+/// 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseIdentity {
-    /// What it is called, for people.
+    /// Its name, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Its metadata id; `None` for the default one.
@@ -23,12 +23,12 @@ pub struct DatabaseIdentity {
     pub collections: Option<BTreeSet<String>>,
 }
 
-/// What a cache is made from. Stored in its [`Meta`](crate::meta::Meta).
+/// The source of a cache. Stored in its [`Meta`](crate::meta::Meta).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheSource {
     /// The feed.
     pub feed: FeedIdentity,
-    /// What of the feed.
+    /// The database of the feed.
     #[serde(flatten)]
     pub database: DatabaseIdentity,
 }
@@ -46,18 +46,18 @@ impl fmt::Display for CacheSource {
     }
 }
 
-/// How a writer goes on with a cache.
+/// How a writer continues with a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Going {
-    /// Whether the feed is read from its beginning, whatever the checkpoint says.
+    /// Whether the feed is read from its beginning instead of the checkpoint.
     pub(crate) anew: bool,
-    /// What the cache says of its source from now on.
+    /// The source that the cache has from now on.
     pub(crate) source: Option<CacheSource>,
 }
 
-/// What a term follows: the feed, by the name of its checkpoint, and what it is of.
+/// The feed that a term follows: the name of its checkpoint, and its source.
 ///
-/// From a name alone (`"feed".into()`) nothing is checked: for callers that have no
+/// With a name alone (`"feed".into()`) nothing is checked: for callers that have no
 /// [`Feed`](crate::Feed).
 #[derive(Clone, Debug)]
 pub struct Following {
@@ -85,15 +85,15 @@ impl From<&String> for Following {
 }
 
 impl Following {
-    /// Says what the feed is of. A cache that was made from something else is refused.
+    /// Sets the source of the feed. A cache with another source is refused.
     #[must_use]
     pub fn with_source(mut self, source: CacheSource) -> Self {
         self.source = Some(source);
         self
     }
 
-    /// Binds the cache to this feed even if it was made from another one. The feed is then read from
-    /// its beginning. What the cache holds stays.
+    /// Binds the cache to this feed even if it was made from another one. The feed is then read
+    /// from its beginning. The entries of the cache stay.
     #[must_use]
     pub fn adopting(mut self, adopt: bool) -> Self {
         self.adopt = adopt;
@@ -105,7 +105,7 @@ impl Following {
         &self.checkpoint
     }
 
-    /// What the feed is of.
+    /// The source of the feed.
     pub fn source(&self) -> Option<&CacheSource> {
         self.source.as_ref()
     }
@@ -115,10 +115,10 @@ impl Following {
         self.source.as_ref().map_or(&[], |source| source.feed.former_checkpoints())
     }
 
-    /// How to go on with a cache that says that it is made from `stored`.
+    /// How to continue with a cache whose source is `stored`.
     ///
     /// # Errors
-    /// `ConfigInvalid` if it is made from something else.
+    /// `ConfigInvalid` if that is another source.
     pub(crate) fn going(&self, stored: Option<&CacheSource>) -> Result<Going> {
         let (Some(wanted), Some(stored)) = (&self.source, stored) else {
             return Ok(Going { anew: false, source: self.source.as_ref().or(stored).cloned() });
@@ -129,9 +129,9 @@ impl Following {
                 tracing::warn!(before = %stored, now = %wanted, "the cache is bound to another feed, which is read from its beginning");
                 return Ok(Going { anew: true, source: Some(source) });
             }
-            let message = format!("the cache is made from {stored}; this is {wanted}, whose sequences do not go with it");
+            let message = format!("the cache was made from {stored}; this is {wanted}, whose sequences are unrelated");
             return Err(Error::config(message).with_next_step(
-                "use another namespace for this feed; or, to go on with this cache on purpose, start the writer once with --adopt, \
+                "use another namespace for this feed; or, to continue with this cache on purpose, start the writer once with --adopt, \
                  which reads the feed from its beginning",
             ));
         }
@@ -139,14 +139,15 @@ impl Following {
             source.feed = stored.feed.clone();
         }
         let (before, now) = (&stored.database.collections, &wanted.database.collections);
-        // The documents of a collection that was not the database's were left out up to the checkpoint.
+        // Up to the checkpoint, documents of collections that were not the database's were left
+        // out.
         let anew = match (before, now) {
             (Some(before), Some(now)) => !now.is_subset(before),
             (Some(_), None) => true,
             (None, _) => false,
         };
         if anew {
-            tracing::warn!(?before, ?now, "the database has collections that it had not; the feed is read from its beginning");
+            tracing::warn!(?before, ?now, "the database has new collections; the feed is read from its beginning");
         }
         Ok(Going { anew, source: Some(source) })
     }

@@ -39,7 +39,7 @@ fn document(bytes: &[u8]) -> bool {
         options.channel_capacity = 64;
         GatewayDecoder::new(&options)
     });
-    // Of another database, by the highest bit of the kind.
+    // The highest bit of the kind selects a decoder of another database.
     static OTHER: LazyLock<GatewayDecoder> = LazyLock::new(|| {
         let mut options = sluicegate_core::decode::GatewayOptions::default();
         (options.channel_capacity, options.attributes_only) = (64, true);

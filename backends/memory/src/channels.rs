@@ -135,8 +135,8 @@ impl Default for Channels {
 }
 
 impl Channels {
-    /// Raises one state for a commit. `is_star` if the channel is known to be the star channel of the
-    /// default collection.
+    /// Raises one state for a commit. `is_star`: the channel is the star channel of the default
+    /// collection.
     #[inline]
     pub(crate) fn raise(&mut self, raising: &mut Raising, change: StateChange<'_>, is_star: bool) {
         let StateChange { channel, sequence, state, own } = change;

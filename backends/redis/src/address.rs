@@ -99,7 +99,8 @@ impl Addresses {
     }
 
     fn channel_tag(&self, channel: &Channel) -> u16 {
-        // Adds nothing for the default collection: its keys are what they were before there were others.
+        // Adds nothing for the default collection: its keys are the same as before there were
+        // collections.
         fold(4, channel.name().as_bytes()) ^ channel.collection().0 as u16
     }
 

@@ -17,9 +17,9 @@ use crate::sequence::Sequence;
 /// In JSON it is a bare integer only if it has neither `L` nor `T`. An id made while something is skipped carries `L`
 /// even where it prints as a plain number (at or below `L`), and is a string then, as clients of the gateway know it.
 ///
-/// Order: by `L` where it lies below the rest, else by `T` if present, else by `S`. Ids that this leaves
-/// equal are in the order in which one answer sends its rows, which all have one `L`: by `T` if present,
-/// else by `S`; within one `T` by `S`; a plain `N` comes after every `N:M`.
+/// Order: by `L` if it is below the rest, else by `T` if present, else by `S`. Ids that this leaves
+/// equal are in the order in which one answer sends its rows, which all have one `L`: by `T` if
+/// present, else by `S`; within one `T` by `S`; a plain `N` comes after every `N:M`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SequenceId {
     /// While something is skipped: the sequence up to which nothing is missing. Else zero.
@@ -58,9 +58,10 @@ impl SequenceId {
 
     /// Where a request with this `since` starts while the low sequence is `low` (zero if nothing is skipped).
     ///
-    /// As long as low has not moved since the id was made, what lies between low and the sequence was sent and is not sent again;
-    /// afterwards the request starts at the safe sequence. Inside a backfill everything below `T` was sent before: a channel of which
-    /// nothing is being sent from its beginning goes on just before `T`, as with the gateway.
+    /// As long as low has not moved since the id was made, what lies between low and the sequence
+    /// was sent and is not sent again; afterwards the request starts at the safe sequence. Inside a
+    /// backfill everything below `T` was sent before: a channel of which nothing is being sent from
+    /// its beginning goes on just before `T`, as with the gateway.
     pub fn start(&self, low: Sequence) -> Sequence {
         let reached = if self.in_backfill() { self.triggered.previous() } else { self.sequence };
         match self.low > Sequence::ZERO && self.low != low {
@@ -381,7 +382,7 @@ mod tests {
 
         #[test]
         fn the_order_is_that_of_the_rows_of_an_answer(a in ids(), b in ids(), low in parts()) {
-            // All ids of an answer carry the same low sequence, or none.
+            // All ids of an answer have the same low sequence, or none.
             let low = if low < a.major().min(b.major()).0 { low } else { 0 };
             let (a, b) = (a.with_low(low), b.with_low(low));
             let before = match (a.triggered.0, b.triggered.0) {

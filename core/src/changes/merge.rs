@@ -39,7 +39,7 @@ impl Row {
         Row { sequence: entry.sequence(), entry, removed: membership.is_removal(), deleted }
     }
 
-    /// Its place among the rows of a channel: by sequence; of one sequence, by slot.
+    /// Its place among the rows of a channel: by sequence, then by slot.
     #[cfg(feature = "runtime")]
     pub(crate) fn rank(&self) -> (Sequence, u8) {
         (self.sequence, self.entry.position().slot())
@@ -51,7 +51,7 @@ impl Row {
     }
 }
 
-/// Drops from one channel's ascending rows those whose document has a newer row among them.
+/// Drops each row of a channel whose document has a newer row. The rows are in ascending order.
 pub fn keep_newest(rows: &mut Vec<Row>) {
     let mut newest: FxHashMap<DocumentRef<'_>, usize> = FxHashMap::with_capacity_and_hasher(rows.len(), Default::default());
     let mut dropped: Vec<usize> = Vec::new();
@@ -141,7 +141,7 @@ struct Key {
     major: Sequence,
     plain: bool,
     sequence: Sequence,
-    /// Different documents that have one sequence stay different rows.
+    /// Different documents with one sequence stay different rows.
     slot: u8,
 }
 

@@ -9,26 +9,28 @@ use crate::meta::Meta;
 use crate::source::Following;
 use crate::store::{CacheStore, Expiry, Versioned};
 
-/// What a writer finds when it takes over.
+/// The state that a writer finds when it takes over.
 #[derive(Clone, Debug)]
 pub struct TakenOver {
-    /// What the cache was made with.
+    /// The cache's description.
     pub meta: Meta,
     /// The clock, now of the new epoch.
     pub clock: Versioned<PublishedClock>,
     /// The last batch's record; `None` in a new cache, or if the store lost it.
     pub record: Option<BatchRecord>,
-    /// The stored checkpoint, now of the new epoch; without one, the [beginning](Checkpoint::beginning), which is stored now.
+    /// The stored checkpoint, now of the new epoch; without one, the
+    /// [beginning](Checkpoint::beginning), which is stored now.
     pub checkpoint: Checkpoint,
 }
 
-/// Begins the term `epoch`: first the clock, so that the old writer can publish no more; then checkpoint and late pages are stamped, so that
-/// it cannot change them either, and what it announced without publishing is taken back. Makes a new cache if there is none, and upgrades one of an
-/// earlier format version.
+/// Begins the term `epoch`. First it fences the clock, so that the old writer can publish no more.
+/// Then it stamps checkpoint and late pages, so that the old writer cannot change them either, and
+/// removes late entries that the old writer announced without publishing. It creates a cache if
+/// there is none, and upgrades one of an earlier format version.
 ///
 /// # Errors
-/// `ConfigInvalid` if the cache was made from another feed: then nothing is changed, and whoever writes it goes on. `Fenced` if a later
-/// epoch is there already. May be repeated.
+/// `ConfigInvalid` if the cache was made from another feed: then nothing is changed, and the
+/// current writer continues. `Fenced` if a later epoch is there already. May be repeated.
 pub async fn take_over<S: CacheStore + ?Sized>(
     store: &S,
     epoch: Epoch,
@@ -75,7 +77,7 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
         (None, former) => former.clone().unwrap_or_else(|| Checkpoint::beginning(epoch)),
     })
     .await?;
-    // Last: until it is done, a later term does all of the above again.
+    // Last: until this is done, a later term repeats all of the above.
     if meta.format != FORMAT_VERSION || meta.source != going.source {
         (meta.format, meta.source) = (FORMAT_VERSION, going.source);
         restate(store, epoch, &meta).await?;
@@ -98,24 +100,26 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     Ok(TakenOver { meta, clock, record, checkpoint })
 }
 
-/// Writes the cache's description anew, unless a later term has begun: then that does it.
+/// Rewrites the cache's description, unless a later term has begun, which does it then.
 async fn restate<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, meta: &Meta) -> Result<()> {
     let Some(stored) = store.get(&CacheKey::Meta).await? else { return Err(clock_lost()) };
     let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
     guard(epoch, clock.value.epoch)?;
     match store.replace(&CacheKey::Meta, meta.to_bytes(), stored.version, Expiry::Never).await {
         Ok(_) => Ok(()),
-        // Whoever wrote it began a term, which this one has lost or which has lost against it; the clock tells.
+        // The writer of the other value began a term that is later or earlier than this one; the
+        // clock tells.
         Err(e) if e.kind() == ErrorKind::Conflict => {
             let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
             guard(epoch, clock.value.epoch)?;
-            Err(Error::new(ErrorKind::Unavailable, "two writers describe one cache at the same time").with_source(e))
+            Err(Error::new(ErrorKind::Unavailable, "two writers changed the description of the cache at the same time")
+                .with_source(e))
         }
         Err(e) => Err(e.with_context("key", CacheKey::Meta)),
     }
 }
 
-/// Of the checkpoints of these names, the one that was taken last.
+/// The newest of the checkpoints with these names.
 async fn newest_checkpoint<S: CacheStore + ?Sized>(store: &S, names: &[String]) -> Result<Option<Checkpoint>> {
     let mut newest: Option<Checkpoint> = None;
     for name in names {
@@ -129,7 +133,8 @@ async fn newest_checkpoint<S: CacheStore + ?Sized>(store: &S, names: &[String]) 
     Ok(newest)
 }
 
-/// Makes the checkpoint one of the term `epoch`, so that no writer before it can store one any more, a first one neither.
+/// Stamps the checkpoint with the term `epoch`, so that no earlier writer can store one any more,
+/// not even a first one.
 ///
 /// # Errors
 /// `Fenced` if it is of a later epoch; `Corrupt`, naming the key, if it cannot be read.
@@ -138,7 +143,8 @@ pub(crate) async fn stamp_checkpoint<S: CacheStore + ?Sized>(store: &S, epoch: E
     take_checkpoint(store, epoch, feed, |stored| stored.unwrap_or_else(|| Checkpoint::beginning(epoch))).await
 }
 
-/// Stores what `choose` makes of the stored checkpoint, stamped with the term `epoch`; refused as `stamp_checkpoint` is.
+/// Stores the checkpoint that `choose` makes of the stored one, stamped with the term `epoch`.
+/// Refused as `stamp_checkpoint` is.
 async fn take_checkpoint<S: CacheStore + ?Sized>(
     store: &S,
     epoch: Epoch,

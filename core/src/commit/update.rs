@@ -1,4 +1,5 @@
-//! Compare-and-swap loops: read documents, change them, and write them if nobody else did.
+//! Compare-and-swap loops: read documents, change them, and write them unless another writer
+//! changed them in between.
 
 use bytes::Bytes;
 
@@ -6,14 +7,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::store::{CacheStore, Write};
 
-/// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most meet on a document, so a
-/// loop that long is no contention but a store whose versions are broken.
+/// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most
+/// meet on a document, so a loop that long is no contention but a store whose versions are broken.
 pub(super) const CAS_ROUNDS: usize = 1000;
 
-/// Reads, changes and writes one document until no one else did so in between. `change` gets what is stored and says what to
-/// store, or `None` to leave it.
+/// Reads, changes and writes one document until no one else did so in between. `change` gets what
+/// is stored and says what to store, or `None` to leave it.
 ///
-/// An error of status indeterminate is passed on: the callers' changes are idempotent, so that repeating the whole is right.
+/// An error of status indeterminate is passed on: the callers' changes are idempotent, so that
+/// repeating the whole is right.
 pub async fn update<S: CacheStore + ?Sized>(
     store: &S,
     key: &CacheKey,

@@ -1,7 +1,9 @@
-//! The gateway's databases in one bucket: their names, metadata ids and collections, from the documents in which gateways keep them.
+//! The gateway's databases in one bucket: names, metadata ids and collections, read from the
+//! documents in which gateways keep them.
 //!
-//! Sequences are a database's own: two databases of one bucket count from 1 each. What tells them apart is the metadata id in the keys
-//! of users, roles, markers and the counter, and the collection of documents.
+//! Each database has its own sequences: two databases of one bucket count from 1 each. They differ
+//! in the metadata id in the keys of users, roles, markers and the counter, and in the collections
+//! of their documents.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,19 +21,21 @@ pub const DEFAULT_ID: &str = "_default";
 /// The collection that every bucket has.
 pub const DEFAULT_COLLECTION: &str = "_default._default";
 
-/// Names of so many bytes or more are replaced by a digest in keys.
+/// Names of this length in bytes, or longer, are replaced by a digest in keys.
 const MAX_NAME: usize = 40;
 
 const CONFIG: &[u8] = b"_sync:dbconfig:";
 const REGISTRY: &[u8] = b"_sync:registry";
 const INFO: &[u8] = b"_sync:syncInfo";
 
-/// The metadata id that a gateway gives a database of this name, unless that gets the default one.
+/// The metadata id that a gateway gives a database of this name, unless the database gets the
+/// default one.
 pub fn metadata_id_of(database: &str) -> Cow<'_, str> {
     name_in_key(database)
 }
 
-/// A user's or role's name as it is in keys that hold a metadata id: SHA-1 in hexadecimal if it is long.
+/// The name of a user or role in keys that hold a metadata id: a long name is its SHA-1 in
+/// hexadecimal.
 pub fn name_in_key(name: &str) -> Cow<'_, str> {
     if name.len() < MAX_NAME {
         return Cow::Borrowed(name);
@@ -48,12 +52,13 @@ pub fn counter_key(metadata_id: Option<&str>) -> String {
     }
 }
 
-/// Whose a mutation is, as its key and its collection tell.
+/// The owner of a mutation, by its key and its collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner<'a> {
     /// A document in the collection of this number.
     Collection(u32),
-    /// A user, a role or a marker of unused sequences of the database with this metadata id; none for the default one.
+    /// A user, a role or a marker of unused sequences of the database with this metadata id; none
+    /// for the default one.
     Database(Option<&'a [u8]>),
     /// The counter of the database with this metadata id; none for the default one.
     Counter(Option<&'a [u8]>),
@@ -67,7 +72,7 @@ impl<'a> Owner<'a> {
         let Some(rest) = mutation.key.strip_prefix(b"_sync:") else { return Owner::Collection(mutation.collection) };
         let until_colon = |rest: &'a [u8]| rest.iter().position(|byte| *byte == b':').map(|at| (&rest[..at], &rest[at + 1..]));
         if let Some(rest) = rest.strip_prefix(b"user:").or_else(|| rest.strip_prefix(b"role:")) {
-            // No name holds a colon.
+            // A name has no colon.
             return Owner::Database(until_colon(rest).map(|(id, _)| id));
         }
         let (id, rest) = match rest.strip_prefix(b"m_").and_then(until_colon) {
@@ -82,12 +87,12 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// A database of the gateway's.
+/// A database of the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Database {
-    /// Its name; none if only collections tell of it.
+    /// Its name; `None` if only collections name it.
     pub name: Option<String>,
-    /// Its metadata id; none if that is the default one.
+    /// Its metadata id; `None` for the default one.
     pub metadata_id: Option<String>,
     /// Its collections.
     pub collections: Vec<Collection>,
@@ -96,14 +101,15 @@ pub struct Database {
 /// A collection of a database. At least one of the two is known.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Collection {
-    /// Its name, with that of its scope before it and a dot between them.
+    /// Its name with its scope: `scope.collection`.
     pub name: Option<String>,
     /// Its number.
     pub id: Option<u32>,
 }
 
 impl Database {
-    /// Options to decode this database and no other; none as long as the number of one of its collections is not known.
+    /// Options to decode this database only; `None` while the number of one of its collections is
+    /// not known.
     pub fn options(&self) -> Option<GatewayOptions> {
         let collections: Option<BTreeSet<u32>> = self.collections.iter().map(|collection| collection.id).collect();
         Some(GatewayOptions { metadata_id: self.metadata_id.clone(), collections: Some(collections?), ..Default::default() })
@@ -115,20 +121,20 @@ impl Database {
     }
 }
 
-/// What the documents seen so far say about the databases of a bucket.
+/// The databases of a bucket, as far as the documents seen so far tell.
 #[derive(Clone, Debug, Default)]
 pub struct Databases {
     /// The names of collections, by number.
     names: BTreeMap<u32, String>,
-    /// What each database's own document says.
+    /// From each database's own document.
     configs: BTreeMap<String, Stated>,
-    /// What the registry of all says.
+    /// From the registry of all databases.
     registered: BTreeMap<String, Stated>,
     /// The metadata ids that collections name.
     infos: BTreeMap<u32, String>,
 }
 
-/// What one document says of a database.
+/// The entry for a database in one document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Stated {
     metadata_id: Option<String>,
@@ -137,19 +143,20 @@ struct Stated {
 }
 
 impl Databases {
-    /// With nothing seen yet. `names` are those of the bucket's collections, as `scope.collection`, by number; that of the default one is
-    /// known.
+    /// Before the first document. `names` are the collections of the bucket, as `scope.collection`
+    /// by number; the default collection is always known.
     pub fn new(names: impl IntoIterator<Item = (u32, String)>) -> Self {
         let default = [(0, DEFAULT_COLLECTION.to_owned())];
         Databases { names: default.into_iter().chain(names).collect(), ..Databases::default() }
     }
 
-    /// Takes in what a collection is called; whether that was not known.
+    /// Sets the name of a collection; returns whether it was new.
     pub fn name(&mut self, number: u32, name: &str) -> bool {
         self.names.insert(number, name.to_owned()).as_deref() != Some(name)
     }
 
-    /// Takes a mutation of whatever key; whether it says something about databases that was not known. What cannot be read says nothing.
+    /// Takes any mutation; returns whether it added something about databases. A document that
+    /// cannot be read adds nothing.
     pub fn observe(&mut self, mutation: &Mutation) -> bool {
         let key = &mutation.key[..];
         if !key.starts_with(b"_sync:") {
@@ -185,10 +192,11 @@ impl Databases {
         self.configs.insert(name, stated.clone()) != Some(stated)
     }
 
-    /// The databases, by name. Those of which only collections tell come last.
+    /// The databases, by name. Those that only collections name come last.
     pub fn list(&self) -> Vec<Database> {
         let mut stated = self.registered.clone();
-        // The registry may be behind a database's own document, or the other way round: what names collections counts.
+        // The registry may be older or newer than a database's own document. The one that names
+        // collections is used.
         for (name, config) in &self.configs {
             let known = stated.entry(name.clone()).or_default();
             known.metadata_id = config.metadata_id.clone().or(known.metadata_id.take());
@@ -213,7 +221,7 @@ impl Databases {
             told.insert(metadata_id.clone());
             let of_name = |name: &String| Collection { name: Some(name.clone()), id: ids.get(name.as_str()).copied() };
             let mut collections: Vec<Collection> = collections.iter().map(of_name).collect();
-            // Collections without a known name, that say whose they are.
+            // Collections without a known name that name their metadata id.
             collections.extend(self.unnamed(&metadata_id));
             databases.push(Database { name: Some(name.clone()), metadata_id: other_than_default(metadata_id), collections });
         }
@@ -240,7 +248,7 @@ fn other_than_default(metadata_id: String) -> Option<String> {
     (metadata_id != DEFAULT_ID).then_some(metadata_id)
 }
 
-/// The body of a mutation, if it is JSON. Binary documents have one byte with the format's version before it.
+/// The body of a mutation, if it is JSON. Binary documents begin with one byte, the format version.
 fn body(mutation: &Mutation) -> Option<&[u8]> {
     let value = &mutation.value[..];
     if mutation.datatype.is_compressed() {
@@ -308,7 +316,7 @@ struct RegisteredScope {
 }
 
 impl Registry {
-    /// Those of all groups. A database that was deleted stays for a while, without collections.
+    /// The databases of all groups. A deleted database stays for a while, without collections.
     fn databases(self) -> BTreeMap<String, Stated> {
         let databases = self.config_groups.into_values().flat_map(|group| group.databases);
         let stated = databases.filter_map(|(name, Registered { metadata_id, scopes })| {

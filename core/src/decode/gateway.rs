@@ -34,15 +34,15 @@ const FLAGS: u64 = 0x7f;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GatewayOptions {
-    /// The database's metadata id, which the keys of its users, roles and unused sequences hold; `None`, or `_default`, for a
-    /// database whose keys hold none. It has no colon.
+    /// The database's metadata id, which is part of the keys of its users, roles and unused
+    /// sequences. `None`, or `_default`, for a database whose keys have none. It has no colon.
     pub metadata_id: Option<String>,
-    /// The numbers of the database's collections; `None` for all that the feed delivers. Only documents are left out by it: users,
-    /// roles and markers are in a collection of their own.
+    /// The numbers of the database's collections; `None` for all that the feed delivers. This
+    /// filters documents only: users, roles and markers are in a collection of their own.
     pub collections: Option<BTreeSet<u32>>,
-    /// Whether metadata are in attributes only. Then a property `_sync` of a body is never looked for.
+    /// Whether metadata are in attributes only. If so, a property `_sync` of a body is never read.
     pub attributes_only: bool,
-    /// About how many channel names are remembered, so that entries share them.
+    /// About how many channel names of each collection are remembered, so that entries share them.
     pub channel_capacity: usize,
 }
 
@@ -76,9 +76,9 @@ impl GatewayOptions {
 /// out, as long as the revision delivered before is still among the recent sequences of the next: the gateway keeps from 5 to 20.
 #[derive(Debug)]
 pub struct GatewayDecoder {
-    /// None for the default.
+    /// `None` for the default.
     metadata_id: Option<Box<[u8]>>,
-    /// Sorted; none for all.
+    /// Sorted; `None` for all.
     collections: Option<Box<[u32]>>,
     attributes_only: bool,
     channels: Interners,
@@ -185,7 +185,7 @@ impl GatewayDecoder {
                 Ok(channel) => channel,
                 Err(error) => {
                     leave_out(&mut document.left_out, &state.name, &error);
-                    // Its number is no other's.
+                    // The sequence belongs to this document and to no other.
                     if left != own {
                         document.accounted.push(Sequence(left));
                     }
@@ -213,7 +213,8 @@ impl GatewayDecoder {
         Ok(document)
     }
 
-    /// A user, a role or a marker, or some other document of the gateway's own, whose key continues with `rest` after the prefix.
+    /// A user, a role, a marker, or another document of the gateway itself. `rest` is its key after
+    /// the prefix.
     fn internal(&self, rest: &[u8], mutation: &Mutation) -> Result<Decoded, Invalid> {
         if let Some(name) = rest.strip_prefix(b"user:") {
             return self.principal(PrincipalKind::User, name, mutation);
@@ -225,7 +226,7 @@ impl GatewayDecoder {
             Some((id, rest)) => (Some(id), rest),
             None => (None, rest),
         };
-        // Markers expire, and then come again as deletions; what they say stays true.
+        // Markers expire, and then come again as deletions; their sequences stay unused.
         let (first, last) = if let Some(number) = rest.strip_prefix(b"unusedSeq:") {
             let number = parse_sequence(number);
             (number, number)
@@ -241,16 +242,17 @@ impl GatewayDecoder {
             return Ok(other_database(id));
         }
         let range = first.zip(last).and_then(|(first, last)| SequenceRange::new(first, last));
-        let range = range.ok_or_else(|| invalid("a marker of unused sequences whose key names none"))?;
+        let range = range.ok_or_else(|| invalid("a marker of unused sequences without a sequence in its key"))?;
         if range.count() > MAX_RELEASED || range.last() == Sequence::MAX {
             return Err(invalid(format!(
-                "a marker that says that sequences {range} are unused: no gateway releases over {MAX_RELEASED} at a time, or the last of all"
+                "a marker for the unused sequences {range}: no gateway releases more than {MAX_RELEASED} at a time, or the highest of all"
             )));
         }
         Ok(Decoded::Unused(range))
     }
 
-    /// A user or role. After its kind the key has the metadata id, unless that is the default one, and its name, in which there is no colon.
+    /// A user or role. After the kind, the key has the metadata id, unless that is the default one,
+    /// and the name, which has no colon.
     fn principal(&self, kind: PrincipalKind, rest: &[u8], mutation: &Mutation) -> Result<Decoded, Invalid> {
         let name = match (&self.metadata_id, split_at_colon(rest)) {
             (None, None) => rest,
@@ -276,10 +278,10 @@ impl GatewayDecoder {
             .and_then(|()| scanner.end())
             .map_err(|_| invalid(format!("a principal: {}", scanner.failure())))?;
         if sequence == 0 {
-            // It used up none.
+            // It has no sequence of its own.
             return Ok(Decoded::Ignored(Ignored::Internal));
         }
-        // The key has only a digest of a long name.
+        // For a long name the key has only a digest.
         let full_name = full_name.filter(|full| self.metadata_id.is_some() && name_in_key(full) == name);
         let name = full_name.as_deref().unwrap_or(name).into();
         let (sequence, document) = (Sequence(sequence), mutation.value.slice_ref(body));
@@ -293,10 +295,10 @@ impl MutationDecoder for GatewayDecoder {
     }
 }
 
-/// Notes that a channel cannot be kept.
+/// Records that a channel is left out.
 #[cold]
 fn leave_out(left_out: &mut Option<Box<LeftOut>>, name: &[u8], error: &crate::Error) {
-    /// Of a name, as it is told.
+    /// The longest part of a name that is shown, in bytes.
     const MOST: usize = 80;
     let left_out = left_out.get_or_insert_default();
     left_out.channels += 1;
@@ -306,9 +308,9 @@ fn leave_out(left_out: &mut Option<Box<LeftOut>>, name: &[u8], error: &crate::Er
     }
 }
 
-/// A deletion that left nothing of the gateway's.
+/// A deletion that leaves no metadata of the gateway.
 fn gone(mutation: &Mutation) -> Decoded {
-    // A feed without values: what is left cannot be seen.
+    // The feed has no values, so remaining attributes are not visible.
     let is_unknown = mutation.datatype.has_attributes() && mutation.value.is_empty();
     match std::str::from_utf8(&mutation.key) {
         Ok(id) if !id.is_empty() && !is_unknown => {
@@ -319,8 +321,8 @@ fn gone(mutation: &Mutation) -> Decoded {
     }
 }
 
-/// Reads the metadata in a body that is a JSON object with such a property, which is the gateway's; why the document is to be ignored if
-/// it is none.
+/// Reads the metadata in the property `_sync` of a body. Returns why the document is to be ignored
+/// if there is no such property, or if another program wrote it.
 fn read_inline<'a>(body: &'a [u8], metadata: &mut Metadata<'a>) -> Result<Option<Ignored>, Invalid> {
     let mut scanner = Scanner::new(body);
     if scanner.peek() != Ok(b'{') {
@@ -352,19 +354,20 @@ fn read_inline<'a>(body: &'a [u8], metadata: &mut Metadata<'a>) -> Result<Option
     }
 }
 
-/// The document that counts the sequences given out: a number. Its deletion says nothing.
+/// The counter of allocated sequences: a number. Its deletion is ignored.
 fn counter(mutation: &Mutation) -> Result<Decoded, Invalid> {
     if mutation.kind != MutationKind::Mutation {
         return Ok(Decoded::Ignored(Ignored::Internal));
     }
     let body = Value::of(mutation)?.body()?;
     let number = std::str::from_utf8(body).ok().and_then(|text| text.trim().trim_matches('"').parse().ok());
-    // A recording may have left the body out.
+    // A recording may leave the body out.
     Ok(number.map_or(Decoded::Ignored(Ignored::Internal), |number| Decoded::Counter(Sequence(number))))
 }
 
-/// The parts of the current version as clients see it: the number in hexadecimal, its highest digit
-/// first, and the source. Empty if there is none, or none that can be read: nothing depends on it.
+/// The parts of the current version in the form that clients see: the number in hexadecimal, most
+/// significant digit first, and the source. Empty if there is none, or none that can be read:
+/// nothing depends on it.
 #[inline]
 fn version<'a>(metadata: &'a Metadata<'_>, digits: &'a mut [u8; 16]) -> [&'a str; 3] {
     if metadata.source.is_empty() {
@@ -380,13 +383,13 @@ fn version<'a>(metadata: &'a Metadata<'_>, digits: &'a mut [u8; 16]) -> [&'a str
     [std::str::from_utf8(&digits[first..]).unwrap_or_default(), "@", &metadata.source]
 }
 
-/// What another database has; without an id, one with the default one.
+/// A key of another database; without an id, of the default one.
 fn other_database(id: Option<&[u8]>) -> Decoded {
     let id = id.map_or(DEFAULT_ID.into(), String::from_utf8_lossy);
     Decoded::Ignored(Ignored::OtherDatabase(id.into()))
 }
 
-/// What is before the first colon, and what is after it.
+/// The parts before and after the first colon.
 #[inline]
 fn split_at_colon(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = bytes.iter().position(|byte| *byte == b':')?;

@@ -26,7 +26,7 @@ pub(super) struct SharedInterner {
     collection: CollectionId,
 }
 
-/// One interner a collection.
+/// One interner per collection.
 #[derive(Debug)]
 pub(super) struct Interners {
     default: SharedInterner,
@@ -35,7 +35,7 @@ pub(super) struct Interners {
 }
 
 impl Interners {
-    /// Interners that remember about `capacity` names at most, each.
+    /// Interners that remember about `capacity` names each.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         let default = SharedInterner::new(capacity, CollectionId::DEFAULT);
         Interners { default, others: RwLock::default(), capacity }
@@ -65,7 +65,7 @@ impl Interners {
 struct Shard(RwLock<HashMap<Box<[u8]>, Channel, FxBuildHasher>>);
 
 impl SharedInterner {
-    /// One for the names of `collection` that remembers about `capacity` names at most.
+    /// An interner for the names of `collection` that remembers about `capacity` names at most.
     fn new(capacity: usize, collection: CollectionId) -> Self {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
         SharedInterner { shards, capacity: capacity.div_ceil(SHARDS).max(1), collection }

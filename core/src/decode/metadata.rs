@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::json::{Result, Scanner};
 
-/// How many elements of a list of sequences are kept: the newest. The gateway keeps about 20, and more as long as its stable sequence
-/// does not move.
+/// The limit for elements of a list of sequences; the newest are kept. The gateway keeps about 20,
+/// and more while its stable sequence does not move.
 pub(super) const MAX_NUMBERS: usize = 10_000;
 
 /// Numbers of one list.
@@ -17,7 +17,7 @@ pub(super) type Numbers = SmallVec<[u64; 8]>;
 #[derive(Debug, Default)]
 pub(super) struct Metadata<'a> {
     pub(super) revision: Cow<'a, str>,
-    /// Who made the revision, and its number there: its current version. Since gateway 4.0.
+    /// Source and number of the revision's current version. Since gateway 4.0.
     pub(super) source: Cow<'a, str>,
     pub(super) version: Cow<'a, [u8]>,
     pub(super) sequence: u64,
@@ -28,7 +28,7 @@ pub(super) struct Metadata<'a> {
     pub(super) recent: Numbers,
     /// Sequences that this write allocated and did not use, sorted.
     pub(super) unused: Numbers,
-    /// How many elements the two lists had over [`MAX_NUMBERS`].
+    /// How many elements of the two lists were over [`MAX_NUMBERS`].
     pub(super) cut: [usize; 2],
     /// The channel map, sorted by name, each name once.
     pub(super) channels: SmallVec<[ChannelState<'a>; 4]>,
@@ -222,7 +222,7 @@ fn removal<'a>(scanner: &mut Scanner<'a>) -> Result<Removal<'a>> {
     Ok(removal)
 }
 
-/// Reads a list of sequences; how many were left out because it is too long.
+/// Reads a list of sequences; returns how many were left out because the list is too long.
 #[inline]
 fn numbers(scanner: &mut Scanner<'_>, numbers: &mut Numbers) -> Result<usize> {
     numbers.clear();
@@ -231,7 +231,7 @@ fn numbers(scanner: &mut Scanner<'_>, numbers: &mut Numbers) -> Result<usize> {
     }
     let mut cut = 0;
     scanner.array(|s| {
-        // At twice the limit, so that a very long list costs no more a number than a short one.
+        // At twice the limit, so that a very long list costs no more per number than a short one.
         if numbers.len() == 2 * MAX_NUMBERS {
             cut += keep_newest(numbers, MAX_NUMBERS);
         }
@@ -241,7 +241,7 @@ fn numbers(scanner: &mut Scanner<'_>, numbers: &mut Numbers) -> Result<usize> {
     Ok(cut + keep_newest(numbers, MAX_NUMBERS))
 }
 
-/// Drops all but the `most` greatest; how many were dropped. The order is kept if none are.
+/// Drops all but the `most` greatest; returns how many were dropped. If none are, the order stays.
 #[inline]
 fn keep_newest<A: smallvec::Array<Item: Ord>>(numbers: &mut SmallVec<A>, most: usize) -> usize {
     let excess = numbers.len().saturating_sub(most);
@@ -252,18 +252,20 @@ fn keep_newest<A: smallvec::Array<Item: Ord>>(numbers: &mut SmallVec<A>, most: u
     excess
 }
 
-/// How many of these fields a property of a body must have to be taken for the gateway's metadata, whatever their values.
+/// A property of a body is taken for the gateway's metadata if it has at least this many of these
+/// fields, with any values.
 ///
-/// Bodies of other programs may have a property `_sync` of their own. Every gateway has written at least `rev`, `sequence` and `history`,
-/// so metadata of which something is missing or broken is still recognized, and said to be broken.
+/// Bodies of other programs may have a property `_sync` of their own. Every gateway has written at
+/// least `rev`, `sequence` and `history`, so metadata with a missing or broken field are still
+/// recognized, and reported as broken.
 const MARKS: (usize, [&[u8]; 7]) =
     (2, [b"rev", b"sequence", b"history", b"channels", b"recent_sequences", b"cas", b"time_saved"]);
 
-/// Whether the value that comes next, in a body, is the gateway's metadata by its fields.
+/// Whether the next value, in a body, is the gateway's metadata by its fields.
 pub(super) fn is_gateways(scanner: &mut Scanner<'_>) -> bool {
     let (least, names) = MARKS;
     let mut found = [false; MARKS.1.len()];
-    // What was seen before an error counts: metadata may be cut off.
+    // Fields before an error count: metadata may be cut off.
     let _ = scanner.object(|s, key| {
         if let Some(place) = names.iter().position(|name| *name == key) {
             found[place] = true;

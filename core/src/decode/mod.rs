@@ -36,20 +36,21 @@ pub trait MutationDecoder: Send + Sync + fmt::Debug + 'static {
 pub enum Decoded {
     /// A document revision.
     Document(DecodedDocument),
-    /// A document that another program has written since the gateway did. Its revision is not to be shown: the gateway will import what
-    /// was written, as a revision with a sequence of its own, or not, if it is told not to. The metadata is still the gateway's: it
-    /// accounts for its entry's sequence, and for all others as that of a [`Document`](Decoded::Document) does. A row that is there
-    /// already stays.
+    /// A document that another program wrote after the gateway. Its revision is not shown: the
+    /// gateway will import the write as a revision with a sequence of its own, unless it is
+    /// configured not to. The metadata is still the gateway's: it accounts for its entry's
+    /// sequence, and for all others as that of a [`Document`](Decoded::Document) does. An existing
+    /// row stays.
     Foreign(DecodedDocument),
-    /// A key that may have been a document is gone, and nothing of it is left: the rows of such a document are to go. Most such keys
-    /// never were documents of the gateway.
+    /// A key was deleted with all its attributes: if it was a document, its rows are to be removed.
+    /// Most such keys never were documents of the gateway.
     Purged(Purged),
     /// A user or role.
     Principal(Principal),
     /// Sequences that will never be used.
     Unused(SequenceRange),
-    /// The gateway has given out all sequences up to this one. It may have been written before documents
-    /// that the feed has delivered already.
+    /// The gateway has allocated all sequences up to this one. It may have been written before
+    /// documents that the feed has delivered already.
     Counter(Sequence),
     /// Not about the cache.
     Ignored(Ignored),
@@ -69,27 +70,27 @@ pub struct DecodedDocument {
     /// superseded: they matter where a feed begins with what a server still has, one revision a document; they are
     /// accounted for as well, and need no marks.
     pub departures: Vec<Departure>,
-    /// More sequences of its earlier revisions. They are accounted for as the superseded ones are, but there are too many to mark
-    /// their rows: those of the newest are marked. A row is left unmarked only if the feed left out all revisions between it and
-    /// the oldest that is marked.
+    /// More sequences of its earlier revisions. They are accounted for as the superseded ones are,
+    /// but are too many to mark: only the rows of the newest are marked. A row stays unmarked only
+    /// if the feed left out all revisions between it and the oldest marked one.
     pub accounted: SequenceList,
-    /// What had to be left out; nothing of nearly all documents.
+    /// The parts that were left out; `None` for nearly all documents.
     pub left_out: Option<Box<LeftOut>>,
 }
 
-/// What of a document cannot be kept. The document is shown without it.
+/// Parts of a document that were left out. The document is shown without them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// How many of its channels.
+    /// The number of channels.
     pub channels: u64,
-    /// Which channels, and why: the first few.
+    /// The first few of these channels, each with the reason.
     pub named: Vec<String>,
-    /// How many of its earlier and unused sequences: nothing accounts for them.
+    /// The number of earlier and unused sequences: nothing accounts for them.
     pub sequences: u64,
 }
 
 impl LeftOut {
-    /// The most channels that are named.
+    /// The limit for channels that are named.
     pub const NAMED: usize = 4;
 }
 
@@ -109,12 +110,12 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// A key that is gone with all it had.
+/// A key that was deleted with all its attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// The document, if it was one.
+    /// The document, if the key was one.
     pub document: DocumentId,
-    /// Its CAS after it was deleted; 0 if not known.
+    /// The CAS of the deletion; 0 if not known.
     pub cas: u64,
 }
 
@@ -131,8 +132,8 @@ impl From<ChangeEntry> for DecodedDocument {
 }
 
 impl DecodedDocument {
-    /// The sequences it accounts for besides its own and the unused ones: those of its earlier revisions, which have no row to come.
-    /// Some may come twice.
+    /// The sequences that it accounts for besides its own and the unused ones: those of its earlier
+    /// revisions, whose rows will not come. Some may be repeated.
     pub fn earlier(&self) -> impl Iterator<Item = Sequence> {
         let departed = self.departures.iter().map(|departure| departure.sequence);
         self.entry.supersedes().iter().chain(&self.accounted).copied().chain(departed)
@@ -212,13 +213,14 @@ pub enum Ignored {
     Internal,
     /// A document without the gateway's metadata.
     NoMetadata,
-    /// A document without the gateway's metadata, with a property of that name that another program put there.
+    /// A document without the gateway's metadata, but with a property of that name by another
+    /// program.
     ForeignProperty,
-    /// A deletion that says nothing about a document.
+    /// A deletion that is of no document.
     Deletion,
     /// A user, a role or a marker of unused sequences of the database with this metadata id.
     OtherDatabase(Box<str>),
-    /// A document in the collection of this number, which is not among those of the database.
+    /// A document in the collection of this number, which is not one of the database.
     OtherCollection(u32),
 }
 

@@ -1,7 +1,8 @@
-//! Who wrote a document, where its CAS is not the one in the gateway's metadata.
+//! Whether the gateway wrote a document whose CAS is not the one in its metadata.
 //!
-//! A touch and another program's attribute move the CAS and leave the document as the gateway wrote it. Gateways since 2.1 recognize that,
-//! and never import such a document: so no later event shows its revision. Only documents whose CAS has moved are looked at here.
+//! A touch, or an attribute of another program, changes the CAS and leaves the document as the
+//! gateway wrote it. Gateways since 2.1 recognize that, and never import such a document, so no
+//! later event shows its revision. Only documents with a changed CAS come here.
 
 use std::borrow::Cow;
 
@@ -11,10 +12,11 @@ use super::json::{Result, Scanner};
 /// The attribute in which gateways since 4.0 and servers keep a document's version.
 const VERSION: &[u8] = b"_vv";
 
-/// What all attributes of the server and of the gateway begin with; the attribute that users configure does not.
+/// The first byte of all attributes of the server and of the gateway. The attribute that users
+/// configure does not begin with it.
 const SYSTEM: u8 = b'_';
 
-/// What the gateway's metadata says of the document as it wrote it. Absent fields are empty.
+/// The checksums and the version in the gateway's metadata. Absent fields are empty.
 #[derive(Debug, Default)]
 struct Written<'a> {
     body: Cow<'a, [u8]>,
@@ -22,7 +24,7 @@ struct Written<'a> {
     version: Version<'a>,
 }
 
-/// The version of a document: who made it, and when.
+/// The version of a document: its source and its number.
 #[derive(Debug, Default)]
 struct Version<'a> {
     source: Cow<'a, [u8]>,
@@ -34,7 +36,7 @@ impl Version<'_> {
         self.source.is_empty() && self.number.is_empty()
     }
 
-    /// Numbers are compared as such, so that their digits may be written either way.
+    /// The case of the number's digits does not matter.
     fn is(&self, other: &Version<'_>) -> bool {
         self.source == other.source && self.number.eq_ignore_ascii_case(&other.number)
     }
@@ -70,11 +72,12 @@ fn version<'a>(scanner: &mut Scanner<'a>) -> Result<Version<'a>> {
     Ok(version)
 }
 
-/// Whether the document is as the gateway wrote it, and only its CAS has moved: the checksum of its body and that of the user attribute are
-/// those in `metadata`, and its version is the metadata's.
+/// Whether the document is as the gateway wrote it, and only its CAS has changed: the checksums of
+/// its body and of the user attribute, and its version, are those in `metadata`.
 ///
-/// `section` are all attributes. The metadata does not name the user attribute: it is unchanged if some attribute has its checksum. Where the
-/// metadata has no such checksum, no user attribute was there. The version counts where both the metadata and the document have one.
+/// `section` has all attributes. The metadata do not name the user attribute: it is unchanged if
+/// some attribute has its checksum. If the metadata have no such checksum, there was no user
+/// attribute. The version counts only if both the metadata and the document have one.
 pub(super) fn is_unchanged(metadata: &[u8], section: attributes::Attributes<'_>, body: &[u8]) -> bool {
     let Ok(written) = Written::read(metadata) else { return false };
     if !is_checksum(&written.body, body) {
@@ -84,7 +87,7 @@ pub(super) fn is_unchanged(metadata: &[u8], section: attributes::Attributes<'_>,
     for pair in section {
         let Ok((name, value)) = pair else { return false };
         if name == VERSION {
-            // A version that cannot be read says nothing, as for the gateway.
+            // A version that cannot be read is ignored, as in the gateway.
             let current = version(&mut Scanner::new(value)).unwrap_or_default();
             if !written.version.is_empty() && !current.is_empty() && !current.is(&written.version) {
                 return false;
@@ -95,7 +98,8 @@ pub(super) fn is_unchanged(metadata: &[u8], section: attributes::Attributes<'_>,
     has_user_attribute
 }
 
-/// Whether `text` is the checksum of `bytes` as the gateway writes it: CRC-32C, `0x` and eight digits; that of nothing is zero.
+/// Whether `text` is the checksum of `bytes` as the gateway writes it: CRC-32C, as `0x` and eight
+/// digits. The checksum of no bytes is zero.
 fn is_checksum(text: &[u8], bytes: &[u8]) -> bool {
     let digits = text.strip_prefix(b"0x").filter(|digits| digits.len() == 8 && digits.iter().all(u8::is_ascii_hexdigit));
     let number =

@@ -297,7 +297,7 @@ fn every_sequence_that_the_gateway_allocated_is_accounted_for() {
     }
 }
 
-/// Ranges of all numbers that what a decoder gives accounts for.
+/// Ranges of all sequences that a decoder's output accounts for.
 fn accounted_for(decoder: &GatewayDecoder, mutations: &[Mutation]) -> Vec<(u64, u64)> {
     let mut numbers = RangeSet::new();
     let mut add = |first: Sequence, last: Sequence| {

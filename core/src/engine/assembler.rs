@@ -51,18 +51,18 @@ pub struct Assembler {
     /// The stable sequence that readers are known to see.
     published_stable: Sequence,
     listed: Arc<ListedBlocks>,
-    /// Collections of the entries so far, the default one left out.
+    /// Collections of the entries so far, without the default one.
     collections: BTreeSet<CollectionId>,
     entries: Vec<Arc<ChangeEntry>>,
     late: Vec<LateEntry>,
     principals: Vec<PrincipalChange>,
     withdrawn: Withdrawn,
-    /// Entries whose predecessors are not marked yet, because stable had not passed them. In the order
-    /// of [`Sequence::rank`].
+    /// Entries whose predecessors are not marked yet, because stable had not passed them. In the
+    /// order of [`Sequence::rank`].
     unmarked: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
-    /// What those of an earlier term say to be superseded, and which of them say so.
+    /// Sequences that entries of an earlier term supersede, and the entries that name them.
     inherited: FxHashMap<Sequence, Vec<(Sequence, u8)>>,
-    /// Whether there were any of those.
+    /// Whether there were such entries.
     has_inherited: bool,
     stats: WriterStats,
 }
@@ -117,7 +117,7 @@ impl Assembler {
         &self.listed
     }
 
-    /// The collections of all entries that this term has taken, the default one left out.
+    /// The collections of all entries of this term, without the default one.
     pub fn collections(&self) -> &BTreeSet<CollectionId> {
         &self.collections
     }
@@ -138,7 +138,8 @@ impl Assembler {
         }
     }
 
-    /// Another document may come where an entry of an earlier term says that its own was: a number that was lost and given out again.
+    /// A document may come whose sequence an entry of an earlier term names as its own document's:
+    /// the sequence was lost and allocated again.
     fn disown(&mut self, came: &ChangeEntry) {
         for rank in self.inherited.remove(&came.position()).unwrap_or_default() {
             if let Some(entry) = self.unmarked.get_mut(&rank)
@@ -179,7 +180,7 @@ impl Assembler {
         }
     }
 
-    /// Takes a document. One that is not to be shown accounts for its numbers all the same.
+    /// Takes a document. A document that is not shown accounts for its sequences, too.
     fn document(&mut self, document: DecodedDocument, is_shown: bool, now: Duration) {
         let DecodedDocument { entry, unused, departures, accounted, left_out } = document;
         if let Some(left_out) = left_out {
@@ -192,7 +193,7 @@ impl Assembler {
         // A sequence that only the channel map remembers is accounted for too: it was this document's, and the feed may have dropped it.
         let departed = departures.iter().map(|d| d.sequence).filter(|s| !entry.supersedes().contains(s));
         let mut earlier: SequenceList = entry.supersedes().iter().copied().chain(accounted).chain(departed).collect();
-        // The number of an entry in a slot is accounted for by another.
+        // The sequence of an entry in a slot is accounted for by another document.
         earlier.retain(|position| position.slot() == 0);
         earlier.sort_unstable();
         earlier.dedup();
@@ -239,7 +240,7 @@ impl Assembler {
         if !self.inherited.is_empty() {
             self.disown(&entry);
         }
-        // What an earlier term may have stored of it is written over.
+        // An entry that an earlier term may have stored there is replaced.
         if !entry.supersedes().is_empty() {
             self.unmarked.insert(entry.position().rank(), entry.clone());
         } else if self.has_inherited {
@@ -259,7 +260,7 @@ impl Assembler {
         self.sequencer.withdraw(number);
     }
 
-    /// A document has come whose number is accounted for by something else. Makes room for its entry at
+    /// Prepares for a document whose sequence is accounted for already. Makes room for its entry at
     /// `position`, so that it is new when it is applied.
     pub fn readmit(&mut self, position: Sequence) {
         match position.slot() {
@@ -268,13 +269,13 @@ impl Assembler {
         }
     }
 
-    /// Counts a document whose sequence was accounted for by something else than its own document.
+    /// Counts a document whose sequence was accounted for already, but not by the document itself.
     pub fn count_conflict(&mut self) {
         self.stats.conflicts += 1;
     }
 
-    /// Counts a document that is left out, because no position is free for its sequence. What its
-    /// metadata say of other sequences is taken in all the same, so it counts as a duplicate, too.
+    /// Counts a document that is left out, because no position is free for its sequence. The other
+    /// sequences in its metadata are accounted for, so it counts as a duplicate, too.
     pub fn count_invalid(&mut self) {
         self.stats.invalid += 1;
     }
@@ -299,8 +300,8 @@ impl Assembler {
         self.withdrawn.gone.extend(gone);
     }
 
-    /// Announces with the next batch that entries are gone whose documents have been purged. Nothing may
-    /// wait to be prepared.
+    /// Announces with the next batch that entries are gone whose documents have been purged.
+    /// Nothing may wait to be prepared.
     pub fn purge(&mut self, gone: Vec<Arc<ChangeEntry>>) {
         for entry in &gone {
             self.unmarked.remove(&entry.position().rank());

@@ -1,14 +1,14 @@
-//! What a feed is of.
+//! The identity of a feed's source.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a feed is of: the bucket, or the recording, whatever the way to it. A cache is bound to it,
-/// since the sequences of two sources do not go together.
+/// The source of a feed: the bucket, or the recording, however it is reached. A cache is bound to
+/// it, because the sequences of two sources are unrelated.
 ///
-/// Not the same as the feed's name, which tells checkpoints apart: a bucket followed with and without
-/// TLS is one, and two recordings of one name in different folders are two.
+/// It is not the feed's name, which identifies a checkpoint: a bucket followed with and without TLS
+/// is one source, and two recordings of one name in different folders are two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedIdentity {
     name: String,
@@ -20,13 +20,13 @@ pub struct FeedIdentity {
 }
 
 impl FeedIdentity {
-    /// The source of this name, for people to read: `dcp:travel`.
+    /// The source of this name, in a form for people: `dcp:travel`.
     pub fn new(name: impl Into<String>) -> Self {
         FeedIdentity { name: name.into(), instance: String::new(), former_checkpoints: Vec::new() }
     }
 
-    /// Adds what tells it from others that had the name before, or will have it: a bucket's UUID, a
-    /// digest. An empty one says that this is not known.
+    /// Adds a value that differs between sources of one name, such as a bucket's UUID or a digest.
+    /// An empty value means that it is not known.
     #[must_use]
     pub fn with_instance(mut self, instance: impl Into<String>) -> Self {
         self.instance = instance.into();
@@ -46,7 +46,7 @@ impl FeedIdentity {
         &self.name
     }
 
-    /// What tells it from others of its name; empty if that is not known.
+    /// The value that differs between sources of one name; empty if it is not known.
     pub fn instance(&self) -> &str {
         &self.instance
     }
@@ -56,7 +56,7 @@ impl FeedIdentity {
         &self.former_checkpoints
     }
 
-    /// Whether both are one source, as far as both are known.
+    /// Whether both are the same source. An instance that is not known matches any.
     pub fn is_same(&self, other: &FeedIdentity) -> bool {
         let is_unknown = self.instance.is_empty() || other.instance.is_empty();
         self.name == other.name && (is_unknown || self.instance == other.instance)

@@ -193,8 +193,8 @@ pub enum FeedEvent {
         /// Up to where deletions may have been gone already when its snapshot was made (DCP: purge seqno).
         purge_seqno: u64,
     },
-    /// What collections are called, as far as it was not told yet: each number with `SCOPE.COLLECTION`. Comes before the documents of
-    /// a collection, if at all.
+    /// The names of collections that were not reported yet: each number with `SCOPE.COLLECTION`.
+    /// Comes before the documents of a collection, if at all.
     CollectionNames(Vec<(u32, Box<str>)>),
     /// Everything that existed when the feed was opened has been delivered.
     CaughtUp,
@@ -308,8 +308,8 @@ pub trait Feed: Send + Sync + fmt::Debug + 'static {
     /// What this feed is and can do.
     fn info(&self) -> FeedInfo;
 
-    /// What it is of. Two feeds whose sequences do not go together must differ in it: a cache that was
-    /// made from one refuses the other. Unless implemented, scheme and name.
+    /// The identity of its source. It must differ between two feeds whose sequences are unrelated:
+    /// a cache that was made from one refuses the other. Unless implemented, scheme and name.
     fn identity(&self) -> FeedIdentity {
         FeedIdentity::new(self.info().checkpoint_name())
     }

@@ -1,4 +1,5 @@
-//! One feed for several databases of one bucket, each of which gets what is its own. What decides does no I/O.
+//! One feed for several databases of a bucket. Each database gets its own events. The decisions are
+//! made here, without I/O.
 
 mod hub;
 
@@ -13,17 +14,18 @@ pub use hub::{SharedFeed, Strangers};
 /// users, roles, markers of unused sequences and counter, in any collection.
 #[derive(Clone, Debug)]
 pub struct Territory {
-    /// None for the default one.
+    /// `None` for the default one.
     metadata_id: Option<String>,
-    /// None for all.
+    /// `None` for all.
     collections: Option<BTreeSet<String>>,
-    /// The numbers of those whose names were told, or that are given by number.
+    /// The numbers of the collections whose names were reported, or that are given by number.
     numbers: BTreeSet<u32>,
 }
 
 impl Territory {
-    /// That of the database with this metadata id (`None`, or `_default`, for the default one) and these collections, each as
-    /// `scope.collection` or as a number such as `0x8`; `None` for all.
+    /// The territory of the database with this metadata id (`None`, or `_default`, for the default
+    /// one) and these collections, each as `scope.collection` or as a number such as `0x8`; `None`
+    /// for all.
     pub fn new(metadata_id: Option<String>, collections: Option<BTreeSet<String>>) -> Self {
         let number = |name: &String| match name.as_str() {
             DEFAULT_COLLECTION => Some(0),
@@ -33,7 +35,7 @@ impl Territory {
         Territory { metadata_id: metadata_id.filter(|id| id != DEFAULT_ID), collections, numbers }
     }
 
-    /// Whether it is what belongs to `owner`.
+    /// Whether mutations of `owner` belong to it.
     fn has(&self, owner: &Owner<'_>) -> bool {
         match owner {
             Owner::Collection(number) => self.collections.is_none() || self.numbers.contains(number),
@@ -42,8 +44,8 @@ impl Territory {
         }
     }
 
-    /// Takes in what a collection is called; whether that is one of its own. One that was made anew under its name has another
-    /// number, and both are.
+    /// Takes the name of a collection; returns whether the collection is one of its own. A
+    /// collection that was dropped and created again has a new number; both numbers are its own.
     fn learn(&mut self, number: u32, name: &str) -> bool {
         let is_own = self.collections.as_ref().is_none_or(|collections| collections.contains(name));
         if is_own {
@@ -52,7 +54,7 @@ impl Territory {
         is_own || self.numbers.contains(&number)
     }
 
-    /// Its collections of which no number is known.
+    /// Its collections whose numbers are not known.
     fn unresolved(&self, told: &BTreeMap<u32, Box<str>>) -> Vec<&str> {
         let is_known =
             |name: &&str| **name == *DEFAULT_COLLECTION || name.starts_with("0x") || told.values().any(|told| **told == **name);
@@ -60,7 +62,8 @@ impl Territory {
     }
 }
 
-/// Where a feed must be opened so that nobody misses anything: in each partition, at the earliest of the positions.
+/// The position at which a feed must be opened so that no database misses an event: the earliest in
+/// each partition.
 fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
     let mut earliest: Option<BTreeMap<PartitionId, PartitionPosition>> = None;
     for start in starts {
@@ -68,7 +71,7 @@ fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
         earliest = Some(match earliest {
             None => position.partitions.clone(),
             Some(earliest) => {
-                // One that somebody has no position in is read from its beginning.
+                // A partition in which a database has no position is read from its beginning.
                 let both = earliest.into_iter().filter_map(|(id, one)| Some((id, one, position.partitions.get(&id)?)));
                 both.map(|(id, one, other)| (id, if other.seqno < one.seqno { other.clone() } else { one })).collect()
             }
@@ -80,16 +83,17 @@ fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
     }
 }
 
-/// Up to where somebody had a partition already, when it was opened for all.
+/// A database's position in a partition, if it is later than the position at which the feed was
+/// opened.
 #[derive(Clone, Debug)]
 struct Ahead {
     position: PartitionPosition,
-    /// How far the feed has come: up to there, nothing comes again.
+    /// How far the feed has come. Events up to there do not come again.
     passed: u64,
 }
 
 impl Ahead {
-    /// Whether the position is one of the history with this log, newest first.
+    /// Whether the position is on the branch of this failover log, newest first.
     fn is_of(&self, log: &[(u64, u64)]) -> bool {
         if self.position.uuid == 0 || log.is_empty() {
             return true;
@@ -97,7 +101,7 @@ impl Ahead {
         match log.iter().position(|(uuid, _)| *uuid == self.position.uuid) {
             None => false,
             Some(0) => true,
-            // It ends where the next one begins.
+            // A branch ends where the next one begins.
             Some(at) => self.position.seqno <= log[at - 1].1,
         }
     }
@@ -108,16 +112,17 @@ impl Ahead {
 struct Share {
     territory: Territory,
     ahead: BTreeMap<PartitionId, Ahead>,
-    /// Partitions that were rolled back for this database alone: it is told so, and at last that this has ended.
+    /// Partitions that were rolled back for this database only: it is told of the rollback, and of
+    /// its end.
     returning: BTreeSet<PartitionId>,
     unordered: BTreeSet<PartitionId>,
-    /// How far partitions are beyond what was told.
+    /// How far partitions are beyond the last event that was delivered.
     passed: BTreeMap<PartitionId, PartitionSeqno>,
     told: Vec<FeedEvent>,
 }
 
 impl Share {
-    /// That of a database which wants to begin at `start`, of a feed that is opened at `opened`.
+    /// The share of a database that begins at `start`, of a feed that is opened at `opened`.
     fn new(territory: Territory, start: &FeedStart, opened: &FeedStart) -> Self {
         let mut ahead = BTreeMap::new();
         if let FeedStart::At(position) = start {
@@ -182,7 +187,7 @@ impl Share {
             FeedEvent::Rollback { partition, to } => {
                 self.unordered.remove(partition);
                 if self.ahead.get(partition).is_some_and(|ahead| ahead.position.seqno > to.0) {
-                    // What comes again is for this database too.
+                    // Events that come again are for this database, too.
                     self.ahead.remove(partition);
                 }
                 self.returning.remove(partition);
@@ -192,7 +197,8 @@ impl Share {
                 if let Some(ahead) = self.ahead.get(partition)
                     && !ahead.is_of(failover_log)
                 {
-                    // The feed is not yet where this database's history was left, and so does not tell of it.
+                    // The feed has not reached the place where the branch of this database was
+                    // left, so it does not report a rollback.
                     let to = PartitionSeqno(ahead.passed);
                     self.ahead.remove(partition);
                     self.returning.insert(*partition);
@@ -217,7 +223,7 @@ impl Share {
                 }
             }
             FeedEvent::CaughtUp => {
-                // Nobody is ahead of what there is.
+                // No database is ahead of the end of the feed.
                 self.ahead.clear();
                 for partition in std::mem::take(&mut self.returning) {
                     self.tell(partition, &FeedEvent::RollbackEnded { partition });
@@ -227,7 +233,7 @@ impl Share {
         }
     }
 
-    /// Whether the database had this place when the feed was opened.
+    /// Whether the database had this position when the feed was opened.
     fn has_already(&mut self, partition: PartitionId, seqno: PartitionSeqno) -> bool {
         let Some(ahead) = self.ahead.get_mut(&partition) else { return false };
         let has = seqno.0 <= ahead.position.seqno;
@@ -242,7 +248,7 @@ impl Share {
         has
     }
 
-    /// Tells of a partition; first, how far it is.
+    /// Delivers an event of a partition; before it, how far the partition is.
     fn tell(&mut self, partition: PartitionId, event: &FeedEvent) {
         if let Some(seqno) = self.passed.remove(&partition) {
             self.told.push(FeedEvent::SeqnoAdvanced { partition, seqno });

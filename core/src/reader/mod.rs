@@ -172,8 +172,8 @@ impl Changes {
     }
 }
 
-/// The first `limit` rows, and those that have the id of the last one: a client could not ask for the
-/// rest of them. Documents share a sequence only where the gateway gave one out twice.
+/// The first `limit` rows, and all others with the id of the last one: a client could not ask for
+/// the rest of them. Documents share a sequence only if the gateway allocated it twice.
 fn take_whole(rows: impl Iterator<Item = AnswerRow>, limit: usize) -> Vec<AnswerRow> {
     let mut taken: Vec<AnswerRow> = Vec::new();
     for row in rows {
@@ -240,7 +240,8 @@ impl ReaderNode {
         self.node.state.read().cut
     }
 
-    /// The collections that have documents in the cache, and the names of collections, as they are stored now.
+    /// The collections that have documents in the cache, and the names of collections, as stored
+    /// now.
     ///
     /// # Errors
     /// `Corrupt`, naming the key, if the list cannot be read; what the store says.

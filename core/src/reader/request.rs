@@ -86,7 +86,8 @@ impl Node {
             let mut parts = Vec::with_capacity(channels.len());
             for channel in channels {
                 let Some(tail) = state.tails.get(channel).filter(|tail| tail.ready) else {
-                    // Something was withdrawn from it meanwhile, or all tails were: begin again.
+                    // Rows were withdrawn from it in the meantime, or all tails were dropped: start
+                    // again.
                     return Err(Error::corrupt("a channel was let go while it was read").with_status(crate::Status::Temporary));
                 };
                 let below = SequenceRange::new(start.next(), tail.valid_from().previous().min(position));
@@ -249,8 +250,8 @@ impl Node {
         fills.entry(channel.clone()).or_default().clone()
     }
 
-    /// Makes a tail for `channel` if there is none: empty, but for what lies between stable and high. It
-    /// is not let go for others as long as the pin lives.
+    /// Makes a tail for `channel` if there is none. It has only the rows between stable and high.
+    /// It is not evicted while the pin lives.
     pub(super) async fn ensure_tail(&self, channel: &Channel) -> Result<Pin> {
         let pinned = &self.counters.pinned;
         if let Some(tail) = self.state.read().tails.get(channel).filter(|tail| tail.ready) {

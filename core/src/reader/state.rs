@@ -34,7 +34,7 @@ pub(crate) struct Counters {
     pub(crate) resyncs: AtomicU64,
     /// Orders reads, for eviction.
     pub(crate) reads: AtomicU64,
-    /// Tails that requests and waiters use.
+    /// Tails in use by requests and waiters.
     pub(crate) pinned: Arc<AtomicUsize>,
 }
 
@@ -212,8 +212,8 @@ impl State {
         }
     }
 
-    /// Lets the tails that were not read for longest go, down to nine tenths of `max`, if there are more
-    /// than that. Those that are `pinned`, by requests and waiters, are not counted, and stay.
+    /// If there are more than `max` tails, evicts the least recently read down to nine tenths of
+    /// `max`. Tails that are `pinned` by requests and waiters are not counted, and stay.
     pub(crate) fn evict(&mut self, max: usize, pinned: usize) -> usize {
         if self.tails.len().saturating_sub(pinned) <= max {
             return 0;

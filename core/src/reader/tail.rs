@@ -22,14 +22,14 @@ fn newest_first(a: &Row, b: &Row) -> Ordering {
     if a.entry.is_newer_than(&b.entry) { Ordering::Less } else { Ordering::Greater }
 }
 
-/// Of the rows of one document, newest first, those that some reader is shown. A reader who sees only
-/// what is stable needs the newest row at or below that.
+/// The rows of one document, newest first, that some reader is shown. A reader that sees only
+/// stable rows needs the newest row at or below stable.
 fn shown_to_somebody(rows: &[Row], stable: Sequence) -> Vec<Rank> {
     let mut shown: Vec<Rank> = Vec::new();
     for row in rows {
         match shown.last() {
             Some(newer) if newer.0 <= stable => break,
-            // Whoever sees this one sees the newer one, too.
+            // A reader that sees this row sees the newer one, too.
             Some(newer) if *newer <= row.rank() => {}
             _ => shown.push(row.rank()),
         }
@@ -44,7 +44,7 @@ fn shown_to_somebody(rows: &[Row], stable: Sequence) -> Vec<Rank> {
 #[derive(Debug)]
 pub(crate) struct Tail {
     rows: VecDeque<Row>,
-    /// The position of each document's newest row, found by the document's hash.
+    /// The position of each document's newest row, by the document's hash.
     documents: HashTable<u64>,
     /// Newer row → the row of the same document that it shadows.
     shadows: BTreeMap<Rank, Rank>,
@@ -61,15 +61,15 @@ pub(crate) struct Tail {
     pub(crate) ready: bool,
     /// When it was last read, in the node's own count.
     pub(crate) last_read: AtomicU64,
-    /// How many requests and waiters use it: it is not let go for others meanwhile.
+    /// The number of requests and waiters that use it. It is not evicted while there are any.
     pins: Arc<AtomicUsize>,
 }
 
-/// Keeps a tail from being let go for others.
+/// Keeps a tail from being evicted.
 #[derive(Debug)]
 pub(crate) struct Pin {
     pins: Arc<AtomicUsize>,
-    /// How many tails of the node have pins.
+    /// The number of the node's tails that have pins.
     pinned: Arc<AtomicUsize>,
 }
 
@@ -171,7 +171,7 @@ impl Tail {
         newest.is_some_and(|newest| newest.entry.is_newer_than(entry))
     }
 
-    /// Makes `now` the newest row of its document, whose newest was `before`.
+    /// Makes `now` the newest row of its document; `before` was it.
     fn set_newest(&mut self, document: DocumentRef<'_>, before: Option<Rank>, now: Option<Rank>) {
         let hash = hash(document);
         if let Some(before) = before
@@ -189,9 +189,9 @@ impl Tail {
         }
     }
 
-    /// Inserts a row that is at or below high. Where its document has a newer row at or below `stable`
-    /// it is not shown any more; where it has an older one, that goes, or is shadowed while the new one
-    /// is above `stable`.
+    /// Inserts a row that is at or below high. If its document has a newer row at or below
+    /// `stable`, the new row is not shown. If its document has an older row, that is removed, or
+    /// shadowed while the new one is above `stable`.
     pub(crate) fn insert(&mut self, row: Row, stable: Sequence) {
         let newest = self.newest_of(row.entry.document());
         if row.sequence < self.valid_from {
@@ -229,10 +229,10 @@ impl Tail {
         chain.filter_map(|rank| self.row(rank).cloned()).collect()
     }
 
-    /// Of the rows of a document, which were `known` with this `newest`, only those `kept` stay, newest
-    /// first; each shadows the next.
+    /// Keeps the rows `kept` of a document, newest first, and removes the others; each shadows the
+    /// next. `known` are its rows before, with this `newest`.
     fn replace_rows(&mut self, document: DocumentRef<'_>, newest: Rank, known: &[Row], kept: &[Rank]) {
-        // While the row is there by which it is found.
+        // While the row by which it is found is there.
         if kept.first() != Some(&newest) {
             self.set_newest(document, Some(newest), kept.first().copied());
         }
@@ -249,7 +249,7 @@ impl Tail {
         }
     }
 
-    /// Lets the rows go that a row below the tail is newer than.
+    /// Removes the rows that are older than a row below the tail.
     fn drop_older(&mut self, row: &Row, newest: Option<Rank>) {
         let Some(newest) = newest else { return };
         let known = self.rows_of(newest);
@@ -295,7 +295,7 @@ impl Tail {
         }
     }
 
-    /// Lets the first row go, and others of its sequence.
+    /// Removes the first row, and all others of its sequence.
     fn prune_first(&mut self) {
         let Some(sequence) = self.rows.front().map(|row| row.sequence) else { return };
         while let Some(row) = self.rows.front().filter(|row| row.sequence == sequence).cloned() {

@@ -1,8 +1,9 @@
 //! Checks a whole cache against its own rules, as `fsck` does a file system, and rebuilds what can be rebuilt.
 //!
-//! The store is asked for nothing but documents by key; looking writes nothing. What is found is named by its key, so that it can be looked at.
-//! Memory: a set of channels with the numbers of their blocks, the blocks of one number in all channels, 8 bytes for each mark that
-//! falls on lower ones, and 16 bytes for each document in each of its channels.
+//! The store is asked for nothing but documents by key; looking writes nothing. What is found is
+//! named by its key, so that it can be looked at. Memory: a set of channels with the numbers of
+//! their blocks, the blocks of one number in all channels, 8 bytes for each mark that falls on
+//! lower ones, and 16 bytes for each document in each of its channels.
 
 mod findings;
 mod pass;
@@ -107,7 +108,7 @@ pub fn verify<'a>(store: &'a dyn CacheStore, options: &'a VerifyOptions) -> BoxF
 #[derive(Debug, Default)]
 struct Look {
     report: VerifyReport,
-    /// What a walk must know from the start; nothing if it did not come to that.
+    /// What a walk must know from the start; empty if there was none before.
     known: Known,
 }
 

@@ -104,12 +104,12 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     if let Some(feed) = options.verify.feed.as_deref().filter(|_| options.from_beginning) {
         let key = CacheKey::Checkpoint(feed.to_owned());
         let is_there = match store.get(&key).await {
-            // One that the store itself cannot read is there, and put back.
+            // A document that the store itself cannot read exists, and is reset.
             Err(e) if e.kind() == ErrorKind::Corrupt => true,
             stored => stored?.is_some(),
         };
         if !is_there {
-            let message = format!("the cache has no checkpoint of a feed `{feed}`, so there is no position to forget");
+            let message = format!("the cache has no checkpoint of a feed `{feed}`, so there is no position to reset");
             return Err(Error::config(message)
                 .with_next_step("give the name as `sluicegate run` tells it when it starts, such as dcp:BUCKET"));
         }

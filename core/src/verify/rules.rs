@@ -117,15 +117,15 @@ impl Marked {
     }
 }
 
-/// Bits of a mark: the offset in its block, of a document's hash, and whether the mark must be there.
+/// Bits of a mark: the offset in its block, the document's hash, and whether the mark must exist.
 const HASH_BITS: u32 = 40;
 
-/// The marks that entries say to fall on one block, with the document of each: 8 bytes a mark. A mark counts only where the document
-/// at its place is the same.
+/// The marks that entries make on one block, with the document of each: 8 bytes per mark. A mark
+/// counts only if the document at its position is the same.
 #[derive(Clone, Debug, Default)]
 struct Claims {
     marks: Vec<u64>,
-    /// So many of them are in order, each once.
+    /// This many are sorted and without duplicates.
     sorted: usize,
 }
 
@@ -147,7 +147,7 @@ impl Claims {
         self.sorted = self.marks.len();
     }
 
-    /// Takes those of `other`; whether one was not there.
+    /// Adds those of `other`; returns whether one was new.
     fn merge(&mut self, other: &Claims) -> bool {
         self.sort();
         let known = |marks: &[u64], mark: u64| marks.binary_search(&mark).is_ok() || marks.binary_search(&(mark | 1)).is_ok();
@@ -158,7 +158,7 @@ impl Claims {
     }
 }
 
-/// Marks of entries that were met, by the blocks on which they fall.
+/// Marks of the entries seen so far, by marked block.
 #[derive(Clone, Debug)]
 pub(super) struct Marks {
     capacity: u32,
@@ -181,7 +181,7 @@ impl Marks {
         }
     }
 
-    /// Takes those of `other`; whether one was not there.
+    /// Adds those of `other`; returns whether one was new.
     pub(super) fn merge(&mut self, other: &Marks) -> bool {
         let mut any = false;
         for (index, channels) in &other.blocks {
@@ -203,8 +203,8 @@ impl Marks {
         self.blocks.range(BlockIndex(first)..=BlockIndex(last)).next_back().map(|(index, _)| index.0)
     }
 
-    /// Takes the marks on the blocks of number `index` that count, given the hashes of the documents that are there: a place without a
-    /// document may be marked by any.
+    /// Takes the marks on the blocks of number `index` that count, given the hashes of the
+    /// documents there. A position without a document may be marked by any document.
     pub(super) fn take(&mut self, index: BlockIndex, documents: &FxHashMap<u32, u64>, mut each: impl FnMut(&Channel, u32, bool)) {
         for (channel, claims) in self.blocks.remove(&index).unwrap_or_default() {
             for mark in claims.marks {
@@ -217,21 +217,22 @@ impl Marks {
     }
 }
 
-/// How the number of a row stands to that of another of its document in the channel.
+/// How the sequence of a row compares to that of another row of its document in the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Met {
     /// The first one met.
     First,
-    /// One with a higher number was met.
+    /// A row with a higher sequence was seen.
     Below { other: Sequence },
-    /// One with a lower number was met.
+    /// A row with a lower sequence was seen.
     Above { other: Sequence },
 }
 
 /// The newest row of each document in each channel, as far as they were met: 16 bytes a row. Of those up to `marked`, if there is one: what is
 /// older than that must be marked.
 ///
-/// Newest by number, until it is [known](Self::correct) otherwise: only the entries tell which revision is later.
+/// Newest by sequence, until it is [known](Self::correct) otherwise: only the entries tell which
+/// revision is later.
 #[derive(Debug)]
 pub(super) struct Newest {
     marked: Sequence,
@@ -267,7 +268,7 @@ impl Newest {
         if is_below { Met::Below { other: before } } else { Met::Above { other: before } }
     }
 
-    /// It has come out that this row is the newest of its document in the channel.
+    /// Sets this row as the newest of its document in the channel.
     pub(super) fn correct(&mut self, channel: &Channel, document: DocumentRef<'_>, sequence: Sequence) {
         self.rows.insert(self.hasher.hash_one((channel.name(), document)), sequence);
     }

@@ -1,6 +1,7 @@
-//! The channels: documents, blocks and directories, from the highest block number down. So what an entry marks as superseded is nearly
-//! always met after it, and each document and each block is read once. Where it was met before, the walk is made again with such marks
-//! known from the start: a later revision may have a lower number.
+//! The channels: documents, blocks and directories, from the highest block number down. So the
+//! target of a mark nearly always comes after the entry that makes it, and each document and each
+//! block is read once. If a target came before, the walk is repeated, with such marks known from
+//! the start: a later revision may have a lower sequence.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -25,7 +26,7 @@ use crate::sequence::{RangeSet, Sequence};
 /// Blocks read at once.
 const BLOCKS: usize = 64;
 
-/// So many block numbers that no directory lists are looked at in any case.
+/// This many block numbers that no directory lists are checked in any case.
 const FEW_BLOCKS: u64 = 1_024;
 
 /// Whether other channels of the star channel's collection are among those that list a block.
@@ -33,7 +34,7 @@ fn others_list(star: &Channel, channels: &[Channel]) -> bool {
     channels.iter().any(|channel| channel.collection() == star.collection() && !channel.is_star())
 }
 
-/// Lets other tasks have a turn.
+/// Yields to other tasks.
 async fn yield_now() {
     let mut yielded = false;
     std::future::poll_fn(|context| {
@@ -60,7 +61,7 @@ struct Seen {
     touched: bool,
 }
 
-/// What a walk must know from the start, as an earlier walk has found out.
+/// What a walk must know from the start, from an earlier walk.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     channels: Vec<Channel>,
@@ -70,7 +71,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Takes what a walk has found out; whether the walk must be made again.
+    /// Adds the findings of a walk; returns whether the walk must be repeated.
     pub(super) fn learn(&mut self, swept: Swept) -> bool {
         let Swept { channels, is_late, marks, .. } = swept;
         let is_late = is_late && channels.len() != self.channels.len();
@@ -90,17 +91,17 @@ pub(super) struct Sweep<'p, 'a> {
     capacity: u32,
     /// The star channels.
     stars: Vec<Channel>,
-    /// Block numbers to be looked at.
+    /// Block numbers to check.
     todo: RangeSet,
     seen: ChannelMap<Seen>,
     /// The same channels, in the order in which they were met.
     order: Vec<Channel>,
     /// Channels whose directory lists a block that was passed before they were met.
     late: Vec<Channel>,
-    /// For star channels whose directory cannot be relied on, the block number from which on that is
-    /// so: a block that is gone may have been there.
+    /// For each star channel whose directory is not reliable, the first block number for which it
+    /// is not: a missing block may have been there.
     unreliable_from: ChannelMap<u64>,
-    /// Marks on blocks that were not looked at yet, and on those that were.
+    /// Marks on blocks that were not checked yet, and on those that were.
     marks: Marks,
     marks_missed: Marks,
     hasher: RandomState,
@@ -115,9 +116,9 @@ pub(super) struct Sweep<'p, 'a> {
 pub(super) struct Swept {
     /// All channels met.
     channels: Vec<Channel>,
-    /// Whether some were met too late: they have blocks that were not looked at.
+    /// Whether channels were found too late: some of their blocks were not checked.
     is_late: bool,
-    /// Marks on blocks that were looked at before the entries that make them.
+    /// Marks on blocks that were checked before the entries that make them.
     marks: Marks,
     /// Sequences that are lost, but for those of `lost_above`.
     pub(super) lost: RangeSet,
@@ -154,7 +155,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
         sweep.extent().await?;
         while let Some(index) = sweep.next_index() {
             sweep.window(index).await?;
-            // A store in memory is always ready: let others, such as a signal handler, have a turn.
+            // A store in memory is always ready: yield to others, such as a signal handler.
             yield_now().await;
         }
         for channel in sweep.order.clone() {
@@ -172,7 +173,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
         })
     }
 
-    /// The order in which blocks are looked at, the highest first: by number, and those of a number by slot.
+    /// The order in which blocks are checked, highest first: by number, then by slot.
     fn rank(&self, index: BlockIndex) -> (Sequence, u8) {
         Block::range(index, self.capacity).last().rank()
     }
@@ -201,7 +202,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
         Ok(())
     }
 
-    /// The next block number to be looked at: the highest that is left.
+    /// The next block number to check: the highest that is left.
     fn next_index(&mut self) -> Option<BlockIndex> {
         let last = self.todo.last().max(self.marks.highest().map(|index| index.0))?;
         let slots = 0..=self.rank(BlockIndex(last)).1;
@@ -234,7 +235,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             if at.is_none_or(|at| rank < at) {
                 self.todo.insert(index, index);
             } else if at.is_some_and(|at| rank > at) && self.late.last() != Some(channel) {
-                // Those that were passed cannot be looked at any more.
+                // The walk has passed these, and does not go back.
                 self.late.push(channel.clone());
             }
         }
@@ -243,11 +244,11 @@ impl<'p, 'a> Sweep<'p, 'a> {
         Ok(())
     }
 
-    /// Finds out which block numbers are to be looked at, beside those that directories list; and which
-    /// star channels' directories cannot be relied on.
+    /// Finds the block numbers to check beside those that directories list, and the star channels
+    /// whose directories are not reliable.
     ///
-    /// A star channel's block in which nothing is live need not be listed, so numbers that no directory
-    /// lists are looked at, too: but only where that costs no more than what is listed.
+    /// A star channel's block without live rows need not be listed, so numbers that no directory
+    /// lists are checked, too, unless that costs more than the listed ones.
     async fn extent(&mut self) -> Result<()> {
         let published: Vec<Sequence> = self.pass.published.batches.keys().copied().collect();
         for sequence in published {
@@ -273,7 +274,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             if directory.is_some_and(|directory| !directory.blocks.is_empty()) {
                 continue;
             }
-            // Nothing is listed: either nothing was ever stored, or the directory is gone.
+            // Nothing is listed: either nothing was ever stored, or the directory is missing.
             while self.star_block_from(&star, top + 1, top + 1).await?.is_some() {
                 top += 1;
                 self.todo.insert(top, top);
@@ -293,8 +294,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
         Ok(())
     }
 
-    /// Finds the blocks of a star channel whose directory is gone in further slots, of the same numbers as those in the first. Slots of a
-    /// number are used one after the other.
+    /// Finds the blocks in higher slots of a star channel whose directory is missing. They have the
+    /// same numbers as those in the first slot. The slots of a number are used in order.
     async fn find_slots(&mut self, star: &Channel) -> Result<()> {
         let (_, last_of_numbers) = self.blocks_of_slot(0);
         let numbers: Vec<(u64, u64)> = self.todo.within(0, last_of_numbers).collect();
@@ -317,7 +318,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
         Ok(())
     }
 
-    /// The first number from `first` to `last` of which a star channel has a block.
+    /// The first number from `first` to `last` for which a star channel has a block.
     async fn star_block_from(&self, star: &Channel, first: u64, last: u64) -> Result<Option<u64>> {
         let mut next = first;
         while next <= last {
@@ -398,8 +399,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
         Ok(())
     }
 
-    /// Whether a block of a star channel that cannot be read may have named something; `others`:
-    /// whether other channels of the collection list theirs.
+    /// Whether an unreadable block of a star channel may have named a row. `others`: whether other
+    /// channels of the collection list theirs.
     fn may_be_lost(&self, star: &Channel, stored: &Stored, index: BlockIndex, others: bool) -> bool {
         matches!(stored, Stored::Unreadable(_))
             || others
@@ -473,7 +474,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
         }
     }
 
-    /// Takes down that a row is marked as superseded by an entry of the document with this hash. `at`: the blocks that are looked at.
+    /// Records that an entry of the document with this hash marks a row as superseded. `at`: the
+    /// blocks that are being checked.
     fn mark(&mut self, at: BlockIndex, channel: &Channel, sequence: Sequence, document: u64, certain: bool) {
         let (index, _) = Block::locate(sequence, self.capacity);
         let is_passed = self.rank(index) > self.rank(at);
@@ -536,7 +538,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
             }
             let both = self.pass.store.entries(&[low, high]).await?;
             let [Some(low), Some(high)] = &both[..] else { continue };
-            // Only by their hashes they are one document. And the later revision may have the lower number.
+            // They are one document by their hashes only. And the later revision may have the lower
+            // sequence.
             if low.document() != high.document() {
                 continue;
             }

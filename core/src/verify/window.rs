@@ -49,8 +49,8 @@ pub(super) struct Cell {
     pub(super) own: Block,
     /// The marks that fall on them.
     pub(super) marked: Marked,
-    /// Two rows of what seems the same document, the one with the lower number first: to be looked at only if nothing else tells which
-    /// is superseded.
+    /// Two rows of what seems to be one document, the one with the lower sequence first. Used only
+    /// if nothing else tells which is superseded.
     pub(super) pairs: Vec<(Sequence, Sequence)>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Window {
     /// Sequences whose documents were asked for, and those among them not read yet.
     asked: RangeSet,
     to_read: Vec<Sequence>,
-    /// The documents that can be read, by offset: their hashes.
+    /// The hashes of the readable documents, by offset.
     pub(super) documents: FxHashMap<u32, u64>,
     /// Documents that cannot be.
     pub(super) broken: FxHashMap<Sequence, Finding>,

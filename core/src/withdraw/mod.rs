@@ -228,9 +228,10 @@ async fn restore_pointers(fenced: Fenced<'_>, gone: &BySequence, stored: &BySequ
     Ok(pointers)
 }
 
-/// Sees to it that these entries, which were just committed and are not published yet, are what is stored: a writer that crashed, or one
-/// that is deposed and does not know it, may have stored another entry there that nothing accounts for. Sequence documents stay as they
-/// are first written, so that one would be shown in their place.
+/// Makes sure that these entries, which were just committed and are not published yet, are the
+/// stored ones. A writer that crashed, or a deposed one that does not know it, may have stored
+/// another entry there that nothing accounts for. Sequence documents stay as first written, so that
+/// entry would be shown instead.
 pub(crate) async fn confirm(fenced: Fenced<'_>, codec: &dyn BlockCodec, entries: &[Arc<ChangeEntry>]) -> Result<()> {
     for page in entries.chunks(scan::PAGE) {
         let positions: Vec<Sequence> = page.iter().map(|entry| entry.position()).collect();
@@ -243,7 +244,7 @@ pub(crate) async fn confirm(fenced: Fenced<'_>, codec: &dyn BlockCodec, entries:
                 revision = entry.revision(),
                 found = %stored.document(),
                 found_revision = stored.revision(),
-                "another writer had stored an entry under this sequence that was never published; it is written over"
+                "another writer stored an entry under this sequence and never published it; it is replaced"
             );
             let bytes = entry.to_bytes();
             let change =

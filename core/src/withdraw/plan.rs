@@ -40,9 +40,11 @@ pub(crate) struct Plan {
 impl Plan {
     /// The withdrawal of `gone`, where `named` are the stored entries, of whatever document, of the numbers that these say to be superseded.
     ///
-    /// In each channel that the withdrawn entries of a document were in, the newest of what they named is shown again. Marks that
-    /// other entries have left on rows stay. A mark where the superseded entry has no row goes: its number may be given out again,
-    /// and the next entry may have a row there. A number that is another document's now was never superseded by them.
+    /// In each channel of the withdrawn entries of a document, the newest row that they superseded
+    /// is shown again. Marks that other entries have left on rows stay. A mark is removed if the
+    /// superseded entry has no row there: its sequence may be allocated again, and the next entry
+    /// may have a row there. A sequence that belongs to another document now was never superseded
+    /// by them.
     ///
     /// A departure whose revision comes to be known as a whole is gone only to make room for that: whoever told of it is not gone with it. Its states are
     /// right as they are.
@@ -128,8 +130,8 @@ impl Plan {
     }
 }
 
-/// What changes in blocks where `now` takes the place of `before`, which was never published: states that only that had go, and where
-/// both have one, they were mixed.
+/// The changes in blocks where `now` replaces `before`, which was never published: states that only
+/// `before` had are removed; where both have one, they were merged.
 pub(crate) fn replaced(before: &ChangeEntry, now: &ChangeEntry, capacity: u32) -> BTreeMap<(Channel, BlockIndex), Edits> {
     let (index, offset) = Block::locate(now.position(), capacity);
     let mut edits = BTreeMap::new();

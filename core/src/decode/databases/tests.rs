@@ -73,7 +73,8 @@ fn the_databases_of_recorded_buckets_are_found() {
         ];
         let (names, mutations) = recorded(set);
         assert_eq!(observed(names.clone(), &mutations).list(), expected, "{set}");
-        // The order does not matter, and either of the two kinds of documents that name databases is enough.
+        // The order does not matter, and either of the two kinds of documents that name databases
+        // is enough.
         let reversed: Vec<Mutation> = mutations.iter().rev().cloned().collect();
         assert_eq!(observed(names.clone(), &reversed).list(), expected, "{set}");
         for kind in [REGISTRY, CONFIG] {

@@ -1,4 +1,4 @@
-//! Which rows of its document's earlier revisions a revision supersedes.
+//! Sequences of earlier revisions that an entry supersedes.
 
 use smallvec::SmallVec;
 
@@ -6,15 +6,15 @@ use crate::decode::metadata::Metadata;
 use crate::entry::{ChangeEntry, Membership};
 use crate::sequence::{Sequence, SequenceList};
 
-/// The most sequences that an entry supersedes because they are recent, and the most because channels were left there. What is over is
-/// accounted for without a mark.
+/// The limit for sequences that an entry supersedes as recent ones, and the limit for those at
+/// which the document left channels. Sequences over a limit are accounted for without a mark.
 const MAX_SUPERSEDED: usize = 1_000;
 
 /// Collects the sequences that an entry supersedes.
 pub(super) struct Superseded {
-    /// Those of the document's last revisions, in order.
+    /// Sequences of the document's last revisions, in order.
     recent: SmallVec<[Sequence; 24]>,
-    /// Where it left channels, if the recent ones do not say.
+    /// Sequences at which the document left channels, if they are not among the recent ones.
     pub(super) departures: SmallVec<[Sequence; 8]>,
 }
 
@@ -23,8 +23,8 @@ impl Superseded {
     pub(super) fn recent(metadata: &Metadata<'_>) -> Self {
         let mut recent = SmallVec::new();
         for &n in &metadata.recent {
-            // One that is higher belongs to an earlier revision all the same: gateways before 1.5 could
-            // give a later revision a lower sequence.
+            // A higher one belongs to an earlier revision, too: gateways before 1.5 could give a
+            // later revision a lower sequence.
             if n != metadata.sequence && n > 0 && metadata.unused.binary_search(&n).is_err() {
                 recent.push(Sequence(n));
             }
@@ -33,10 +33,11 @@ impl Superseded {
         Superseded { recent, departures: SmallVec::new() }
     }
 
-    /// Gives them to the entry, and to `accounted` those over the limit: the oldest.
+    /// Adds them to the entry, and those over the limit, the oldest, to `accounted`.
     ///
-    /// To mark only the newest is enough: the row to be marked is that of the revision that the feed delivered last. It is older than all
-    /// that are marked only if the feed has left out all those revisions, one after the other.
+    /// It is enough to mark the newest. The row to mark is that of the revision that was delivered
+    /// last. It is older than all marked ones only if the feed left out all those revisions in a
+    /// row.
     #[inline]
     pub(super) fn finish(mut self, entry: &mut ChangeEntry, accounted: &mut SequenceList) {
         if self.recent.len() > MAX_SUPERSEDED {
@@ -63,23 +64,26 @@ fn sort<A: smallvec::Array<Item = Sequence>>(sequences: &mut SmallVec<A>) {
     }
 }
 
-/// Where the document's earlier rows in one channel can be, seen from the row at some sequence.
+/// Where the document's earlier rows in a channel can be, relative to one of its rows.
 pub(super) struct Reach {
-    /// No row of it in that channel that needs a mark is below; zero if that is not known.
+    /// There is no row below this sequence that needs a mark; zero if that is not known.
     pub(super) since: u64,
-    /// Where the document last left the channel before the row, if its recent sequences do not say.
+    /// The sequence at which the document last left the channel before the row, if it is not among
+    /// the recent ones.
     pub(super) departure: Option<u64>,
 }
 
 impl Reach {
     /// For the row at `row`, which is `membership` in `channel`.
     ///
-    /// Rows in a channel are at the sequences of the document's stays there: from each start to its end, which is the removal. The
-    /// row before this one need not belong to the last stay but one: the feed may have left out whole stays. So everything back to
-    /// the first known stay is within reach, if it is among the superseded; marking a sequence at which there is no row does no harm.
+    /// The document's rows in a channel are at the sequences of its stays there: from the start of
+    /// a stay to its end, which is the removal. The row before this one need not be of the stay
+    /// before: the feed may have left out whole stays. So every superseded sequence from the first
+    /// known stay on is within reach. A mark at a sequence without a row does no harm.
     ///
-    /// The row before may also be older than the recent sequences: it is then the end of a stay. Which of the recent ones is the oldest revision
-    /// cannot be told (some may never have been used), so the latest end that is not among them is taken in any case.
+    /// The row before may also be older than the recent sequences; then it is the end of a stay.
+    /// Which of the recent sequences is that of the oldest revision is not known, because some may
+    /// never have been used. So the latest end that is not among them is always taken.
     #[inline]
     pub(super) fn new(metadata: &Metadata<'_>, channel: &[u8], membership: Membership, row: u64) -> Self {
         let (mut first_start, mut departure, mut known) = (u64::MAX, 0, false);

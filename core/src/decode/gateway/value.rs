@@ -5,7 +5,7 @@ use crate::decode::provenance::is_unchanged;
 use crate::decode::{Invalid, attributes};
 use crate::feed::{Mutation, MutationKind};
 
-/// A mutation's value, its encoding understood.
+/// A mutation's value, with its encoding.
 pub(super) struct Value<'a> {
     bytes: &'a [u8],
     has_attributes: bool,
@@ -14,7 +14,7 @@ pub(super) struct Value<'a> {
 impl<'a> Value<'a> {
     #[inline]
     pub(super) fn of(mutation: &'a Mutation) -> Result<Self, Invalid> {
-        // A feed without values may still say how they are encoded.
+        // A feed without values may still set the encoding.
         let bytes = &mutation.value[..];
         if mutation.datatype.is_compressed() && !bytes.is_empty() {
             return Err(invalid("a compressed value that cannot be decompressed"));
@@ -32,7 +32,8 @@ impl<'a> Value<'a> {
         if self.has_attributes { attributes::body(self.bytes).map_err(refused) } else { Ok(self.bytes) }
     }
 
-    /// Whether the document, whose CAS is not that in `metadata`, is as the gateway wrote it. A deletion has no body.
+    /// Whether the document is as the gateway wrote it, although its CAS is not the one in
+    /// `metadata`. A deletion has no body.
     #[cold]
     pub(super) fn is_unchanged(&self, kind: MutationKind, metadata: &[u8]) -> Result<bool, Invalid> {
         let body = if kind == MutationKind::Mutation { self.body()? } else { &[] };

@@ -71,7 +71,7 @@ fn without_halves(text: &str) -> String {
                 continue;
             }
             (Some(_), _) => 6,
-            // Not to take an escaped backslash for the beginning of an escape.
+            // An escaped backslash does not begin another escape.
             (None, _) => 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
         };
         out.push_str(&rest[..length]);
@@ -80,7 +80,8 @@ fn without_halves(text: &str) -> String {
     out + rest
 }
 
-/// Compares with `serde_json` on valid UTF-8. It refuses half surrogate pairs, which are no reason to refuse a document.
+/// Compares with `serde_json` on valid UTF-8. It refuses half surrogate pairs, which are no reason
+/// to refuse a document.
 fn check(text: &str) {
     let theirs = serde_json::from_str::<Value>(&without_halves(text));
     match (parse(text.as_bytes()), &theirs) {
@@ -201,7 +202,7 @@ fn wrong_encoding_is_read_as_go_reads_it() {
         assert_eq!(Scanner::new(json).string().as_deref(), Ok(expected), "{}", json.escape_ascii());
         assert_eq!(skip(json), Ok(()), "{}", json.escape_ascii());
     }
-    // As bytes the text stays what it is, so that who needs UTF-8 can tell.
+    // As bytes the text is not changed, so that a caller that needs UTF-8 can check it.
     assert_eq!(Scanner::new(b"\"\\n\xff\"").bytes().as_deref(), Ok(&b"\n\xff"[..]));
 }
 

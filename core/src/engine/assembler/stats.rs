@@ -1,6 +1,7 @@
-//! Counts of what a writer has seen and done.
+//! Counters of a writer.
 
-/// What a writer has seen and done. Counters only grow; names as in the gateway's statistics where there is one.
+/// Counters of a writer. They only grow. Their names are those of the gateway's statistics if it
+/// has the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct WriterStats {
@@ -14,15 +15,15 @@ pub struct WriterStats {
     pub unused: u64,
     /// Users and roles.
     pub principals: u64,
-    /// Documents and principals that came again.
+    /// Duplicate documents and principals.
     pub duplicates: u64,
-    /// Documents whose sequence was accounted for by something else: another document, a principal, a
-    /// marker that said it would not be used, or another document that named it as its own. They are
-    /// cached all the same.
+    /// Documents whose sequence was accounted for already: by another document, a principal, a
+    /// marker that released it, or another document that named it as its own. They are cached
+    /// nevertheless.
     pub conflicts: u64,
-    /// Numbers that were found to be implausibly high, each once.
+    /// Sequences that were implausibly high, each counted once.
     pub implausible: u64,
-    /// Entries that came after high had passed them.
+    /// Entries that came after high had passed their sequence.
     pub late: u64,
     /// Numbers put on the skipped list.
     pub skipped: u64,
@@ -32,19 +33,20 @@ pub struct WriterStats {
     pub undelivered: u64,
     /// Events that are not about the cache.
     pub ignored: u64,
-    /// Documents last written by another program: they are not shown, and their numbers are superseded.
+    /// Documents last written by another program: they are not shown, and their sequences are
+    /// superseded.
     pub foreign: u64,
-    /// Keys that are gone with all they had. Most never were documents of the gateway.
+    /// Keys that were deleted with all their attributes. Most never were documents of the gateway.
     pub purged: u64,
     /// Entries removed because their documents were purged.
     pub purged_entries: u64,
-    /// Users, roles and markers of unused numbers of other databases of the bucket.
+    /// Users, roles and markers of unused sequences of other databases in the bucket.
     pub other_database: u64,
     /// Documents in collections that are not the database's.
     pub other_collection: u64,
-    /// Channels whose names cannot be kept: their documents are shown in their other channels.
+    /// Channels whose names were refused: their documents are shown in their other channels.
     pub bad_channels: u64,
-    /// Numbers that documents name beyond what is kept of such lists: nothing accounts for them.
+    /// Sequences over the limit for lists in a document's metadata: nothing accounts for them.
     pub cut_numbers: u64,
     /// Events that could not be understood.
     pub invalid: u64,
@@ -56,7 +58,7 @@ pub struct WriterStats {
 
 impl std::ops::AddAssign for WriterStats {
     fn add_assign(&mut self, other: Self) {
-        // Taken apart, so that a counter cannot be forgotten here.
+        // Destructured, so that no counter can be forgotten here.
         let WriterStats {
             received,
             cached,

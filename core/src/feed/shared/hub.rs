@@ -1,4 +1,4 @@
-//! Opening a feed once for all, and handing out what comes.
+//! Opens a feed once for all databases, and distributes its events.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,24 +16,24 @@ use crate::decode::databases::{DEFAULT_ID, Owner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, FeedBatch, FeedEvent, FeedIdentity, FeedInfo, FeedStart, FeedStream};
 
-/// Batches that a database may leave untaken before all wait for it.
+/// The limit for batches that wait for a database. Over it, the feed waits.
 const QUEUE: usize = 4;
 
-/// How many of what belongs to no database are told apart; the others are counted under one name.
+/// The limit for names that are counted one by one; the rest are counted under one name.
 const MAX_STRANGERS: usize = 1_000;
 
-/// What a feed brought that belongs to none of the databases: how many documents, by collection; and users, roles and markers, by
-/// metadata id.
+/// Events that belong to none of the databases: documents by collection, and users, roles and
+/// markers by metadata id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Strangers {
-    /// By name, or by number such as `0x8` where that is not known.
+    /// By name, or by number such as `0x8` if the name is not known.
     pub collections: BTreeMap<String, u64>,
     /// By metadata id.
     pub databases: BTreeMap<String, u64>,
 }
 
 impl Strangers {
-    /// Counts one; whether it is the first.
+    /// Counts one event; returns whether it is the first of its name.
     fn count(counts: &mut BTreeMap<String, u64>, name: String) -> bool {
         let name = if counts.len() < MAX_STRANGERS || counts.contains_key(&name) { name } else { "others".to_owned() };
         let count = counts.entry(name).or_default();
@@ -42,8 +42,9 @@ impl Strangers {
     }
 }
 
-/// One database's handle of a feed that several share. The feed is opened once, at the earliest of their positions, when all have
-/// opened their handle. Where one handle is closed, all end with an error that may be tried again: then all open theirs again.
+/// One database's handle of a shared feed. The feed is opened once, at the earliest of their
+/// positions, when all handles are open. If one handle is closed, the others end with a retryable
+/// error, and all open theirs again.
 #[derive(Clone)]
 pub struct SharedFeed {
     hub: Arc<Hub>,
@@ -73,7 +74,7 @@ impl SharedFeed {
         (0..count).map(|number| SharedFeed { hub: hub.clone(), number }).collect()
     }
 
-    /// What came that belongs to no database of this feed.
+    /// Counts of the events that belong to no database of this feed.
     pub fn strangers(&self) -> Strangers {
         self.hub.strangers.lock().clone()
     }
@@ -101,7 +102,10 @@ impl Feed for SharedFeed {
 
     async fn open(&self, start: FeedStart) -> Result<FeedStream> {
         if start == FeedStart::Now {
-            return Err(Error::new(ErrorKind::Unsupported, "a feed that databases share is not opened for what is new alone"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "a shared feed is opened at its beginning or at a position, not at its end",
+            ));
         }
         let (outlet, inlet) = mpsc::channel(QUEUE);
         let (opened, is_open) = oneshot::channel();
@@ -109,7 +113,7 @@ impl Feed for SharedFeed {
             let mut waiting = self.hub.waiting.lock();
             waiting[self.number] = Some(Waiting { start, opened, outlet });
             for other in waiting.iter_mut() {
-                // Its database has given up meanwhile.
+                // Its database has given up in the meantime.
                 drop(other.take_if(|other| other.opened.is_closed()));
             }
             if waiting.iter().all(Option::is_some) { waiting.iter_mut().filter_map(Option::take).collect() } else { Vec::new() }
@@ -123,7 +127,7 @@ impl Feed for SharedFeed {
 }
 
 fn others_ended() -> Error {
-    Error::new(ErrorKind::Unavailable, "the writer of another database of this feed has ended; all begin again")
+    Error::new(ErrorKind::Unavailable, "the writer of another database of this feed has ended; all writers start again")
 }
 
 /// One error for each of `count` databases: the error itself for the first, which has its cause,
@@ -134,7 +138,7 @@ fn for_each(error: Error, count: usize) -> impl Iterator<Item = Error> {
     std::iter::once(error).chain(copies)
 }
 
-/// Opens the feed and hands out what comes, until it ends, fails, or one of the databases does.
+/// Opens the feed and distributes its events, until the feed ends or fails, or a database ends.
 async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
     let start = earliest(waiting.iter().map(|waiting| &waiting.start));
     let mut stream = match hub.feed.open(start.clone()).await {
@@ -142,7 +146,7 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
         Err(error) => {
             let errors = for_each(error, waiting.len());
             for (waiting, error) in waiting.into_iter().zip(errors) {
-                // Nobody need be there any more.
+                // The receiver may be gone.
                 let _ = waiting.opened.send(Err(error));
             }
             return;
@@ -166,7 +170,7 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
             Some(Err(error)) => break error,
             None => return,
         };
-        // First of all they learn the names that are told.
+        // The shares learn the names of collections first.
         let own: Vec<FeedBatch> = shares.iter_mut().map(|share| share.of(&batch)).collect();
         hub.look_at(&batch, &shares, &mut names);
         let mut is_closed = false;
@@ -187,7 +191,7 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
 }
 
 impl Hub {
-    /// Counts and tells what belongs to no database.
+    /// Counts the events that belong to no database, and logs the first of each name.
     fn look_at(&self, batch: &FeedBatch, shares: &[Share], names: &mut BTreeMap<u32, Box<str>>) {
         for event in &batch.events {
             match event {
@@ -226,7 +230,7 @@ impl Hub {
                 if Strangers::count(&mut strangers.collections, name.clone()) {
                     tracing::warn!(
                         collection = name,
-                        "documents of a collection that belongs to none of the databases; they are left out"
+                        "a collection belongs to none of the databases; its documents are left out"
                     );
                 }
             }
@@ -235,7 +239,7 @@ impl Hub {
                 if Strangers::count(&mut strangers.databases, name.clone()) {
                     tracing::warn!(
                         metadata_id = name,
-                        "users, roles or unused sequences of a database that is none of those that are served; they are left out"
+                        "a metadata id belongs to none of the databases; its users, roles and unused sequences are left out"
                     );
                 }
             }

@@ -88,7 +88,7 @@ fn collections_are_known_by_name_once_the_feed_tells_it() {
     let (other, own) = (mutation(P, 1, "a", 8), mutation(P, 2, "a", 9));
     let got = told(&mut share, &[other.clone(), names(&[(8, "s.d"), (9, "s.c")]), own.clone()]);
     assert_eq!(got, [names(&[(9, "s.c")]), own]);
-    // Made anew under its name.
+    // The collection was dropped and created again.
     let again = mutation(P, 3, "a", 12);
     assert_eq!(told(&mut share, &[names(&[(12, "s.c")]), again.clone()]), [names(&[(12, "s.c")]), again]);
 }
@@ -101,7 +101,7 @@ fn of_others_only_the_place_is_told_and_before_what_comes_after_it() {
     assert_eq!(told(&mut share, &events), [own, advanced(P, 4), advanced(Q, 5)]);
     let events = [mutation(P, 5, "x", 9), snapshot(P, 6, 9), rollback(P, 5)];
     assert_eq!(told(&mut share, &events), [advanced(P, 5), snapshot(P, 6, 9), rollback(P, 5)]);
-    // In no order, another's place says nothing.
+    // In an unordered snapshot, the events of others are not reported.
     let unordered = FeedEvent::Unordered { partition: P };
     let own = mutation(P, 9, "a", 8);
     let events = [unordered.clone(), mutation(P, 12, "x", 9), own.clone(), mutation(P, 7, "x", 9), advanced(P, 12)];
@@ -140,14 +140,15 @@ fn a_rollback_is_told_to_all_and_what_comes_again_to_those_who_had_it() {
     let (third, ended) = (mutation(P, 3, "a", 8), FeedEvent::RollbackEnded { partition: P });
     let events = [rollback(P, 2), third.clone(), ended.clone(), FeedEvent::CaughtUp];
     assert_eq!(told(&mut share, &events), [rollback(P, 2), third, ended, FeedEvent::CaughtUp]);
-    // Where it had nothing after that place, it is told all the same.
+    // A database without events after that position is told, too.
     let mut share = Share::new(territory(Some("db1"), &["0x8"]), &at(&[(P, 1, 10)]), &at(&[(P, 1, 4)]));
     assert_eq!(told(&mut share, &[rollback(P, 12), mutation(P, 9, "a", 8)]), [rollback(P, 12)]);
 }
 
 #[test]
 fn a_history_that_was_left_after_the_place_of_opening_is_told_as_a_rollback() {
-    // The histories: 1 up to 8, then 2. This database was in history 1 at 10; the feed was opened at 4.
+    // The histories: 1 up to 8, then 2. This database was in history 1 at 10; the feed was opened
+    // at 4.
     let log = [(2, 8), (1, 0)];
     let mut left = share(&at(&[(P, 1, 10)]), &at(&[(P, 1, 4)]));
     let fifth = mutation(P, 5, "a", 8);
@@ -170,7 +171,7 @@ fn a_history_that_is_left_on_the_way_is_told_from_where_the_feed_is() {
     assert_eq!(got, [state(P, &[(1, 0)]), rollback(P, 7), state(P, &[(2, 8), (1, 0)]), eighth]);
 }
 
-/// Delivers its batches each time it is opened, and tells where that was.
+/// Delivers its batches each time it is opened, and records the positions of opening.
 #[derive(Debug, Default)]
 struct Listed {
     events: Vec<FeedEvent>,
@@ -270,7 +271,7 @@ async fn one_that_ends_ends_all_and_all_may_begin_again() {
         assert!(error.kind() == ErrorKind::Unavailable && error.is_retryable(), "{error}");
         assert_eq!(feed.opened.lock().len(), round);
     }
-    // One that has given up before all were there is not waited for.
+    // A database that gave up before all handles were open is not waited for.
     let opening = tokio::spawn({
         let one = one.clone();
         async move { one.open(FeedStart::Beginning).await.map(drop) }

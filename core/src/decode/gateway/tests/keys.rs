@@ -1,4 +1,4 @@
-//! The gateway's own documents: users, roles, markers, the counter, and whose they are.
+//! The gateway's own documents: users, roles, markers, the counter, and their databases.
 
 use super::*;
 

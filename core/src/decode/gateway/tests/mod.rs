@@ -128,7 +128,7 @@ fn a_key_that_is_gone_with_all_it_had_is_purged() {
         assert_eq!(decode(&mutation), purged("temp", 9));
         mutation.datatype = Datatype(Datatype::JSON);
         assert_eq!(decode(&mutation), purged("temp", 9));
-        // Attributes of others may stay, and the gateway's may be there without saying anything.
+        // Attributes of other programs may stay, and the gateway's attribute may be empty.
         mutation.datatype = Datatype(Datatype::XATTR);
         for pairs in [&[("x", "1"), ("_vv", "{}")][..], &[("_sync", "{}")], &[]] {
             mutation.value = attributes::encode(pairs.iter().copied(), b"").unwrap().into();
@@ -222,7 +222,7 @@ fn tombstones_are_deletions_with_attributes_or_mutations_with_the_flag() {
     }
     let body = r#"{"_sync":{"rev":"2-b","sequence":5,"flags":1,"cas":""}}"#;
     assert!(document(&Mutation::new("doc", body)).entry.is_deleted());
-    // A deletion keeps no body, so what is there is not looked at.
+    // A deletion has no body, so the value is not read as one.
     let mut deletion = Mutation::new("doc", body);
     deletion.kind = MutationKind::Deletion;
     assert_eq!(decode(&deletion), Decoded::Purged(Purged { document: "doc".into(), cas: deletion.cas }));
@@ -389,7 +389,7 @@ fn documents_of_other_collections_are_left_out_and_users_are_not() {
         let expected = if is_ours { decode(&mutation) } else { Decoded::Ignored(Ignored::OtherCollection(collection)) };
         assert_eq!(decoder.decode(&mutation), expected);
         for kind in [MutationKind::Mutation, MutationKind::Deletion] {
-            // What it is does not matter there.
+            // The content does not matter in another collection.
             let broken = Mutation { kind, value: Bytes::new(), ..mutation.clone() };
             assert_eq!(matches!(decoder.decode(&broken), Decoded::Ignored(Ignored::OtherCollection(_))), !is_ours);
         }

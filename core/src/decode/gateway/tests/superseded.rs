@@ -1,4 +1,4 @@
-//! What a revision supersedes, and the departures that its channel map remembers.
+//! Sequences that a revision supersedes, and departures in its channel map.
 
 use proptest::prelude::*;
 
@@ -66,10 +66,11 @@ fn entering_again_supersedes_the_departure_however_long_ago_it_was() {
     };
     let d = again("30,35,40", 40);
     assert_eq!((superseded(&d), channels(&d)[0]), (vec![7, 8, 30, 35], ("a", Present, 2)));
-    // Revisions after that say so too, in case the feed leaves the first out.
+    // Later revisions name it, too, in case the feed leaves the first out.
     assert_eq!(superseded(&again("35,40,45", 45)), [7, 8, 35, 40]);
     assert_eq!(superseded(&again("45,50,55", 55)), [7, 8, 45, 50]);
-    // The lowest recent sequence may be one that was never used: it does not tell what is older than the recent revisions.
+    // The lowest recent sequence may be one that was never used: it does not tell what is older
+    // than the recent revisions.
     assert_eq!(superseded(&again("6,40", 40)), [6, 7, 8]);
     assert_eq!(superseded(&again("", 55)), [7, 8]);
 }
@@ -105,13 +106,13 @@ fn without_a_channel_set_everything_is_within_reach() {
     let d =
         revision(r#""sequence":9,"recent_sequences":[3,9],"channels":{"a":null},"channel_set":null,"channel_set_history":null"#);
     assert_eq!(channels(&d), [("a", Present, 0)]);
-    // A channel set that does not fit the channel map tells nothing either.
+    // A channel set that does not match the channel map is ignored.
     let d =
         revision(r#""sequence":9,"recent_sequences":[3,9],"channels":{"a":null},"channel_set":[{"name":"a","start":3,"end":5}]"#);
     assert_eq!((channels(&d), superseded(&d)), (vec![("a", Present, 0)], vec![3, 5]));
 }
 
-/// What a document did at a sequence: which of three channels it was then in.
+/// The history of a document: the channels, of three, that it was in at each sequence.
 fn histories() -> impl Strategy<Value = (Vec<u8>, Vec<bool>)> {
     (1usize..60).prop_flat_map(|len| (prop::collection::vec(0u8..8, len), prop::collection::vec(prop::bool::weighted(0.4), len)))
 }
@@ -168,8 +169,9 @@ fn metadata_of(history: &[u8]) -> Vec<String> {
 }
 
 proptest! {
-    /// Of a document that comes and goes, with a feed that leaves out revisions (but never so many that the last one delivered is
-    /// forgotten), each channel shows exactly the newest row.
+    /// A document enters and leaves channels, and the feed leaves out revisions (but never so many
+    /// that the last delivered one is not among the recent sequences). Each channel shows exactly
+    /// the newest row.
     #[test]
     fn a_document_has_one_live_row_a_channel_whatever_the_feed_leaves_out((history, delivered) in histories()) {
         let mut last = 0;

@@ -23,7 +23,7 @@ use crate::databases::{Keyspace, number_of};
 pub struct RecordedAnswer {
     /// The marker at which it was asked.
     pub marker: u32,
-    /// The collection of a database that was asked, where the recording says so.
+    /// The keyspace that was asked, if the recording has it.
     pub keyspace: Option<Keyspace>,
     /// What was asked.
     pub question: Question,
@@ -84,7 +84,7 @@ impl Truth {
             let at = |e| Error::corrupt(format!("{}, line {}", path.display(), number + 1)).with_source(e);
             let line: Line = serde_json::from_str(&line).map_err(at)?;
             let marker = line.marker.unwrap_or_default();
-            // Of several databases each has its own.
+            // Each of several databases has its own.
             if line.db.is_none()
                 && let Some(stable) = line.stats.as_ref().and_then(|stats| stats["high_seq_stable"].as_u64())
             {
@@ -106,7 +106,7 @@ impl Truth {
 }
 
 impl Truth {
-    /// Whether the answers are of collections of databases, rather than of one whole cache.
+    /// Whether the answers are of keyspaces of databases, rather than of one cache.
     pub fn has_keyspaces(&self) -> bool {
         self.answers.iter().any(|answer| answer.keyspace.is_some())
     }
@@ -222,32 +222,32 @@ pub async fn compare(
 /// A database whose answers are compared.
 #[derive(Clone, Debug)]
 pub struct ComparedDatabase {
-    /// Its name, as keyspaces have it.
+    /// Its name in keyspaces.
     pub name: String,
-    /// What of the mutations it has.
+    /// Selects its mutations.
     pub decoder: GatewayOptions,
-    /// Where its cache is made.
+    /// The store for its cache.
     pub store: Arc<dyn CacheStore>,
 }
 
-/// How a comparison of several databases ended: all together, and each keyspace.
+/// The result of a comparison of several databases, in total and by keyspace.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct KeyspacesReport {
-    /// All of them.
+    /// The total.
     #[serde(flatten)]
     pub total: Report,
-    /// Each by itself.
+    /// By keyspace.
     pub keyspaces: BTreeMap<String, Counts>,
 }
 
-/// How the comparison of one keyspace ended.
+/// The result for one keyspace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Answers that agreed.
     pub answers: usize,
     /// Rows in them.
     pub rows: usize,
-    /// Answers that did not.
+    /// Answers that differed.
     pub differences: usize,
 }
 
@@ -260,8 +260,8 @@ impl fmt::Display for KeyspacesReport {
     }
 }
 
-/// As [`compare`], of several databases at once: each has a cache of its own, and is asked what was recorded of its keyspaces.
-/// `collections` are the names of collections, by number.
+/// As [`compare`], for several databases at once: each has its own cache, and is asked the recorded
+/// requests of its keyspaces. `collections` are the names of collections, by number.
 ///
 /// # Errors
 /// As [`compare`].

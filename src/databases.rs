@@ -1,4 +1,5 @@
-//! The gateway's databases in one bucket: what they are called, where their caches are, and which keyspace a request is about.
+//! The gateway's databases in one bucket: their names and settings, the stores of their caches, and
+//! the keyspaces in requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,16 +17,18 @@ use sluicegate_core::{CollectionId, Error, Mutation, Result};
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct DatabaseConfig {
-    /// Its metadata id; `_default` for the default one. Without it, the one that the gateway makes from the name.
+    /// Its metadata id; `_default` for the default one. `None` for the one that the gateway makes
+    /// from the name.
     pub metadata_id: Option<String>,
-    /// Its collections, each as `scope.collection`. Without them, `_default._default`.
+    /// Its collections, each as `scope.collection`. `None` for `_default._default`.
     pub collections: Option<BTreeSet<String>>,
-    /// The namespace of its cache in the store. Without it, that of the store's URL with the name after it.
+    /// The namespace of its cache in the store. `None` for that of the store's URL, followed by the
+    /// name.
     pub namespace: Option<String>,
 }
 
 impl DatabaseConfig {
-    /// What discovery has found, and the name of it.
+    /// The name and the settings of a database that was found.
     pub fn of(found: &Database) -> (String, DatabaseConfig) {
         let id = found.metadata_id.clone().unwrap_or_else(|| DEFAULT_ID.to_owned());
         let name = found.name.clone().unwrap_or_else(|| id.clone());
@@ -46,7 +49,7 @@ impl DatabaseConfig {
         self.collections.clone().unwrap_or_else(|| BTreeSet::from([DEFAULT_COLLECTION.to_owned()]))
     }
 
-    /// What a cache of the database of this name says that it is made from.
+    /// The identity of this database in a cache's source.
     pub fn identity(&self, name: &str) -> DatabaseIdentity {
         DatabaseIdentity {
             name: Some(name.to_owned()),
@@ -55,15 +58,15 @@ impl DatabaseConfig {
         }
     }
 
-    /// What of a feed is the database's.
+    /// The database's part of a feed.
     pub fn territory(&self, name: &str) -> Territory {
         Territory::new(self.metadata_id(name), Some(self.collections()))
     }
 
-    /// A decoder's options where the feed brings what is the database's, and nothing else.
+    /// The options of a decoder for a feed that delivers only this database's part.
     ///
     /// # Errors
-    /// `ConfigInvalid` for a metadata id that cannot be.
+    /// `ConfigInvalid` for an invalid metadata id.
     pub fn decoder(&self, name: &str, base: &GatewayOptions) -> Result<GatewayOptions> {
         let mut options = base.clone();
         (options.metadata_id, options.collections) = (self.metadata_id(name), None);
@@ -71,10 +74,10 @@ impl DatabaseConfig {
         Ok(options)
     }
 
-    /// Whether the values make sense.
+    /// Checks the values.
     ///
     /// # Errors
-    /// `ConfigInvalid`, naming what does not.
+    /// `ConfigInvalid`, naming the one that is wrong.
     pub fn validate(&self, name: &str) -> Result<()> {
         if name.is_empty() || name.contains(['.', ':', '/']) {
             return Err(Error::config(format!("databases: `{name}` cannot be the name of a database")));
@@ -109,7 +112,7 @@ fn same_collection(text: &str) -> String {
     }
 }
 
-/// Whether databases can be told apart: no two of them have a metadata id or a collection in common.
+/// Checks that databases are distinct: no two of them have a metadata id or a collection in common.
 ///
 /// # Errors
 /// `ConfigInvalid`, naming both.
@@ -134,10 +137,10 @@ pub fn validate(databases: &BTreeMap<String, DatabaseConfig>) -> Result<()> {
     Ok(())
 }
 
-/// The databases that a bucket's own documents tell of.
+/// The databases that a bucket's own documents name.
 ///
 /// # Errors
-/// `ConfigInvalid` if two cannot be told apart.
+/// `ConfigInvalid` if two are not distinct.
 pub fn discover<'a>(
     names: impl IntoIterator<Item = (u32, String)>,
     mutations: impl IntoIterator<Item = &'a Mutation>,
@@ -149,10 +152,10 @@ pub fn discover<'a>(
     listed(&found)
 }
 
-/// What discovery has found.
+/// The settings of the databases that were found.
 ///
 /// # Errors
-/// `ConfigInvalid` if two cannot be told apart.
+/// `ConfigInvalid` if two are not distinct.
 pub fn listed(found: &Databases) -> Result<BTreeMap<String, DatabaseConfig>> {
     let found: BTreeMap<String, DatabaseConfig> =
         found.list().iter().filter(|database| !database.collections.is_empty()).map(DatabaseConfig::of).collect();
@@ -179,11 +182,12 @@ pub fn store_urls(url: &str, databases: &BTreeMap<String, DatabaseConfig>) -> Re
     Ok(urls)
 }
 
-/// The URL of the store with the cache of a database: that of the whole with a namespace of its own.
+/// The URL of the store for the cache of a database: that of the whole store, with the database's
+/// own namespace.
 pub fn store_url(url: &str, name: &str, config: &DatabaseConfig) -> String {
     let (base, query) = url.split_once('?').unwrap_or((url, ""));
     if let Some(rest) = base.strip_prefix("memory:") {
-        // A store without a name is one of its own each time.
+        // Each store without a name is separate.
         return if rest.is_empty() {
             url.to_owned()
         } else {
@@ -217,7 +221,7 @@ fn encoded(text: &str) -> String {
     })
 }
 
-/// A collection of a database, as requests name it.
+/// A collection of a database in a request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Keyspace {
     /// The database, if it is named.

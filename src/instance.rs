@@ -210,13 +210,14 @@ impl Builder {
         self
     }
 
-    /// Which of the feed's databases the decoder takes, as [`WriterNode::with_database`].
+    /// The database of the feed that the decoder takes, as [`WriterNode::with_database`].
     pub fn database(mut self, database: DatabaseIdentity) -> Self {
         self.database = database;
         self
     }
 
-    /// Whether a cache that was made from another feed is bound to this one, as [`WriterNode::adopting`].
+    /// Whether a cache that was made from another feed is bound to this one, as
+    /// [`WriterNode::adopting`].
     pub fn adopt(mut self, adopt: bool) -> Self {
         self.adopt = adopt;
         self

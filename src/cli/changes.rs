@@ -24,7 +24,7 @@ pub(crate) struct ChangesArgs {
     format: Format,
 }
 
-/// What is asked for.
+/// A request.
 #[derive(Debug, Args)]
 pub(crate) struct RequestArgs {
     #[command(flatten)]
@@ -54,15 +54,15 @@ enum DeliveryArg {
     Auto,
 }
 
-/// What is asked for.
+/// A request.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) channels: Vec<Channel>,
-    /// Where rows may be of several collections, and so say of which: what these are called.
+    /// The names of collections, if rows may be of several ones and so name theirs.
     pub(crate) known: Option<Collections>,
 }
 
-/// A row, and its collection where there are several.
+/// A row, and its collection if the answer has several.
 #[derive(Serialize)]
 pub(crate) struct RowOf<'a> {
     #[serde(flatten)]
@@ -77,7 +77,7 @@ impl Asked {
         rows.iter().map(|row| RowOf { row, collection: self.collection_of(row) }).collect()
     }
 
-    /// What the collection of a row is called, or its number; none where all are of one.
+    /// The name of a row's collection, or its number; `None` if all rows are of one.
     fn collection_of(&self, row: &AnswerRow) -> Option<String> {
         let known = self.known.as_ref()?;
         let id = row.entry.document().collection;
@@ -85,7 +85,7 @@ impl Asked {
     }
 }
 
-/// An answer whose rows say of which collection they are.
+/// An answer whose rows name their collections.
 #[derive(Serialize)]
 struct AnswerOf<'a> {
     results: Vec<RowOf<'a>>,
@@ -97,7 +97,7 @@ fn channel(name: &str) -> Result<Channel> {
 }
 
 impl RequestArgs {
-    /// The channels asked for: in the collection that is named, or else in each that has documents.
+    /// The requested channels: in the named collection, or else in each that has documents.
     pub(crate) async fn channels(&self, reader: &ReaderNode) -> Outcome<Asked> {
         let known = reader.collections().await?;
         let named = self.which.collection(&known)?;
@@ -164,7 +164,7 @@ pub(crate) fn rows(rows: &[AnswerRow]) -> Table {
     table
 }
 
-/// Sequence, document, revision, and what there is to say.
+/// Sequence, document, revision, and notes.
 fn cells(row: &AnswerRow) -> [String; 4] {
     let mut notes = Vec::new();
     if row.deleted {

@@ -68,7 +68,8 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
     Ok(if report.differences.is_empty() { Exit::Done } else { Exit::Found })
 }
 
-/// The databases whose keyspaces are compared: those of the settings, or those that the recording tells of.
+/// The databases whose keyspaces are compared: those of the settings, or those found in the
+/// recording.
 async fn compared(session: &Session, recording: &Recording, wanted: &[String]) -> Outcome<Vec<ComparedDatabase>> {
     let names = || recording.collections.iter().map(|(id, name)| (*id, name.to_string()));
     let known = match &session.settings.databases {
@@ -76,10 +77,9 @@ async fn compared(session: &Session, recording: &Recording, wanted: &[String]) -
         _ => discover(names(), &recording.mutations)?,
     };
     if known.is_empty() {
-        return Err(Error::config(
-            "no document of the recording tells of a database; name them in the settings, [databases.NAME]",
-        )
-        .into());
+        return Err(
+            Error::config("no document of the recording names a database; name them in the settings, [databases.NAME]").into()
+        );
     }
     if let Some(unknown) = wanted.iter().find(|name| !known.contains_key(*name)) {
         let known: Vec<&str> = known.keys().map(String::as_str).collect();

@@ -24,10 +24,11 @@ use super::{Exit, Format};
 pub(crate) struct InspectArgs {
     #[command(subcommand)]
     what: What,
-    /// The database, where several are served
+    /// The database, if several are served
     #[arg(long, value_name = "NAME", global = true)]
     database: Option<String>,
-    /// The collection of the channel: database.scope.collection, or scope.collection; without it, the default one
+    /// The collection of the channel: database.scope.collection, or scope.collection; without it,
+    /// the default one
     #[arg(long, value_name = "KEYSPACE", global = true)]
     keyspace: Option<Keyspace>,
     /// How it is printed

@@ -69,7 +69,8 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 struct Global {
-    /// TOML file: feed, store, node, log, log_format, databases, [writer], [reader], [decoder], [databases.NAME]
+    /// TOML file: feed, store, node, log, log_format, databases, [writer], [reader], [decoder],
+    /// [databases.NAME]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Where mutations come from, for example replay:FILE; `sluicegate backends` lists what there is
@@ -81,8 +82,9 @@ struct Global {
     /// Name of this node among others
     #[arg(long, value_name = "NAME", global = true)]
     node: Option<String>,
-    /// auto: serve all databases that the feed's own documents tell of, each with a cache of its own; to name them, [databases.NAME] in the
-    /// file, or --set databases.NAME.collections=SCOPE.COLLECTION,…
+    /// auto: serve all databases that the documents of the feed name, each with its own cache; to
+    /// name them, use [databases.NAME] in the file, or --set
+    /// databases.NAME.collections=SCOPE.COLLECTION,…
     #[arg(long, value_name = "auto", global = true)]
     databases: Option<String>,
     /// Any setting by its name in the file, for example writer.max_batch=100
@@ -138,7 +140,7 @@ impl Command {
         }
     }
 
-    /// Whether it does the same on several stores.
+    /// Whether it takes several stores.
     fn takes_several_stores(&self) -> bool {
         #[cfg(feature = "scenario")]
         if let Command::Scenario(_) = self {

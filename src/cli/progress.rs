@@ -76,7 +76,7 @@ impl Meter {
         Meter { terminal: terminal.clone(), tasks: vec![task] }
     }
 
-    /// Begins to show several writers, each by its name: in the log alone.
+    /// Begins to show several writers, each by its name, in the log only.
     pub(crate) fn start_all(terminal: &Terminal, all: Vec<(String, watch::Receiver<WriterStatus>)>) -> Self {
         let tasks = all.into_iter().map(|(name, status)| tokio::spawn(log(Some(name), status))).collect();
         Meter { terminal: terminal.clone(), tasks }

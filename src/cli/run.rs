@@ -23,13 +23,14 @@ pub(crate) struct RunArgs {
     /// How the summary is printed at the end
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// Go on with a cache that was made from another feed or database, which is refused otherwise: it is bound to this one, which is read
-    /// from its beginning. What the cache holds stays
+    /// Continue with a cache that was made from another feed or database, which is refused
+    /// otherwise: the cache is bound to this feed, which is read from its beginning. The entries of
+    /// the cache stay
     #[arg(long)]
     adopt: bool,
 }
 
-/// What `--format json` prints. README.md says what each member means; they stay as they are.
+/// The output of `--format json`. README.md describes each member; they are stable.
 #[derive(Debug, Serialize)]
 struct Summary {
     store: String,
@@ -37,16 +38,16 @@ struct Summary {
     ended: &'static str,
     seconds: f64,
     events_per_second: f64,
-    /// Of several databases, the sum.
+    /// The sum, for several databases.
     writer: WriterStats,
     pending: usize,
     takeovers: u64,
-    /// None of several databases.
+    /// `None` for several databases.
     clock: Option<PublishedClock>,
     /// Each database that is served, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     databases: BTreeMap<String, DatabaseSummary>,
-    /// What the feed brought that is none of theirs.
+    /// Counts of events that belong to none of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     others: Option<Strangers>,
 }
@@ -75,7 +76,7 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
         tracing::info!(store, feed = feed_name, database = part.name, "starting");
         let cache = tokio::select! {
             cache = session.cache(part, args.adopt).start() => cache.map_err(|e| named(e, part))?,
-            // There is no cache to read yet: what may have been taken from the feed is taken again.
+            // There is no cache to read yet. Events that were taken from the feed will come again.
             signal = session.signals.first() => return Ok(signal.into()),
         };
         watches.extend(cache.writer().map(|status| watch_for_mixture(status, part)));
@@ -101,7 +102,7 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
             ("stopped", signal.into())
         }
     };
-    // All at once: where one of them stops, the feed that they share ends for the others.
+    // All at once: if one of them stops, the shared feed ends for the others.
     let ends =
         caches.into_iter().zip(&parts).map(|(cache, part)| async move { cache.shutdown().await.map_err(|e| named(e, part)) });
     let statuses = try_join_all(ends).await?;
@@ -132,7 +133,7 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
     Ok(exit)
 }
 
-/// The error of a database's writer, with its name.
+/// The error of a database's writer, with the database's name.
 fn named(error: Error, part: &Part) -> Error {
     match &part.name {
         Some(name) => error.with_context("database", name),
@@ -190,8 +191,8 @@ fn table(summary: &Summary) -> String {
         (stats.other_database, "of users, roles and markers of other databases"),
         (stats.other_collection, "in other collections"),
         (stats.undelivered, "sequences that the restricted feed leaves out"),
-        (stats.purged, "gone for good"),
-        (stats.bad_channels, "channels that cannot be kept"),
+        (stats.purged, "purged"),
+        (stats.bad_channels, "channels refused"),
         (stats.cut_numbers, "numbers cut off"),
     ] {
         if count > 0 {

@@ -1,4 +1,4 @@
-//! `sluicegate scenario`: what a gateway's tests expect of a cache, run over any store.
+//! `sluicegate scenario`: runs the expectations of a gateway's tests over any store.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use super::output::{Outcome, json, text};
 use super::session::Session;
 use super::{Exit, Format};
 
-/// Runs scenario files in every variation over each store given by --store (memory: by default), and names every line that does not come out as
-/// expected; exit code 3 if there is one, 2 if a file cannot be read. A store on a server has a namespace of its own for each run, which is removed
-/// after it.
+/// Runs scenario files in every variation over each store given by --store (memory: by default),
+/// and names every line with an unexpected result; exit code 3 if there is one, 2 if a file cannot
+/// be read. On a server each run has its own namespace, which is removed after it.
 #[derive(Debug, Args)]
 pub(crate) struct ScenarioArgs {
-    /// A scenario, or a folder in which and below which all files *.txt are scenarios
+    /// A scenario, or a folder: all *.txt files in it and below it are scenarios
     #[arg(value_name = "FOLDER")]
     path: PathBuf,
     /// Only this variation; may be given more than once
@@ -33,7 +33,7 @@ pub(crate) struct ScenarioArgs {
     format: Format,
 }
 
-/// What came out on one store.
+/// The results on one store.
 #[derive(Serialize)]
 struct OnStore {
     store: String,
@@ -44,7 +44,7 @@ struct OnStore {
 #[derive(Serialize)]
 struct Results {
     stores: Vec<OnStore>,
-    /// Files that are no scenarios.
+    /// Files that are not scenarios.
     mistakes: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ pub(crate) async fn run(args: ScenarioArgs, session: Session) -> Outcome<Exit> {
     }
     if !results.mistakes.is_empty() {
         let files = results.mistakes.len();
-        return Err(Error::config(format!("{files} files are no scenarios, the first: {}", results.mistakes[0])).into());
+        return Err(Error::config(format!("{files} files are not scenarios, the first: {}", results.mistakes[0])).into());
     }
     Ok(if results.stores.iter().all(|on_store| on_store.report.agrees()) { Exit::Done } else { Exit::Found })
 }
@@ -102,7 +102,7 @@ struct Target {
     /// Its URL without secrets.
     name: String,
     url: String,
-    /// Whether what is stored is gone with the store itself.
+    /// Whether stored documents end with the store itself.
     is_transient: bool,
     has_namespaces: bool,
 }
@@ -122,7 +122,7 @@ impl Target {
         Ok(target)
     }
 
-    /// A namespace that nothing else uses.
+    /// A URL with an unused namespace.
     fn fresh_url(&self) -> String {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         if !self.has_namespaces {
@@ -138,7 +138,8 @@ impl Target {
         open(self.fresh_url(), self.name.clone()).await
     }
 
-    /// Runs side by side: more where a server is waited for; one where there are no namespaces to keep them apart.
+    /// The number of parallel runs: more if they wait for a server; one without namespaces to
+    /// separate them.
     fn threads(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         match (self.is_transient, self.has_namespaces) {
@@ -160,6 +161,6 @@ async fn open(url: String, name: String) -> Result<Arc<dyn CacheStore>> {
     let store = sluicegate::open_store(&url).await.map_err(about)?;
     match store.get(&CacheKey::Meta).await.map_err(about)? {
         None => Ok(store),
-        Some(_) => Err(about(Error::config("this store holds a cache, which would be written over; give one that is empty"))),
+        Some(_) => Err(about(Error::config("this store has a cache, which would be overwritten; use an empty store"))),
     }
 }

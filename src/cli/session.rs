@@ -39,14 +39,14 @@ pub(crate) struct Session {
     pub(crate) signals: Signals,
 }
 
-/// Which database, and which of its collections.
+/// The database of a command, and its collection.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Which {
-    /// The database, where several are served
+    /// The database, if several are served
     #[arg(long, value_name = "NAME")]
     pub(crate) database: Option<String>,
-    /// The collection: database.scope.collection, scope.collection, or the name of a database for its default collection. Without it, all
-    /// collections of the database
+    /// The collection: database.scope.collection, scope.collection, or the name of a database for
+    /// its default collection. Without it, all collections of the database
     #[arg(long, value_name = "KEYSPACE")]
     pub(crate) keyspace: Option<Keyspace>,
 }
@@ -87,15 +87,15 @@ impl Which {
 
 /// A database with all that its writer needs.
 pub(crate) struct Part {
-    /// None where only one is served, which need not be named.
+    /// `None` if only one is served, which need not be named.
     pub(crate) name: Option<String>,
     pub(crate) store: Arc<dyn CacheStore>,
     pub(crate) feed: Arc<dyn Feed>,
     pub(crate) decoder: Arc<dyn MutationDecoder>,
     pub(crate) identity: DatabaseIdentity,
-    /// Where others' documents are counted, if the feed is shared.
+    /// The feed, if it is shared, with the counts of events of no database.
     pub(crate) shared: Option<SharedFeed>,
-    /// Whether it was told that several databases seem to be in this one.
+    /// Whether the log has the warning that this seems to be several databases.
     told: Arc<AtomicBool>,
 }
 
@@ -105,7 +105,7 @@ impl Session {
         self.settings.store.as_deref().unwrap_or("memory:")
     }
 
-    /// The name of the store: of the one that is used, or of that in which several databases have theirs.
+    /// The name of the store, or of the stores of several databases.
     pub(crate) fn store_name(&self, parts: &[Part]) -> String {
         match parts {
             [part] => part.store.info().name,
@@ -126,7 +126,7 @@ impl Session {
         }
     }
 
-    /// The databases that are served, by name; none where one is that need not be named.
+    /// The databases that are served, by name; `None` for one without a name.
     async fn databases(&self, feed: &Arc<dyn Feed>) -> Outcome<Option<BTreeMap<String, DatabaseConfig>>> {
         match &self.settings.databases {
             None => Ok(None),
@@ -150,7 +150,7 @@ impl Session {
                 told: Arc::default(),
             };
             if identity.collections.is_some() {
-                // By name they are known only to the feed.
+                // Only the feed knows their numbers.
                 let territory = Territory::new(identity.metadata_id, identity.collections);
                 part.shared = SharedFeed::split(feed, vec![territory]).pop();
                 if let Some(shared) = &part.shared {
@@ -218,7 +218,7 @@ impl Session {
             .with_database(part.identity.clone())
     }
 
-    /// A writer of a database and a reader beside it, to be started.
+    /// A writer of a database and a reader, to be started.
     pub(crate) fn cache(&self, part: &Part, adopt: bool) -> Builder {
         let builder = Sluicegate::builder()
             .with_store(part.store.clone())
@@ -234,12 +234,13 @@ impl Session {
         }
     }
 
-    /// The store with the cache of a database that a writer elsewhere writes.
+    /// The store with the cache of a database that another process writes.
     async fn stored(&self, wanted: Option<&str>) -> Outcome<Arc<dyn CacheStore>> {
         let unnamed = DatabaseConfig::default();
         let (name, config) = match (&self.settings.databases, wanted) {
             (None, None) => return self.store().await,
-            // A writer that serves one database need not name it, and its cache has the namespace of the store's URL.
+            // A writer of one database need not name it. Its cache has the namespace of the store's
+            // URL.
             (None, Some(_)) => return self.store().await,
             (Some(DatabasesSetting::Word(_)), Some(name)) => (name, &unnamed),
             (Some(DatabasesSetting::Word(_)), None) => {
@@ -261,8 +262,9 @@ impl Session {
     }
 }
 
-/// Whether a bucket's feed that is limited to some collections has all that the databases need. What a counter covers must come: of a
-/// collection that is left out the numbers are missing.
+/// Checks that a bucket's feed which is limited to some collections has all that the databases
+/// need. All collections of a counter must come: the sequences of a collection that is left out are
+/// missing.
 fn check_filter(url: &str, databases: &BTreeMap<String, DatabaseConfig>) -> Outcome<()> {
     let location = Location::parse(url)?;
     if !matches!(location.scheme(), "dcp" | "dcps") {
@@ -270,7 +272,7 @@ fn check_filter(url: &str, databases: &BTreeMap<String, DatabaseConfig>) -> Outc
     }
     let options: BTreeMap<String, String> = location.options()?;
     if let Some(scope) = options.get("scope") {
-        let message = format!("the feed's URL limits it to the scope {scope}, in which no database has all it needs");
+        let message = format!("the feed's URL limits it to the scope {scope}, which does not have all that a database needs");
         return Err(Error::config(message).with_next_step("leave the option scope out where databases are named").into());
     }
     let Some(collections) = options.get("collections") else { return Ok(()) };
@@ -287,10 +289,10 @@ fn check_filter(url: &str, databases: &BTreeMap<String, DatabaseConfig>) -> Outc
     Err(Error::config(message).with_next_step("add them to the option collections, or leave the option out").into())
 }
 
-/// Where the gateway keeps its users, roles and markers.
+/// The collections in which the gateway keeps its users, roles and markers.
 const METADATA: [&str; 2] = ["_default._default", "_system._mobile"];
 
-/// The place of the database that is wanted among those that are served.
+/// The index of the wanted database in `parts`.
 pub(crate) fn choose(parts: &[Part], wanted: Option<&str>) -> Outcome<usize> {
     if let [Part { name: None, .. }] = parts {
         return Ok(0);
@@ -300,7 +302,7 @@ pub(crate) fn choose(parts: &[Part], wanted: Option<&str>) -> Outcome<usize> {
 }
 
 impl Which {
-    /// The place of the database among `parts`.
+    /// The index of the database in `parts`.
     pub(crate) fn among(&self, parts: &[Part]) -> Outcome<usize> {
         choose(parts, self.database()?)
     }
@@ -318,7 +320,7 @@ fn chosen(names: &[&str], wanted: Option<&str>) -> Outcome<usize> {
     }
 }
 
-/// Reads the feed up to its end, or to what there is now, for what it tells of databases.
+/// Reads the feed up to its end, or to its current end, for the databases in it.
 async fn find_databases(feed: &Arc<dyn Feed>) -> Outcome<BTreeMap<String, DatabaseConfig>> {
     tracing::info!("looking for databases: the whole feed is read once");
     let mut found = Databases::new([]);
@@ -341,7 +343,7 @@ async fn find_databases(feed: &Arc<dyn Feed>) -> Outcome<BTreeMap<String, Databa
     }
     let found = listed(&found)?;
     if found.is_empty() {
-        let message = "no document of the feed tells of a database";
+        let message = "no document of the feed names a database";
         return Err(Error::config(message)
             .with_next_step("name the databases: [databases.NAME] with metadata_id and collections in the settings file")
             .into());
@@ -353,7 +355,7 @@ async fn find_databases(feed: &Arc<dyn Feed>) -> Outcome<BTreeMap<String, Databa
     Ok(found)
 }
 
-/// Watches a writer that was told of one database only, for signs that there are several.
+/// Watches a writer of one database without a name for signs that there are several.
 pub(crate) fn watch_for_mixture(mut status: watch::Receiver<WriterStatus>, part: &Part) -> AbortOnDropHandle<()> {
     let (store, told, is_named) = (part.store.clone(), part.told.clone(), part.name.is_some());
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -379,7 +381,7 @@ pub(crate) async fn warn_of_mixture(status: &WriterStatus, part: &Part) {
             missing,
             left_out = stats.other_database,
             "sequences are missing, and users, roles or unused sequences of another metadata id were left out: if that is the metadata id of \
-             the database in question, set decoder.metadata_id, or databases=auto"
+             this database, set decoder.metadata_id, or databases=auto"
         );
     }
 }
@@ -394,8 +396,8 @@ async fn tell_of_mixture(store: &dyn CacheStore, told: &AtomicBool, conflicts: u
             conflicts,
             collections = ?used,
             "documents of several collections have the same sequences: this looks like several databases in one bucket, which one cache \
-             cannot hold; name them in the settings, [databases.NAME] with metadata_id and collections, or databases=auto, and make \
-             their caches anew"
+             cannot hold; name them in the settings, [databases.NAME] with metadata_id and collections, or databases=auto, and create \
+             new caches for them"
         );
     }
 }

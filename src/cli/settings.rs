@@ -22,7 +22,7 @@ const PREFIX: &str = "SLUICEGATE_";
 /// The environment variable that names the file.
 pub(crate) const CONFIG_VARIABLE: &str = "SLUICEGATE_CONFIG";
 
-/// The section of the file that has a section for each database, and what is in these.
+/// The section of the file with a section for each database, and the fields of these.
 const DATABASES: &str = "databases";
 const DATABASE_FIELDS: [&str; 3] = ["metadata_id", "collections", "namespace"];
 
@@ -47,9 +47,9 @@ pub(crate) struct Settings {
     pub(crate) writer: WriterConfig,
     /// How the reader works.
     pub(crate) reader: ReaderConfig,
-    /// Which database the feed's documents are read as.
+    /// The database that the documents of the feed are read as.
     pub(crate) decoder: DecoderSettings,
-    /// The databases that are served, if not one.
+    /// The databases that are served, if there are several.
     pub(crate) databases: Option<DatabasesSetting>,
 }
 
@@ -57,26 +57,27 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum DatabasesSetting {
-    /// `auto`: those that the bucket's own documents tell of.
+    /// `auto`: those that the bucket's own documents name.
     Word(String),
     /// These.
     Named(BTreeMap<String, DatabaseConfig>),
 }
 
-/// Which of the gateway's databases is decoded.
+/// The database that is decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DecoderSettings {
-    /// The database's metadata id; without one the default.
+    /// The database's metadata id; `None` for the default one.
     metadata_id: Option<String>,
-    /// Its collections, with commas between them, each as `scope.collection` or as a number; without any all of them.
+    /// Its collections, separated by commas, each as `scope.collection` or as a number; `None` for
+    /// all.
     collections: Option<String>,
-    /// Whether metadata are never looked for in bodies.
+    /// Whether metadata are never read from bodies.
     attributes_only: bool,
 }
 
 impl DecoderSettings {
-    /// What a decoder is made of.
+    /// The options of the decoder.
     ///
     /// # Errors
     /// `ConfigInvalid`, naming the setting that is wrong.
@@ -94,7 +95,7 @@ impl DecoderSettings {
     /// The database's collections, if they are named.
     ///
     /// # Errors
-    /// `ConfigInvalid` for what cannot be one.
+    /// `ConfigInvalid` for an entry that cannot be a collection.
     pub(crate) fn collections(&self) -> Result<Option<BTreeSet<String>>> {
         let Some(list) = &self.collections else { return Ok(None) };
         let one = |text: &str| -> Result<String> {
@@ -114,7 +115,7 @@ impl DecoderSettings {
         list.split(',').map(one).collect::<Result<_>>().map(Some)
     }
 
-    /// What a cache says of the database.
+    /// The identity of the database in a cache's source.
     ///
     /// # Errors
     /// As [`collections`](Self::collections).
@@ -236,7 +237,7 @@ impl Layers {
             (Value::String(_) | Value::Null, toml::Value::String(text)) => Value::from(text),
             (Value::Null, toml::Value::Array(list)) if key.ends_with(".collections") => {
                 let texts = list.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
-                let texts = texts.ok_or_else(|| Error::config(format!("{source}: expected a list of texts")))?;
+                let texts = texts.ok_or_else(|| Error::config(format!("{source}: expected a list of strings")))?;
                 Value::from(texts.join(","))
             }
             (default, value) => {

@@ -12,7 +12,7 @@ use super::{Exit, Format};
 /// ingested first. With --repair, what can be rebuilt is rebuilt.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
-    /// The database, where several are served
+    /// The database, if several are served
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
     /// Also check the checkpoint of this feed, named as `sluicegate run` names it; with --feed it is checked anyway

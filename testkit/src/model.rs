@@ -37,8 +37,8 @@ impl Model {
         Model::default()
     }
 
-    /// Takes one decoded mutation. Anything but a document has no rows; of one that another program has written since, those that say
-    /// where it left channels.
+    /// Takes one decoded mutation. Only documents have rows. A document that another program wrote
+    /// last has only those for channels that it left.
     pub fn apply(&mut self, decoded: &Decoded) {
         match decoded {
             Decoded::Document(document) => self.document(document, true),

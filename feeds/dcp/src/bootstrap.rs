@@ -97,10 +97,11 @@ pub(crate) async fn filter(session: &mut Session, target: &Target) -> ClientResu
     Ok(filter)
 }
 
-/// What collections are called, and the event that says so. A server that does not tell leaves them without names.
+/// The names of collections, and the event that reports them. Without an answer of the server,
+/// collections have no names.
 ///
 /// # Errors
-/// That the question could not be asked.
+/// If the request cannot be sent.
 pub(crate) async fn names(session: &mut Session) -> ClientResult<(Names, Option<FeedEvent>)> {
     let names = Names::new();
     if !session.granted().contains(Feature::Collections) {
@@ -112,7 +113,7 @@ pub(crate) async fn names(session: &mut Session) -> ClientResult<(Names, Option<
         _ => None,
     };
     if told.is_none() {
-        tracing::warn!(node = %session.address(), "the server does not tell the names of collections; only their numbers are known");
+        tracing::warn!(node = %session.address(), "the server does not report the names of collections; only their numbers are known");
     }
     Ok((names, told))
 }

@@ -43,7 +43,7 @@ const MAP_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Plan {
     pub(crate) target: Arc<Target>,
     pub(crate) filter: Filter,
-    /// What collections are called.
+    /// The names of collections.
     pub(crate) names: Arc<Names>,
     /// Name of the connections.
     pub(crate) name: String,

@@ -30,7 +30,7 @@ use crate::vbucket::Begin;
 pub struct DcpFeed {
     target: Arc<Target>,
     partitions: u16,
-    /// The bucket's UUID, empty where the server does not say.
+    /// The bucket's UUID; empty if the server does not report it.
     uuid: String,
     board: Mutex<Arc<Board>>,
 }
@@ -85,7 +85,7 @@ impl Feed for DcpFeed {
     fn info(&self) -> FeedInfo {
         let finite = self.is_finite();
         FeedInfo {
-            // With TLS or without, it is the same feed, and has one checkpoint.
+            // With and without TLS it is the same feed, with one checkpoint.
             scheme: "dcp",
             name: self.target.name(),
             partitions: self.partitions,
@@ -93,7 +93,7 @@ impl Feed for DcpFeed {
         }
     }
 
-    /// The bucket, whatever of it is followed and over whichever connection.
+    /// The bucket, for any part of it and any connection.
     fn identity(&self) -> FeedIdentity {
         FeedIdentity::new(format!("dcp:{}", self.target.connect.bucket))
             .with_instance(self.uuid.clone())
@@ -156,7 +156,7 @@ impl Feed for DcpFeed {
 /// An open feed. Dropped, it closes all connections.
 struct Open {
     inlet: Inlet,
-    /// What collections are called: comes before all else that comes.
+    /// The names of collections: they come before all other events.
     names: Option<FeedEvent>,
     failed: Option<Error>,
     _task: AbortOnDropHandle<()>,

@@ -1,4 +1,4 @@
-//! What collections are called.
+//! The names of collections.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,8 @@ use sluicegate_mcbp::dcp::{Change, SystemEvent};
 /// The scope that every bucket has.
 const DEFAULT_SCOPE: (u32, &str) = (0, "_default");
 
-/// The names of a bucket's collections: from its manifest when the feed is opened, and from what its
-/// vbuckets tell later.
+/// The names of a bucket's collections: from its manifest when the feed is opened, and later from
+/// the system events of its vbuckets.
 #[derive(Debug)]
 pub(crate) struct Names(Mutex<Known>);
 
@@ -45,13 +45,13 @@ fn number(uid: &str) -> Option<u32> {
 }
 
 impl Names {
-    /// Nothing is known but the default scope.
+    /// Only the default scope is known.
     pub(crate) fn new() -> Self {
         let (id, name) = DEFAULT_SCOPE;
         Names(Mutex::new(Known { scopes: BTreeMap::from([(id, name.to_owned())]), told: BTreeSet::new() }))
     }
 
-    /// What a manifest tells; nothing if it cannot be read.
+    /// The names in a manifest; `None` if it cannot be read or has none.
     pub(crate) fn on_manifest(&self, manifest: &[u8]) -> Option<FeedEvent> {
         let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
         let mut known = self.0.lock();

@@ -55,7 +55,7 @@ pub(crate) struct Node {
     pub(crate) name: String,
     /// What the streams are limited to.
     pub(crate) filter: Filter,
-    /// What collections are called.
+    /// The names of collections.
     pub(crate) names: Arc<Names>,
     /// How far vbuckets are on disk, if events wait for that.
     pub(crate) horizon: Option<Arc<Horizon>>,

@@ -170,7 +170,7 @@ impl Connection {
     #[inline]
     fn on_change(&mut self, envelope: &Envelope, change: Change) -> ClientResult<()> {
         let Some(held) = held(&mut self.held, &self.node.tally, envelope) else { return Ok(()) };
-        // Before the position moves: what cannot be delivered must come again.
+        // Before the position moves: an event that cannot be delivered must come again.
         let (collection, key) = if self.has_collections { split_key(change.key)? } else { (0, change.key) };
         let moved = held.vbucket.on_item(change.seqno, &mut self.out);
         let Some(is_last) = self.on_moved(envelope, change.seqno, moved)? else { return Ok(()) };
@@ -242,8 +242,9 @@ impl Connection {
         Ok(())
     }
 
-    /// The value as the consumer gets it: not compressed, unless it cannot be decompressed. Servers before 5.0 do not check what clients
-    /// write. It is delivered as it is, so that the consumer can name the document; a failure would come again with every connection.
+    /// The value for the consumer: decompressed, if that is possible. Servers before 5.0 do not
+    /// check what clients write. A value that cannot be decompressed is delivered as it came, so
+    /// that the consumer can name the document; an error would come again with every connection.
     #[inline]
     fn plain(&self, value: Bytes, envelope: &Envelope, seqno: u64) -> (Bytes, Datatype) {
         let datatype = envelope.datatype;

@@ -71,7 +71,7 @@ pub struct Counters {
     pub stale_messages: u64,
     /// Messages that are not known here; dropped.
     pub unknown_messages: u64,
-    /// Values that cannot be decompressed; their events are delivered with the value as it came.
+    /// Values that cannot be decompressed; they are delivered as they came.
     pub undecoded_values: u64,
     /// Cluster maps taken over.
     pub cluster_maps: u64,

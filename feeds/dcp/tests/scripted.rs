@@ -35,7 +35,7 @@ struct Script {
     server: Server,
 }
 
-/// What the server is like.
+/// The properties of the server.
 #[derive(Clone, Copy)]
 struct Server {
     features: &'static [Feature],
@@ -229,7 +229,8 @@ async fn values_that_cannot_be_decompressed_are_delivered_as_they_came() {
     let (feed, mut stream, mut script) = start().await;
     script.event(marker(10)).await;
     let compressed = Datatype::SNAPPY | Datatype::JSON;
-    // No Snappy; one that ends early; one that claims 4 GiB; one that inflates to more than any document has.
+    // No Snappy; one that ends early; one that claims 4 GiB; one that inflates to more than any
+    // document has.
     let cut = compress(b"a value that repeats itself, a value that repeats itself").unwrap().slice(..20);
     let bomb = compress(&vec![0; 30 << 20]).unwrap();
     let values = [Bytes::from_static(b"{}"), cut, Bytes::from_static(b"\xff\xff\xff\xff\x0f{"), bomb];
@@ -256,7 +257,7 @@ async fn a_connection_in_another_bucket_is_refused_where_none_can_be_selected() 
     let text = error.to_string();
     assert!(text.contains("`other`") && text.contains("`b`") && text.contains("option user"), "{text}");
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::ConfigInvalid, false));
-    // The right one is.
+    // The right bucket is accepted.
     let (url, mut streaming) = listen(Server { bucket: "b", ..old }).await;
     let feed = DcpFeed::connect(&url).await.unwrap();
     let _stream = feed.open(FeedStart::Beginning).await.unwrap();

@@ -32,7 +32,7 @@ pub(crate) enum Line {
     MarkerEnd(Marker),
     /// The answers of a marker begin here.
     MarkerBegin,
-    /// What collections are called.
+    /// The names of collections.
     Collections(Vec<(u32, Box<str>)>),
 }
 
@@ -115,14 +115,14 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// What is wrong with the line just read: where it ends in the middle, whoever wrote it did too.
+    /// The error for the line just read: a last line without an end was cut off in writing.
     fn cut_off(&self, error: Error) -> Error {
         let json = serde_json::from_slice::<serde::de::IgnoredAny>(&self.buffer);
         if self.buffer.ends_with(b"\n") || !json.is_err_and(|e| e.is_eof()) {
             return error;
         }
         let next_step = match self.last_n {
-            0 => "no event before it is whole".to_owned(),
+            0 => "there is no complete event before it".to_owned(),
             last => format!("the option until={last} ends with what there is"),
         };
         Error::corrupt(format!("not a line of a recording: it is the last one, and cut off; {next_step}")).with_source(error)
@@ -162,7 +162,7 @@ impl<R: BufRead> Lines<R> {
                 }
                 Parsed::Header(_) => return Err(Error::corrupt("what the recording is must be said in its first line")),
             };
-            // Names may come before what the recording is, or after it.
+            // Names may come before the header, or after it.
             self.has_begun |= !matches!(line, Line::Collections(_));
             if let Line::Event(n, _) = &line {
                 if *n <= self.last_n {

@@ -38,8 +38,8 @@ impl MemoryFeed {
         MemoryFeed { name: name.into(), identity: FeedIdentity::new(SCHEME), events, partitions, batch: DEFAULT_BATCH }
     }
 
-    /// Says what it is of, by which caches are bound to it. Without that, all feeds of this kind count as one: what is in memory cannot be told
-    /// from what was there before.
+    /// Sets the source, to which caches are bound. Without it, all feeds of this kind have one
+    /// source: mutations in memory cannot be told from earlier ones.
     #[must_use]
     pub fn with_identity(mut self, identity: FeedIdentity) -> Self {
         self.identity = identity;

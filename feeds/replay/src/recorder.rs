@@ -112,7 +112,7 @@ impl<W: Write> Recorder<W> {
             self.write_line(&MutationLine::of(n, mutation)).map_err(|e| e.with_context("key", mutation.key.escape_ascii()))?;
             self.recorded.mutations += 1;
         } else if let FeedEvent::CollectionNames(names) = event {
-            // Not an event of the feed: it has no place in it.
+            // The names are not an event of the feed: they have no index.
             return self.write_line(&NamesLine { collections: names.iter().map(|(id, name)| (*id, &**name)).collect() });
         } else {
             let Some(notice) = Notice::of(event) else { return Ok(()) };

@@ -27,7 +27,7 @@ pub struct Recording {
     pub mutations: Vec<Mutation>,
     /// The markers' ends, in order.
     pub markers: Vec<Marker>,
-    /// What collections are called, `SCOPE.COLLECTION`, by number; empty where the recording does not say.
+    /// The names of collections, `SCOPE.COLLECTION`, by number; empty if the recording has none.
     pub collections: BTreeMap<u32, Box<str>>,
 }
 

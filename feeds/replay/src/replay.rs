@@ -138,7 +138,8 @@ impl Feed for ReplayFeed {
         }
     }
 
-    /// The file, and its first event: so a file that grows stays the same feed, and another that takes its place is another one.
+    /// The file, and its first event: a file that grows stays the same source, and another file in
+    /// its place is another source.
     fn identity(&self) -> FeedIdentity {
         self.identity.clone()
     }

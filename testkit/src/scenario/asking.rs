@@ -1,4 +1,4 @@
-//! The readers of a run, and the clients that ask them.
+//! The readers of a run, and their clients.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,17 +18,17 @@ pub(super) struct Asking {
     store: Arc<dyn CacheStore>,
     config: ReaderConfig,
     pace: Pace,
-    /// The reader that follows all along; none if each question has one of its own.
+    /// The reader that follows during the whole run; `None` if each question has its own.
     reader: Option<ReaderNode>,
-    /// Where each client stands.
+    /// The position of each client.
     clients: BTreeMap<String, SequenceId>,
     feeds: BTreeMap<String, Followed>,
     polls: BTreeMap<String, AbortOnDropHandle<Result<Answer>>>,
-    /// What the reader had counted when it was last asked.
+    /// The reader's counters at the last `stats` line.
     counted: ReaderStats,
 }
 
-/// A feed that goes on from row to row.
+/// A continuous feed of rows.
 struct Followed {
     reader: ReaderNode,
     rows: BoxStream<'static, Result<AnswerRow>>,
@@ -66,7 +66,7 @@ impl Asking {
         Ok(reader)
     }
 
-    /// Lets the reader that follows all along see what was published.
+    /// Brings the reader that follows during the whole run up to date.
     pub(super) async fn refresh(&self) -> Result<()> {
         match &self.reader {
             Some(reader) => self.pace.drive(reader.refresh()).await.map(|_| ()),
@@ -74,7 +74,7 @@ impl Asking {
         }
     }
 
-    /// Opens the reader anew.
+    /// Opens the reader again.
     pub(super) async fn reopen(&mut self) -> Result<()> {
         if self.reader.is_some() {
             self.reader = Some(self.open().await?);
@@ -93,7 +93,7 @@ impl Asking {
         self.pace.drive(reader.changes(channels, options)).await
     }
 
-    /// The answer to a question of a client, which goes on from its last answer.
+    /// The answer to a question of a client, which continues from its last answer.
     pub(super) async fn ask(&mut self, client: Option<&str>, question: &Question, channels: &[Channel]) -> Result<Answer> {
         let stands = client.and_then(|client| self.clients.get(client)).copied();
         let options = options(question, stands)?;
@@ -114,7 +114,7 @@ impl Asking {
         Ok(())
     }
 
-    /// What a feed has to say by now.
+    /// The rows that a feed has by now.
     pub(super) async fn next(&mut self, name: &str) -> Result<Vec<AnswerRow>> {
         let feed = self.feeds.get_mut(name).ok_or_else(|| nobody(name))?;
         self.pace.drive(feed.reader.refresh()).await?;
@@ -153,20 +153,21 @@ impl Asking {
         Ok(())
     }
 
-    /// Whether a request waits still.
+    /// Whether a request still waits.
     pub(super) async fn waits(&mut self, name: &str) -> Result<bool> {
         self.pace.settle().await?;
         self.polls.get(name).map(|poll| !poll.is_finished()).ok_or_else(|| nobody(name))
     }
 
-    /// What a request that has waited gets.
+    /// The answer to a request that waited.
     pub(super) async fn returned(&mut self, name: &str) -> Result<Answer> {
         let poll = self.polls.remove(name).ok_or_else(|| nobody(name))?;
         let failed = |e| Error::new(ErrorKind::Unexpected, "the waiting request failed").with_source(e);
         self.pace.drive(async { poll.await.map_err(failed)? }).await
     }
 
-    /// What the reader counted since it was last asked; none if there is no such reader.
+    /// The reader's counters since the last `stats` line; `None` if each question has its own
+    /// reader.
     pub(super) fn stats(&mut self) -> Option<ReaderStats> {
         let now = self.reader.as_ref()?.stats();
         let before = std::mem::replace(&mut self.counted, now);

@@ -27,7 +27,7 @@ use super::writing::Writing;
 const SMALL_BLOCK: u32 = 64;
 /// Rows of a small tail.
 const SMALL_TAIL: usize = 2;
-/// A writer with a timer is not let run through more ticks than this in one wait.
+/// The limit for ticks of a writer's timer in one wait.
 const TICKS: u64 = 200;
 
 /// A cache, and everything around it.
@@ -39,13 +39,13 @@ pub(super) struct Cache {
     pace: Pace,
     variation: Variation,
     verify: bool,
-    /// What has happened and was not given to the writer yet.
+    /// Events that the writer has not received yet.
     waiting: Vec<Mutation>,
     began: Instant,
     /// Milliseconds since then, by the lines read so far.
     elapsed: u64,
     waits: (u64, u64),
-    /// When something that was waited for may be over.
+    /// Times at which a wait may end.
     due: BTreeSet<u64>,
 }
 
@@ -80,7 +80,7 @@ impl Cache {
         })
     }
 
-    /// Lets an event happen.
+    /// Applies an event.
     pub(super) async fn event(&mut self, event: &Event) -> Result<()> {
         let Some(mutation) = self.gateway.apply(event) else { return Ok(()) };
         self.waiting.push(mutation);
@@ -90,7 +90,7 @@ impl Cache {
         if self.variation.has(Variation::Batches) { Ok(()) } else { self.deliver().await }
     }
 
-    /// Gives the writer what has happened.
+    /// Passes the waiting events to the writer.
     pub(super) async fn deliver(&mut self) -> Result<()> {
         if self.waiting.is_empty() {
             return Ok(());
@@ -99,7 +99,7 @@ impl Cache {
         self.asking.refresh().await
     }
 
-    /// Lets time pass until so many milliseconds have since the cache was made.
+    /// Lets time pass until this many milliseconds after the cache was made.
     pub(super) async fn pass_until(&mut self, time: u64) -> Result<()> {
         self.elapsed = self.elapsed.max(time);
         let now = |began: Instant| u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -134,7 +134,8 @@ impl Cache {
         self.asking.refresh().await
     }
 
-    /// The channels that a request is about: those called so in the one collection, or in every one that documents were in.
+    /// The channels of a request: those of these names in the one collection, or in every
+    /// collection that had documents.
     pub(super) fn channels(&self, names: &[String], keyspace: Option<u32>) -> Result<Vec<Channel>> {
         let used = &self.gateway.used().collections;
         let collections: Vec<u32> = match keyspace {
@@ -150,7 +151,7 @@ impl Cache {
     pub(super) async fn state(&mut self, keys: impl IntoIterator<Item = StateKey>) -> Result<Vec<Value>> {
         let clock = self.clock().await?;
         let missing = self.skipped(&clock).await?;
-        // After the clock: it may take a moment to ask a writer that runs by itself.
+        // After the clock: a writer in a task may take a moment to answer.
         let (stats, pending) = self.writing.numbers().await?;
         Ok(keys.into_iter().map(|key| value(key, &clock, &missing, &stats, pending)).collect())
     }
@@ -171,7 +172,7 @@ impl Cache {
         Ok(skipped)
     }
 
-    /// Ends the writer; what a check of the whole cache finds then.
+    /// Ends the writer, and returns the findings of a check of the whole cache.
     pub(super) async fn end(&mut self) -> Result<Vec<String>> {
         self.deliver().await?;
         self.writing.end().await?;

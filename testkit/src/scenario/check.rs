@@ -1,11 +1,11 @@
-//! Comparing answers with what is expected, and writing them as a scenario does.
+//! Compares answers with expectations, and writes them as a scenario does.
 
 use sluicegate_core::ChangeEntry;
 use sluicegate_core::changes::{AnswerRow, SequenceId};
 
 use super::step::{IdCheck, Row, Rows};
 
-/// Rows named one by one in a message.
+/// The limit for rows in a message.
 const SHOWN: usize = 40;
 
 /// Whether `rows` are as expected.
@@ -75,7 +75,7 @@ fn row_text(row: &AnswerRow, versions: bool) -> String {
     text
 }
 
-/// What is found instead of what `check` expects, if it is something else.
+/// The result of `check` if it is not the expected one.
 pub(super) fn id(check: &IdCheck) -> Option<String> {
     let differs = |got: String, want: &str| (got != want).then_some(got);
     let read = |got: Result<SequenceId, String>, want: &SequenceId| match got {

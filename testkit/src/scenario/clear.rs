@@ -1,4 +1,4 @@
-//! Removing what a run has stored.
+//! Removes the documents that a run stored.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use sluicegate_core::{BlockIndex, CacheKey, CacheStore, Channel, CollectionId, D
 
 use super::gateway::Used;
 
-/// Removals under way at the same time.
+/// Parallel removals.
 const PARALLEL: usize = 64;
 
-/// Removes every document that a cache of what was `used` may have, in a namespace of its own.
+/// Removes every document that the cache of a run with these events may have, in its own namespace.
 pub(super) async fn clear(store: &Arc<dyn CacheStore>, used: &Used, feed: &str) -> Result<()> {
     let Some(meta) = store.get(&CacheKey::Meta).await? else { return Ok(()) };
     let meta = Meta::from_bytes(&meta.value)?;
     let (late, batch) = read_clock(store.as_ref()).await?.map_or((0, 0), |clock| (clock.value.late, clock.value.batch));
     let capacity = u64::from(meta.capacity.max(1));
     let blocks: BTreeSet<u64> = used.sequences.iter().map(|sequence| sequence / capacity).collect();
-    // A batch that was committed and not announced comes on top.
+    // Batches that were committed and not announced are beyond the clock's.
     let slots = 0..meta.ring.min(batch + 16);
     let collections = used.collections.iter().copied().chain([0]).collect::<BTreeSet<u32>>().into_iter().map(CollectionId);
     let mut channels = Vec::new();
@@ -41,7 +41,7 @@ pub(super) async fn clear(store: &Arc<dyn CacheStore>, used: &Used, feed: &str) 
     );
     let keys = keys.chain(of_channels).chain(slots.map(CacheKey::Batch));
     let keys = keys.chain((0..=LatePage::of(late)).map(CacheKey::Late));
-    // What makes it a cache goes last.
+    // The documents by which it is a cache go last.
     let keys = keys.chain([
         CacheKey::Checkpoint(feed.to_owned()),
         CacheKey::Writer,

@@ -1,4 +1,4 @@
-//! A bucket, and a gateway that writes to it: from a scenario's events to mutations as a feed brings them.
+//! A bucket, and a gateway that writes to it: turns a scenario's events into mutations of a feed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,14 +14,14 @@ use super::step::{Document, Event, Put};
 /// Partitions of the bucket: a few, so that each has several documents.
 pub(super) const PARTITIONS: u16 = 16;
 
-/// The CAS before the first write, and how much it grows with each.
+/// The CAS before the first write, and its step for each write.
 const CAS: (u64, u64) = (1_795_307_729_798_168_576, 1 << 16);
 const BODY: &[u8] = br#"{"x":1}"#;
 const OTHER_BODY: &[u8] = br#"{"x":2}"#;
-/// The gateway that current versions name.
+/// The source in current versions.
 const SOURCE: &str = "c2NlbmFyaW8gc291cmNl";
 
-/// What a run has used, so that everything stored of it can be found.
+/// The names and numbers that a run has used, by which all its stored documents are found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Used {
     pub(super) collections: BTreeSet<u32>,
@@ -52,7 +52,7 @@ impl Gateway {
         &self.used
     }
 
-    /// What the feed brings of an event; nothing if it leaves it out.
+    /// The mutation that the feed delivers for an event; `None` if it leaves the event out.
     pub(super) fn apply(&mut self, event: &Event) -> Option<Mutation> {
         match event {
             Event::Document(document) => Some(self.document(document)),
@@ -81,7 +81,7 @@ impl Gateway {
 
     /// A write by a gateway.
     fn put(&mut self, put: &Put) -> Option<Mutation> {
-        // What it allocated in vain comes before what it used.
+        // Its unused sequences are below its own.
         let before = put.unused.iter().copied().fold(self.allocated, u64::max);
         let sequence = put.sequence.unwrap_or(before + 1);
         self.allocated = before.max(sequence);
@@ -179,8 +179,8 @@ impl Gateway {
         self.delivered(Mutation { cas, ..mutation })
     }
 
-    /// The CAS of a document with these metadata. The feed may bring a revision late: one that does not
-    /// know of a higher sequence of its document was written before that.
+    /// The CAS of a document with these metadata. The feed may deliver a revision late: one that
+    /// does not name a higher sequence of its document was written before that sequence.
     fn cas_of(&mut self, document: &Document) -> u64 {
         let next = self.next_cas();
         let written = self.written.entry((document.collection, document.id.clone())).or_default();
@@ -195,7 +195,8 @@ impl Gateway {
         CAS.0 + CAS.1 * (self.writes + 1)
     }
 
-    /// Puts it at its place in the feed: all of a key in one partition, ascending.
+    /// Puts it at its place in the feed: all mutations of a key are in one partition, in ascending
+    /// order.
     fn delivered(&mut self, mutation: Mutation) -> Mutation {
         self.writes += 1;
         let sum = mutation.key.iter().fold(mutation.collection, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));
@@ -209,7 +210,7 @@ impl Gateway {
     }
 }
 
-/// What a gateway that writes next knows of a document with these metadata.
+/// The state of a document with these metadata for the next write.
 fn kept_of(document: &Document) -> Kept {
     let generation = document.revision.split('-').next().and_then(|text| text.parse().ok()).unwrap_or(1);
     let left = document.left.iter().map(|left| {
@@ -239,12 +240,12 @@ fn with_attributes(id: &str, kind: MutationKind, metadata: &Value, version: Opti
     Mutation { kind, datatype, ..Mutation::new(id.to_owned(), value) }
 }
 
-/// A number as the metadata have CAS values and versions: its bytes from the lowest on, in hexadecimal.
+/// A number in the form of CAS values and versions in metadata: little-endian, in hexadecimal.
 fn text_of(number: u64) -> String {
     format!("0x{:016x}", number.swap_bytes())
 }
 
-/// The checksum of a body as the metadata have it.
+/// The checksum of a body in the form of the metadata.
 fn checksum(body: &[u8], is_deletion: bool) -> String {
     format!("0x{:08x}", if is_deletion { 0 } else { crc32c(body) })
 }

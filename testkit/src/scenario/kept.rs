@@ -1,17 +1,17 @@
-//! What a gateway keeps of a document in its metadata.
+//! The state of a document that a gateway keeps in its metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-/// From this many recent sequences on the list is trimmed …
+/// The list of recent sequences is trimmed at this length …
 const MAX_RECENT: usize = 20;
 /// … to this many.
 const KEPT_RECENT: usize = 5;
-/// Former stays in one channel that are remembered one by one.
+/// The limit for former stays in one channel that are kept one by one.
 const MAX_STAYS: usize = 5;
 
-/// How the document stands to a channel it is or has been in.
+/// The state of a document in a channel that it is or was in.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Standing {
     Member,
@@ -19,7 +19,7 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// That it was left, as the metadata say it.
+    /// The entry for a channel that was left, in the form of the metadata.
     pub(super) fn left(sequence: u64, revision: Value, deletion: bool) -> Value {
         match deletion {
             true => json!({"seq": sequence, "rev": revision, "del": true}),
@@ -44,7 +44,8 @@ pub(super) struct Kept {
     pub(super) sequence: u64,
     pub(super) unused: Vec<u64>,
     pub(super) recent: Vec<u64>,
-    /// Those of the recent sequences of which the feed has not told: the gateway's cache has not seen them, so they are not dropped.
+    /// Recent sequences that the feed has not delivered: the gateway's cache has not seen them, so
+    /// they are kept.
     pub(super) untold: BTreeSet<u64>,
     pub(super) channels: BTreeMap<String, Standing>,
     /// The last stay in each channel.

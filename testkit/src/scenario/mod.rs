@@ -1,8 +1,10 @@
-//! Scenarios: what a gateway's own tests expect of a cache, as text files, and running them over any store.
+//! Scenarios: the expectations of a gateway's own tests as text files, and a runner for them over
+//! any store.
 //!
-//! A file says what happens (documents with their metadata, users, released sequences, time) and what must be answered. Documents go through the
-//! decoder, the writer and a store; questions go to readers. Each file is run in every [`Variation`], and all must give the expected answers. Time
-//! moves only when the file says so. The format is described in `testdata/scenarios/README.md`.
+//! A file has events (documents with their metadata, users, released sequences, time) and expected
+//! answers. Documents go through the decoder, the writer and a store; questions go to readers. Each
+//! file is run in every [`Variation`], and all must give the expected answers. Time moves only
+//! where the file says so. The format is described in `testdata/scenarios/README.md`.
 
 mod asking;
 mod cache;
@@ -34,7 +36,8 @@ pub use variation::Variation;
 
 use step::{Event, Line, Step};
 
-/// Features that some files wait for (`# missing:`) and that are there by now. A file is run if what it waits for begins with one of them.
+/// Features that some files wait for (`# missing:`) and that exist by now. A file is run if the
+/// feature that it waits for begins with one of them.
 pub const BUILT: &[&str] = &["collections", "purge", "current version"];
 
 /// A scenario: one file.
@@ -45,7 +48,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Reads the text of a file, which is called `file` in reports.
+    /// Reads the text of a file. Reports name it `file`.
     ///
     /// # Errors
     /// The first line that cannot be understood.
@@ -69,7 +72,7 @@ impl Scenario {
         &self.file
     }
 
-    /// The feature without which the file cannot be run, if it is not there.
+    /// The missing feature that the file needs, if there is one.
     pub fn waits_for(&self) -> Option<String> {
         let missing = self.text.missing.as_deref()?;
         let feature = missing.split([':', '(']).next().unwrap_or(missing).trim().to_owned();
@@ -84,10 +87,11 @@ impl Scenario {
         variation.parts().iter().any(|part| self.text.skipped.iter().any(|(_, name)| name == part.name()))
     }
 
-    /// Runs it in one variation, over stores from `stores`; every line that did not come out as expected. Blocks; not for async code.
+    /// Runs it in one variation, over stores from `stores`; returns every line with an unexpected
+    /// result. Blocks; not for async code.
     ///
     /// # Errors
-    /// If there is no runtime or what was stored cannot be removed.
+    /// If the runtime does not start, or stored documents cannot be removed.
     pub fn run(&self, variation: Variation, stores: &Stores) -> Result<Vec<Disagreement>> {
         run::run(self, variation, stores)
     }
@@ -115,7 +119,8 @@ impl Scenario {
     }
 }
 
-/// The scenario files at `path`: itself if it is a file, or all files `*.txt` in the folder and those below it, in order.
+/// The scenario files at `path`: itself if it is a file, or all files `*.txt` in the folder and
+/// those below it, in order.
 ///
 /// # Errors
 /// `ConfigInvalid` if there is nothing at `path`, or no scenario in it.
@@ -142,7 +147,7 @@ pub fn find(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Where stores come from: an empty one for each cache of each run.
+/// A source of stores: an empty one for each cache of each run.
 pub struct Stores {
     open: Box<Open>,
     are_cleared: bool,
@@ -151,12 +156,13 @@ pub struct Stores {
 type Open = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn CacheStore>>> + Send + Sync;
 
 impl Stores {
-    /// Stores that `open` opens, each of them empty. It is called in the runtime of the run that uses the store.
+    /// Stores that `open` opens, each of them empty. It is called in the runtime of the run that
+    /// uses the store.
     pub fn new(open: impl Fn() -> BoxFuture<'static, Result<Arc<dyn CacheStore>>> + Send + Sync + 'static) -> Self {
         Stores { open: Box::new(open), are_cleared: false }
     }
 
-    /// What a run stores is removed after it.
+    /// The documents that a run stores are removed after it.
     #[must_use]
     pub fn cleared(self) -> Self {
         Stores { are_cleared: true, ..self }
@@ -177,7 +183,7 @@ impl fmt::Debug for Stores {
     }
 }
 
-/// Runs every scenario in each of `variations`, on so many threads. Blocks; not for async code.
+/// Runs every scenario in each of `variations`, on `threads` threads. Blocks; not for async code.
 ///
 /// # Errors
 /// As [`Scenario::run`].

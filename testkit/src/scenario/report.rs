@@ -1,14 +1,14 @@
-//! What many runs come to.
+//! The results of many runs.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-/// Characters of an expectation or an answer that are printed.
+/// The limit for printed characters of an expectation or an answer.
 const SHOWN: usize = 600;
 
-/// One line that did not come out as expected.
+/// One line with an unexpected result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Disagreement {
     /// The file.
@@ -21,40 +21,40 @@ pub struct Disagreement {
     pub asked: String,
     /// What was expected.
     pub expected: String,
-    /// What came.
+    /// The result.
     pub got: String,
 }
 
-/// The outcome of many files in many variations.
+/// The results of many files in many variations.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Files read, those that were left out among them.
+    /// Files read, including those that were left out.
     pub files: usize,
     /// Runs: a file in a variation.
     pub runs: usize,
-    /// Runs in which everything came out as expected.
+    /// Runs with only expected results.
     pub agreed: usize,
-    /// Runs in which something did not.
+    /// Runs with an unexpected result.
     pub disagreed: usize,
-    /// Runs by variation: how many, and in how many something did not come out as expected.
+    /// By variation: the number of runs, and of those with an unexpected result.
     pub variations: BTreeMap<&'static str, (usize, usize)>,
     /// Runs left out because their file says so.
     pub left_out: usize,
     /// Files left out, by the feature that they wait for.
     pub skipped: BTreeMap<String, Vec<String>>,
-    /// What else there is to say.
+    /// Other remarks.
     pub notes: Vec<String>,
-    /// All lines that did not come out as expected, by file.
+    /// All lines with unexpected results, by file.
     pub disagreements: Vec<Disagreement>,
 }
 
 impl Report {
-    /// Whether everything came out as expected.
+    /// Whether all results were the expected ones.
     pub fn agrees(&self) -> bool {
         self.disagreements.is_empty()
     }
 
-    /// Takes in the outcome of one run.
+    /// Adds the result of one run.
     pub(super) fn ran(&mut self, variation: &'static str, found: Vec<Disagreement>) {
         self.runs += 1;
         let counts = self.variations.entry(variation).or_default();
@@ -68,7 +68,7 @@ impl Report {
         self.disagreements.extend(found);
     }
 
-    /// Takes in what another report says.
+    /// Adds another report.
     pub(super) fn add(&mut self, other: Report) {
         let Report { files, runs, agreed, disagreed, variations, left_out, skipped, notes, disagreements } = other;
         self.files += files;

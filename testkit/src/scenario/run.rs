@@ -15,10 +15,10 @@ use super::variation::Variation;
 use super::watched::Pace;
 use super::{Scenario, Stores};
 
-/// Findings of a check that are told one by one.
+/// The limit for findings of a check that are reported one by one.
 const FINDINGS: usize = 5;
 
-/// Runs `scenario` in a runtime of its own, whose clock stands still but for what the scenario says.
+/// Runs `scenario` in its own runtime, whose clock moves only where the scenario says so.
 pub(super) fn run(scenario: &Scenario, variation: Variation, stores: &Stores) -> Result<Vec<Disagreement>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,7 +51,7 @@ struct Run<'a> {
     found: Vec<Disagreement>,
 }
 
-/// Where a run cannot go on, and why.
+/// The line at which a run cannot continue, and the error.
 type Stopped<'a> = (&'a Line, Error);
 
 impl<'a> Run<'a> {
@@ -82,7 +82,7 @@ impl<'a> Run<'a> {
             _ => {}
         }
         if self.cache.is_none() {
-            // A file that says nothing of its cache has one with the product's settings.
+            // A file without settings has a cache with the defaults.
             self.begin(&Settings::default()).await?;
         }
         let Some(cache) = &mut self.cache else { return Ok(()) };
@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
     async fn question(&mut self, line: &'a Line) -> Result<()> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
         let channels = |cache: &Cache, question: &Question| cache.channels(&question.channels, question.keyspace);
-        // An answer that fails is one that differs: the run goes on.
+        // A failed answer is an unexpected result: the run continues.
         match &line.step {
             Step::State(expected) => {
                 if let Some(peer) = &line.peer
@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Ends the cache that there is, and checks it.
+    /// Ends the current cache, and checks it.
     async fn end(&mut self, line: &'a Line) -> Result<()> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
         let findings = cache.end().await?;
@@ -228,7 +228,7 @@ impl<'a> Run<'a> {
         self.found.push(found);
     }
 
-    /// Values that are not those expected.
+    /// Records unexpected values.
     fn differ_in(&mut self, line: &Line, wrong: Vec<(String, String)>) {
         if !wrong.is_empty() {
             let (expected, got): (Vec<String>, Vec<String>) = wrong.into_iter().unzip();

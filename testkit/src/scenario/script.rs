@@ -1,4 +1,4 @@
-//! A feed of what a scenario lets happen.
+//! A feed of a scenario's events.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::gateway::PARTITIONS;
 
-/// What a feed has delivered and has yet to deliver. It does not end.
+/// The events that a feed has delivered and has yet to deliver. It does not end.
 #[derive(Debug)]
 pub(super) struct Script {
     log: Arc<Mutex<Vec<Mutation>>>,
@@ -23,7 +23,7 @@ impl Script {
         Script { log: Arc::default(), length: watch::Sender::new(0) }
     }
 
-    /// What the feed is.
+    /// The description of the feed.
     pub(super) fn about() -> FeedInfo {
         FeedInfo {
             scheme: "scenario",
@@ -33,7 +33,7 @@ impl Script {
         }
     }
 
-    /// Lets more happen.
+    /// Adds events.
     pub(super) fn add(&self, mutations: &[Mutation]) {
         let length = {
             let mut log = self.log.lock();
@@ -63,7 +63,7 @@ impl Feed for Script {
         let state = (self.log.clone(), self.length.subscribe(), 0, position);
         let batches = futures::stream::unfold(state, |(log, mut length, mut at, position)| async move {
             loop {
-                // The feed is there as long as somebody may add to it.
+                // The feed lives as long as events can be added.
                 let there = *length.wait_for(|length| *length > at).await.ok()?;
                 let next = log.lock()[at..there].iter().position(|mutation| !is_before(mutation, &position));
                 let found = next.map(|next| at + next);

@@ -1,4 +1,4 @@
-//! What a scenario consists of, as data.
+//! The parts of a scenario, as data.
 
 use sluicegate_core::SequenceRange;
 use sluicegate_core::changes::{Delivery, SequenceId};
@@ -8,17 +8,17 @@ use sluicegate_core::sequence::RangeSet;
 /// One line of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Line {
-    /// Where the expectation stands, from 1: for a line that `ours` follows, that line.
+    /// The number of the line, from 1.
     pub(super) number: usize,
     pub(super) step: Step,
-    /// The text of the line, and what of it is the expectation.
+    /// The text of the line, and the expectation in it.
     pub(super) text: String,
     pub(super) expected: String,
-    /// A state as the peer has it, which is right as well: for a line that `ours` follows.
+    /// The peer's state, which is accepted, too: for a line that `ours` follows.
     pub(super) peer: Option<Vec<(StateKey, Value)>>,
 }
 
-/// What a line does or asks.
+/// The action or question of a line.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
     New(Box<Settings>),
@@ -64,7 +64,7 @@ pub(super) enum Step {
     Id(IdCheck),
 }
 
-/// The settings of a cache. What is not given has the product's default.
+/// The settings of a cache. The product's default for those that are not given.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     pub(super) max_wait: Option<u64>,
@@ -95,7 +95,7 @@ impl Default for Settings {
     }
 }
 
-/// Something that a gateway or another program does.
+/// An action of a gateway or another program.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Event {
     /// A document with these metadata.
@@ -106,17 +106,18 @@ pub(super) enum Event {
     Principal {
         kind: PrincipalKind,
         name: String,
-        /// The gateway's next one if none is given.
+        /// `None` for the gateway's next one.
         sequence: Option<u64>,
         channels: Vec<String>,
     },
     Unused(SequenceRange),
-    /// A document is taken out of the bucket; nothing of it stays.
+    /// A document is removed from the bucket with all its attributes.
     Purge {
         id: String,
         collection: u32,
     },
-    /// A number was used, and nothing comes of it: it is allocated, or its document is only in the bucket.
+    /// A sequence is allocated, and the feed delivers nothing for it: it was not used, or its
+    /// document is only in the bucket.
     Allocated(u64),
 }
 
@@ -140,12 +141,12 @@ pub(super) struct Document {
     pub(super) revision: String,
     pub(super) channels: Vec<String>,
     pub(super) left: Vec<Left>,
-    /// As they are written; none if the list is not there.
+    /// In the order written; `None` if there is no list.
     pub(super) recent: Option<Vec<u64>>,
     pub(super) unused: Vec<u64>,
     /// It is a tombstone.
     pub(super) deleted: bool,
-    /// The feed brings it as a deletion.
+    /// The feed delivers it as a deletion.
     pub(super) deletion: bool,
     /// The metadata's CAS is that of the event.
     pub(super) same_cas: bool,
@@ -156,7 +157,7 @@ pub(super) struct Document {
     pub(super) collection: u32,
 }
 
-/// That a document has left a channel.
+/// A channel that a document has left.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Left {
     pub(super) channel: String,
@@ -170,12 +171,12 @@ pub(super) struct Left {
 pub(super) struct Put {
     pub(super) id: String,
     pub(super) deleted: bool,
-    /// The channels it is in from now on; as before if none are given.
+    /// The channels it is in from now on; `None` for those before.
     pub(super) channels: Option<Vec<String>>,
     /// The feed leaves it out.
     pub(super) quiet: bool,
     pub(super) sequence: Option<u64>,
-    /// Sequences that the write allocated in vain.
+    /// Sequences that the write allocated and did not use.
     pub(super) unused: Vec<u64>,
     pub(super) collection: u32,
 }
@@ -184,28 +185,28 @@ pub(super) struct Put {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Question {
     pub(super) channels: Vec<String>,
-    /// The one collection that is asked for.
+    /// The collection, if there is one.
     pub(super) keyspace: Option<u32>,
-    /// Whose channels; needs users.
+    /// The user whose channels are requested; needs users.
     pub(super) user: Option<String>,
     pub(super) since: Option<SequenceId>,
     pub(super) limit: Option<usize>,
     pub(super) active: bool,
-    /// Rows are named by their versions, not their revisions.
+    /// Rows are compared by their versions, not their revisions.
     pub(super) versions: bool,
     pub(super) delivery: Delivery,
     pub(super) late: Option<u64>,
 }
 
-/// What an answer must be.
+/// An expected answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Answered {
     pub(super) rows: Rows,
-    /// Where the client stands after it.
+    /// The position of the client after it.
     pub(super) last: Option<String>,
 }
 
-/// Rows that an answer must have.
+/// The expected rows of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Rows {
     None,
@@ -220,7 +221,7 @@ pub(super) enum Rows {
     Listed(Vec<Row>),
 }
 
-/// A row that an answer must have. A document or revision that is not given is not compared.
+/// An expected row of an answer. A document or revision that is not given is not compared.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) id: String,
@@ -231,7 +232,7 @@ pub(super) struct Row {
     pub(super) removed: Vec<String>,
 }
 
-/// What can be asked of the writer and the clock.
+/// A value of the writer or the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StateKey {
     Next,
@@ -308,7 +309,7 @@ impl std::fmt::Display for Value {
     }
 }
 
-/// What can be asked of a reader.
+/// A value of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StatsKey {
     Hits,
@@ -339,11 +340,11 @@ pub(super) struct MergeSource {
     pub(super) channel: String,
     /// The sequence that granted it; zero for none.
     pub(super) granted: u64,
-    /// Where its rows begin.
+    /// The sequence after which its rows begin.
     pub(super) start: u64,
 }
 
-/// What sequence ids must be.
+/// A check of sequence ids.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum IdCheck {
     Parse {

@@ -12,7 +12,7 @@ fn judged(text: &str) -> Report {
     judge(&[Scenario::parse("some.txt", text).unwrap()], &Variation::ALL, &stores(), 1).unwrap()
 }
 
-/// What came instead, where the last line must not agree and all others must.
+/// The result for the last line, which must not agree, while all others must.
 #[track_caller]
 fn got_at_the_end(text: &str) -> String {
     let report = judged(text);

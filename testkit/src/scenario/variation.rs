@@ -1,23 +1,23 @@
-//! What must not matter to an answer.
+//! Variations of a run that must not change an answer.
 
 use std::fmt;
 
 /// A way to run a scenario. All must give the same answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Variation {
-    /// Each event is a batch of its own, and a reader follows all along.
+    /// Each event is a batch of its own, and a reader follows during the whole run.
     Plain,
-    /// Events are one batch from one question to the next.
+    /// The events between two questions are one batch.
     Batches,
     /// Small blocks, and earlier rows found by pointers.
     Small,
     /// A new writer takes over before every event.
     Restarts,
-    /// A writer follows a feed, with a timer of its own.
+    /// A writer follows a feed, with its own timer.
     Feed,
     /// The reader's tails have two rows.
     Tails,
-    /// A reader is opened just for each question.
+    /// A reader is opened for each question.
     Lazy,
     /// `Small` and `Restarts`.
     SmallRestarts,
@@ -59,7 +59,7 @@ impl Variation {
         Variation::ALL.into_iter().find(|variation| variation.name() == name)
     }
 
-    /// What it consists of. A file that leaves out one of them leaves it out too.
+    /// Its parts. A file that leaves out one of them leaves it out, too.
     pub fn parts(self) -> &'static [Variation] {
         match self {
             Variation::Plain => &[Variation::Plain],

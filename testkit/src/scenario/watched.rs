@@ -1,4 +1,4 @@
-//! A store that tells what is under way in it, and time that moves only when told to.
+//! A store that counts its operations, and time that moves only on request.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,11 +14,12 @@ use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned, Write};
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
 use tokio::sync::Notify;
 
-/// Turns without an operation after which nothing more is expected to happen by itself. What one task does for another takes a few.
+/// Turns of the runtime without an operation after which all tasks are idle. A task that wakes
+/// another takes a few.
 const QUIET_TURNS: u32 = 32;
-/// How long the store may take for what is under way, in real time.
+/// The limit for an operation of the store, in real time.
 const REAL_PATIENCE: Duration = Duration::from_secs(60);
-/// How long an answer may take, in the time of the scenario.
+/// The limit for an answer, in the time of the scenario.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Operations of a store.
@@ -26,11 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Traffic {
     begun: AtomicU64,
     ended: AtomicU64,
-    /// Told when one ends, and now and then besides.
+    /// Notified when an operation ends, and periodically.
     moved: Notify,
 }
 
-/// Counts as under way until it is dropped.
+/// An operation that ends when this is dropped.
 struct UnderWay<'a>(&'a Traffic);
 
 impl Drop for UnderWay<'_> {
@@ -47,30 +48,31 @@ impl Traffic {
     }
 }
 
-/// Passes everything on, and counts.
+/// Forwards all operations, and counts them.
 #[derive(Debug)]
 struct Watched {
     store: Arc<dyn CacheStore>,
     traffic: Arc<Traffic>,
 }
 
-/// Waiting for what happens by itself, without letting time pass.
+/// Waits for tasks without letting time pass.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     traffic: Arc<Traffic>,
 }
 
 impl Pace {
-    /// The store to use in the place of `store`, so that its operations are known here.
+    /// The store to use instead of `store`, so that its operations are counted.
     pub(super) fn watch(&self, store: Arc<dyn CacheStore>) -> Arc<dyn CacheStore> {
         Arc::new(Watched { store, traffic: self.traffic.clone() })
     }
 
-    /// Keeps time from passing by itself until the returned handle is dropped, and wakes up who waits for an operation that does not end.
+    /// Stops the automatic advance of time until the returned handle is dropped, and wakes a task
+    /// that waits for an operation that does not end.
     pub(super) fn hold(&self) -> std::sync::mpsc::Sender<()> {
         let (release, held) = std::sync::mpsc::channel();
         let traffic = self.traffic.clone();
-        // While a blocking task runs, a paused clock does not move by itself.
+        // A paused clock does not advance automatically while a blocking task runs.
         tokio::task::spawn_blocking(move || {
             while held.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
                 traffic.moved.notify_waiters();
@@ -79,7 +81,7 @@ impl Pace {
         release
     }
 
-    /// Waits until nothing happens any more before time passes.
+    /// Waits until all tasks are idle at the current time.
     pub(super) async fn settle(&self) -> Result<()> {
         let mut waiting_since = None;
         let (mut quiet, mut seen) = (0, 0);
@@ -90,7 +92,7 @@ impl Pace {
             if ended < begun {
                 let since = *waiting_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > REAL_PATIENCE {
-                    return Err(Error::new(ErrorKind::Timeout, "the store has not come to rest for a minute"));
+                    return Err(Error::new(ErrorKind::Timeout, "an operation of the store has not ended within a minute"));
                 }
                 moved.await;
             }
@@ -100,7 +102,7 @@ impl Pace {
         Ok(())
     }
 
-    /// The outcome of `future`. Time passes only while it waits for that.
+    /// The output of `future`. Time passes only while the future waits for it.
     pub(super) async fn drive<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let mut future = pin!(future);
         let (mut waited, mut step) = (Duration::ZERO, Duration::from_millis(1));
@@ -111,7 +113,7 @@ impl Pace {
                 settled = self.settle() => settled?,
             }
             if waited >= PATIENCE {
-                return Err(Error::new(ErrorKind::Timeout, "nothing came of it within five seconds of the scenario's time"));
+                return Err(Error::new(ErrorKind::Timeout, "there was no result within five seconds of the scenario's time"));
             }
             tokio::time::advance(step).await;
             waited += step;

@@ -1,4 +1,4 @@
-//! The writer of a run: called event by event, or following a feed by itself.
+//! The writer of a run: called for each event, or following a feed in a task.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::script::Script;
 use super::variation::Variation;
 use super::watched::Pace;
 
-/// What writes, over all its terms.
+/// The writer over all its terms.
 #[derive(Debug)]
 pub(super) struct Writing {
     store: Arc<dyn CacheStore>,
@@ -22,7 +22,7 @@ pub(super) struct Writing {
     by_feed: bool,
     restarts: bool,
     script: Arc<Script>,
-    /// What earlier terms have counted.
+    /// The counters of earlier terms.
     before: WriterStats,
     term: Term,
 }
@@ -35,18 +35,18 @@ enum Term {
     None,
 }
 
-/// A writer in a task of its own.
+/// A writer in its own task.
 #[derive(Debug)]
 struct Running {
     task: JoinHandle<(Box<Writer>, Result<Ended>)>,
     stop: oneshot::Sender<()>,
     progress: watch::Receiver<WriterProgress>,
-    /// Events that the feed has for it.
+    /// Events that were added to its feed.
     given: u64,
 }
 
 impl Writing {
-    /// The name under which the writer keeps its checkpoint.
+    /// The name of the writer's checkpoint.
     pub(super) fn feed_name() -> String {
         Script::about().checkpoint_name()
     }
@@ -85,7 +85,7 @@ impl Writing {
         let script = self.script.clone();
         let task = tokio::spawn(async move {
             let stopped = async {
-                // Also if nobody is left who could ask for it.
+                // Also if the sender was dropped.
                 let _ = stopped.await;
             };
             let ended = writer.run(script.as_ref(), stopped).await;
@@ -100,7 +100,7 @@ impl Writing {
         self.by_feed.then(|| Duration::from_millis((self.config.max_wait_ms / 2).clamp(1, 1_000)))
     }
 
-    /// Takes one batch, until all of it is published.
+    /// Takes one batch, and returns when all of it is published.
     pub(super) async fn take(&mut self, batch: Vec<Mutation>) -> Result<()> {
         if self.restarts {
             for mutation in batch {
@@ -144,12 +144,12 @@ impl Writing {
         }
     }
 
-    /// Ends the term; what was taken is published.
+    /// Ends the term; the events that were taken are published.
     pub(super) async fn end(&mut self) -> Result<()> {
         let stats = match std::mem::replace(&mut self.term, Term::None) {
             Term::Called(writer) => writer.stats(),
             Term::Running(running) => {
-                // If it has ended by itself it needs no telling.
+                // It may have ended already.
                 let _ = running.stop.send(());
                 let failed = |e| Error::new(ErrorKind::Unexpected, "the writer's task failed").with_source(e);
                 let task = async { running.task.await.map_err(failed) };
@@ -169,12 +169,12 @@ impl Writing {
         self.take_over().await
     }
 
-    /// What all terms have counted, and how many arrived numbers wait.
+    /// The counters of all terms, and the number of pending sequences.
     pub(super) async fn numbers(&mut self) -> Result<(WriterStats, usize)> {
         if let (Term::Running(running), Some(period)) = (&self.term, self.period())
             && running.progress.borrow().stats.received < running.given
         {
-            // An event that needs no batch is told with the next tick.
+            // The progress for an event without a batch is reported with the next tick.
             tokio::time::advance(period).await;
             self.settle().await?;
         }

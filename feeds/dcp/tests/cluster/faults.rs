@@ -56,7 +56,7 @@ async fn a_value_that_cannot_be_decompressed_stops_nothing() {
     second.has_exactly(keys("later-", 200));
     assert_eq!(second.feed.status().counters.undecoded_values, 0);
 
-    // A rollback past it ends: it comes again, and what comes after it.
+    // A rollback past the value completes: the value comes again, and the events after it.
     let vbucket = cluster.vbucket_of(key.as_bytes());
     cluster.fail_over_vbucket(vbucket, cluster.high_seqno(vbucket) - 1);
     follower.until(|follower| !follower.rollbacks.is_empty()).await;

@@ -257,17 +257,19 @@ impl Session {
         Ok(response)
     }
 
-    /// On servers before 5.0 a connection is in the bucket whose name is the user's, or in `default`: the cluster map says which.
+    /// On servers before 5.0 a connection uses the bucket with the name of the user, or `default`.
+    /// Checks the bucket's name in the cluster map.
     async fn expect_bucket(&mut self, bucket: &str) -> ClientResult<()> {
         let found = match self.cluster_map().await {
             Ok(Some(map)) if !map.name.is_empty() && map.name != bucket => map.name,
-            // There is none yet, or the node cannot say. Whoever needs the map asks for it again.
+            // There is no map yet, or the node has none. A caller that needs the map asks for it
+            // again.
             Ok(_) => return Ok(()),
             Err(error) if matches!(error.fault(), Fault::Refused(_)) => return Ok(()),
             Err(error) => return Err(error),
         };
         let message = format!(
-            "the connection is in bucket `{found}`, not in `{bucket}`: this server cannot select a bucket, it takes the one whose name is the user's; set the option user to `{bucket}` with that bucket's password, or name bucket `{found}` in the URL"
+            "the connection is in bucket `{found}`, not in `{bucket}`: this server cannot select a bucket; it uses the one with the name of the user; set the option user to `{bucket}` with that bucket's password, or name bucket `{found}` in the URL"
         );
         Err(ClientError::new(Fault::Invalid, message))
     }

@@ -61,7 +61,8 @@ impl Feed for SyntheticFeed {
         }
     }
 
-    /// However many events, and however fast: they are the first of the same ones.
+    /// The number of events and their rate do not matter: the events are the first of the same
+    /// sequence.
     fn identity(&self) -> FeedIdentity {
         let content = crc32fast::hash(format!("{:?}", self.config).as_bytes());
         FeedIdentity::new(format!("synthetic:{}", self.seed)).with_instance(format!("{content:08x}"))

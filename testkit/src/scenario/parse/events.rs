@@ -1,11 +1,11 @@
-//! Lines that say what happens.
+//! Lines with events.
 
 use sluicegate_core::decode::PrincipalKind;
 
 use super::words::{Parsed, Words, expanded, names, number, numbers, range, size, unknown};
 use crate::scenario::step::{Document, Event, Left, Put, Settings, Step};
 
-/// The revision of a document of which none is given.
+/// The default revision.
 const FIRST_REVISION: &str = "1-a";
 
 pub(super) fn settings(words: &mut Words<'_>) -> Parsed<Step> {
@@ -136,7 +136,7 @@ fn version(text: &str) -> Parsed<(String, u64)> {
     Ok((source.to_owned(), number(value)?))
 }
 
-/// `ID [A,B|-]` and how it is written.
+/// `ID [A,B|-]` and the options of the write.
 pub(super) fn put(words: &mut Words<'_>, deleted: bool) -> Parsed<Step> {
     const KNOWN: &str = "channels, quiet, seq=, unused=, collection=";
     let ids = expanded(words.need("the document's id")?)?;
@@ -197,7 +197,7 @@ pub(super) fn allocated(words: &mut Words<'_>) -> Parsed<Step> {
     Ok(Step::Events(vec![Event::Allocated(number(words.need("a number")?)?)]))
 }
 
-/// `ID SEQ A,B`: a document that is in the bucket, and that the feed does not bring.
+/// `ID SEQ A,B`: a document that is in the bucket, and that the feed does not deliver.
 pub(super) fn stored(words: &mut Words<'_>) -> Parsed<Step> {
     words.need("the document's id")?;
     let sequence = positive(number(words.need("the document's sequence")?)?)?;

@@ -1,4 +1,4 @@
-//! From a file's text to steps.
+//! Turns the text of a file into steps.
 
 mod events;
 mod questions;
@@ -36,7 +36,7 @@ impl fmt::Display for Mistake {
 
 impl std::error::Error for Mistake {}
 
-/// What a file says.
+/// The content of a file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Text {
     /// The feature that the file waits for.
@@ -83,7 +83,7 @@ fn take(read: &mut Text, number: usize, line: &str) -> Parsed<()> {
     Ok(())
 }
 
-/// What of a line's text is expected, for messages.
+/// The expectation in a line's text, for messages.
 fn expectation(rest: &str) -> String {
     rest.split_once("=>").map_or(rest, |(_, expected)| expected).trim().to_owned()
 }

@@ -1,4 +1,4 @@
-//! Lines that ask, and what is expected.
+//! Lines with questions and expectations.
 
 use sluicegate_core::changes::{Delivery, SequenceId};
 
@@ -56,7 +56,7 @@ fn question(words: &mut Words<'_>) -> Parsed<Question> {
                 let collection = u32::try_from(number(collection)?);
                 question.keyspace = Some(collection.map_err(|_| format!("`{word}` is too large"))?);
             }
-            // Channels come first, so that a channel may be called as an option is.
+            // Channels come first, so that a channel may have the name of an option.
             None if !has_channels => {
                 question.channels = names(word)?;
                 has_channels = true;
@@ -175,7 +175,7 @@ fn fields(text: &str) -> Parsed<SequenceId> {
     }
 }
 
-/// Puts what `ours` expects in the place of what `step` expects.
+/// Replaces the expectation of `step` with that of `ours`.
 pub(super) fn replace(step: &mut Step, rest: &str) -> Parsed<()> {
     let mut words = Words::new(rest);
     match step {

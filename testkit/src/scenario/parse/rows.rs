@@ -1,4 +1,4 @@
-//! What comes after `=>`: the rows of an answer and where it ends.
+//! The text after `=>`: the rows of an answer and its end.
 
 use super::words::{Parsed, Words, expanded, names, number, numbers, size};
 use crate::scenario::step::{Answered, Row, Rows};

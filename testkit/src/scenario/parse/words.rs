@@ -4,10 +4,10 @@ use sluicegate_core::SequenceRange;
 use sluicegate_core::changes::SequenceId;
 use sluicegate_core::sequence::RangeSet;
 
-/// What is wrong, in words.
+/// A value, or a message.
 pub(super) type Parsed<T> = std::result::Result<T, String>;
 
-/// The most that a range of names or numbers may stand for.
+/// The limit for the elements of a range of names or numbers.
 const MAX_EXPANDED: u64 = 1_000_000;
 
 /// A decimal number of digits only.
@@ -122,7 +122,7 @@ pub(super) fn client(word: &str) -> Parsed<String> {
     }
 }
 
-/// What is said of a key that nothing knows.
+/// The message for an unknown key.
 pub(super) fn unknown(word: &str, known: &str) -> String {
     format!("unknown `{word}`; known here: {known}")
 }

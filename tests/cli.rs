@@ -485,7 +485,7 @@ fn several_databases_that_are_not_named_are_noticed() {
     let (code, out, error) =
         ended(run(&[&["changes", "--feed", &feed, "--database", "b", "--format", "json"], &named[..]].concat()));
     assert!(code == 0 && out.contains("employee") && !out.contains("order"), "{out} {error}");
-    // What was cut off says how to go on.
+    // The error for a cut off recording has a next step.
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, &text[..text.len() - 20]).unwrap();
     let (code, _, error) = ended(run(&["changes", "--feed", &feed]));

@@ -1,4 +1,5 @@
-//! Answers of a real gateway for collections of several databases in one bucket, reproduced answer for answer.
+//! Answers of a real gateway for collections of several databases in one bucket, reproduced answer
+//! for answer.
 
 #![cfg(all(feature = "memory", feature = "replay"))]
 
@@ -65,7 +66,8 @@ async fn every_answer_is_the_gateways_where_metadata_lie_in_a_collection_of_thei
     assert_eq!((report.total.answers, report.keyspaces.len()), (663, 7));
 }
 
-/// Runs a writer of each database, all from one feed, to the feed's end; what each has received.
+/// Runs a writer of each database from one feed to its end; returns the number of events that each
+/// received.
 async fn serve(databases: &BTreeMap<String, DatabaseConfig>, stores: &[Arc<dyn CacheStore>], options: ReplayOptions) -> Vec<u64> {
     let path = "testdata/collections/mutations-collections-33.ndjson.gz";
     let feed = Arc::new(ReplayFeed::open(path, options).await.unwrap());
@@ -102,7 +104,7 @@ async fn databases_go_on_each_from_its_own_place() {
 
     let parts = stores(3);
     serve(&databases, &parts, ReplayOptions::default().with_until_marker(1)).await;
-    // One cache is lost, and is made anew from the beginning; the others go on.
+    // One cache is lost, and is created again from the beginning; the others continue.
     let lost = [parts[0].clone(), Arc::new(MemoryStore::new()), parts[2].clone()];
     let then = serve(&databases, &lost, ReplayOptions::default()).await;
     assert!(then[0] < received[0] && then[1] == received[1] && then[2] < received[2], "{then:?} of {received:?}");

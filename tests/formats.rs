@@ -1,7 +1,8 @@
-//! Caches of every format version are read, checked, and gone on with.
+//! Caches of every format version are read, checked, and continued.
 //!
-//! `testdata/formats/vN.json.gz` holds all documents of a small cache by their canonical keys. That of version 1 was written by the last
-//! build that wrote it; that of this version is written by `SLUICEGATE_WRITE_FORMAT=1 cargo test --test formats`.
+//! `testdata/formats/vN.json.gz` holds all documents of a small cache by their canonical keys. That
+//! of version 1 was written by the last build that wrote it; that of this version is written by
+//! `SLUICEGATE_WRITE_FORMAT=1 cargo test --test formats`.
 
 #![cfg(all(feature = "memory", feature = "replay"))]
 
@@ -31,12 +32,12 @@ use sluicegate_replay::Recording;
 
 const FEED: &str = "fixture";
 
-/// How many of the recorded events a fixture holds, and how many there are when it is gone on with.
+/// The number of recorded events in a fixture, and in all after it was continued.
 const HELD: usize = 300;
 const ALL: usize = 600;
 
-/// A store of six primitives whose documents lie by their canonical keys, so that a whole cache can be
-/// taken out of it and put into it.
+/// A store of six primitives that keeps documents by their canonical keys, so that a whole cache
+/// can be dumped and loaded.
 #[derive(Debug, Default)]
 struct Shelf(Mutex<(BTreeMap<String, Versioned<Bytes>>, u64)>);
 
@@ -58,7 +59,7 @@ impl Shelf {
         Ok((told, version))
     }
 
-    /// All documents: text as it is, what is none in hexadecimal.
+    /// All documents: text as it is, other values in hexadecimal.
     fn dump(&self) -> String {
         let text = |value: &Bytes| match std::str::from_utf8(value) {
             Ok(text) => text.to_owned(),
@@ -120,7 +121,7 @@ impl CacheStore for Shelf {
 }
 
 impl Shelf {
-    /// A cache as a fixture has it.
+    /// The cache of a fixture.
     fn of(path: &Path) -> Arc<Self> {
         let mut text = String::new();
         flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
@@ -138,19 +139,19 @@ impl Shelf {
     }
 }
 
-/// Small numbers, so that there is some of everything in little.
+/// Small limits, so that a small cache has documents of each kind.
 fn config() -> WriterConfig {
     serde_json::from_str(r#"{"max_batch":16,"ring":8,"max_in_flight":2,"block_capacity":64,"supersession":"pointers"}"#).unwrap()
 }
 
-/// A recorded gateway's events, in the version's own way.
+/// The events of a recorded gateway, as builds of the version read them.
 fn recorded(version: u32, count: usize) -> Vec<Mutation> {
     let recording = Recording::read("testdata/gateway/mutations-inline.ndjson.gz").unwrap();
     let mut events = recording.mutations[..count].to_vec();
     let late = events.remove(60);
     events.insert(180, late);
     if version >= 2 {
-        // Version 1 did not tell collections apart.
+        // Version 1 has no collections.
         for mutation in &mut events {
             if !mutation.key.starts_with(b"_sync:") && mutation.partition.0 % 2 == 1 {
                 mutation.collection = 8;
@@ -182,7 +183,7 @@ async fn open(store: &Arc<dyn CacheStore>) -> ReaderNode {
     ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap()
 }
 
-/// What the cache answers for everything, and for one channel.
+/// The answers of the cache for the star channel, and for one channel.
 async fn answers(reader: &ReaderNode) -> Vec<String> {
     let known = reader.collections().await.unwrap();
     let mut answers = Vec::new();
@@ -240,7 +241,7 @@ async fn a_cache_is_read_and_gone_on_with(version: u32) {
     assert_eq!(answers(&reader).await, expected);
     assert_clean(&store).await;
 
-    // The feed goes on at the position, and what came before it comes no more.
+    // The feed continues at the position, and earlier events do not come again.
     let position = stored(&store, CacheKey::Checkpoint(FEED.to_owned()), Checkpoint::from_bytes).await.position;
     let rest: Vec<Mutation> = recorded(version, ALL)
         .into_iter()

@@ -1,4 +1,4 @@
-//! Small inputs made after public bug reports, and what is right for each.
+//! Small inputs made after public bug reports, with the right results.
 
 mod support;
 
@@ -16,7 +16,7 @@ use sluicegate::{
 use sluicegate_replay::Recording;
 use support::{Kind, on_every_store};
 
-/// A case: what it needs, and what must come of it.
+/// A case: its settings, and its expected results.
 struct Case {
     file: &'static str,
     metadata_id: Option<&'static str>,
@@ -49,7 +49,7 @@ const CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
-        // Nobody has said which database is meant: nothing is lost, and the conflicts tell.
+        // No database is configured: nothing is lost, and conflicts are counted.
         file: "03-two-databases-in-one-bucket",
         rows: &[(1, 8, "order-1", ONE), (1, 10, "emp-1", ONE), (2, 8, "order-2", TWO), (2, 10, "emp-2", TWO)],
         stable: 2,
@@ -157,7 +157,7 @@ async fn rows(reader: &ReaderNode) -> Vec<(u64, u32, String, String)> {
     answer.rows.iter().map(row).collect()
 }
 
-/// Plays a case; `cut` events come before the writer is replaced by another, which gets all of them again.
+/// Plays a case. After `cut` events another writer takes over, and gets all of them again.
 async fn play(kind: Kind, case: &Case, supersession: Supersession, cut: Option<usize>) {
     let what = format!("{}, {supersession:?}, {cut:?}", case.file);
     let store: Arc<dyn CacheStore> = kind.fresh().await;

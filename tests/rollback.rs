@@ -155,8 +155,9 @@ impl World {
         World::of(if loses_counter { feed.telling_first() } else { feed }, Gateway::default(), loses_counter, seed)
     }
 
-    /// One whose gateway gives numbers out again, and whose feed may deliver them before it tells that their first use was lost. What only a
-    /// later revision tells of such a number is left out, see ARCHITECTURE.md: so documents leave no channels.
+    /// A world whose gateway allocates sequences again, and whose feed may deliver them before it
+    /// reports that their first use was lost. Departures that only a later revision names at such a
+    /// sequence are left out, see ARCHITECTURE.md: so documents leave no channels.
     fn telling_late(seed: u64) -> World {
         let gateway = Gateway { keeps_channels: true, ..Gateway::default() };
         World::of(BranchingFeed::new(PARTITIONS, seed), gateway, true, seed)
@@ -274,7 +275,8 @@ fn seeds(usual: Range<u64>) -> Range<u64> {
     parsed.unwrap_or_else(|| panic!("SLUICEGATE_TEST_SEEDS is {text:?}; it must be FROM..TO"))
 }
 
-/// Runs one world after the other and names those that fail; what the others came to, by name.
+/// Runs one world after the other and names those that fail; returns the sums of the others'
+/// counts, by name.
 async fn campaign<F>(usual: Range<u64>, one: impl Fn(u64) -> F) -> BTreeMap<String, u64>
 where
     F: Future<Output = Vec<(String, u64)>> + Send + 'static,
@@ -335,7 +337,7 @@ async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
     let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
     let mut point = points[seed as usize % points.len()];
-    // A store of the six primitives does every step by itself.
+    // A store of the six primitives does every step on its own.
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     run(store.clone(), &world.feed, seed).await.unwrap();
     let reader = opened(&store).await;
@@ -368,7 +370,7 @@ async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
     assert!(!are_usual() || crashed.len() >= 24, "{crashed:?}");
 }
 
-/// Whether the writer that was held was fenced then.
+/// Whether the writer that was held was fenced afterwards.
 async fn is_held(mut world: World, seed: u64) -> bool {
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     run(store.clone(), &world.feed, seed).await.unwrap();
@@ -423,7 +425,8 @@ async fn a_writer_held_does_no_harm_where_numbers_come_again_before_their_loss_i
     assert!(!are_usual() || sums["fenced"] > 50, "{sums:?}");
 }
 
-/// A revision is taken back, then the one before it, which was in fewer channels; then a third document gets the number of that.
+/// A revision is rolled back, and then the one before it, which was in fewer channels; then a third
+/// document gets the sequence of that.
 #[tokio::test]
 async fn no_mark_is_left_where_a_number_is_given_out_again() {
     for seed in [2934, 6164, 13082] {
@@ -431,13 +434,15 @@ async fn no_mark_is_left_where_a_number_is_given_out_again() {
     }
 }
 
-/// A writer that was held stores an entry that says to supersede a number which another document has by then.
+/// A writer that was held stores an entry that supersedes a sequence which another document has by
+/// then.
 #[tokio::test]
 async fn what_a_deposed_writer_names_of_another_document_is_not_superseded() {
     is_held(World::new(21458), 21458).await;
 }
 
-/// The feed left the first revision out at first, since a later one followed; then it delivers it, to another term; then the later one is lost.
+/// The feed first leaves out the first revision, because a later one followed; then it delivers it,
+/// to another term; then the later one is lost.
 #[tokio::test]
 async fn a_revision_that_was_left_out_and_came_later_is_shown_when_its_successor_is_lost() {
     let revision = |sequence: u64, recent: Vec<u64>| {

@@ -1,4 +1,4 @@
-//! What a gateway's own tests expect of a cache, in every variation and on every store.
+//! Expectations of a gateway's own tests, in every variation and on every store.
 
 #![cfg(all(feature = "scenario", feature = "memory", feature = "redis"))]
 
@@ -13,7 +13,8 @@ use sluicegate_memory::MemoryStore;
 use sluicegate_test_servers::RedisServer;
 use sluicegate_testkit::scenario::{Disagreement, Scenario, Stores, Variation, find, judge};
 
-/// Files that are not right today, and why. One that becomes right fails the test until it is taken out.
+/// Files that are not right today, and why. One that becomes right fails the test until it is taken
+/// out.
 const WRONG: &[(&str, &str)] =
     &[("channel_cache/TestChannelCacheCurrentVersion.txt", "it asks for a sequence that is pending, as 2 and 3 are missing")];
 
@@ -57,7 +58,7 @@ fn every_scenario_agrees_in_every_variation() {
     assert!(report.files > 370 && report.runs > 2_400, "{report}");
 }
 
-/// Each file in one of its variations, so that each variation has its turn with files of each kind.
+/// Each file in one of its variations, so that each variation is run with files of each kind.
 #[test]
 fn every_scenario_agrees_on_a_server() {
     static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -1,4 +1,4 @@
-//! A cache goes on only with the feed that it was made from.
+//! A cache continues only with the feed that it was made from.
 
 #![cfg(all(feature = "memory", feature = "replay"))]
 
@@ -90,7 +90,7 @@ async fn an_adopted_cache_takes_all_of_the_new_feed(kind: Kind) {
     assert_refused(run(node(&store, other())).await, &[]);
     run(node(&store, other()).adopting(true)).await.unwrap();
     assert_eq!(rows(&store).await.len(), 3);
-    // Bound to it from now on, whether told so again or not.
+    // It is bound to the new feed from now on, with and without the option.
     run(node(&store, other())).await.unwrap();
     assert_refused(run(node(&store, feed("one", &["1 a +A"]))).await, &["mutations:one"]);
     // Back to the first: from its beginning, though its checkpoint is still there.

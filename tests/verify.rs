@@ -395,7 +395,7 @@ async fn repaired(store: &Arc<dyn CacheStore>) -> RepairReport {
     repair(store.as_ref(), &RepairOptions::default().feed(FEED)).await.unwrap()
 }
 
-/// What a reader that has just come shows: sequence and document.
+/// The rows of a reader that was just opened: sequence and document.
 async fn shown(store: &Arc<dyn CacheStore>, name: &str) -> Vec<(u64, String)> {
     let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
     let options = ChangesOptions::new().delivery(Delivery::Eager);
@@ -478,7 +478,7 @@ async fn an_earlier_revision_with_a_higher_number_is_found_though_no_list_names_
     assert!(shown(&store, "A").await.contains(&(4, "x".to_owned())));
 }
 
-/// The document of a sequence, with these among what it says to be superseded.
+/// Rewrites the document of a sequence so that it also supersedes these.
 async fn naming(store: &Arc<dyn CacheStore>, n: u64, others: &[u64]) {
     let entry = ChangeEntry::from_bytes(&stored(store, &sequence_key(n)).await).unwrap();
     let all: Vec<Sequence> = entry.supersedes().iter().copied().chain(others.iter().copied().map(Sequence)).collect();
@@ -493,7 +493,7 @@ async fn what_another_documents_entry_names_is_not_superseded() {
     naming(&store, 80, &[4, 10, 70]).await;
     assert_nothing_to_repair(&store, "80 names what others have").await;
 
-    // A writer that takes over, and does not know that it was marked.
+    // A writer that takes over, and whose clock has not marked them.
     let mut clock = PublishedClock::from_bytes(&stored(&store, &CacheKey::Clock).await).unwrap();
     clock.marked = Sequence(7);
     overwrite(&store, &CacheKey::Clock, clock.to_bytes()).await;
@@ -501,7 +501,7 @@ async fn what_another_documents_entry_names_is_not_superseded() {
     assert_eq!(shown(&store, "*").await, before);
     assert_nothing_to_repair(&store, "a writer has taken over").await;
 
-    // What was marked wrongly is shown again.
+    // Rows that were marked by mistake are shown again.
     restate(&store, "*", 1, &[(70, BlockState::Superseded)]).await;
     assert_found(&checked(&store).await, Problem::LostRow, &block_key("*", 1));
     assert!(repaired(&store).await.left.is_clean());
@@ -592,7 +592,7 @@ async fn a_document_in_a_slot_that_is_lost_is_named() {
     let report = repaired(&store).await;
     assert!(report.lost().count() == 1 && report.lost().all(|repair| repair.key == key), "{report:#?}");
     assert!(report.left.findings.iter().all(|finding| finding.key == key), "{report:#?}");
-    // What shares its number is shown still.
+    // The document that shares its sequence is still shown.
     assert!(shown(&store, "C").await.len() == 9);
 }
 
@@ -620,7 +620,7 @@ async fn a_document_that_shares_a_number_is_superseded_by_its_own_revisions_only
     }
 }
 
-/// Numbers that are far apart: what is there is looked at, and not what is in between.
+/// Sequences that are far apart: those between them are not checked.
 #[tokio::test]
 async fn a_cache_of_few_numbers_far_apart_is_checked_at_once() {
     let few: Vec<u64> = vec![1, 2, 1_000_000_000_000];

@@ -208,7 +208,7 @@ fn profile(rng: &mut ChaCha8Rng) -> Profile {
             max_wait: ms(pick(rng, &[0, 1, 20, 20, 1_000])),
             max_pending: pick(rng, &[0, 1, 3, 10, 100, 10_000]),
             skip_wait: ms(pick(rng, &[0, 30, 300, 300, 100_000])),
-            // The model knows nothing of it; the cases written as text do.
+            // The model does not cover this; the text cases do.
             max_jump: 0,
             is_partial: false,
         },

@@ -19,11 +19,12 @@ pub struct SequencerConfig {
     pub max_pending: usize,
     /// How long a number stays on the skipped list before it is given up.
     pub skip_wait: Duration,
-    /// How many numbers may be missing at once below one that arrived. A number farther up is
+    /// The limit for missing sequences directly below one that arrived. A sequence farther up is
     /// implausible, and stays pending: see [`Sequencer::is_plausible`]. Zero for no limit.
     pub max_jump: u64,
-    /// Whether the feed leaves out mutations to which the gateway's counter has given numbers. A missing
-    /// number is then passed after `max_wait`, and not put on the skipped list: most will never arrive.
+    /// Whether the feed leaves out mutations to which the gateway's counter has given numbers. A
+    /// missing number is then passed after `max_wait`, and not put on the skipped list: most will
+    /// never arrive.
     pub is_partial: bool,
 }
 
@@ -56,7 +57,7 @@ pub enum Arrival {
     Pending,
     /// High had passed it.
     Late,
-    /// No gateway gives out a number that high.
+    /// No gateway allocates a sequence that high.
     Implausible,
 }
 
@@ -76,7 +77,7 @@ pub enum Noted {
     Abandoned(SequenceRange),
     /// High and stable have passed a missing range, since the feed is partial.
     Undelivered(SequenceRange),
-    /// A number is implausibly far above all before it. High does not pass the range below it.
+    /// A sequence is implausibly far above all before it. High does not pass the range below it.
     Implausible(SequenceRange),
 }
 
@@ -150,9 +151,9 @@ pub struct Sequencer {
     settled_below: u64,
     abandoned: RangeSet,
     noted: Vec<Noted>,
-    /// The gateway's counter, as far as the feed has told it.
+    /// The gateway's counter, as far as the feed has delivered it.
     counter: Option<Sequence>,
-    /// The lowest implausible number that was noted.
+    /// The lowest implausible sequence that was noted.
     implausible: Option<u64>,
 }
 
@@ -376,8 +377,8 @@ impl Sequencer {
         Arrival::Pending
     }
 
-    /// An entry arrived whose number is taken, so that it lies in another slot; it must have been
-    /// [expected](Self::expect_in_slot).
+    /// An entry arrived whose sequence another document has, so that it is in another slot; it must
+    /// have been [expected](Self::expect_in_slot).
     pub fn arrived_in_slot(&mut self, position: Sequence) -> Arrival {
         if self.abandoned.remove(position.0, position.0) == 0 {
             return Arrival::Duplicate;
@@ -385,24 +386,25 @@ impl Sequencer {
         if position.number() <= self.high() { Arrival::Late } else { Arrival::Pending }
     }
 
-    /// Says that an entry whose number is taken will arrive in another slot. The position counts as
-    /// given up until it does: so after a crash in between, it arrives as new.
+    /// Expects an entry in another slot, because another document has its sequence. The position
+    /// counts as given up until the entry arrives: so after a crash in between, it arrives as new.
     pub fn expect_in_slot(&mut self, position: Sequence) {
         self.abandoned.insert(position.0, position.0);
     }
 
-    /// The gateway's counter is at `counter`: it has given out all numbers up to that.
+    /// The gateway's counter is at `counter`: all sequences up to that are allocated.
     pub fn counter(&mut self, counter: Sequence, now: Duration) {
         self.counter = Some(counter);
         self.drain(internal(now));
     }
 
-    /// Whether a number may be believed that has arrived while all from `next` on are missing: no more than
-    /// `max_jump` are; or the gateway's counter has come near it; or, where the counter is not known,
-    /// so many numbers have arrived above the gap that it must be real.
+    /// Whether a sequence is plausible that has arrived while all from `next` on are missing. It is
+    /// if no more than `max_jump` are missing, or if the gateway's counter has come near it. If the
+    /// counter is not known, it is once so many sequences have arrived above the gap that the gap
+    /// must be real.
     ///
-    /// Otherwise a single document with metadata from elsewhere would take high and stable far beyond
-    /// every number to come, and all of those would be late.
+    /// Otherwise a single document with metadata of another bucket would move high and stable far
+    /// beyond every sequence to come, and all of those would be late.
     pub fn is_plausible(&self, number: Sequence) -> bool {
         let max_jump = self.config.max_jump;
         max_jump == 0
@@ -413,7 +415,7 @@ impl Sequencer {
             }
     }
 
-    /// Notes once that a number is implausible.
+    /// Notes once that a sequence is implausible.
     fn note_implausible(&mut self, first: u64) {
         if self.implausible != Some(first) {
             self.implausible = Some(first);
@@ -441,13 +443,13 @@ impl Sequencer {
         new
     }
 
-    /// Whether a number is at or below the initial sequence, so that it is not looked at.
+    /// Whether a sequence is at or below the initial one, so that it is ignored.
     pub fn is_before_start(&self, sequence: Sequence) -> bool {
         sequence.number() <= self.config.initial
     }
 
-    /// Whether a number is accounted for: by an entry, by a document or marker that names it, or by a
-    /// principal.
+    /// Whether a sequence is accounted for: by an entry, by a document or marker that names it, or
+    /// by a principal.
     #[inline]
     pub fn is_accounted(&self, sequence: Sequence) -> bool {
         let s = sequence.0;

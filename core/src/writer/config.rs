@@ -27,14 +27,15 @@ pub struct WriterConfig {
     pub max_pending: usize,
     /// How long a skipped number is waited for before it is given up.
     pub skip_wait_ms: u64,
-    /// How many numbers may be missing at once below one that arrived; 0 for no limit. A number farther
-    /// up is implausible, for example of a document that was copied from another cluster with its
-    /// metadata. It stays pending, and readers do not see it, until the gateway's counter has come near
-    /// it; where the feed does not deliver the counter, until more than `max_pending` are that high.
+    /// The limit for missing sequences directly below one that arrived; 0 for no limit. A sequence
+    /// farther up is implausible, for example that of a document that was copied from another
+    /// cluster with its metadata. It stays pending, and readers do not see it, until the gateway's
+    /// counter has come near it. If the feed does not deliver the counter, it stays pending until
+    /// more than `max_pending` are that high.
     pub max_jump: u64,
-    /// Whether the feed leaves out mutations to which the gateway's counter has given numbers. Missing
-    /// numbers are then passed after `max_wait_ms`, and not awaited for `skip_wait_ms`. Unless set, it is
-    /// what [`Feed::is_partial`](crate::Feed::is_partial) says.
+    /// Whether the feed leaves out mutations to which the gateway's counter has given numbers.
+    /// Missing numbers are then passed after `max_wait_ms`, and not awaited for `skip_wait_ms`.
+    /// Unless set, it is what [`Feed::is_partial`](crate::Feed::is_partial) says.
     pub partial_feed: Option<bool>,
     /// Numbers at or below it are not looked at.
     pub initial_sequence: u64,

@@ -1,9 +1,9 @@
-//! Documents whose number is accounted for already.
+//! Documents whose sequence is accounted for already.
 //!
-//! That a number is accounted for does not mean that its document has been seen: a marker may have
-//! released it, another document may name or have it, a principal may have used it. A gateway whose
-//! counter was lost gives numbers out again. So the entry that is stored under the number is looked at,
-//! and only the same revision of the same document is a duplicate.
+//! That a sequence is accounted for does not mean that its document was delivered: a marker may
+//! have released it, another document may name or have it, a principal may have used it. A gateway
+//! that lost its counter allocates sequences again. So the entry that is stored under the sequence
+//! is read, and only the same revision of the same document is a duplicate.
 
 use std::sync::Arc;
 
@@ -19,31 +19,31 @@ use crate::error::{Error, Result};
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 
-/// What was found out about the documents of a feed batch whose numbers are accounted for.
+/// The findings about the documents of a feed batch whose sequences are accounted for.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
     /// Entries by position, as far as they were looked up.
     entries: FxHashMap<Sequence, Option<Arc<ChangeEntry>>>,
-    /// Places in the batch of documents that were decided on.
+    /// Indexes in the batch of the documents that are decided.
     resolved: FxHashSet<usize>,
     /// Positions that such documents were given.
     placed: FxHashSet<Sequence>,
 }
 
-/// What becomes of a document whose number is accounted for, given the entry at one position.
+/// The decision for a document whose sequence is accounted for, given the entry at one position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Claim {
     /// The same revision.
     Duplicate,
-    /// An earlier revision of a document that has the number already: nobody is shown it.
+    /// An earlier revision of a document that has the sequence already: it is not shown.
     Outdated,
-    /// A later revision of the document that is there.
+    /// A later revision of the stored document.
     Newer,
-    /// Another document is there.
+    /// Another document is stored.
     Taken,
 }
 
-/// Who names a number as that of an earlier revision of its own.
+/// The document that names a sequence as that of an earlier revision of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Named {
     Nobody,
@@ -52,7 +52,7 @@ enum Named {
     Another,
 }
 
-/// So many numbers are looked through first for what names another.
+/// This many sequences are searched first for the entry that names another.
 const NEAR: u64 = 1_000;
 
 fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
@@ -66,7 +66,7 @@ fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
 }
 
 impl Writer {
-    /// Gives documents whose number is accounted for by something else a position of their own, and
+    /// Gives documents whose sequence is accounted for already a position of their own, and
     /// publishes that they may still come. Duplicates are left as they are.
     pub(super) async fn resolve_conflicts(&mut self, items: &mut [Item], is_held: &[bool]) -> Result<Conflicts> {
         let mut conflicts = Conflicts::default();
@@ -93,7 +93,7 @@ impl Writer {
         Ok(conflicts)
     }
 
-    /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to look at: hardly ever.
+    /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do: hardly ever.
     #[inline]
     pub(super) fn may_conflict(&self, decoded: &Decoded) -> bool {
         match decoded {
@@ -102,26 +102,27 @@ impl Writer {
         }
     }
 
-    /// The same for one document of the batch, whose number has come to be accounted for since.
+    /// The same for one document of the batch, whose sequence was accounted for since then.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
         let Some(number) = self.accounted(document) else { return Ok(()) };
-        // What came before it in the batch may account for the number that it was given.
+        // A document before it in the batch may account for the sequence that it was given.
         let is_lost = self.assembler.sequencer().is_accounted(number)
             && document.entry.position() == number
             && conflicts.placed.remove(&number);
         if conflicts.resolved.contains(&at) && !is_lost {
             return Ok(());
         }
-        // It was looked up when nothing was known of it.
+        // It was looked up before there was anything to find.
         conflicts.entries.remove(&number);
         let position = self.place(document, conflicts).await?;
         self.readmit(position.as_slice()).await
     }
 
-    /// A document's metadata tell the numbers of its earlier revisions. Where other documents have such a number too, finds the position of
-    /// its own. What that revision left is known then.
+    /// A document's metadata name the sequences of its earlier revisions. If other documents have
+    /// such a sequence, too, finds the position of the document's own revision. The channels that
+    /// this revision left are known then.
     async fn name_own(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
         let DecodedDocument { entry, departures, .. } = document;
         let departed = departures.iter().map(|departure| departure.sequence);
@@ -155,7 +156,8 @@ impl Writer {
         Ok(())
     }
 
-    /// The number of a document, if that is accounted for; or shared: then the document may be there, in a slot.
+    /// The sequence of a document, if it is accounted for, or shared: then the document may be
+    /// there, in a slot.
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
         let is_shared = !self.shared_numbers.is_empty() && self.shared_numbers.contains(&number);
@@ -163,7 +165,7 @@ impl Writer {
         (is_known && !sequencer.is_before_start(number)).then_some(number)
     }
 
-    /// Finds the entries at these positions: those that are not stored yet, too.
+    /// Finds the entries at these positions, including those that are not stored yet.
     async fn fetch(&mut self, conflicts: &mut Conflicts, mut positions: Vec<Sequence>) -> Result<()> {
         positions.sort_unstable();
         positions.dedup();
@@ -192,7 +194,8 @@ impl Writer {
         Ok(conflicts.entries.get(&position).cloned().flatten())
     }
 
-    /// Finds the position for a document whose number is accounted for or shared; none if it is a duplicate, or if it comes as any other.
+    /// Finds the position for a document whose sequence is accounted for or shared; `None` if it is
+    /// a duplicate, or can be taken as any other.
     async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
         let number = document.entry.sequence();
         let is_shared = self.shared_numbers.contains(&number);
@@ -204,14 +207,15 @@ impl Writer {
                 is_own |= named == Named::Own;
                 let is_free = free.is_none() && named != Named::Another;
                 free = if is_free { Some(slot) } else { free };
-                // One in the first slot may have been withdrawn, while others are there still.
+                // The entry in the first slot may have been withdrawn, while others are still
+                // there.
                 if free.is_some() && (slot > 0 || !is_shared) {
                     break;
                 }
                 continue;
             };
             match claim(&document.entry, &stored) {
-                // One that was stored, and not published before a crash, is expected still.
+                // An entry that was stored, and not published before a crash, is still expected.
                 Claim::Duplicate if slot > 0 && self.assembler.sequencer().abandoned().contains(position.0) => {
                     free = Some(slot);
                     break;
@@ -232,7 +236,7 @@ impl Writer {
         let mut entry = document.entry.clone().with_slot(slot);
         supersedes.into_iter().for_each(|older| entry.push_superseded(older));
         let is_expected = slot == 0 && !self.assembler.sequencer().is_accounted(number);
-        // An earlier revision of a document may come after a later one that has named it.
+        // An earlier revision of a document may come after a later one that names it.
         let is_late_revision = is_own && slot == 0;
         if !is_expected && !is_late_revision {
             self.assembler.count_conflict();
@@ -248,8 +252,8 @@ impl Writer {
         Ok((!is_expected).then_some(position))
     }
 
-    /// Which document's entries say that the number of a document is theirs, and so have a mark there, or
-    /// will have.
+    /// The document whose entries name the sequence of a document as their own, and so have a mark
+    /// there, or will have one.
     async fn named_by(&mut self, entry: &ChangeEntry) -> Result<Named> {
         let number = entry.sequence();
         let naming = |other: &ChangeEntry| match other.supersedes().contains(&number) {
@@ -267,7 +271,8 @@ impl Writer {
                 if scan::star_state(store, codec, star.collection(), number).await? == BlockState::Absent {
                     continue;
                 }
-                // Marked, and there is no document. What names it is mostly near, and mostly above it.
+                // The sequence is marked, and there is no document. The entry that names it is
+                // mostly near, and mostly above it.
                 let (mut first, mut count) = (number.next(), NEAR);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
                     let named = scan::logged(store, codec, &star, range).await?;

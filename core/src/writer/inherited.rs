@@ -1,4 +1,4 @@
-//! What an earlier term has stored and not marked.
+//! Entries that an earlier term has stored and not marked.
 
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use crate::scan;
 use crate::sequence::Sequence;
 use crate::store::CacheStore;
 
-/// Takes out of each entry's list what another document has by now: that was never superseded by it. An entry whose list shrinks is a
-/// copy; what is stored stays.
+/// Removes from each entry's list the sequences that belong to another document now: the entry
+/// never superseded those. An entry with a shorter list is a copy; the stored one stays.
 ///
 /// # Errors
-/// What the store says. What cannot be read stays in the lists: it hides nothing that is shown.
+/// What the store says. Unreadable entries stay in the lists: a mark on them hides nothing that is
+/// shown.
 pub(super) async fn without_others(
     store: &dyn CacheStore,
     policy: ExponentialBuilder,
@@ -46,7 +47,7 @@ pub(super) async fn without_others(
     Ok(entries)
 }
 
-/// The entries at these positions, but for those that cannot be read.
+/// The entries at these positions, without unreadable ones.
 async fn read(
     store: &dyn CacheStore,
     policy: ExponentialBuilder,

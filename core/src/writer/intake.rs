@@ -217,8 +217,8 @@ impl Writer {
         log_noted(&self.assembler.take_noted());
     }
 
-    /// Whether a mutation has to wait until a rollback has ended. To be asked once, in the order of the
-    /// feed.
+    /// Whether a mutation has to wait until a rollback has ended. Must be called once per mutation,
+    /// in order.
     fn must_wait(&mut self, item: &Item) -> bool {
         match item {
             Item::Decoded(partition, seqno, decoded) if !self.rollbacks.is_idle() => {
@@ -249,8 +249,8 @@ pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Ite
     items
 }
 
-/// Makes a document or principal invalid if its sequence is over [`Sequence::MAX_NUMBER`], whatever
-/// decoder it comes from. Positions above that are the writer's own.
+/// Makes a document or principal invalid if its sequence is over [`Sequence::MAX_NUMBER`], for any
+/// decoder. Positions above that are the writer's own.
 fn refuse_impossible_sequence(decoded: Decoded) -> Decoded {
     let sequence = match &decoded {
         Decoded::Document(document) | Decoded::Foreign(document) => document.entry.position(),

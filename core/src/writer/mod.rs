@@ -126,13 +126,13 @@ pub struct Writer {
     is_caught_up: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
-    /// Documents that have been purged, and whose rows are still there.
+    /// Purged documents whose rows are not removed yet.
     purges: Purges,
-    /// Numbers that more than one document has.
+    /// Sequences that more than one document has.
     shared_numbers: FxHashSet<Sequence>,
-    /// Names of collections, as the feed has told them.
+    /// Names of collections, as the feed has reported them.
     collections: Collections,
-    /// What is known to be stored of the list of collections.
+    /// The part of the list of collections that is known to be stored.
     registered: Arc<Mutex<Collections>>,
     /// Tells who watches; made when somebody asks.
     progress: Option<watch::Sender<WriterProgress>>,
@@ -155,11 +155,13 @@ impl Writer {
         Writer::take_over(store, decoder, feed, epoch, config).await
     }
 
-    /// Begins the term `epoch` over `store`, for the feed called `feed`: fences whoever wrote before, and finds out where to go on. Makes a new
-    /// cache if there is none. May be repeated. With no more than a name, it is not checked whether the cache was made from that feed.
+    /// Begins the term `epoch` over `store`, for the feed called `feed`: fences whoever wrote
+    /// before, and finds out where to go on. Makes a new cache if there is none. May be repeated.
+    /// With no more than a name, it is not checked whether the cache was made from that feed.
     ///
     /// # Errors
-    /// `Fenced` if a later epoch is there; `ConfigInvalid`, also if the cache was made from another feed; `Corrupt`, or what the store says.
+    /// `Fenced` if a later epoch is there; `ConfigInvalid`, also if the cache was made from another
+    /// feed; `Corrupt`, or what the store says.
     pub async fn take_over(
         store: Arc<dyn CacheStore>,
         decoder: Arc<dyn MutationDecoder>,
@@ -230,7 +232,7 @@ impl Writer {
 
         let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
         let mut shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
-        // Those in slots that are expected may be stored and not listed yet.
+        // Expected entries in slots may be stored and not listed yet.
         let expected = assembler.sequencer().abandoned().within(Sequence::MAX_NUMBER.0 + 1, u64::MAX);
         shared.extend(expected.flat_map(|(first, last)| first..=last).map(|position| Sequence(position).number()));
 
@@ -348,7 +350,7 @@ impl Writer {
                  other collections; if it covers all collections of the database, set writer.partial_feed to false"
             );
         }
-        // It may take long, for a feed that is shared until all have opened it.
+        // This may take long: a shared feed is opened when all databases have opened it.
         let opened = tokio::select! {
             biased;
             () = &mut stop => None,
@@ -425,7 +427,7 @@ impl Writer {
         let now = self.now();
         log_noted(&self.assembler.tick(now));
         self.purge().await?;
-        // How long numbers have been missed is stored with the batch: it may be the last for long.
+        // The batch stores how long sequences have been missing: it may be the last one for long.
         let sequencer = self.assembler.sequencer();
         self.dirty |= sequencer.pending_count() > 0 || sequencer.skipped_count() > 0;
         loop {

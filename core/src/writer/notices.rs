@@ -1,4 +1,5 @@
-//! What is logged of decoded mutations: so much that an operator learns of it, and no more however many there are.
+//! The log of decoded mutations: enough lines for an operator to notice, with a limit for many of a
+//! kind.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -10,11 +11,12 @@ use smallvec::SmallVec;
 use crate::decode::{Decoded, Ignored};
 use crate::entry::ChangeEntry;
 
-/// Over what time lines are limited: those that say that something is wrong, and others.
+/// The intervals of the limits: for warnings, and for other lines.
 const OFTEN: Duration = Duration::from_secs(60);
 const SELDOM: Duration = Duration::from_secs(3_600);
 
-/// How many databases and collections are remembered as told. When there are more, they are told again.
+/// The limit for databases and collections that are remembered as logged. If there are more, they
+/// are logged again.
 const MAX_TOLD: usize = 1_000;
 
 static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -26,7 +28,7 @@ static FULL: Limit = Limit::new(10, OFTEN);
 static DATABASES: Once<Box<str>> = Once::new();
 static COLLECTIONS: Once<u32> = Once::new();
 
-/// Admits some lines an interval, and counts the others.
+/// Admits some lines per interval, and counts the others.
 #[derive(Debug)]
 struct Limit {
     most: u32,
@@ -36,7 +38,7 @@ struct Limit {
 
 #[derive(Debug)]
 struct Passed {
-    /// When the interval began; none before the first line.
+    /// The start of the interval; `None` before the first line.
     since: Option<Duration>,
     admitted: u32,
     refused: u64,
@@ -61,7 +63,7 @@ impl Limit {
         true
     }
 
-    /// How many lines were refused in an interval that is over. Each is told once.
+    /// The number of lines that were refused in an interval that is over. Each is reported once.
     fn take_refused(&self, now: Duration) -> Option<u64> {
         let mut state = self.state.lock();
         let is_over = state.since.is_some_and(|since| now >= since + self.interval);
@@ -69,7 +71,7 @@ impl Limit {
     }
 }
 
-/// Admits each of some things once.
+/// Admits each value once.
 #[derive(Debug)]
 struct Once<T>(Mutex<BTreeSet<T>>);
 
@@ -87,15 +89,15 @@ impl<T: Ord> Once<T> {
     }
 }
 
-/// Logs what came of the mutations of one feed batch.
+/// Logs the results of the mutations of one feed batch.
 #[derive(Debug, Default)]
 pub(super) struct Notices {
-    /// Collections that have been asked about, so that a batch of their documents asks once.
+    /// Collections that were checked, so that a batch of their documents checks once.
     collections: SmallVec<[u32; 4]>,
 }
 
 impl Notices {
-    /// Logs what a mutation of `key` came to, if it is of interest.
+    /// Logs the result of a mutation of `key`, if it is of interest.
     #[inline]
     pub(super) fn tell(&mut self, key: &[u8], decoded: &Decoded) {
         match decoded {
@@ -119,7 +121,7 @@ impl Notices {
                 if let Some(left_out) = &document.left_out
                     && LEFT_OUT.admits(now)
                 {
-                    tracing::warn!(%key, %left_out, "part of a document's metadata cannot be kept; the document is shown without it");
+                    tracing::warn!(%key, %left_out, "part of a document's metadata is left out; the document is shown without it");
                 }
             }
             Decoded::Ignored(Ignored::ForeignProperty) if PROPERTIES.admits(now) => {
@@ -138,14 +140,14 @@ impl Notices {
         }
     }
 
-    /// Says how much was left unsaid, when its time is over.
+    /// Logs the number of suppressed lines of an interval that is over.
     pub(super) fn tell_more(&self) {
         let now = BEGINNING.elapsed();
         if let Some(more) = INVALID.take_refused(now) {
             tracing::warn!(more, "more mutations could not be understood, and were left out");
         }
         if let Some(more) = LEFT_OUT.take_refused(now) {
-            tracing::warn!(more, "more documents had metadata that could not be kept in part");
+            tracing::warn!(more, "more documents had metadata with parts that were left out");
         }
         if let Some(more) = CONFLICTS.take_refused(now) {
             tracing::warn!(more, "more documents had a sequence that was in use already, and are shown as late changes");
@@ -159,7 +161,7 @@ impl Notices {
     }
 }
 
-/// Logs that a document gets a position of its own, because its sequence was accounted for.
+/// Logs that a document gets a position of its own, because its sequence was accounted for already.
 pub(super) fn tell_conflict(entry: &ChangeEntry) {
     if CONFLICTS.admits(BEGINNING.elapsed()) {
         tracing::warn!(
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(admitted(64), 0);
         assert_eq!((limit.take_refused(at(65)), limit.take_refused(at(65))), (Some(17), None));
         assert_eq!(admitted(65), 3);
-        // Nobody asked in between: nothing is forgotten.
+        // There was no call in between: no count is lost.
         assert_eq!((admitted(200), limit.take_refused(at(260))), (3, Some(14)));
         assert_eq!(limit.take_refused(at(900)), None);
     }

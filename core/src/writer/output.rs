@@ -73,7 +73,7 @@ impl Writer {
         let (term, codec, is_confirmed) = (self.clock.value.epoch, self.codec.clone(), self.may_find_unpublished());
         let commit = tokio::spawn(async move {
             let attempt = || async {
-                // First of all: an entry of a collection that is not registered is not found again.
+                // First: readers do not find an entry of a collection that is not registered.
                 if let Some(collections) = &collections {
                     commit::register_collections(store.as_ref(), collections).await?;
                     registered.lock().merge(collections);
@@ -92,15 +92,16 @@ impl Writer {
         self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
     }
 
-    /// Whether earlier terms may have stored entries that were never published, and that do not come again just as they are. What such a
-    /// term had taken comes again first; later on, only what was taken back since may be of that kind.
+    /// Whether earlier terms may have stored unpublished entries that do not come again unchanged.
+    /// At first, all events that such a term had read come again; later, only events that were
+    /// rolled back since can have such entries.
     fn may_find_unpublished(&self) -> bool {
         let are_earlier = self.clock.value.epoch.counter > 1;
         are_earlier && (!self.is_caught_up || self.rollbacks.have_been())
     }
 
-    /// The collections that this term has met or been told of, if some may not be registered in the
-    /// store yet.
+    /// The collections that this term has seen, in entries or by name, if some may not be
+    /// registered in the store yet.
     fn unregistered_collections(&self) -> Option<Collections> {
         let mut wanted = self.collections.clone();
         for collection in self.assembler.collections() {

@@ -81,7 +81,7 @@ async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut 
     }
     let sequences = |document: &DecodedDocument, row: Sequence| {
         let departures = document.departures.iter().map(|departure| departure.sequence);
-        // It may lie in a slot, which only the pointer tells.
+        // It may be in a slot, which only the pointer names.
         let own = if row.number() == document.entry.sequence() { row } else { document.entry.sequence() };
         departures.chain([own]).collect::<Vec<Sequence>>()
     };
@@ -127,7 +127,7 @@ impl PointerCache {
             *last = batch;
             match is_shown {
                 true => pointer.follow_document(document),
-                // Only what it left becomes rows.
+                // Only the channels that it left get rows.
                 false => pointer.follow_departures(document),
             }
         }

@@ -1,8 +1,8 @@
-//! Documents that are gone from the bucket with all they had.
+//! Documents that were deleted from the bucket with all their attributes.
 //!
-//! A purge names a key and no sequence, so the entries of the document must be looked for. Most keys
-//! that are deleted without leaving anything never were documents of the gateway. So purges are
-//! gathered, and looked for together: with pointers by one read each, otherwise by reading the star
+//! A purge names a key and no sequence, so the entries of the document must be searched. Most keys
+//! that are deleted without attributes never were documents of the gateway. So purges are
+//! collected, and searched together: with pointers by one read each, otherwise by reading the star
 //! channels once for all.
 
 use std::collections::BTreeMap;
@@ -27,51 +27,51 @@ use crate::sequence::{Sequence, SequenceRange};
 use crate::store::CacheStore;
 use crate::withdraw::BySequence;
 
-/// How long purges are gathered, at least, after a search.
+/// The minimal time for which purges are collected after a search.
 const GATHER: Duration = Duration::from_secs(1);
 
-/// So many are looked for at once.
+/// The limit for purges in one search.
 const MAX_GATHERED: usize = 100_000;
 
-/// A search may take one part in so many of the time.
+/// Searches may take this fraction of the time, as one part in so many.
 const DUTY: u32 = 10;
 
-/// A purge that has not been carried out.
+/// A purge that is not carried out yet.
 #[derive(Clone, Debug)]
 struct Pending {
     origin: Origin,
-    /// Where its partition was before it. A restart goes on from there.
+    /// The position of its partition before it. A restart continues from there.
     before: Option<PartitionPosition>,
 }
 
-/// Purges that have not been carried out.
+/// Purges that are not carried out yet.
 #[derive(Debug, Default)]
 pub(super) struct Purges {
     pending: HashMap<DocumentId, Pending>,
-    /// When the next search may begin; at once if there was none yet.
+    /// The time at which the next search may begin; at once if there was none yet.
     next: Option<Instant>,
 }
 
 impl Purges {
-    /// Takes a purge. `before` is where its partition was before it.
+    /// Takes a purge. `before` is the position of its partition before it.
     pub(super) fn take(&mut self, purged: Purged, origin: Origin, before: Option<PartitionPosition>, now: Instant) {
         self.next.get_or_insert(now);
         let pending = self.pending.entry(purged.document).or_insert(Pending { origin, before });
         pending.origin = origin;
     }
 
-    /// The feed has taken back everything of the partition after `to`.
+    /// The feed has rolled the partition back to `to`.
     pub(super) fn roll_back(&mut self, partition: PartitionId, to: PartitionSeqno) {
         self.pending.retain(|_, pending| pending.origin.partition != partition || pending.origin.seqno <= to);
     }
 
-    /// When they are to be carried out, if there are any.
+    /// The time at which they are to be carried out, if there are any.
     pub(super) fn due(&self) -> Option<Instant> {
         let is_full = self.pending.len() >= MAX_GATHERED;
         if is_full { Some(Instant::now()) } else { self.next.filter(|_| !self.pending.is_empty()) }
     }
 
-    /// Takes a position back to before the purges that have not been carried out.
+    /// Moves a position back to before the purges that are not carried out yet.
     pub(super) fn limit(&self, position: &mut FeedPosition) {
         let mut first: BTreeMap<PartitionId, &Pending> = BTreeMap::new();
         for pending in self.pending.values() {
@@ -95,7 +95,7 @@ fn place(pending: &Pending) -> u64 {
     pending.before.as_ref().map_or(0, |before| before.seqno)
 }
 
-/// Whether an entry was there when its document was purged, rather than written anew since.
+/// Whether an entry is from before the purge of its document, rather than written after it.
 fn is_older(entry: &ChangeEntry, purge: Origin) -> bool {
     let origin = entry.origin();
     if origin.cas > 0 && purge.cas > 0 {
@@ -106,7 +106,7 @@ fn is_older(entry: &ChangeEntry, purge: Origin) -> bool {
 }
 
 impl Writer {
-    /// Removes documents that have been purged, if it is time for that.
+    /// Removes purged documents, if it is time for that.
     pub(super) async fn purge_due(&mut self) -> Result<()> {
         match self.purges.due() {
             Some(due) if due <= Instant::now() && self.rollbacks.is_settled() => self.purge().await,
@@ -114,7 +114,7 @@ impl Writer {
         }
     }
 
-    /// Removes all documents that have been purged.
+    /// Removes all purged documents.
     pub(super) async fn purge(&mut self) -> Result<()> {
         if self.purges.pending.is_empty() || !self.rollbacks.is_settled() {
             return Ok(());
@@ -166,7 +166,7 @@ impl Writer {
                     scan::for_each(store.as_ref(), codec.as_ref(), star, all, take).await?;
                 }
             }
-            // A block in which nothing is live need not be listed, but what is live names what is not; so
+            // A block without live rows need not be listed, but live entries name the others. So
             // does a revision that was written after the purge.
             let mut next: Vec<Sequence> = superseded(&known);
             while !next.is_empty() {
@@ -197,7 +197,7 @@ fn superseded(entries: &BySequence) -> Vec<Sequence> {
     numbers
 }
 
-/// The newest entries of the documents, as their pointers say.
+/// The newest entries of the documents, by their pointers.
 async fn pointed_to(store: &dyn CacheStore, pending: &HashMap<DocumentId, Pending>) -> Result<Vec<Arc<ChangeEntry>>> {
     let documents: Vec<&DocumentId> = pending.keys().collect();
     let mut rows = Vec::new();

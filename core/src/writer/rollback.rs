@@ -14,7 +14,7 @@ use crate::sequence::{RangeSet, Sequence};
 /// Duplicates that are remembered: a number may be given out again before the feed tells that its first use is taken back.
 const RECENT: usize = 10_000;
 
-/// The place of an entry: its number and its slot, see [`Sequence::rank`].
+/// The position of an entry: its sequence and its slot, see [`Sequence::rank`].
 type Rank = (Sequence, u8);
 
 /// A decoded mutation that is not applied, or was not new.
@@ -52,7 +52,8 @@ pub(super) struct Rollbacks {
     candidates: BTreeMap<Rank, Arc<ChangeEntry>>,
     /// The candidates of each document.
     documents: HashMap<DocumentId, BTreeSet<Rank>>,
-    /// The numbers that they say to be superseded: some of it may have been lost with them, without ever having come.
+    /// The sequences that they supersede: some revisions may have been lost with them, without ever
+    /// having come.
     named: RangeSet,
     /// In the order in which they came.
     held: Vec<Held>,
@@ -74,7 +75,7 @@ impl Rollbacks {
         self.partitions.is_empty() && self.held.is_empty()
     }
 
-    /// Whether anything was ever taken back.
+    /// Whether there ever was a rollback.
     pub(super) fn have_been(&self) -> bool {
         self.has_been
     }
@@ -141,7 +142,8 @@ impl Rollbacks {
         }
         if let Some(DecodedDocument { entry, .. }) = document_of(decoded) {
             let is_same = |candidate: &ChangeEntry| {
-                // What another program has written since keeps the revision's metadata, at a place of its own.
+                // A write of another program keeps the metadata of the revision, at a seqno of its
+                // own.
                 let origin = Origin { partition, seqno, cas: entry.origin().cas };
                 (candidate.origin().is_same(origin) || matches!(decoded, Decoded::Foreign(_)))
                     && (candidate.document(), candidate.revision()) == (entry.document(), entry.revision())
@@ -157,7 +159,7 @@ impl Rollbacks {
         self.must_wait(decoded)
     }
 
-    /// The candidates that have a number.
+    /// The candidates with a sequence.
     fn candidates_of(&self, number: Sequence) -> impl Iterator<Item = &Arc<ChangeEntry>> {
         self.candidates.range((number, 0)..=(number, u8::MAX)).map(|(_, candidate)| candidate)
     }

@@ -145,7 +145,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes entries of documents that have been purged. Their numbers stay accounted for.
+    /// Removes entries of purged documents. Their sequences stay accounted for.
     pub(super) async fn remove_purged(&mut self, gone: BySequence) -> Result<()> {
         self.assembler.purge(gone.values().cloned().collect());
         self.publish_with_checkpoint().await?;
@@ -165,7 +165,7 @@ impl Writer {
         self.carry_out(gone).await
     }
 
-    /// Does what follows from the announcement that all these are `gone`.
+    /// Applies the announcement that all these are `gone`.
     async fn carry_out(&mut self, gone: BySequence) -> Result<()> {
         let (policy, codec) = (backoff(&self.config), self.codec.clone());
         let entries: Vec<_> = gone.values().cloned().collect();

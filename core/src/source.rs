@@ -48,9 +48,9 @@ impl fmt::Display for CacheSource {
 
 /// How a writer continues with a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Going {
+pub(crate) struct Resume {
     /// Whether the feed is read from its beginning instead of the checkpoint.
-    pub(crate) anew: bool,
+    pub(crate) from_beginning: bool,
     /// The source that the cache has from now on.
     pub(crate) source: Option<CacheSource>,
 }
@@ -119,15 +119,15 @@ impl Following {
     ///
     /// # Errors
     /// `ConfigInvalid` if that is another source.
-    pub(crate) fn going(&self, stored: Option<&CacheSource>) -> Result<Going> {
+    pub(crate) fn resume(&self, stored: Option<&CacheSource>) -> Result<Resume> {
         let (Some(wanted), Some(stored)) = (&self.source, stored) else {
-            return Ok(Going { anew: false, source: self.source.as_ref().or(stored).cloned() });
+            return Ok(Resume { from_beginning: false, source: self.source.as_ref().or(stored).cloned() });
         };
         let mut source = wanted.clone();
         if !stored.feed.is_same(&wanted.feed) || stored.database.metadata_id != wanted.database.metadata_id {
             if self.adopt {
                 tracing::warn!(before = %stored, now = %wanted, "the cache is bound to another feed, which is read from its beginning");
-                return Ok(Going { anew: true, source: Some(source) });
+                return Ok(Resume { from_beginning: true, source: Some(source) });
             }
             let message = format!("the cache was made from {stored}; this is {wanted}, whose sequences are unrelated");
             return Err(Error::config(message).with_next_step(
@@ -141,15 +141,15 @@ impl Following {
         let (before, now) = (&stored.database.collections, &wanted.database.collections);
         // Up to the checkpoint, documents of collections that were not the database's were left
         // out.
-        let anew = match (before, now) {
+        let from_beginning = match (before, now) {
             (Some(before), Some(now)) => !now.is_subset(before),
             (Some(_), None) => true,
             (None, _) => false,
         };
-        if anew {
+        if from_beginning {
             tracing::warn!(?before, ?now, "the database has new collections; the feed is read from its beginning");
         }
-        Ok(Going { anew, source: Some(source) })
+        Ok(Resume { from_beginning, source: Some(source) })
     }
 }
 
@@ -169,22 +169,22 @@ mod tests {
         }
     }
 
-    fn going(stored: &CacheSource, wanted: &CacheSource) -> Result<Going> {
-        Following::from("f").with_source(wanted.clone()).going(Some(stored))
+    fn resume(stored: &CacheSource, wanted: &CacheSource) -> Result<Resume> {
+        Following::from("f").with_source(wanted.clone()).resume(Some(stored))
     }
 
-    fn going_on(source: &CacheSource) -> Going {
-        Going { anew: false, source: Some(source.clone()) }
+    fn unchanged(source: &CacheSource) -> Resume {
+        Resume { from_beginning: false, source: Some(source.clone()) }
     }
 
     #[test]
     fn a_cache_goes_on_only_with_what_it_was_made_from() {
         let stored = source("dcp:b", "u1", None, None);
-        assert_eq!(going(&stored, &stored).unwrap(), going_on(&stored));
+        assert_eq!(resume(&stored, &stored).unwrap(), unchanged(&stored));
         for other in
             [source("dcp:c", "u1", None, None), source("dcp:b", "u2", None, None), source("dcp:b", "u1", Some("x"), None)]
         {
-            let error = going(&stored, &other).unwrap_err();
+            let error = resume(&stored, &other).unwrap_err();
             let text = error.to_string();
             assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
             assert!(
@@ -192,25 +192,26 @@ mod tests {
                 "{text}"
             );
             let adopting = Following::from("f").with_source(other.clone()).adopting(true);
-            assert_eq!(adopting.going(Some(&stored)).unwrap(), Going { anew: true, source: Some(other) });
+            assert_eq!(adopting.resume(Some(&stored)).unwrap(), Resume { from_beginning: true, source: Some(other) });
         }
-        assert_eq!(Following::from("f").going(Some(&stored)).unwrap(), going_on(&stored));
-        assert_eq!(Following::from("f").with_source(stored.clone()).going(None).unwrap(), going_on(&stored));
+        assert_eq!(Following::from("f").resume(Some(&stored)).unwrap(), unchanged(&stored));
+        assert_eq!(Following::from("f").with_source(stored.clone()).resume(None).unwrap(), unchanged(&stored));
     }
 
     #[test]
     fn an_instance_that_is_not_known_is_any_and_is_kept_once_known() {
         let (unknown, known) = (source("dcp:b", "", None, None), source("dcp:b", "u1", None, None));
-        assert_eq!(going(&unknown, &known).unwrap(), going_on(&known));
-        assert_eq!(going(&known, &unknown).unwrap(), going_on(&known));
+        assert_eq!(resume(&unknown, &known).unwrap(), unchanged(&known));
+        assert_eq!(resume(&known, &unknown).unwrap(), unchanged(&known));
     }
 
     #[test]
     fn collections_that_are_new_need_the_whole_feed() {
         let all = source("f", "", None, None);
         let (one, two) = (source("f", "", None, Some(&["s.a"])), source("f", "", None, Some(&["s.a", "s.b"])));
-        for (stored, wanted, anew) in [(&all, &one, false), (&one, &all, true), (&one, &two, true), (&two, &one, false)] {
-            assert_eq!(going(stored, wanted).unwrap(), Going { anew, source: Some(wanted.clone()) });
+        for (stored, wanted, from_beginning) in [(&all, &one, false), (&one, &all, true), (&one, &two, true), (&two, &one, false)]
+        {
+            assert_eq!(resume(stored, wanted).unwrap(), Resume { from_beginning, source: Some(wanted.clone()) });
         }
     }
 }

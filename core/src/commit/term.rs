@@ -50,7 +50,7 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     update(store, &CacheKey::Meta, |stored| Ok(stored.is_none().then(|| new.to_bytes()))).await?;
     let meta = store.get(&CacheKey::Meta).await?.ok_or_else(clock_lost)?;
     let mut meta = Meta::from_bytes(&meta.value).map_err(|e| e.with_context("key", CacheKey::Meta))?;
-    let going = following.going(meta.source.as_ref())?;
+    let resume = following.resume(meta.source.as_ref())?;
 
     update(store, &CacheKey::Clock, |stored| {
         let mut clock = match stored {
@@ -59,7 +59,7 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
         };
         guard(epoch, clock.epoch)?;
         (clock.epoch, clock.format) = (epoch, FORMAT_VERSION);
-        if going.anew {
+        if resume.from_beginning {
             clock.checkpoint = 0;
         }
         Ok(Some(clock.to_bytes()))
@@ -71,15 +71,15 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     let former = if meta.format == 1 { following.former_checkpoints() } else { &[] };
     let former = newest_checkpoint(store, former).await?;
     let checkpoint = take_checkpoint(store, epoch, following.checkpoint(), |stored| match (stored, &former) {
-        _ if going.anew => Checkpoint::beginning(epoch),
+        _ if resume.from_beginning => Checkpoint::beginning(epoch),
         (Some(stored), Some(former)) if former.batch > stored.batch => former.clone(),
         (Some(stored), _) => stored,
         (None, former) => former.clone().unwrap_or_else(|| Checkpoint::beginning(epoch)),
     })
     .await?;
     // Last: until this is done, a later term repeats all of the above.
-    if meta.format != FORMAT_VERSION || meta.source != going.source {
-        (meta.format, meta.source) = (FORMAT_VERSION, going.source);
+    if meta.format != FORMAT_VERSION || meta.source != resume.source {
+        (meta.format, meta.source) = (FORMAT_VERSION, resume.source);
         restate(store, epoch, &meta).await?;
     }
     let late = clock.value.late.max(checkpoint.late);

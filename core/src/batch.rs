@@ -191,7 +191,7 @@ pub struct PrincipalChange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(u64, Sequence)", into = "(u64, Sequence)")]
 pub struct LateEntry {
-    /// Its late number: the how-manieth late entry of the cache it is, from 1.
+    /// Its late number: its ordinal among the cache's late entries, from 1.
     pub number: u64,
     /// The entry's position.
     pub sequence: Sequence,

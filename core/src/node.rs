@@ -196,7 +196,7 @@ impl WriterNode {
                     continue;
                 }
                 Role::Offline { reason } => {
-                    tracing::warn!(reason, "offline: nobody can tell who writes");
+                    tracing::warn!(reason, "offline: the coordinator cannot be reached");
                     continue;
                 }
             };

@@ -16,8 +16,8 @@ use super::progress::Meter;
 use super::session::{Part, Session, warn_of_mixture, watch_for_mixture};
 use super::{Exit, Format};
 
-/// Follows the feed until it ends, or until Ctrl-C (exit code 130) or SIGTERM (0): then what was taken is put away first.
-/// A second Ctrl-C stops at once.
+/// Follows the feed until it ends, or until Ctrl-C (exit code 130) or SIGTERM (0): then what was
+/// read from the feed is stored first. A second Ctrl-C stops at once.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// How the summary is printed at the end
@@ -98,7 +98,7 @@ pub(crate) async fn run(args: RunArgs, session: Session) -> Outcome<Exit> {
             true => ("stopped", Exit::Done),
         },
         signal = session.signals.first() => {
-            tracing::info!("stopping: what was taken from the feed is put away first");
+            tracing::info!("stopping: storing what was read from the feed");
             ("stopped", signal.into())
         }
     };

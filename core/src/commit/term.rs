@@ -112,7 +112,7 @@ async fn restate<S: CacheStore + ?Sized>(store: &S, epoch: Epoch, meta: &Meta) -
         Err(e) if e.kind() == ErrorKind::Conflict => {
             let clock = read_clock(store).await?.ok_or_else(clock_lost)?;
             guard(epoch, clock.value.epoch)?;
-            Err(Error::new(ErrorKind::Unavailable, "two writers changed the description of the cache at the same time")
+            Err(Error::new(ErrorKind::Unavailable, "another writer changed the cache's description meanwhile; trying again")
                 .with_source(e))
         }
         Err(e) => Err(e.with_context("key", CacheKey::Meta)),

@@ -91,7 +91,7 @@ impl fmt::Display for Finding {
 pub enum Action {
     /// Written anew from what is sound.
     Rebuilt,
-    /// Taken away: who would need it copes without.
+    /// Removed: nothing depends on it.
     Removed,
     /// It cannot be made up for from the cache. Requests that need it fail and name it; see [`repair`](super::repair()).
     Lost,

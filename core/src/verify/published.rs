@@ -96,8 +96,9 @@ impl Pass<'_> {
             self.push(wrong);
             if self.term.is_some() && self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
                 let follows = if number == last { "; a writer's next batch makes the next" } else { "" };
-                let detail =
-                    format!("the record of batch {number} could not be right; readers that are behind begin again{follows}");
+                let detail = format!(
+                    "the record of batch {number} contradicts the clock or cannot be read; readers that are behind begin again{follows}"
+                );
                 self.did(Action::Removed, key, detail);
             }
         }

@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use sluicegate_core::batch::BlockDelta;
+use sluicegate_core::block::{BlockState, codec_named};
 use sluicegate_core::changes::{Answer, ChangesOptions, Delivery, LateCursor};
 use sluicegate_core::commit::read_clock;
 use sluicegate_core::decode::MutationDecoder as _;
 use sluicegate_core::store::Expiry;
+use sluicegate_core::verify::{VerifyOptions, verify};
 use sluicegate_core::{
-    CacheStore, Channel, ErrorKind, FeedEvent, GatewayDecoder, Mutation, ReaderConfig, ReaderNode, Writer, WriterConfig,
+    BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, FeedEvent, GatewayDecoder,
+    Membership, Mutation, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
@@ -50,6 +54,39 @@ fn question(random: &mut ChaCha8Rng, high: u64) -> (Vec<Channel>, ChangesOptions
 
 fn text(answer: &Answer) -> String {
     serde_json::to_string(answer).unwrap()
+}
+
+fn document(sequence: u64, key: &str) -> Decoded {
+    let entry = ChangeEntry::new(Sequence(sequence), key, "1-a", EntryFlags::default()).unwrap();
+    Decoded::Document(entry.with_channel(Channel::new("a").unwrap(), Membership::Present).into())
+}
+
+/// People are shown the number and the slot of a position; programs the number under which it lies.
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_a_position_is_told_by_number_and_slot() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = writer(&store).await;
+    writer.process_decoded(vec![document(1, "a"), document(1, "b"), document(1, "c")]).await.unwrap();
+    writer.flush().await.unwrap();
+    let position = Sequence(1).in_slot(2).unwrap();
+    let raw = position.0.to_string();
+    store.remove(&CacheKey::Sequence(position), None).await.unwrap();
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let error = reader.changes(&[Channel::star()], &ChangesOptions::new()).await.unwrap_err().to_string();
+    assert!(error.contains("_seq:[1 (slot 2)]") && !error.contains(&raw), "{error}");
+    for channel in [Channel::star(), Channel::new("a").unwrap()] {
+        let codec = codec_named("two-bit", 64).unwrap();
+        let delta =
+            BlockDelta::new(channel, BlockIndex(position.0 / 64), vec![((position.0 % 64) as u32 + 1, BlockState::Present)]);
+        store.merge_block(&delta, codec.as_ref()).await.unwrap();
+    }
+    let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+    assert!(!report.is_clean());
+    let told: String = report.findings.iter().map(|finding| format!("{finding}\n")).collect();
+    let next = position.next().0.to_string();
+    assert!(told.contains("1 (slot 2)") && !told.contains(&format!("[{raw}]")) && !told.contains(&next), "{told}");
+    let json = serde_json::to_string(&report).unwrap();
+    assert!(json.contains(&format!("_cache:_seq:[{raw}]")), "{json}");
 }
 
 #[tokio::test]
@@ -202,7 +239,6 @@ async fn who_waits_is_woken_by_its_own_channels_only() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_goes_offline_with_its_store_and_comes_back() {
-    use sluicegate_testkit::{FaultStore, Faults};
     let memory: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
     let writer = writer(&memory).await;
     let faulty = Arc::new(FaultStore::new(memory.clone(), 1, Faults::none()));
@@ -220,7 +256,6 @@ async fn a_reader_goes_offline_with_its_store_and_comes_back() {
     reader.changes(&[Channel::star()], &options).await.unwrap();
 
     // A clock that goes back is no clock of this cache any more.
-    use sluicegate_core::CacheKey;
     let mut clock = writer.clock().clone();
     clock.cache = sluicegate_core::CacheId::random();
     let version = memory.get(&CacheKey::Clock).await.unwrap().unwrap().version;

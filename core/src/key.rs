@@ -65,7 +65,7 @@ impl CacheKey {
         // Writing to a String cannot fail.
         let _ = match self {
             CacheKey::Meta => write!(out, ":_meta"),
-            CacheKey::Sequence(n) => write!(out, ":_seq:[{n}]"),
+            CacheKey::Sequence(n) => write!(out, ":_seq:[{}]", n.0),
             CacheKey::Block(channel, index) => write!(out, ":[{}]:block[{}]", channel_name(channel), index.0),
             CacheKey::Counter(channel) => write!(out, ":_count:[{}]", channel_name(channel)),
             CacheKey::Directory(channel) => write!(out, ":_dir:[{}]", channel_name(channel)),
@@ -81,9 +81,14 @@ impl CacheKey {
     }
 }
 
+/// For people: the canonical text in the default namespace, but for positions in slots, as
+/// [`Sequence::shown`].
 impl fmt::Display for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.canonical("_cache"))
+        match self {
+            CacheKey::Sequence(position) => write!(f, "_cache:_seq:[{}]", position.shown()),
+            key => f.write_str(&key.canonical("_cache")),
+        }
     }
 }
 
@@ -194,6 +199,9 @@ mod tests {
     #[test]
     fn canonical_texts_are_those_of_the_format() {
         assert_eq!(CacheKey::Sequence(Sequence(7)).to_string(), "_cache:_seq:[7]");
+        let in_slot = CacheKey::Sequence(Sequence(1).in_slot(2).unwrap());
+        assert_eq!(in_slot.canonical("_cache"), "_cache:_seq:[17365880163140632577]");
+        assert_eq!(in_slot.to_string(), "_cache:_seq:[1 (slot 2)]");
         assert_eq!(CacheKey::Block(channel("ABC"), BlockIndex(3)).to_string(), "_cache:[ABC]:block[3]");
         assert_eq!(CacheKey::Counter(channel("ABC")).to_string(), "_cache:_count:[ABC]");
         assert_eq!(CacheKey::Clock.to_string(), "_cache_stableSeq");

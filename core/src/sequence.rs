@@ -65,6 +65,15 @@ impl Sequence {
         (self.number(), self.slot())
     }
 
+    /// The position as people are shown it: its number, and its slot if it is in one, as
+    /// `1 (slot 2)`.
+    pub fn shown(self) -> impl fmt::Display {
+        fmt::from_fn(move |f| match self.slot() {
+            0 => fmt::Display::fmt(&self, f),
+            slot => write!(f, "{} (slot {slot})", self.number()),
+        })
+    }
+
     /// The following sequence; stays at the maximum.
     #[must_use]
     pub fn next(self) -> Sequence {
@@ -142,6 +151,19 @@ impl SequenceRange {
 impl fmt::Display for SequenceRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+impl SequenceRange {
+    /// The range of positions as people are shown it: `3-5`, or `3-5 (slot 2)`.
+    pub fn shown(self) -> impl fmt::Display {
+        fmt::from_fn(move |f| match (self.first.slot(), self.last.slot()) {
+            (0, 0) => fmt::Display::fmt(&self, f),
+            (first, last) if first != last => write!(f, "{} to {}", self.first.shown(), self.last.shown()),
+            (slot, _) => {
+                write!(f, "{} (slot {slot})", SequenceRange { first: self.first.number(), last: self.last.number() })
+            }
+        })
     }
 }
 
@@ -330,6 +352,8 @@ mod tests {
                 let position = Sequence(number).in_slot(slot).unwrap();
                 assert_eq!((position.number(), position.slot()), (Sequence(number), slot));
                 assert!(slot > 0 || position == Sequence(number));
+                let shown = if slot == 0 { number.to_string() } else { format!("{number} (slot {slot})") };
+                assert_eq!(position.shown().to_string(), shown);
             }
             assert_eq!(Sequence(number).in_slot(Sequence::SLOTS), None);
         }
@@ -337,6 +361,16 @@ mod tests {
             assert_eq!((Sequence(number).number(), Sequence(number).slot()), (Sequence(number), 0));
             assert_eq!((Sequence(number).in_slot(0), Sequence(number).in_slot(1)), (Some(Sequence(number)), None));
         }
+    }
+
+    #[test]
+    fn a_range_of_positions_tells_its_slot_once() {
+        let range = |first: u64, last: u64, slots: (u8, u8)| {
+            let at = |number, slot| Sequence(number).in_slot(slot).unwrap();
+            SequenceRange::new(at(first, slots.0), at(last, slots.1)).unwrap().shown().to_string()
+        };
+        assert_eq!([range(3, 5, (0, 0)), range(3, 5, (2, 2)), range(3, 3, (2, 2))], ["3-5", "3-5 (slot 2)", "3 (slot 2)"]);
+        assert_eq!(range(5, 3, (0, 2)), "5 to 3 (slot 2)");
     }
 
     #[test]

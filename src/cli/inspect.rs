@@ -58,6 +58,10 @@ enum What {
     Sequence {
         /// The sequence
         number: u64,
+        /// Where several documents have the sequence, which of them: as findings name it,
+        /// `1 (slot 2)`
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        slot: u8,
     },
     /// What is missing and waited for
     Skipped,
@@ -97,7 +101,12 @@ pub(crate) async fn run(args: InspectArgs, session: Session) -> Outcome<Exit> {
         What::Block { channel, index } => {
             Shown::of(block_view(store, codec.as_ref(), channel.in_collection(collection), BlockIndex(index)).await?)?
         }
-        What::Sequence { number } => Shown::of(sequence_view(store, codec.as_ref(), Sequence(number)).await?)?,
+        What::Sequence { number, slot } => {
+            let none =
+                || Error::config(format!("sequence {number} has no slot {slot}; there are at most {}", Sequence::SLOTS - 1));
+            let position = Sequence(number).in_slot(slot).ok_or_else(none)?;
+            Shown::of(sequence_view(store, codec.as_ref(), position).await?)?
+        }
         What::Skipped => Shown::of(skipped_view(store, clock, meta.ring).await?)?,
         // It needs no cache, and has been shown.
         #[cfg(feature = "dcp")]
@@ -196,7 +205,7 @@ impl View for ChannelView {
                 let note = if b.stored { "" } else { "not stored" };
                 let counts = [b.present, b.removals, b.superseded].map(grouped);
                 let [present, removals, superseded] = counts;
-                table.row([b.index.to_string(), b.range.to_string(), present, removals, superseded, note.to_owned()]);
+                table.row([b.index.to_string(), b.range.shown().to_string(), present, removals, superseded, note.to_owned()]);
             }
             out.push('\n');
             out.push_str(&table.render(0));
@@ -243,7 +252,7 @@ impl View for BlockView {
     fn table(&self) -> String {
         Table::pairs([
             ("block", format!("{} of channel {}", self.index, self.channel)),
-            ("sequences", self.range.to_string()),
+            ("sequences", self.range.shown().to_string()),
             ("present", runs(&self.present)),
             ("removals", runs(&self.removals)),
             ("superseded", runs(&self.superseded)),
@@ -257,7 +266,7 @@ fn runs(sequences: &[Sequence]) -> String {
     let runs: Vec<String> = sequences
         .chunk_by(|a, b| a.next() == *b)
         .filter_map(|run| SequenceRange::new(*run.first()?, *run.last()?))
-        .map(|range| range.to_string())
+        .map(|range| range.shown().to_string())
         .collect();
     if runs.is_empty() { "none".to_owned() } else { format!("{}: {}", grouped(sequences.len() as u64), runs.join(", ")) }
 }
@@ -290,7 +299,7 @@ impl View for SequenceView {
         let supersedes = runs(entry.supersedes());
         let origin = entry.origin();
         let mut out = Table::pairs([
-            ("sequence", entry.sequence().to_string()),
+            ("sequence", entry.position().shown().to_string()),
             ("document", entry.key().to_owned()),
             ("revision", entry.revision().to_owned()),
             ("deleted", if entry.is_deleted() { "yes" } else { "no" }.to_owned()),
@@ -322,8 +331,7 @@ async fn sequence_view(store: &dyn CacheStore, codec: &dyn BlockCodec, sequence:
     let entry = store.entries(&[sequence]).await?.pop().flatten().ok_or_else(absent)?;
     let (index, offset) = Block::locate(sequence, codec.capacity());
     let mut states = BTreeMap::new();
-    let star = Channel::star();
-    for channel in entry.channels().iter().map(|change| &change.channel).chain([&star]) {
+    for channel in entry.channels().iter().map(|change| &change.channel).chain([entry.star()]) {
         let state = match scan::block(store, codec, channel, index).await?.get(offset) {
             BlockState::Absent => "absent",
             BlockState::Present => "present",
@@ -350,7 +358,7 @@ impl View for SkippedView {
             let mut table = Table::new(["sequences", ">how many", ">missed for"]);
             for gap in &self.gaps {
                 let missed = format!("{:.1} s", gap.age_ms as f64 / 1e3);
-                table.row([gap.range.to_string(), grouped(gap.range.count()), missed]);
+                table.row([gap.range.shown().to_string(), grouped(gap.range.count()), missed]);
             }
             out.push_str(&table.render(0));
         }

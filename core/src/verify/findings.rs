@@ -127,5 +127,5 @@ impl fmt::Display for Repair {
 }
 
 fn as_text<S: Serializer>(key: &CacheKey, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(key)
+    serializer.serialize_str(&key.canonical("_cache"))
 }

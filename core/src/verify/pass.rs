@@ -136,7 +136,7 @@ impl<'a> Pass<'a> {
             None => Document::Missing,
             Some(entry) if entry.position() == sequence => Document::Entry(entry),
             Some(entry) => {
-                let detail = format!("it is the entry of {}", entry.sequence());
+                let detail = format!("it is the entry of {}", entry.position().shown());
                 Document::Broken(Finding { problem: Problem::Misplaced, key: CacheKey::Sequence(sequence), detail })
             }
         };

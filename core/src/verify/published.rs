@@ -123,7 +123,7 @@ impl Pass<'_> {
         }
         let first = record.gaps.iter().map(|gap| gap.range.first()).min();
         let first = first.filter(|first| *first != self.clock.stable.next())?;
-        wrong(format!("the first missing sequence is {first}, and stable is {}", self.clock.stable))
+        wrong(format!("the first missing sequence is {}, and stable is {}", first.shown(), self.clock.stable))
     }
 
     fn remember(&mut self, record: BatchRecord) {

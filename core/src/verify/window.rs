@@ -232,6 +232,7 @@ impl Window {
 }
 
 fn told(wrong: Wrong, sequence: Sequence, stored: BlockState, right: BlockState) -> (Problem, String) {
+    let sequence = sequence.shown();
     match wrong {
         Wrong::Forgotten => {
             (Problem::WrongState, format!("it does not know {sequence}, which is {} in the channel", word(right)))

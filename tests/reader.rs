@@ -11,7 +11,7 @@ use sluicegate_core::changes::{Answer, ChangesOptions, Delivery, LateCursor};
 use sluicegate_core::commit::read_clock;
 use sluicegate_core::decode::MutationDecoder as _;
 use sluicegate_core::store::Expiry;
-use sluicegate_core::verify::{VerifyOptions, verify};
+use sluicegate_core::verify::{RepairOptions, VerifyOptions, repair, verify};
 use sluicegate_core::{
     BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, FeedEvent, GatewayDecoder,
     Membership, Mutation, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig,
@@ -59,6 +59,81 @@ fn text(answer: &Answer) -> String {
 fn document(sequence: u64, key: &str) -> Decoded {
     let entry = ChangeEntry::new(Sequence(sequence), key, "1-a", EntryFlags::default()).unwrap();
     Decoded::Document(entry.with_channel(Channel::new("a").unwrap(), Membership::Present).into())
+}
+
+/// Publishes these sequences of documents in channel `a`, with all that is missing in between given
+/// up.
+async fn with_given_up(store: &Arc<dyn CacheStore>, sequences: &[u64]) -> Writer {
+    let config = r#"{"max_wait_ms": 1, "skip_wait_ms": 1, "codec": "two-bit", "block_capacity": 64}"#;
+    let decoder = Arc::new(GatewayDecoder::default());
+    let config = serde_json::from_str::<WriterConfig>(config).unwrap();
+    let mut writer = Writer::alone(store.clone(), decoder, "load", config).await.unwrap();
+    writer.process_decoded(sequences.iter().map(|n| document(*n, &format!("d{n}"))).collect()).await.unwrap();
+    writer.finish().await.unwrap();
+    while writer.clock().stable.0 < *sequences.last().unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        writer.flush().await.unwrap();
+    }
+    writer
+}
+
+async fn shown(store: &Arc<dyn CacheStore>, options: &ChangesOptions) -> Result<Vec<u64>, ErrorKind> {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let changes = reader.changes(&[Channel::new("a").unwrap()], options).await.map_err(|e| e.kind())?;
+    Ok(changes.answer().rows.iter().map(|row| row.id.sequence.0).collect())
+}
+
+/// A writer that dies while it commits what was given up leaves blocks that name a document which
+/// is not there. Nobody was promised it, and the next writer takes it again.
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_and_is_committed_in_part_breaks_nothing() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    drop(with_given_up(&store, &[1, 3, 4]).await);
+    let codec = codec_named("two-bit", 64).unwrap();
+    for channel in [Channel::star(), Channel::new("a").unwrap()] {
+        let delta = BlockDelta::new(channel, BlockIndex(0), vec![(2, BlockState::Present)]);
+        store.merge_block(&delta, codec.as_ref()).await.unwrap();
+    }
+    for options in [ChangesOptions::new(), ChangesOptions::new().limit(10), ChangesOptions::new().late(LateCursor(0))] {
+        assert_eq!(shown(&store, &options).await.unwrap(), [1, 3, 4], "{options:?}");
+    }
+
+    let mut writer = writer(&store).await;
+    writer.process_decoded(vec![document(2, "d2")]).await.unwrap();
+    writer.flush().await.unwrap();
+    assert_eq!(shown(&store, &ChangesOptions::new()).await.unwrap(), [1, 2, 3, 4]);
+    assert!(verify(store.as_ref(), &VerifyOptions::default()).await.unwrap().is_clean());
+}
+
+/// What a repair found to be lost is given up too, so that a writer takes it again. It was
+/// promised: who needs it is told.
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_is_missed_until_it_comes_again() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    drop(with_given_up(&store, &[1, 2, 3, 4]).await);
+    store.remove(&CacheKey::Sequence(Sequence(2)), None).await.unwrap();
+    // Out of the ring, as far as the repair can know.
+    let clock = read_clock(store.as_ref()).await.unwrap().unwrap().value;
+    for batch in 0..=clock.batch {
+        let key = CacheKey::Batch(batch);
+        if let Some(stored) = store.get(&key).await.unwrap() {
+            let mut record = sluicegate_core::batch::BatchRecord::from_bytes(&stored.value).unwrap();
+            record.entries = Default::default();
+            store.replace(&key, record.to_bytes(), stored.version, Expiry::Never).await.unwrap();
+        }
+    }
+    let report = repair(store.as_ref(), &RepairOptions::default()).await.unwrap();
+    assert_eq!(report.lost().count(), 1, "{report:#?}");
+    for options in [ChangesOptions::new(), ChangesOptions::new().limit(10)] {
+        assert_eq!(shown(&store, &options).await, Err(ErrorKind::Corrupt), "{options:?}");
+    }
+    assert_eq!(shown(&store, &ChangesOptions::new().since(2)).await.unwrap(), [3, 4]);
+
+    let mut writer = writer(&store).await;
+    writer.process_decoded(vec![document(2, "d2")]).await.unwrap();
+    writer.flush().await.unwrap();
+    assert_eq!(shown(&store, &ChangesOptions::new()).await.unwrap(), [1, 2, 3, 4]);
+    assert_eq!(writer.clock().late, 1);
 }
 
 /// People are shown the number and the slot of a position; programs the number under which it lies.

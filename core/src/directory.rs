@@ -28,6 +28,11 @@ pub struct Directory {
     pub valid_from: Sequence,
     /// Numbers of the blocks with something live.
     pub blocks: RangeSet,
+    /// Of a star channel: positions whose documents a repair found to be lost. They are among what
+    /// was given up, so that a writer takes them again; until then whoever needs one must fail.
+    /// They stay here when they have come.
+    #[serde(default, skip_serializing_if = "RangeSet::is_empty")]
+    pub lost: RangeSet,
 }
 
 impl Directory {
@@ -39,6 +44,7 @@ impl Directory {
             generation: 0,
             valid_from: Sequence::ZERO,
             blocks: RangeSet::new(),
+            lost: RangeSet::new(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::document::CollectionId;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::key::{BlockIndex, CacheKey};
-use crate::sequence::{Sequence, SequenceRange};
+use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::store::CacheStore;
 
 /// Sequence documents read at once.
@@ -45,23 +45,58 @@ pub async fn block<S: CacheStore + ?Sized>(
     }
 }
 
-/// The entries of `sequences`, each of which is said to be there; `None` for those that have been withdrawn since.
+/// What readers have been shown, by one clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// Everything at or below is stored, but for what is missing.
+    pub stable: Sequence,
+    /// Positions that are missing or given up. One of them may be stored in part: its commit is
+    /// under way, or its writer has died. Nobody is shown it before it is announced.
+    pub missing: &'a RangeSet,
+}
+
+/// The entries of `sequences`, each of which is said to be there; `None` for those that have been
+/// withdrawn since. What is `missing` by now has been withdrawn, and may be stored again in part.
 ///
 /// # Errors
-/// `Corrupt` naming the first that is missing.
+/// `Corrupt` naming the first that is not there.
 pub async fn entries<S: CacheStore + ?Sized>(
     store: &S,
     codec: &dyn BlockCodec,
     sequences: &[Sequence],
+    missing: &RangeSet,
 ) -> Result<Vec<Option<Arc<ChangeEntry>>>> {
-    let found = store.entries(sequences).await?;
-    for (sequence, entry) in sequences.iter().zip(&found) {
+    let mut found = store.entries(sequences).await?;
+    for (sequence, entry) in sequences.iter().zip(&mut found) {
+        let is_missing = missing.contains(sequence.0);
         // 0 stands for one that nobody knows.
-        if entry.is_none() && (*sequence == Sequence::ZERO || is_live_in_a_star(store, codec, *sequence).await?) {
-            return Err(missing(*sequence));
+        if entry.is_none() && (*sequence == Sequence::ZERO || is_needed(store, codec, *sequence, is_missing).await?) {
+            return Err(not_there(*sequence));
         }
+        entry.take_if(|_| is_missing);
     }
     Ok(found)
+}
+
+/// Whether a document that is not there should be: a star channel shows it, and if it `is_missing`,
+/// it is lost.
+async fn is_needed<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    sequence: Sequence,
+    is_missing: bool,
+) -> Result<bool> {
+    let mut is_owed = !is_missing;
+    for star in stars(store).await? {
+        is_owed = is_owed || is_lost(store, &star, sequence).await?;
+    }
+    Ok(is_owed && is_live_in_a_star(store, codec, sequence).await?)
+}
+
+/// Whether a repair found the document of a sequence, of the collection of this star channel, to be
+/// lost.
+async fn is_lost<S: CacheStore + ?Sized>(store: &S, star: &Channel, sequence: Sequence) -> Result<bool> {
+    Ok(directory(store, star).await?.lost.contains(sequence.0))
 }
 
 /// The star channels of all collections that have documents in the cache.
@@ -108,8 +143,10 @@ pub(crate) async fn is_live_in_a_star<S: CacheStore + ?Sized>(
 
 /// Live rows of `channel` in `range`, lowest first, until `enough` says so after a page. Each with the state its block gives.
 ///
-/// Costs the directory, the blocks that hold something live in the range, and the documents returned; at most a page too many.
-/// A document above `promised` (the stable sequence) may be missing: its commit has not ended, so it is left out. So is one that has been withdrawn.
+/// Costs the directory, the blocks that hold something live in the range, and the documents
+/// returned; at most a page too many. A document above the stable sequence may not be there: its
+/// commit has not ended, so it is left out. So is one that has been withdrawn, and whatever is
+/// missing by the clock, unless it is lost.
 ///
 /// # Errors
 /// `Corrupt`, naming the key, or what the store says.
@@ -119,13 +156,13 @@ pub async fn live_rows<S: CacheStore + ?Sized>(
     channel: &Channel,
     range: SequenceRange,
     page: usize,
-    promised: Sequence,
+    shown: Shown<'_>,
     mut enough: impl FnMut(&[(Arc<ChangeEntry>, BlockState)]) -> bool + Send,
 ) -> Result<Vec<(Arc<ChangeEntry>, BlockState)>> {
     let directory = directory(store, channel).await?;
     let mut slots = position_ranges(&directory, codec.capacity(), range).into_iter();
     let mut rows = Vec::new();
-    let read = LiveRows { store, codec, channel, directory: &directory, page: page.clamp(1, PAGE), promised };
+    let read = LiveRows { store, codec, channel, directory: &directory, page: page.clamp(1, PAGE), shown };
     let mut upto = range.last();
     if let Some(numbers) = slots.next()
         && !read.run(numbers, &mut rows, &mut enough).await?
@@ -164,7 +201,7 @@ struct LiveRows<'a, S: ?Sized> {
     channel: &'a Channel,
     directory: &'a Directory,
     page: usize,
-    promised: Sequence,
+    shown: Shown<'a>,
 }
 
 impl<S: CacheStore + ?Sized> LiveRows<'_, S> {
@@ -176,7 +213,7 @@ impl<S: CacheStore + ?Sized> LiveRows<'_, S> {
         rows: &mut Vec<(Arc<ChangeEntry>, BlockState)>,
         enough: &mut (impl FnMut(&[(Arc<ChangeEntry>, BlockState)]) -> bool + Send),
     ) -> Result<bool> {
-        let LiveRows { store, codec, channel, directory, page, promised } = *self;
+        let LiveRows { store, codec, channel, directory, page, shown } = *self;
         let capacity = codec.capacity();
         let (first, _) = Block::locate(range.first(), capacity);
         let (last, _) = Block::locate(range.last(), capacity);
@@ -191,14 +228,14 @@ impl<S: CacheStore + ?Sized> LiveRows<'_, S> {
                 let room = page - wanted.len();
                 wanted.extend(live.by_ref().take(room).map(|(at, state)| (Sequence(base.first().0 + u64::from(at)), state)));
                 if wanted.len() == page {
-                    read_page(store, codec, channel, &mut wanted, rows, promised).await?;
+                    read_page(store, codec, channel, &mut wanted, rows, shown).await?;
                     if enough(rows) {
                         return Ok(false);
                     }
                 }
             }
         }
-        read_page(store, codec, channel, &mut wanted, rows, promised).await?;
+        read_page(store, codec, channel, &mut wanted, rows, shown).await?;
         Ok(true)
     }
 }
@@ -209,23 +246,27 @@ async fn read_page<S: CacheStore + ?Sized>(
     channel: &Channel,
     wanted: &mut Vec<(Sequence, BlockState)>,
     rows: &mut Vec<(Arc<ChangeEntry>, BlockState)>,
-    promised: Sequence,
+    shown: Shown<'_>,
 ) -> Result<()> {
     let sequences: Vec<Sequence> = wanted.iter().map(|(s, _)| *s).collect();
     for (entry, (sequence, state)) in store.entries(&sequences).await?.into_iter().zip(wanted.drain(..)) {
+        let is_missing = shown.missing.contains(sequence.0);
         match entry {
+            Some(_) if is_missing => {}
             Some(entry) => rows.push((entry, state)),
-            None if sequence.number() > promised
+            None if sequence.number() > shown.stable
+                || is_missing && !is_lost(store, Channel::shared_star(channel.collection()), sequence).await?
                 || star_state(store, codec, channel.collection(), sequence).await? == BlockState::Absent => {}
-            None => return Err(missing(sequence)),
+            None => return Err(not_there(sequence)),
         }
     }
     Ok(())
 }
 
-/// A sequence document that a block names is not there. It may be one that was given up and comes just now, so the status is temporary: whoever
-/// tries again and still misses it must not answer without it.
-fn missing(sequence: Sequence) -> Error {
+/// A sequence document that a block names is not there. It may be one that comes just now, and was
+/// announced after the clock was read, so the status is temporary: whoever tries again and still
+/// misses it must not answer without it.
+fn not_there(sequence: Sequence) -> Error {
     let error = Error::corrupt("a block names a sequence whose document is missing").with_status(crate::Status::Temporary);
     error.with_context("key", CacheKey::Sequence(sequence))
 }

@@ -16,8 +16,8 @@ use crate::channel::Channel;
 use crate::document::DocumentRef;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
-use crate::scan;
-use crate::sequence::{RangeSet, Sequence, SequenceRange};
+use crate::scan::{self, Shown};
+use crate::sequence::{Sequence, SequenceRange};
 
 impl Node {
     /// Answers from memory alone, if that is possible.
@@ -107,7 +107,8 @@ impl Node {
             // Documents that the tail shows at a newer sequence. Their rows below are filled into the tail all the same: who sees only what
             // is stable may need them.
             let newer: FxHashSet<DocumentRef<'_>> = view.rows().iter().map(|row| row.entry.document()).collect();
-            let (rows, complete) = self.read_rows(&channel, range, options, (cut.stable, &missing), &newer).await?;
+            let shown = Shown { stable: cut.stable, missing: &missing };
+            let (rows, complete) = self.read_rows(&channel, range, options, shown, &newer).await?;
             if fills && complete {
                 let mut state = self.state.write();
                 let stable = state.clock.stable;
@@ -136,27 +137,26 @@ impl Node {
         Ok(Changes { cut, options: options.clone(), start, channels: views, late, late_cursor })
     }
 
-    /// Live rows of a channel below its tail; and whether they are all, rather than as many as the limit needs, not counting
-    /// documents that have `newer` rows. What is `missing` by the cut is left out: it has not been announced.
+    /// Live rows of a channel below its tail; and whether they are all, rather than as many as the
+    /// limit needs, not counting documents that have `newer` rows. What is missing by the cut is
+    /// left out: it has not been announced.
     async fn read_rows(
         &self,
         channel: &Channel,
         range: SequenceRange,
         options: &ChangesOptions,
-        (promised, missing): (Sequence, &RangeSet),
+        shown: Shown<'_>,
         newer: &FxHashSet<DocumentRef<'_>>,
     ) -> Result<(Vec<Row>, bool)> {
         let limit = options.limit.unwrap_or(usize::MAX);
         let counts = |entry: &ChangeEntry, state: BlockState| {
-            (!options.active_only || state == BlockState::Present && !entry.is_deleted())
-                && !newer.contains(&entry.document())
-                && !missing.contains(entry.position().0)
+            (!options.active_only || state == BlockState::Present && !entry.is_deleted()) && !newer.contains(&entry.document())
         };
         let mut counted = (0, 0);
         let mut complete = true;
         let page = limit.saturating_add(limit / 8).clamp(16, scan::PAGE);
         let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
-        let found = scan::live_rows(store, codec, channel, range, page, promised, |rows| {
+        let found = scan::live_rows(store, codec, channel, range, page, shown, |rows| {
             counted.1 += rows[counted.0..].iter().filter(|(entry, state)| counts(entry, *state)).count();
             counted.0 = rows.len();
             complete = counted.1 < limit;
@@ -164,7 +164,7 @@ impl Node {
         })
         .await?;
         let mut rows = Vec::with_capacity(found.len());
-        for (entry, _) in found.into_iter().filter(|(entry, _)| !missing.contains(entry.position().0)) {
+        for (entry, _) in found {
             match Row::in_channel(&entry, channel) {
                 Some(row) => rows.push(row),
                 None => {
@@ -207,20 +207,22 @@ impl Node {
 
     /// The late entries that are the newest rows of their documents in `channel`: as its tail says; of what lies below that, its blocks.
     async fn newest_of_late(&self, channel: &Channel, late: &[(LateEntry, Arc<ChangeEntry>)], cut: &Cut) -> Result<Vec<Row>> {
-        let (mut rows, valid_from, clock) = {
+        let (mut rows, valid_from, clock, missing) = {
             let state = self.state.read();
             let tail = state.tails.get(channel);
             let newest = late.iter().filter(|(_, entry)| !tail.is_some_and(|tail| tail.has_newer(entry)));
             let rows: Vec<Row> = newest.filter_map(|(_, entry)| Row::in_channel(entry, channel)).collect();
-            (rows, tail.map_or(cut.high.next(), |tail| tail.valid_from()), (state.clock.stable, state.clock.marked))
+            let valid_from = tail.map_or(cut.high.next(), |tail| tail.valid_from());
+            (rows, valid_from, (state.clock.stable, state.clock.marked), state.missing.clone())
         };
         if rows.first().is_none_or(|row| row.entry.sequence() >= valid_from) {
             return Ok(rows);
         }
         let (store, codec, (stable, marked)) = (self.store.as_ref(), self.codec.as_ref(), clock);
+        let shown = Shown { stable, missing: &missing };
         // Rows whose marks may not have been written yet.
         let unmarked = match SequenceRange::new(marked.next(), valid_from.previous()) {
-            Some(range) => scan::live_rows(store, codec, channel, range, scan::PAGE, stable, |_| false).await?,
+            Some(range) => scan::live_rows(store, codec, channel, range, scan::PAGE, shown, |_| false).await?,
             None => Vec::new(),
         };
         let mut is_superseded = Vec::with_capacity(rows.len());
@@ -276,9 +278,9 @@ impl Node {
         let mut rows = Vec::new();
         if let Some(range) = SequenceRange::new(stable.next(), high) {
             let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
-            let found = scan::live_rows(store, codec, channel, range, scan::PAGE, stable, |_| false).await?;
-            let known = found.iter().filter(|(entry, _)| !missing.contains(entry.position().0));
-            rows.extend(known.filter_map(|(entry, _)| Row::in_channel(entry, channel)));
+            let shown = Shown { stable, missing: &missing };
+            let found = scan::live_rows(store, codec, channel, range, scan::PAGE, shown, |_| false).await?;
+            rows.extend(found.iter().filter_map(|(entry, _)| Row::in_channel(entry, channel)));
         }
         self.state.write().fill(channel, rows);
         Ok(pin)

@@ -156,10 +156,9 @@ impl Node {
             late.extend(page.entries.into_iter().filter(wanted));
         }
         let sequences: Vec<_> = late.iter().map(|late| late.sequence).collect();
-        let entries = scan::entries(self.store.as_ref(), self.codec.as_ref(), &sequences).await?;
         let missing = self.state.read().missing.clone();
+        let entries = scan::entries(self.store.as_ref(), self.codec.as_ref(), &sequences, &missing).await?;
         let is_there = |(late, entry): (LateEntry, Option<_>)| entry.map(|entry| (late, entry));
-        let there = late.into_iter().zip(entries).filter_map(is_there);
-        Ok(there.filter(|(late, _)| !missing.contains(late.sequence.0)).collect())
+        Ok(late.into_iter().zip(entries).filter_map(is_there).collect())
     }
 }

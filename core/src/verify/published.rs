@@ -8,6 +8,8 @@ use bytes::Bytes;
 use super::findings::{Action, Finding, Problem};
 use super::pass::{Change, Document, Pass};
 use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, LatePage};
+use crate::block::BlockState;
+use crate::directory::Directory;
 use crate::entry::ChangeEntry;
 use crate::error::{ErrorKind, Result};
 use crate::key::CacheKey;
@@ -371,11 +373,42 @@ impl Pass<'_> {
         Ok(told)
     }
 
+    /// Lists sequences as lost in the directories of the star channels that name them.
+    async fn list_lost(&self, lost: &RangeSet) -> Result<()> {
+        for star in scan::stars(self.store).await? {
+            let mut named = RangeSet::new();
+            for sequence in lost.iter().flat_map(|(first, last)| first..=last) {
+                let state = scan::star_state(self.store, self.codec.as_ref(), star.collection(), Sequence(sequence));
+                let is_named = match state.await {
+                    Err(e) if e.kind() == ErrorKind::Corrupt => true,
+                    state => state? != BlockState::Absent,
+                };
+                if is_named {
+                    named.insert(sequence, sequence);
+                }
+            }
+            if named.is_empty() {
+                continue;
+            }
+            self.rewrite(&CacheKey::Directory(star.clone()), |stored| {
+                let Some(stored) = stored else { return Ok(Change::Keep) };
+                let mut directory = Directory::from_bytes(stored, &star)?;
+                let new = named.iter().fold(false, |any, (first, last)| directory.lost.insert(first, last) | any);
+                directory.generation += 1;
+                Ok(if new { Change::Put(directory.to_bytes()) } else { Change::Keep })
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Reports sequences as lost, and takes away what is left of their documents: nothing could be stored in their place.
     pub(super) async fn lose(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<()> {
         if lost.is_empty() {
             return Ok(());
         }
+        // First: what is given up and not known to be lost, readers leave out.
+        self.list_lost(lost).await?;
         let next = match self.give_up(lost, feed).await? {
             true => "a writer that reads the feed from before it takes it again, as late",
             false => "the last batch record is gone: repair again when a writer has published, before the feed is read anew",

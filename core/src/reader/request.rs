@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashSet;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::tail::{Pin, Tail};
 use super::{Changes, ChannelView, Cut, Node};
@@ -167,12 +168,23 @@ impl Node {
         for (entry, _) in found {
             match Row::in_channel(&entry, channel) {
                 Some(row) => rows.push(row),
-                None => {
-                    tracing::warn!(%channel, sequence = %entry.sequence(), "a block names an entry that is not in its channel; left out");
-                }
+                None => self.tell_of_stray(channel, &entry),
             }
         }
         Ok((rows, complete))
+    }
+
+    /// Logs that a block names an entry which is not in its channel: every request for it comes
+    /// upon that, so it is told once a while.
+    fn tell_of_stray(&self, channel: &Channel, entry: &ChangeEntry) {
+        let Some(more) = self.counters.strays.lock().admit(Instant::now()) else { return };
+        tracing::warn!(
+            %channel,
+            position = %entry.position().shown(),
+            more,
+            "a block names an entry that is not in its channel, which is left out; find such rows with `sluicegate verify`, remove them with \
+             `sluicegate verify --repair`"
+        );
     }
 
     /// Late rows of each channel at or below `start`, in `(after, cut.late]`; no more late entries than `limit`. And the cursor after them.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
+use tokio::time::Instant;
 
 use super::tail::Tail;
 use super::{Cut, ReaderConfig};
@@ -36,6 +38,27 @@ pub(crate) struct Counters {
     pub(crate) reads: AtomicU64,
     /// Tails in use by requests and waiters.
     pub(crate) pinned: Arc<AtomicUsize>,
+    /// Rows that are in no channel of their entry's.
+    pub(crate) strays: Mutex<Seldom>,
+}
+
+/// Admits one line a minute, and counts the others.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom {
+    last: Option<Instant>,
+    refused: u64,
+}
+
+impl Seldom {
+    /// How many were not admitted since the last one that was, if this one is.
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now < last + Duration::from_secs(60)) {
+            self.refused += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.refused))
+    }
 }
 
 #[derive(Debug)]
@@ -247,6 +270,14 @@ mod tests {
     fn seen(state: &State) -> Vec<u64> {
         let view = state.tails[&Channel::star()].view(Sequence::ZERO, Sequence::MAX);
         view.rows().iter().map(|row| row.sequence.0).collect()
+    }
+
+    #[test]
+    fn of_many_lines_one_a_minute_is_admitted_and_tells_of_the_others() {
+        let (mut seldom, now) = (Seldom::default(), Instant::now());
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let admitted: Vec<_> = [0, 1, 59, 60, 61, 300].map(|seconds| seldom.admit(after(seconds))).to_vec();
+        assert_eq!(admitted, [Some(0), None, None, Some(2), None, Some(1)]);
     }
 
     /// A node that opens while batches are in flight finds their entries stored. When high passes such a number as skipped, before the batch

@@ -284,7 +284,7 @@ impl Node {
             let tail = Tail::new(stable.next());
             tail.last_read.store(self.counters.reads.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
             let pin = tail.pin(pinned);
-            state.tails.insert(channel.clone(), tail);
+            state.open_tail(channel.clone(), tail);
             (stable, high, state.missing.clone(), pin)
         };
         let mut rows = Vec::new();

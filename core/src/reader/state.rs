@@ -206,7 +206,15 @@ impl State {
         }
     }
 
-    /// Puts what was read from blocks into a new tail, and opens it for readers.
+    /// Adds a tail that is to be filled. Whoever waits for one that it replaces looks again.
+    pub(crate) fn open_tail(&mut self, channel: Channel, tail: Tail) {
+        if let Some(replaced) = self.tails.insert(channel, tail) {
+            replaced.changed.notify_waiters();
+        }
+    }
+
+    /// Puts what was read from blocks into a new tail, and opens it for readers. Whoever found it
+    /// unready looks again: what they wait for may be in it.
     pub(crate) fn fill(&mut self, channel: &Channel, rows: Vec<Row>) {
         let stable = self.clock.stable;
         let batch = self.clock.batch;
@@ -214,6 +222,7 @@ impl State {
             rows.into_iter().for_each(|row| tail.insert(row, stable));
             tail.ready = true;
             tail.changed_at = batch;
+            tail.changed.notify_waiters();
             if tail.is_unsettled(stable) {
                 self.unsettled.insert(channel.clone(), ());
             }
@@ -272,6 +281,25 @@ mod tests {
         view.rows().iter().map(|row| row.sequence.0).collect()
     }
 
+    /// A withdrawal takes the tail away, and whoever asks next makes another. Who waits may have
+    /// found either of them before it was filled.
+    #[test]
+    fn who_waits_for_a_tail_that_is_replaced_or_filled_looks_again() {
+        let mut state = State::new(PublishedClock::new(CacheId::random()), None, Vec::new());
+        for fills in [false, true] {
+            state.open_tail(Channel::star(), Tail::new(Sequence(1)));
+            let changed = state.tails[&Channel::star()].changed.clone();
+            let mut waits = std::pin::pin!(changed.notified());
+            assert!(!waits.as_mut().enable());
+            if fills {
+                state.fill(&Channel::star(), Vec::new());
+            } else {
+                state.open_tail(Channel::star(), Tail::new(Sequence(1)));
+            }
+            assert!(waits.as_mut().enable(), "filled: {fills}");
+        }
+    }
+
     #[test]
     fn of_many_lines_one_a_minute_is_admitted_and_tells_of_the_others() {
         let (mut seldom, now) = (Seldom::default(), Instant::now());
@@ -294,7 +322,7 @@ mod tests {
             ..PublishedClock::new(id.clone())
         };
         let mut state = State::new(clock(1, 1, 1), None, vec![entry(2), entry(4)]);
-        state.tails.insert(Channel::star(), Tail::new(Sequence(2)));
+        state.open_tail(Channel::star(), Tail::new(Sequence(2)));
         state.fill(&Channel::star(), Vec::new());
 
         let gap = Gap { range: SequenceRange::one(Sequence(2)), age_ms: 0 };

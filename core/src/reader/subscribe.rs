@@ -39,6 +39,11 @@ impl ReaderNode {
                 state.status.check()?;
                 notifies.extend(channels.iter().filter_map(|c| Some(state.tails.get(c)?.changed.clone())));
             }
+            if notifies.len() < channels.len() {
+                // Something was withdrawn from one of them meanwhile.
+                tokio::task::yield_now().await;
+                continue;
+            }
             let mut waits: FuturesUnordered<_> = notifies.iter().map(|notify| Box::pin(notify.notified())).collect();
             waits.iter_mut().for_each(|wait| {
                 wait.as_mut().enable();
@@ -46,7 +51,7 @@ impl ReaderNode {
             {
                 let state = self.node.state.read();
                 state.status.check()?;
-                let changed = |c: &Channel| state.tails.get(c).is_none_or(|tail| tail.changed_at > seen.batch);
+                let changed = |c: &Channel| state.tails.get(c).is_none_or(|tail| !tail.ready || tail.changed_at > seen.batch);
                 if state.cut.batch > seen.batch && channels.iter().any(changed) {
                     return Ok(state.cut);
                 }

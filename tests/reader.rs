@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::batch::BlockDelta;
@@ -134,6 +135,19 @@ async fn what_is_lost_is_missed_until_it_comes_again() {
     writer.flush().await.unwrap();
     assert_eq!(shown(&store, &ChangesOptions::new()).await.unwrap(), [1, 2, 3, 4]);
     assert_eq!(writer.clock().late, 1);
+}
+
+#[tokio::test]
+async fn who_names_no_channel_is_refused_at_once() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let _writer = writer(&store).await;
+    let reader = ReaderNode::open(store, ReaderConfig::default()).await.unwrap();
+    let waited = reader.wait_for_change(&[], &reader.cut()).await.unwrap_err();
+    let followed = reader.follow(Vec::new(), ChangesOptions::new()).next().await.unwrap().unwrap_err();
+    for error in [waited, followed] {
+        assert!(error.kind() == ErrorKind::ConfigInvalid && error.to_string().contains("no channel is named"), "{error}");
+    }
+    assert_eq!(reader.changes(&[], &ChangesOptions::new()).await.unwrap().answer().rows.len(), 0);
 }
 
 /// People are shown the number and the slot of a position; programs the number under which it lies.

@@ -22,12 +22,16 @@ impl ReaderNode {
     /// Cancel safe.
     ///
     /// # Errors
-    /// `Unavailable` or `Corrupt` when the node is offline.
+    /// `Unavailable` or `Corrupt` when the node is offline; `ConfigInvalid` without a channel, for
+    /// which nothing can change.
     pub fn wait_for_change<'a>(&'a self, channels: &'a [Channel], seen: &'a Cut) -> BoxFuture<'a, Result<Cut>> {
         Box::pin(self.wait(channels, seen))
     }
 
     async fn wait(&self, channels: &[Channel], seen: &Cut) -> Result<Cut> {
+        if channels.is_empty() {
+            return Err(Error::config("no channel is named to wait for, so that nothing can ever change; name at least one"));
+        }
         loop {
             let mut pins = Vec::with_capacity(channels.len());
             for channel in channels {
@@ -60,7 +64,9 @@ impl ReaderNode {
         }
     }
 
-    /// The rows of `channels` since `options.since`, and then every new one, as they come; late ones included. Ends only with an error.
+    /// The rows of `channels` since `options.since`, and then every new one, as they come; late
+    /// ones included. Ends only with an error, of which `ConfigInvalid` says that no channel is
+    /// named.
     ///
     /// `limit` ends the stream after so many rows.
     pub fn follow(&self, channels: Vec<Channel>, options: ChangesOptions) -> BoxStream<'static, Result<AnswerRow>> {

@@ -150,6 +150,59 @@ async fn who_names_no_channel_is_refused_at_once() {
     assert_eq!(reader.changes(&[], &ChangesOptions::new()).await.unwrap().answer().rows.len(), 0);
 }
 
+/// Whoever waits for something else than a channel learns that the cache is gone, and does not wait
+/// for ever.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_learns_that_the_reader_is_lost() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let _writer = writer(&store).await;
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut late = reader.late_subscription();
+    let waiting = {
+        let (reader, mut late) = (reader.clone(), late.clone());
+        tokio::spawn(async move {
+            let batch = reader.wait_for_batch(99);
+            let (batch, late) = tokio::join!(batch, late.next());
+            [batch.map(drop), late.map(drop)]
+        })
+    };
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    store.remove(&CacheKey::Clock, None).await.unwrap();
+    let told = tokio::time::timeout(std::time::Duration::from_secs(600), waiting).await.expect("they wait for ever").unwrap();
+    let later = [reader.wait_for_batch(99).await.map(drop), late.next().await.map(drop)];
+    for told in told.into_iter().chain(later) {
+        let error = told.unwrap_err();
+        assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("clock is gone"), "{error}");
+    }
+    // What it had followed by then, it had followed.
+    reader.wait_for_batch(reader.cut().batch).await.unwrap_err();
+}
+
+/// While the store does not answer, a batch may still come; a late entry is asked for again.
+#[tokio::test(start_paused = true)]
+async fn an_offline_reader_is_waited_for_and_comes_back() {
+    let memory: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = with_given_up(&memory, &[1, 3]).await;
+    let faulty = Arc::new(FaultStore::new(memory.clone(), 1, Faults::none()));
+    let reader = ReaderNode::open(faulty.clone(), ReaderConfig::default()).await.unwrap();
+    let mut late = reader.late_subscription();
+    let batch = writer.clock().batch + 1;
+    let waiting = tokio::spawn({
+        let reader = reader.clone();
+        async move { reader.wait_for_batch(batch).await }
+    });
+    let mut broken = Faults::none();
+    broken.fail_before = 1.0;
+    faulty.set_faults(broken);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert!(late.next().await.unwrap_err().is_retryable());
+    faulty.set_faults(Faults::none());
+    writer.process_decoded(vec![document(2, "d2")]).await.unwrap();
+    writer.flush().await.unwrap();
+    assert!(waiting.await.unwrap().unwrap().batch >= batch);
+    assert_eq!(late.next().await.unwrap()[0].sequence(), Sequence(2));
+}
+
 /// People are shown the number and the slot of a position; programs the number under which it lies.
 #[tokio::test(start_paused = true)]
 async fn what_is_wrong_with_a_position_is_told_by_number_and_slot() {

@@ -94,7 +94,7 @@ impl Node {
             None => self.resync(clock.clone()).await?,
         }
         self.set_status(Status::Ready);
-        self.cut.send_replace(Cut::of(&clock));
+        self.followed.send_modify(|followed| followed.cut = Cut::of(&clock));
         Ok(true)
     }
 
@@ -132,7 +132,7 @@ impl Node {
     }
 
     fn set_status(&self, status: Status) {
-        if self.state.read().status == status {
+        if self.followed.borrow().status == status {
             return;
         }
         match &status {
@@ -140,8 +140,9 @@ impl Node {
             Status::Offline(reason) | Status::Lost(reason) => tracing::error!(reason, "offline"),
         }
         let mut state = self.state.write();
-        state.status = status;
+        state.status = status.clone();
         state.tails.values().for_each(|tail| tail.changed.notify_waiters());
+        self.followed.send_modify(|followed| followed.status = status);
     }
 }
 

@@ -34,7 +34,7 @@ use crate::meta::Meta;
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::store::CacheStore;
-use state::State;
+use state::{State, Status};
 
 /// What a request may see: the clock at the moment it was made. All its channels see this one cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,8 +119,19 @@ pub(crate) struct Node {
     following: tokio::sync::Mutex<()>,
     /// One fill a channel at a time.
     fills: parking_lot::Mutex<ChannelMap<Arc<tokio::sync::Mutex<()>>>>,
-    cut: watch::Sender<Cut>,
+    followed: watch::Sender<Followed>,
     counters: state::Counters,
+}
+
+/// What those are told who wait for no channel.
+#[derive(Debug)]
+struct Followed {
+    cut: Cut,
+    status: Status,
+}
+
+fn closed(_: watch::error::RecvError) -> Error {
+    Error::new(ErrorKind::Closed, "the reader has been shut down")
 }
 
 /// The rows of several channels since somewhere: views of one cut.
@@ -206,7 +217,7 @@ impl ReaderNode {
         let above = scan::stored_above(store.as_ref(), codec.as_ref(), clock.high).await?;
         let record = store.record(clock.batch, meta.ring).await?;
         let node = Arc::new(Node {
-            cut: watch::Sender::new(Cut::of(&clock)),
+            followed: watch::Sender::new(Followed { cut: Cut::of(&clock), status: Status::Ready }),
             state: parking_lot::RwLock::new(State::new(clock, record.as_deref(), above)),
             following: tokio::sync::Mutex::default(),
             store,
@@ -278,14 +289,19 @@ impl ReaderNode {
         }
     }
 
-    /// Waits until the node has followed the writer to `clock`'s batch.
+    /// Waits until the node has followed the writer to `clock`'s batch; also while the store does
+    /// not answer.
     ///
     /// # Errors
-    /// `Closed` if the node ends first.
+    /// `Closed` if the node ends first; `Corrupt` if the store has lost what the node had followed.
     pub async fn wait_for_batch(&self, batch: u64) -> Result<Cut> {
-        let mut cuts = self.node.cut.subscribe();
-        let cut = cuts.wait_for(|cut| cut.batch >= batch).await;
-        cut.map(|cut| *cut).map_err(|_| Error::new(ErrorKind::Closed, "the reader has been shut down"))
+        let mut followed = self.node.followed.subscribe();
+        let is_lost = |followed: &Followed| matches!(followed.status, Status::Lost(_));
+        let told = followed.wait_for(|followed| followed.cut.batch >= batch || is_lost(followed)).await.map_err(closed)?;
+        if is_lost(&told) {
+            told.status.check()?;
+        }
+        Ok(told.cut)
     }
 
     /// Looks at the clock now, rather than when the follower does; the cut after it.

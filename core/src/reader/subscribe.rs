@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
 
-use super::{Cut, Node, ReaderNode};
+use super::state::Status;
+use super::{Cut, Node, ReaderNode, closed};
 use crate::batch::{LateEntry, LatePage};
 use crate::changes::{Answer, AnswerRow, ChangesOptions, LateCursor};
 use crate::channel::Channel;
@@ -132,10 +133,11 @@ impl LateSubscription {
     /// # Errors
     /// `Unavailable` or `Corrupt` when the node is offline or the store cannot be read.
     pub async fn next(&mut self) -> Result<Vec<Arc<ChangeEntry>>> {
-        let mut cuts = self.node.node.cut.subscribe();
+        let mut followed = self.node.node.followed.subscribe();
         loop {
-            let closed = |_| Error::new(crate::ErrorKind::Closed, "the reader has been shut down");
-            pin!(cuts.wait_for(|cut| cut.late > self.cursor)).await.map_err(closed)?;
+            let cursor = self.cursor;
+            let told = pin!(followed.wait_for(|followed| followed.cut.late > cursor || followed.status != Status::Ready));
+            told.await.map_err(closed)?.status.check()?;
             let to = self.node.cut().late;
             let late = self.node.node.late_entries(self.cursor, to).await?;
             self.cursor = to;

@@ -132,6 +132,22 @@ fn a_missing_file_and_an_empty_store_fail_while_running() {
     assert_fails(run(&["demo", "--recording", "/nowhere/at/all"]), 1, &["/nowhere/at/all"]);
 }
 
+/// Documents that share a sequence come together, one more than the limit.
+#[test]
+fn a_limit_may_be_exceeded_by_documents_of_one_sequence() {
+    let feed = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/reports/03-two-databases-in-one-bucket.ndjson");
+    let feed = format!("replay:{}", feed.display());
+    let (code, out, error) = ended(run(&["follow", "--log", "off", "--feed", &feed, "--limit", "1"]));
+    assert_eq!((code, out.lines().count()), (0, 2), "{out}{error}");
+    for (slot, key) in [("0", "order-1"), ("1", "emp-1")] {
+        let (_, out, error) = ended(run(&["inspect", "--log", "off", "--feed", &feed, "sequence", "1", "--slot", slot]));
+        assert!(out.contains(key) && out.contains("(slot") == (slot == "1"), "{out}{error}");
+        assert!(!out.contains("absent"), "of its own collection: {out}");
+    }
+    let (code, _, error) = ended(run(&["inspect", "--log", "off", "--feed", &feed, "sequence", "1", "--slot", "17"]));
+    assert!(code == 2 && error.contains("no slot 17"), "{error}");
+}
+
 #[test]
 fn an_error_is_one_line() {
     let (_, _, error) = ended(run(&["changes", "--feed", "replay:/nowhere/at/all"]));

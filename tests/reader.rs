@@ -203,6 +203,20 @@ async fn an_offline_reader_is_waited_for_and_comes_back() {
     assert_eq!(late.next().await.unwrap()[0].sequence(), Sequence(2));
 }
 
+/// An answer does not end between documents that share a sequence, nor does what follows.
+#[tokio::test]
+async fn a_limit_does_not_part_documents_of_one_sequence() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = writer(&store).await;
+    let all = vec![document(1, "a"), document(1, "b"), document(2, "c")];
+    writer.process_decoded(all).await.unwrap();
+    writer.flush().await.unwrap();
+    let reader = ReaderNode::open(store, ReaderConfig::default()).await.unwrap();
+    let rows = reader.follow(vec![Channel::star()], ChangesOptions::new().limit(1));
+    let keys: Vec<String> = rows.map(|row| row.unwrap().entry.key().to_owned()).collect().await;
+    assert_eq!(keys, ["a", "b"]);
+}
+
 /// People are shown the number and the slot of a position; programs the number under which it lies.
 #[tokio::test(start_paused = true)]
 async fn what_is_wrong_with_a_position_is_told_by_number_and_slot() {

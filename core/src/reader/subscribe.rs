@@ -69,7 +69,8 @@ impl ReaderNode {
     /// ones included. Ends only with an error, of which `ConfigInvalid` says that no channel is
     /// named.
     ///
-    /// `limit` ends the stream after so many rows.
+    /// `limit` ends the stream after so many rows, and those of other documents that have the
+    /// sequence of the last.
     pub fn follow(&self, channels: Vec<Channel>, options: ChangesOptions) -> BoxStream<'static, Result<AnswerRow>> {
         let node = self.clone();
         let left = options.limit;
@@ -77,12 +78,14 @@ impl ReaderNode {
         let state = (node, channels, options, left, std::collections::VecDeque::<AnswerRow>::new(), None::<Cut>);
         futures::stream::try_unfold(state, |(node, channels, mut options, mut left, mut rows, mut seen)| async move {
             loop {
+                // Those beyond the limit have the sequence of the last: whoever goes on after it
+                // does not get them any more.
+                if let Some(row) = rows.pop_front() {
+                    left = left.map(|left| left.saturating_sub(1));
+                    return Ok(Some((row, (node, channels, options, left, rows, seen))));
+                }
                 if left == Some(0) {
                     return Ok(None);
-                }
-                if let Some(row) = rows.pop_front() {
-                    left = left.map(|left| left - 1);
-                    return Ok(Some((row, (node, channels, options, left, rows, seen))));
                 }
                 if let Some(seen) = &seen {
                     node.wait_for_change(&channels, seen).await?;

@@ -44,7 +44,7 @@ impl Strangers {
 
 /// One database's handle of a shared feed. The feed is opened once, at the earliest of their
 /// positions, when all handles are open. If one handle is closed, the others end with a retryable
-/// error, and all open theirs again.
+/// error, and all open theirs again, except those that have read a finite feed to its end.
 #[derive(Clone)]
 pub struct SharedFeed {
     hub: Arc<Hub>,
@@ -54,23 +54,40 @@ pub struct SharedFeed {
 struct Hub {
     feed: Arc<dyn Feed>,
     territories: Vec<Territory>,
-    waiting: Mutex<Vec<Option<Waiting>>>,
+    places: Mutex<Vec<Place>>,
     strangers: Mutex<Strangers>,
+}
+
+/// What a database does at the moment, as far as the others must know to open the feed.
+enum Place {
+    /// It has not opened its handle, or is given what comes.
+    Elsewhere,
+    /// It has opened its handle.
+    Waiting(Waiting),
+    /// It has read to the end of a finite feed: the others begin without it.
+    Done,
 }
 
 /// A database that has opened its handle.
 struct Waiting {
     start: FeedStart,
     opened: oneshot::Sender<Result<()>>,
-    outlet: mpsc::Sender<Result<FeedBatch>>,
+    outlet: mpsc::Sender<Delivery>,
+}
+
+/// What a database is given.
+enum Delivery {
+    Batch(Result<FeedBatch>),
+    /// There is nothing more.
+    End,
 }
 
 impl SharedFeed {
     /// One handle for each territory, in their order.
     pub fn split(feed: Arc<dyn Feed>, territories: Vec<Territory>) -> Vec<SharedFeed> {
         let count = territories.len();
-        let waiting = Mutex::new((0..count).map(|_| None).collect());
-        let hub = Arc::new(Hub { feed, territories, waiting, strangers: Mutex::default() });
+        let places = Mutex::new((0..count).map(|_| Place::Elsewhere).collect());
+        let hub = Arc::new(Hub { feed, territories, places, strangers: Mutex::default() });
         (0..count).map(|number| SharedFeed { hub: hub.clone(), number }).collect()
     }
 
@@ -109,20 +126,22 @@ impl Feed for SharedFeed {
         }
         let (outlet, inlet) = mpsc::channel(QUEUE);
         let (opened, is_open) = oneshot::channel();
-        let all = {
-            let mut waiting = self.hub.waiting.lock();
-            waiting[self.number] = Some(Waiting { start, opened, outlet });
-            for other in waiting.iter_mut() {
-                // Its database has given up in the meantime.
-                drop(other.take_if(|other| other.opened.is_closed()));
-            }
-            if waiting.iter().all(Option::is_some) { waiting.iter_mut().filter_map(Option::take).collect() } else { Vec::new() }
-        };
-        if !all.is_empty() {
-            tokio::spawn(hand_out(self.hub.clone(), all));
-        }
+        self.hub.wait(self.number, Waiting { start, opened, outlet });
         is_open.await.map_err(|_| others_ended())??;
-        Ok(futures::stream::unfold(inlet, |mut inlet| async move { Some((inlet.recv().await?, inlet)) }).boxed())
+        let (hub, number) = (self.hub.clone(), self.number);
+        let batches = futures::stream::unfold((inlet, hub), move |(mut inlet, hub)| async move {
+            match inlet.recv().await? {
+                Delivery::Batch(batch) => Some((batch, (inlet, hub))),
+                Delivery::End => {
+                    // One that ends though it should not is opened again by all.
+                    if hub.feed.info().capabilities.finite {
+                        hub.done(number);
+                    }
+                    None
+                }
+            }
+        });
+        Ok(batches.boxed())
     }
 }
 
@@ -138,14 +157,15 @@ fn for_each(error: Error, count: usize) -> impl Iterator<Item = Error> {
     std::iter::once(error).chain(copies)
 }
 
-/// Opens the feed and distributes its events, until the feed ends or fails, or a database ends.
-async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
-    let start = earliest(waiting.iter().map(|waiting| &waiting.start));
+/// Opens the feed for these databases, each with its number, and distributes its events, until the
+/// feed ends or fails, or a database ends.
+async fn hand_out(hub: Arc<Hub>, waiting: Vec<(usize, Waiting)>) {
+    let start = earliest(waiting.iter().map(|(_, waiting)| &waiting.start));
     let mut stream = match hub.feed.open(start.clone()).await {
         Ok(stream) => stream,
         Err(error) => {
             let errors = for_each(error, waiting.len());
-            for (waiting, error) in waiting.into_iter().zip(errors) {
+            for ((_, waiting), error) in waiting.into_iter().zip(errors) {
                 // The receiver may be gone.
                 let _ = waiting.opened.send(Err(error));
             }
@@ -153,11 +173,15 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
         }
     };
     let (mut shares, mut outlets) = (Vec::new(), Vec::new());
-    for (waiting, territory) in waiting.into_iter().zip(&hub.territories) {
-        shares.push(Share::new(territory.clone(), &waiting.start, &start));
+    // What belongs to those that are done is nobody else's.
+    let mut done: BTreeMap<usize, Territory> = hub.territories.iter().cloned().enumerate().collect();
+    for (number, waiting) in waiting {
+        let Some(territory) = done.remove(&number) else { continue };
+        shares.push(Share::new(territory, &waiting.start, &start));
         outlets.push(waiting.outlet);
         let _ = waiting.opened.send(Ok(()));
     }
+    let mut done: Vec<Territory> = done.into_values().collect();
     let mut names = BTreeMap::new();
     let error = loop {
         let closed = select_all(outlets.iter().map(|outlet| Box::pin(outlet.closed())));
@@ -168,15 +192,20 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
         let batch = match batch {
             Some(Ok(batch)) => batch,
             Some(Err(error)) => break error,
-            None => return,
+            None => {
+                for outlet in outlets {
+                    let _ = outlet.send(Delivery::End).await;
+                }
+                return;
+            }
         };
         // The shares learn the names of collections first.
         let own: Vec<FeedBatch> = shares.iter_mut().map(|share| share.of(&batch)).collect();
-        hub.look_at(&batch, &shares, &mut names);
+        hub.look_at(&batch, &shares, &mut done, &mut names);
         let mut is_closed = false;
         for (own, outlet) in own.into_iter().zip(&outlets) {
             if !own.events.is_empty() {
-                is_closed |= outlet.send(Ok(own)).await.is_err();
+                is_closed |= outlet.send(Delivery::Batch(Ok(own))).await.is_err();
             }
         }
         if is_closed {
@@ -186,18 +215,64 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<Waiting>) {
     drop(stream);
     let errors = for_each(error, outlets.len());
     for (outlet, error) in outlets.into_iter().zip(errors) {
-        let _ = outlet.send(Err(error)).await;
+        let _ = outlet.send(Delivery::Batch(Err(error))).await;
     }
 }
 
 impl Hub {
-    /// Counts the events that belong to no database, and logs the first of each name.
-    fn look_at(&self, batch: &FeedBatch, shares: &[Share], names: &mut BTreeMap<u32, Box<str>>) {
+    /// A database has opened its handle.
+    fn wait(self: &Arc<Self>, number: usize, waiting: Waiting) {
+        let mut places = self.places.lock();
+        places[number] = Place::Waiting(waiting);
+        self.begin(&mut places);
+    }
+
+    /// A database has read to the end.
+    fn done(self: &Arc<Self>, number: usize) {
+        let mut places = self.places.lock();
+        if let Place::Elsewhere = places[number] {
+            places[number] = Place::Done;
+            self.begin(&mut places);
+        }
+    }
+
+    /// Opens the feed, once all wait for it but those that are done.
+    fn begin(self: &Arc<Self>, places: &mut [Place]) {
+        for place in places.iter_mut() {
+            // Its database has given up in the meantime.
+            if matches!(place, Place::Waiting(waiting) if waiting.opened.is_closed()) {
+                *place = Place::Elsewhere;
+            }
+        }
+        if places.iter().any(|place| matches!(place, Place::Elsewhere)) {
+            return;
+        }
+        let mut all = Vec::new();
+        for (number, place) in places.iter_mut().enumerate() {
+            if matches!(place, Place::Waiting(_))
+                && let Place::Waiting(waiting) = std::mem::replace(place, Place::Elsewhere)
+            {
+                all.push((number, waiting));
+            }
+        }
+        if !all.is_empty() {
+            tokio::spawn(hand_out(self.clone(), all));
+        }
+    }
+
+    /// Counts the events that belong to no database, and logs the first of each name. `done` are the
+    /// territories of the databases that the feed was opened without.
+    fn look_at(&self, batch: &FeedBatch, shares: &[Share], done: &mut [Territory], names: &mut BTreeMap<u32, Box<str>>) {
         for event in &batch.events {
             match event {
                 FeedEvent::CollectionNames(told) => {
                     let is_first = names.is_empty();
                     names.extend(told.iter().cloned());
+                    for territory in done.iter_mut() {
+                        for (number, name) in told {
+                            territory.learn(*number, name);
+                        }
+                    }
                     for share in shares.iter().filter(|_| is_first) {
                         let missing = share.territory.unresolved(names);
                         if !missing.is_empty() {
@@ -212,7 +287,8 @@ impl Hub {
                 }
                 FeedEvent::Mutation(mutation) => {
                     let owner = Owner::of(mutation);
-                    let is_own = shares.iter().any(|share| share.territory.has(&owner));
+                    let mut territories = shares.iter().map(|share| &share.territory).chain(done.iter());
+                    let is_own = territories.any(|territory| territory.has(&owner));
                     if !is_own {
                         self.count(&owner, names);
                     }

@@ -254,6 +254,30 @@ async fn an_error_of_the_feed_reaches_all_databases_and_one_of_them_is_told_its_
     assert_eq!(causes, ["the cable is cut"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn one_that_opens_again_after_the_others_have_read_to_the_end_is_given_the_feed_alone() {
+    let (a, b) = (mutation(P, 1, "a", 8), mutation(P, 2, "b", 9));
+    let feed = Arc::new(Listed { events: vec![a.clone(), b], ends: true, ..Default::default() });
+    let [one, other] = split(feed.clone());
+    let (first, second) = tokio::join!(one.open(FeedStart::Beginning), other.open(FeedStart::Beginning));
+    let (first, mut second) = (first.unwrap(), second.unwrap());
+    // The other has taken all of it and does not know yet that it was all, when the store of the
+    // first fails.
+    while !matches!(second.next().await.unwrap().unwrap().events[..], [FeedEvent::Mutation(_)]) {}
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    drop(first);
+    let opening = tokio::spawn({
+        let one = one.clone();
+        async move { collected(one.open(FeedStart::Beginning).await.unwrap()).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(second.next().await.is_none());
+    let again = tokio::time::timeout(std::time::Duration::from_secs(60), opening).await.expect("it waits for the other").unwrap();
+    assert_eq!(again, [a, advanced(P, 2)]);
+    assert_eq!(feed.opened.lock().len(), 2);
+    assert_eq!(one.strangers(), Strangers::default(), "what is the other's is nobody else's");
+}
+
 #[tokio::test]
 async fn one_that_ends_ends_all_and_all_may_begin_again() {
     let feed = Arc::new(Listed { events: vec![mutation(P, 1, "a", 8)], ..Default::default() });

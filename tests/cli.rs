@@ -148,6 +148,31 @@ fn a_limit_may_be_exceeded_by_documents_of_one_sequence() {
     assert!(code == 2 && error.contains("no slot 17"), "{error}");
 }
 
+/// Of each database by its own counter: without it, a gap that is wide and real hides what lies
+/// above it.
+#[test]
+fn the_counter_of_a_named_database_tells_that_a_wide_gap_is_real() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("feed.ndjson");
+    let document = |n: u64, sequence: u64| {
+        format!(
+            r#"{{"n":{n},"vb":1,"op":"mutation","cas":"{n}","datatype":5,"coll":8,"flags":0,"expiry":0,"key":"d{n}","xattrs":{{"_sync":{{"rev":"1-a","sequence":{sequence},"recent_sequences":[{sequence}],"cas":"0x{:016x}","value_crc32c":"0x00000000"}}}},"body":{{}}}}"#,
+            n.swap_bytes()
+        )
+    };
+    let counter = r#"{"n":2,"vb":2,"op":"mutation","cas":"2","datatype":0,"coll":0,"flags":0,"expiry":0,"key":"_sync:m_db1:seq","body":100}"#;
+    let lines = [document(1, 1), counter.to_owned(), document(3, 100)];
+    std::fs::write(&path, lines.map(|line| line + "\n").concat()).unwrap();
+    let feed = format!("replay:{}", path.display());
+    let set = ["--set", "databases.db1.collections=0x8", "--set", "writer.max_jump=10", "--set", "writer.max_wait_ms=1"];
+    let args = [&["changes", "--log", "off", "--feed", &feed, "--delivery", "eager", "--format", "json"], &set[..]].concat();
+    let (code, out, error) = ended(run(&args));
+    assert_eq!(code, 0, "{error}");
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    let keys: Vec<&str> = answer["results"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["d1", "d3"]);
+}
+
 #[test]
 fn an_error_is_one_line() {
     let (_, _, error) = ended(run(&["changes", "--feed", "replay:/nowhere/at/all"]));

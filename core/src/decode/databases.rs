@@ -57,11 +57,9 @@ pub fn counter_key(metadata_id: Option<&str>) -> String {
 pub enum Owner<'a> {
     /// A document in the collection of this number.
     Collection(u32),
-    /// A user, a role or a marker of unused sequences of the database with this metadata id; none
-    /// for the default one.
+    /// A user, a role, a marker of unused sequences or the counter of the database with this
+    /// metadata id; none for the default one.
     Database(Option<&'a [u8]>),
-    /// The counter of the database with this metadata id; none for the default one.
-    Counter(Option<&'a [u8]>),
     /// Bookkeeping of the gateway that has no sequence.
     Nobody,
 }
@@ -79,11 +77,10 @@ impl<'a> Owner<'a> {
             Some((id, rest)) => (Some(id), rest),
             None => (None, rest),
         };
-        match rest {
-            b"seq" => Owner::Counter(id),
-            _ if rest.starts_with(b"unusedSeq:") || rest.starts_with(b"unusedSeqs:") => Owner::Database(id),
-            _ => Owner::Nobody,
-        }
+        // The counter tells how high sequences can be. Without it, a wide gap that is real hides
+        // the documents above it.
+        let is_own = rest == b"seq" || rest.starts_with(b"unusedSeq:") || rest.starts_with(b"unusedSeqs:");
+        if is_own { Owner::Database(id) } else { Owner::Nobody }
     }
 }
 

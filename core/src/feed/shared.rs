@@ -39,7 +39,7 @@ impl Territory {
     fn has(&self, owner: &Owner<'_>) -> bool {
         match owner {
             Owner::Collection(number) => self.collections.is_none() || self.numbers.contains(number),
-            Owner::Database(id) | Owner::Counter(id) => *id == self.metadata_id.as_deref().map(str::as_bytes),
+            Owner::Database(id) => *id == self.metadata_id.as_deref().map(str::as_bytes),
             Owner::Nobody => false,
         }
     }

@@ -315,12 +315,11 @@ impl Hub {
                 if Strangers::count(&mut strangers.databases, name.clone()) {
                     tracing::warn!(
                         metadata_id = name,
-                        "a metadata id belongs to none of the databases; its users, roles and unused sequences are left out"
+                        "a metadata id belongs to none of the databases; its users, roles, unused sequences and counter are left out"
                     );
                 }
             }
-            // The counter of a database that is not served is not missed by the others.
-            Owner::Counter(_) | Owner::Nobody => {}
+            Owner::Nobody => {}
         }
     }
 }

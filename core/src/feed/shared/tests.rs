@@ -71,6 +71,7 @@ fn what_belongs_to_whom_is_in_the_key_and_the_collection() {
         ("_sync:m_db1:seq", 0, true, false),
         ("_sync:m_db10:seq", 0, false, false),
         ("_sync:seq", 0, false, true),
+        ("_sync:seq", 1, false, true),
         ("_sync:m_db1:seqs", 0, false, false),
         ("_sync:syncInfo", 8, false, false),
     ] {

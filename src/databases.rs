@@ -80,7 +80,9 @@ impl DatabaseConfig {
     /// `ConfigInvalid`, naming the one that is wrong.
     pub fn validate(&self, name: &str) -> Result<()> {
         if name.is_empty() || name.contains(['.', ':', '/']) {
-            return Err(Error::config(format!("databases: `{name}` cannot be the name of a database")));
+            return Err(Error::config(format!(
+                "databases: `{name}` cannot be the name of a database: it is empty, or holds `.`, `:` or `/`"
+            )));
         }
         self.decoder(name, &GatewayOptions::default())?;
         if self.collections.as_ref().is_some_and(BTreeSet::is_empty) {

@@ -212,11 +212,21 @@ impl Layers {
                     }
                 }
                 toml::Value::Table(databases) if name == DATABASES => {
+                    if databases.is_empty() {
+                        let source = Source::File(path.to_owned(), name);
+                        return Err(Error::config(format!("{source}: it names no database; write [databases.NAME] for each")));
+                    }
                     for (database, value) in databases {
+                        let key = format!("{name}.{database}");
+                        let source = Source::File(path.to_owned(), key.clone());
                         let toml::Value::Table(fields) = value else {
-                            let source = Source::File(path.to_owned(), format!("{name}.{database}"));
                             return Err(Error::config(format!("{source}: expected a section, not {}", value.type_str())));
                         };
+                        if database.contains('.') {
+                            return Err(dotted(&source, &database));
+                        }
+                        // One without settings is a database, too.
+                        self.values.insert(key, (Value::Object(serde_json::Map::new()), source));
                         for (field, value) in fields {
                             self.toml(format!("{name}.{database}.{field}"), value, path)?;
                         }
@@ -298,6 +308,9 @@ impl Layers {
         if let Some((name, field)) = key.strip_prefix("databases.").and_then(|rest| rest.split_once('.')) {
             if !name.is_empty() && DATABASE_FIELDS.contains(&field) {
                 return Ok(&Value::Null);
+            }
+            if let Some((more, _)) = field.rsplit_once('.').filter(|(_, last)| DATABASE_FIELDS.contains(last)) {
+                return Err(dotted(source, &format!("{name}.{more}")));
             }
             let fields = DATABASE_FIELDS.join(", ");
             return Err(Error::config(format!("{source}: there is no such setting of a database; there are: {fields}")));
@@ -397,6 +410,12 @@ fn settings_with<'a>(
     serde_json::from_value(Value::Object(tree))
 }
 
+/// The error of a database's name that has a dot: where it is written, and in keyspaces, dots
+/// separate.
+fn dotted(source: &Source, name: &str) -> Error {
+    Error::config(format!("{source}: `{name}` cannot be the name of a database, which has no dot"))
+}
+
 fn kind(default: &Value) -> &'static str {
     match default {
         Value::Number(_) => "a whole number",
@@ -492,6 +511,42 @@ mod tests {
             let error = layers.pair(pair).and_then(|()| layers.settings().map(drop)).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn a_section_without_settings_is_a_database_and_names_have_no_dot() {
+        let of = |text: &str| {
+            let (_folder, path) = file(text);
+            let mut layers = Layers::new();
+            layers.file(&path).and_then(|()| layers.settings()).map(|settings| settings.databases)
+        };
+        let named = |text: &str| match of(text).unwrap() {
+            Some(DatabasesSetting::Named(named)) => named.into_iter().collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        let empty = || ("a".to_owned(), DatabaseConfig::default());
+        assert_eq!(named("[databases.a]\n"), [empty()]);
+        let collections = "[databases.b]\ncollections = ['s.c']\n";
+        assert_eq!(named(&format!("[databases.a]\n{collections}")).first(), Some(&empty()));
+        for (text, word) in [
+            ("[databases]\n", "it names no database"),
+            ("[databases.\"a.b\"]\n", "`a.b` cannot be the name of a database, which has no dot"),
+            ("[databases.\"a.b\"]\nnamespace = 'n'\n", "`a.b` cannot be the name of a database, which has no dot"),
+        ] {
+            let error = of(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let error = Layers::new().pair("databases.a.b.namespace=n").unwrap_err().to_string();
+        assert!(error.contains("`a.b` cannot be the name of a database"), "{error}");
+        // It adds to what a file says.
+        let (_folder, path) = file("[databases.a]\n");
+        let mut layers = Layers::new();
+        layers.pair("databases.a.namespace=n").unwrap();
+        layers.file(&path).unwrap();
+        let Some(DatabasesSetting::Named(named)) = layers.settings().unwrap().databases else { panic!() };
+        assert_eq!(named["a"].namespace.as_deref(), Some("n"));
+        layers.pair("databases=auto").unwrap();
+        assert!(layers.settings().is_err(), "a word in one place, and a section in another");
     }
 
     #[test]

@@ -118,6 +118,9 @@ fn secrets_are_not_printed() {
         (["changes", "--store", "couchbase://app:hunter2@host"], 2),
         (["run", "--feed", "dcp://app:hunter2@host?password=hunter2"], 2),
         (["changes", "--store", "redis://app:hunter2@127.0.0.1:1"], 1),
+        (["backends", "--set", "store redis://app:hunter2@host"], 2),
+        (["backends", "--set", "store redis://app:hunter2@host?pool=3"], 2),
+        (["backends", "--set", "redis://app:hunter2@host?pool=3"], 2),
     ] {
         let (code, out, error) = ended(run(&args));
         assert_eq!(code, expected, "{error}");

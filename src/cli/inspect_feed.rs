@@ -1,6 +1,7 @@
 //! `sluicegate inspect feed`: a bucket as the feed sees it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,16 +16,24 @@ use tokio::time::{Instant, timeout_at};
 use super::inspect::{Shown, View};
 use super::output::{Outcome, Table, grouped};
 use super::session::Session;
+use super::settings::Redacted;
 use super::{Exit, Format};
 
 /// Which bucket, and how long to wait for it.
-#[derive(Debug, Args)]
+#[derive(Args)]
 pub(super) struct FeedArgs {
     /// The bucket, for example dcp://host/bucket?user=NAME&password_env=VARIABLE; the one of the settings if none is given
     url: Option<String>,
     /// Longest wait for all vbuckets to have a stream, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     wait: u64,
+}
+
+impl fmt::Debug for FeedArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = self.url.as_deref().map(Redacted);
+        f.debug_struct("FeedArgs").field("url", &url).field("wait", &self.wait).finish()
+    }
 }
 
 /// What is shown.

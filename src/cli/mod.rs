@@ -56,7 +56,7 @@ Exit codes:
   130  interrupted";
 
 /// A shared change cache: one writer follows a change feed, any number of readers answer what changed in a channel.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "sluicegate", version, about, after_help = AFTER_HELP, max_term_width = 110)]
 struct Cli {
     #[command(flatten)]
@@ -65,8 +65,8 @@ struct Cli {
     command: Command,
 }
 
-/// What every command takes.
-#[derive(Debug, Args)]
+/// What every command takes. Not `Debug`: URLs, also among `set`, may hold secrets.
+#[derive(Args)]
 #[command(next_help_heading = "Settings")]
 struct Global {
     /// TOML file: feed, store, node, log, log_format, databases, [writer], [reader], [decoder],

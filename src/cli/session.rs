@@ -1,6 +1,7 @@
 //! What a command works with.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,11 +23,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::output::Outcome;
 use super::progress::{Meter, Terminal};
-use super::settings::{DatabasesSetting, Settings};
+use super::settings::{DatabasesSetting, Redacted, Settings};
 use super::signal::Signals;
 
 /// Settings, and the process around the command.
-#[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) settings: Settings,
     /// The stores named on the command line, for a command that takes several.
@@ -37,6 +37,13 @@ pub(crate) struct Session {
     pub(crate) fed_by_flag: bool,
     pub(crate) terminal: Terminal,
     pub(crate) signals: Signals,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stores: Vec<Redacted<'_>> = self.stores.iter().map(|url| Redacted(url)).collect();
+        f.debug_struct("Session").field("settings", &self.settings).field("stores", &stores).finish_non_exhaustive()
+    }
 }
 
 /// The database of a command, and its collection.

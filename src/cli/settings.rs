@@ -13,6 +13,7 @@ use serde_json::Value;
 use sluicegate::databases::{self, DatabaseConfig};
 use sluicegate::decode::GatewayOptions;
 use sluicegate::decode::databases::DEFAULT_ID;
+use sluicegate::registry::Location;
 use sluicegate::source::DatabaseIdentity;
 use sluicegate::{Error, ErrorKind, ReaderConfig, Result, WriterConfig};
 
@@ -30,7 +31,7 @@ const DATABASE_FIELDS: [&str; 3] = ["metadata_id", "collections", "namespace"];
 const SECTIONS: [&str; 3] = ["writer", "reader", "decoder"];
 
 /// All that can be set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     /// URL of the feed.
@@ -125,6 +126,35 @@ impl DecoderSettings {
     }
 }
 
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { feed, store, node, log, log_format, writer, reader, decoder, databases } = self;
+        f.debug_struct("Settings")
+            .field("feed", &feed.as_deref().map(Redacted))
+            .field("store", &store.as_deref().map(Redacted))
+            .field("node", node)
+            .field("log", log)
+            .field("log_format", log_format)
+            .field("writer", writer)
+            .field("reader", reader)
+            .field("decoder", decoder)
+            .field("databases", databases)
+            .finish()
+    }
+}
+
+/// A URL whose password does not show. One that cannot be taken apart is not shown at all.
+pub(crate) struct Redacted<'a>(pub(crate) &'a str);
+
+impl fmt::Debug for Redacted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Location::parse(self.0) {
+            Ok(location) => write!(f, "{location:?}"),
+            Err(_) => f.write_str("***"),
+        }
+    }
+}
+
 impl Settings {
     fn check_databases(&self) -> Result<()> {
         match &self.databases {
@@ -168,10 +198,16 @@ impl fmt::Display for Source {
 }
 
 /// Values by dotted name, each from the last layer that had it.
-#[derive(Debug)]
 pub(crate) struct Layers {
     defaults: BTreeMap<String, Value>,
     values: BTreeMap<String, (Value, Source)>,
+}
+
+impl fmt::Debug for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values may hold secrets.
+        f.debug_map().entries(self.values.iter().map(|(key, (_, source))| (key, source))).finish()
+    }
 }
 
 impl Layers {
@@ -280,10 +316,12 @@ impl Layers {
 
     /// Adds a `--set KEY=VALUE`.
     pub(crate) fn pair(&mut self, pair: &str) -> Result<()> {
-        let Some((key, value)) = pair.split_once('=') else {
-            return Err(Error::config(format!("--set {pair}: expected KEY=VALUE, such as writer.max_batch=100")));
+        let key = pair.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
+        let Some((key, value)) = key.filter(|(key, _)| *key == name_of(key)) else {
+            let name = name_of(pair.trim());
+            return Err(Error::config(format!("--set {name}…: expected KEY=VALUE, such as writer.max_batch=100")));
         };
-        self.text(key.trim().to_owned(), value.trim().to_owned(), Source::Flag(format!("--set {}", key.trim())))
+        self.text(key.to_owned(), value.to_owned(), Source::Flag(format!("--set {key}")))
     }
 
     /// Adds what a flag of its own says.
@@ -408,6 +446,12 @@ fn settings_with<'a>(
         at.insert(last.to_owned(), value);
     }
     serde_json::from_value(Value::Object(tree))
+}
+
+/// What of a text can be the name of a setting. The rest may be a URL with a password, and is not
+/// printed.
+fn name_of(text: &str) -> &str {
+    text.split([':', '/', '=', ' ']).next().unwrap_or_default()
 }
 
 /// The error of a database's name that has a dot: where it is written, and in keyspaces, dots
@@ -547,6 +591,27 @@ mod tests {
         assert_eq!(named["a"].namespace.as_deref(), Some("n"));
         layers.pair("databases=auto").unwrap();
         assert!(layers.settings().is_err(), "a word in one place, and a section in another");
+    }
+
+    #[test]
+    fn a_password_shows_neither_in_a_wrong_setting_nor_in_debug() {
+        for pair in [
+            "store redis://u:hunter2@h",
+            "store: redis://u:hunter2@h",
+            "redis://u:hunter2@h",
+            "redis://u:hunter2@h?pool=3",
+            "store redis://u:hunter2@h?pool=3",
+            " store/hunter2 = x",
+        ] {
+            let error = Layers::new().pair(pair).unwrap_err();
+            let text = format!("{error:?}");
+            assert!(!text.contains("hunter2") && text.contains("--set") && text.contains("KEY=VALUE"), "{text}");
+        }
+        let mut layers = Layers::new();
+        layers.pair("store=redis://u:hunter2@h?password=hunter2").unwrap();
+        layers.pair("feed=hunter2").unwrap();
+        let text = format!("{layers:?} {:?}", layers.settings().unwrap());
+        assert!(!text.contains("hunter2") && text.contains("redis://u:***@h?password=***"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use sluicegate_core::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 /// A reader, and a writer if there is a feed, over one store, in tasks of this process.
 ///
@@ -228,6 +229,11 @@ impl Builder {
     /// # Errors
     /// `ConfigInvalid` for what does not fit together; `NotFound` without a feed if the store holds no cache; what store and feed say.
     pub async fn start(self) -> Result<Sluicegate> {
+        let span = self.database.span();
+        self.start_all().instrument(span).await
+    }
+
+    async fn start_all(self) -> Result<Sluicegate> {
         self.writer.validate()?;
         self.reader.validate()?;
         let registry = match self.registry {

@@ -9,6 +9,7 @@ use futures::stream::Fuse;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::clock::{Epoch, PublishedClock};
 use crate::coordinate::{AlwaysWriter, Candidate, Coordinator, Role, RoleStream};
@@ -150,7 +151,7 @@ impl WriterNode {
     }
 
     fn run_until<'a>(&'a self, stop: Stop<'a>) -> BoxFuture<'a, Result<Ended>> {
-        Box::pin(self.campaigns(stop))
+        Box::pin(self.campaigns(stop).instrument(self.database.span()))
     }
 
     async fn campaigns(&self, stop: Stop<'_>) -> Result<Ended> {

@@ -23,6 +23,15 @@ pub struct DatabaseIdentity {
     pub collections: Option<BTreeSet<String>>,
 }
 
+impl DatabaseIdentity {
+    /// The span in which what is done for the database is logged, so that each line says which one
+    /// it is about; none if it has no name. At the level of errors: one below the level that is
+    /// logged would be left out of every line.
+    pub fn span(&self) -> tracing::Span {
+        self.name.as_ref().map_or_else(tracing::Span::none, |name| tracing::error_span!("database", name))
+    }
+}
+
 /// The source of a cache. Stored in its [`Meta`](crate::meta::Meta).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheSource {

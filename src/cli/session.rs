@@ -20,6 +20,7 @@ use sluicegate::{
 };
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::output::Outcome;
 use super::progress::{Meter, Terminal};
@@ -265,7 +266,8 @@ impl Session {
     /// Opens the cache for a command that reads, as [`filled_store`](Self::filled_store).
     pub(crate) async fn reader(&self, which: &Which) -> Outcome<ReaderNode> {
         let (store, _) = self.filled_store(which).await?;
-        Ok(ReaderNode::open(store, self.settings.reader.clone()).await?)
+        let database = DatabaseIdentity { name: which.database()?.map(str::to_owned), ..DatabaseIdentity::default() };
+        Ok(ReaderNode::open(store, self.settings.reader.clone()).instrument(database.span()).await?)
     }
 }
 

@@ -16,6 +16,7 @@ use serde::Serialize;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, Span};
 
 pub use config::ReaderConfig;
 pub use subscribe::LateSubscription;
@@ -120,6 +121,8 @@ pub(crate) struct Node {
     /// One fill a channel at a time.
     fills: parking_lot::Mutex<ChannelMap<Arc<tokio::sync::Mutex<()>>>>,
     followed: watch::Sender<Followed>,
+    /// In which its lines are logged: that in which it was opened.
+    span: Span,
     counters: state::Counters,
 }
 
@@ -197,7 +200,8 @@ fn take_whole(rows: impl Iterator<Item = AnswerRow>, limit: usize) -> Vec<Answer
 }
 
 impl ReaderNode {
-    /// Opens the cache in `store` for reading. There must be one: a writer makes it.
+    /// Opens the cache in `store` for reading. There must be one: a writer makes it. What the node
+    /// logs later is in the span in which it was opened.
     ///
     /// # Errors
     /// `NotFound` if the store holds no cache yet; `Corrupt` or `ConfigInvalid` if this build cannot read it.
@@ -220,6 +224,7 @@ impl ReaderNode {
             followed: watch::Sender::new(Followed { cut: Cut::of(&clock), status: Status::Ready }),
             state: parking_lot::RwLock::new(State::new(clock, record.as_deref(), above)),
             following: tokio::sync::Mutex::default(),
+            span: Span::current(),
             store,
             config,
             codec,
@@ -227,7 +232,7 @@ impl ReaderNode {
             fills: parking_lot::Mutex::default(),
             counters: state::Counters::default(),
         });
-        let follower = tokio::spawn(follow::follow(Arc::downgrade(&node), wakes));
+        let follower = tokio::spawn(follow::follow(Arc::downgrade(&node), wakes).in_current_span());
         Ok(ReaderNode { node, _follower: Arc::new(AbortOnDropHandle::new(follower)) })
     }
 
@@ -310,7 +315,7 @@ impl ReaderNode {
     /// What the store says.
     pub fn refresh(&self) -> BoxFuture<'_, Result<Cut>> {
         Box::pin(async {
-            self.node.catch_up().await?;
+            self.node.catch_up().instrument(self.node.span.clone()).await?;
             Ok(self.cut())
         })
     }
@@ -338,7 +343,7 @@ impl ReaderNode {
     }
 
     fn changes_from_blocks<'a>(&'a self, channels: &'a [Channel], options: &'a ChangesOptions) -> BoxFuture<'a, Result<Changes>> {
-        Box::pin(self.node.changes_from_blocks(channels, options))
+        Box::pin(self.node.changes_from_blocks(channels, options).instrument(self.node.span.clone()))
     }
 
     /// Every entry of `channel` from after `since` on up to high, superseded ones included: raw, for inspection.

@@ -272,6 +272,10 @@ pub struct BatchRecord {
     /// Entries it withdrew, because the feed took them back. Their numbers are among those given up, or as if they had never come.
     #[serde(default)]
     pub gone: Entries,
+    /// Positions of departures among them that only make room for the whole revision of the same number:
+    /// their block states stay. Since format 2.
+    #[serde(default)]
+    pub room: Vec<Sequence>,
     /// Late entries it announced.
     pub late: Vec<LateEntry>,
     /// Principals it saw.
@@ -295,6 +299,8 @@ struct RestOfRecord<'a> {
     abandoned: &'a RangeSet,
     #[serde(skip_serializing_if = "Option::is_none")]
     gone: Option<&'a Entries>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    room: &'a [Sequence],
 }
 
 impl BatchRecord {
@@ -311,6 +317,7 @@ impl BatchRecord {
             epoch,
             entries: Entries::default(),
             gone: Entries::default(),
+            room: Vec::new(),
             late: Vec::new(),
             principals: Vec::new(),
             gaps: Vec::new(),
@@ -320,9 +327,10 @@ impl BatchRecord {
 
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
-        let BatchRecord { number, epoch, entries, gone, late, principals, gaps, abandoned } = self;
+        let BatchRecord { number, epoch, entries, gone, room, late, principals, gaps, abandoned } = self;
         let gone = Some(gone).filter(|gone| !gone.is_empty());
-        let rest = to_json(&RestOfRecord { number: *number, epoch: *epoch, late, principals, gaps, abandoned, gone });
+        let (number, epoch) = (*number, *epoch);
+        let rest = to_json(&RestOfRecord { number, epoch, late, principals, gaps, abandoned, gone, room });
         let entries = entries.joined();
         let mut out = Vec::with_capacity(entries.len() + rest.len() + 16);
         out.extend_from_slice(br#"{"entries":["#);

@@ -25,7 +25,8 @@ pub enum Supersession {
     Pointers,
 }
 
-/// The newest row of one document in each channel it has been in. Sequences only grow, so merging two is taking the greater ones.
+/// The row of one document with the highest position, in each channel that the document has been in.
+/// Positions only grow, so merging two pointers is taking the higher ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pointer {
@@ -37,13 +38,25 @@ pub struct Pointer {
     key: Box<str>,
     /// By channel. All channels are of the document's collection.
     rows: ChannelMap<Sequence>,
+    /// Positions of revisions that came after a higher one, in order. A gateway whose counter was lost
+    /// may give a later revision a lower sequence, and no channel's highest row leads to it. Since format 2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    low: Vec<Sequence>,
+    /// The highest CAS of its revisions, if that is known. One with a lower CAS is earlier: its feed was
+    /// opened at an older position, and it is not known any more that it had come. Since format 2.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    cas: u64,
+}
+
+fn is_zero(cas: &u64) -> bool {
+    *cas == 0
 }
 
 impl Pointer {
     /// Of a document without rows.
     pub fn new<'a>(document: impl Into<DocumentRef<'a>>) -> Self {
         let DocumentRef { collection, key } = document.into();
-        Pointer { collection, key: key.into(), rows: ChannelMap::default() }
+        Pointer { collection, key: key.into(), rows: ChannelMap::default(), low: Vec::new(), cas: 0 }
     }
 
     /// The document.
@@ -59,17 +72,35 @@ impl Pointer {
     /// All its rows, in any order.
     #[cfg(feature = "runtime")]
     pub(crate) fn rows(&self) -> impl Iterator<Item = Sequence> + '_ {
-        self.rows.values().copied()
+        self.rows.values().chain(&self.low).copied()
+    }
+
+    fn add_low(&mut self, position: Sequence) -> bool {
+        let place = self.low.binary_search(&position);
+        if let Err(place) = place {
+            self.low.insert(place, position);
+        }
+        place.is_err()
     }
 
     /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the place of.
-    pub fn follow_document(&mut self, document: &mut DecodedDocument) {
-        self.follow_departures(document);
-        self.follow(&mut document.entry);
+    /// `is_placed` if its number was accounted for when it came, and it is no duplicate.
+    pub fn follow_document(&mut self, document: &mut DecodedDocument, is_placed: bool) {
+        let cas = document.entry.origin().cas;
+        if cas == 0 || cas >= self.cas {
+            self.follow_departures(document);
+            self.follow(&mut document.entry);
+        }
+        let entry = &document.entry;
+        let is_highest = self.row(entry.star()) == Some(entry.position());
+        if !is_highest && (is_low(entry) || is_placed && entry.in_star()) {
+            self.add_low(entry.position());
+        }
     }
 
     /// Takes the rows of `entry`, and adds to what the entry supersedes the rows it takes the place of.
     pub fn follow(&mut self, entry: &mut ChangeEntry) {
+        self.cas = self.cas.max(entry.origin().cas);
         let sequence = entry.position();
         let mut take = |channel: &Channel| match self.rows.get_mut(channel) {
             Some(row) if row.rank() >= sequence.rank() => None,
@@ -80,11 +111,19 @@ impl Pointer {
             }
         };
         let mut older = if entry.in_star() { take(entry.star()).into_iter().collect() } else { Vec::new() };
+        // Only the highest is known to be later than those of lower sequences.
+        let is_highest = !older.is_empty();
         for change in entry.channels_mut() {
             if let Some(row) = take(&change.channel) {
                 change.since = std::cmp::min_by_key(change.since, row, |position| position.rank());
                 older.push(row);
             }
+        }
+        if is_highest && let Some(&lowest) = self.low.first() {
+            for change in entry.channels_mut() {
+                change.since = std::cmp::min_by_key(change.since, lowest, |position| position.rank());
+            }
+            older.extend(&self.low);
         }
         for row in older {
             if !entry.supersedes().contains(&row) {
@@ -119,16 +158,27 @@ impl Pointer {
                 *row = sequence;
             }
         }
+        for &position in &other.low {
+            changed |= self.add_low(position);
+        }
+        changed |= other.cas > self.cas;
+        self.cas = self.cas.max(other.cas);
         changed
     }
 
     /// Takes the rows of an entry as it is stored, in whatever order entries come.
     #[cfg(feature = "runtime")]
     pub(crate) fn raise(&mut self, entry: &ChangeEntry) {
+        if entry.in_star() {
+            self.cas = self.cas.max(entry.origin().cas);
+        }
         let in_star = entry.in_star().then(|| entry.star());
         for channel in in_star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
             let row = self.rows.entry(channel.clone()).or_default();
             *row = std::cmp::max_by_key(*row, entry.position(), |position| position.rank());
+        }
+        if is_low(entry) {
+            self.add_low(entry.position());
         }
     }
 
@@ -139,6 +189,9 @@ impl Pointer {
         is_gone: impl Fn(Sequence) -> bool,
         surviving: impl Iterator<Item = &'a ChangeEntry> + Clone,
     ) {
+        self.low.retain(|position| !is_gone(*position));
+        // The highest may be gone. That of those which survive is not higher than what is still to come.
+        self.cas = surviving.clone().map(|entry| entry.origin().cas).max().unwrap_or_default();
         self.rows.retain(|channel, row| {
             if is_gone(*row) {
                 let rows = surviving.clone().filter(|entry| entry.membership(channel).is_some());
@@ -147,6 +200,8 @@ impl Pointer {
             }
             *row > Sequence::ZERO
         });
+        let star = self.row(Channel::shared_star(self.collection));
+        self.low.retain(|position| Some(*position) != star);
     }
 
     /// JSON.
@@ -170,6 +225,11 @@ impl Pointer {
         }
         Ok(pointer)
     }
+}
+
+/// Whether a revision has a lower sequence than an earlier one.
+fn is_low(entry: &ChangeEntry) -> bool {
+    entry.in_star() && entry.supersedes().iter().any(|older| older.rank() > entry.position().rank())
 }
 
 #[cfg(test)]
@@ -200,6 +260,45 @@ mod tests {
         assert_eq!(pointer.row(&Channel::new("a").unwrap()), Some(Sequence(7)));
         assert_eq!(Pointer::from_bytes(&pointer.to_bytes(), "d").unwrap(), pointer);
         assert!(Pointer::from_bytes(&pointer.to_bytes(), "e").is_err());
+    }
+
+    #[test]
+    fn a_later_revision_with_a_lower_sequence_is_not_forgotten() {
+        let mut pointer = Pointer::new("d");
+        pointer.follow(&mut entry(16, &[("a", Membership::Present)]));
+        let low = entry(10, &[("a", Membership::Present)]);
+        pointer.follow_document(&mut low.clone().into(), false);
+        assert!(pointer.low.is_empty(), "it may come again after a restart");
+        pointer.follow_document(&mut low.into(), true);
+        let read = Pointer::from_bytes(&pointer.to_bytes(), "d").unwrap();
+        assert_eq!((read.low.as_slice(), read.row(&Channel::star())), (&[Sequence(10)][..], Some(Sequence(16))));
+        let mut merged = Pointer::new("d");
+        assert!(merged.merge(&read) && !merged.merge(&read));
+        let mut next = entry(20, &[("a", Membership::Present)]);
+        next.channels_mut()[0].since = Sequence(20);
+        merged.follow(&mut next);
+        assert_eq!(next.supersedes(), [Sequence(16), Sequence(10)]);
+        assert_eq!(next.channels()[0].since, Sequence(10));
+    }
+
+    #[test]
+    #[cfg(feature = "runtime")]
+    fn what_is_withdrawn_leaves_the_newest_that_survives() {
+        let earlier = entry(16, &[("a", Membership::Present)]).with_cas(100);
+        let later = entry(10, &[("b", Membership::Present)]).with_cas(200);
+        let mut pointer = Pointer::new("d");
+        pointer.follow(&mut earlier.clone());
+        pointer.follow_document(&mut later.clone().into(), true);
+        pointer.withdraw(|position| position == Sequence(16), std::iter::once(&later));
+        let expected = (Some(Sequence(10)), None, Some(Sequence(10)));
+        let row = |name| pointer.row(&Channel::new(name).unwrap());
+        assert_eq!((row("*"), row("a"), row("b")), expected);
+        assert!(pointer.low.is_empty() && pointer.cas == 200);
+        // One of before comes again: it is known to be earlier, and supersedes nothing.
+        let mut again = earlier.clone().into();
+        pointer.follow_document(&mut again, true);
+        assert!(again.entry.supersedes().is_empty());
+        assert_eq!(pointer.low, [Sequence(16)]);
     }
 
     #[test]

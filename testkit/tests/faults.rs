@@ -204,9 +204,7 @@ fn publication(batch: &WriteBatch, last: &PublishedClock) -> Publication {
     };
     let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
     let checkpoint = Checkpoint { epoch, batch: number, late: clock.late, position, sequencer, floor: Default::default() };
-    let (entries, principals, gaps) = (batch.entries.clone(), Vec::new(), Vec::new());
-    let abandoned = Default::default();
-    let record = BatchRecord { number, epoch, entries, gone: Default::default(), late: vec![late], principals, gaps, abandoned };
+    let record = BatchRecord { entries: batch.entries.clone(), late: vec![late], ..BatchRecord::new(number, epoch) };
     Publication {
         pointers: Vec::new(),
         record: Arc::new(record),

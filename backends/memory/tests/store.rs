@@ -62,6 +62,7 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
         epoch: mine,
         entries: Default::default(),
         gone: Default::default(),
+        room: Vec::new(),
         late: vec![(1, 5.into()).into()],
         principals: Vec::new(),
         gaps: Vec::new(),

@@ -36,6 +36,8 @@ pub struct Prepared {
 #[derive(Debug, Default)]
 struct Withdrawn {
     gone: Vec<Arc<ChangeEntry>>,
+    /// Positions of departures among them that only make room, see [`BatchRecord::room`].
+    room: Vec<Sequence>,
     restored: Vec<Arc<ChangeEntry>>,
 }
 
@@ -191,12 +193,15 @@ impl Assembler {
             self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
         }
         // A sequence that only the channel map remembers is accounted for too: it was this document's, and the feed may have dropped it.
-        let departed = departures.iter().map(|d| d.sequence).filter(|s| !entry.supersedes().contains(s));
-        let mut earlier: SequenceList = entry.supersedes().iter().copied().chain(accounted).chain(departed).collect();
-        // The sequence of an entry in a slot is accounted for by another document.
-        earlier.retain(|position| position.slot() == 0);
-        earlier.sort_unstable();
-        earlier.dedup();
+        let mut earlier = SequenceList::new();
+        if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
+            let departed = departures.iter().map(|departure| departure.sequence);
+            earlier.extend(entry.supersedes().iter().copied().chain(accounted).chain(departed));
+            // The sequence of an entry in a slot is accounted for by another document.
+            earlier.retain(|position| position.slot() == 0);
+            earlier.sort_unstable();
+            earlier.dedup();
+        }
         for old in earlier {
             let arrival = self.sequencer.arrived(old, now);
             if arrival.is_new() {
@@ -255,11 +260,6 @@ impl Assembler {
         self.sequencer.set_partial(is_partial);
     }
 
-    /// Takes back that a number is accounted for, of which nothing is stored.
-    pub fn forget(&mut self, number: Sequence) {
-        self.sequencer.withdraw(number);
-    }
-
     /// Prepares for a document whose sequence is accounted for already. Makes room for its entry at
     /// `position`, so that it is new when it is applied.
     pub fn readmit(&mut self, position: Sequence) {
@@ -291,13 +291,15 @@ impl Assembler {
     }
 
     /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them. For the next batch; nothing may wait to be prepared.
-    pub fn withdraw(&mut self, gone: Vec<Arc<ChangeEntry>>, numbers: &[Sequence]) {
+    /// `room` are positions of departures among them that only make room, see [`BatchRecord::room`].
+    pub fn withdraw(&mut self, gone: Vec<Arc<ChangeEntry>>, room: impl IntoIterator<Item = Sequence>, numbers: &[Sequence]) {
         numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
         for entry in &gone {
             self.unmarked.remove(&entry.position().rank());
         }
         self.stats.withdrawn += gone.len() as u64;
         self.withdrawn.gone.extend(gone);
+        self.withdrawn.room.extend(room);
     }
 
     /// Announces with the next batch that entries are gone whose documents have been purged.
@@ -311,7 +313,12 @@ impl Assembler {
     }
 
     /// Says once more what is `gone`, for the next batch, and that those `restored` are shown in its place: they are late if high has passed what is gone.
-    pub fn announce(&mut self, gone: Vec<Arc<ChangeEntry>>, restored: Vec<Arc<ChangeEntry>>) {
+    pub fn announce(
+        &mut self,
+        gone: Vec<Arc<ChangeEntry>>,
+        room: impl IntoIterator<Item = Sequence>,
+        restored: Vec<Arc<ChangeEntry>>,
+    ) {
         let high = self.clock.high;
         let shown: BTreeSet<DocumentRef<'_>> =
             gone.iter().filter(|entry| entry.sequence() <= high).map(|entry| entry.document()).collect();
@@ -321,6 +328,7 @@ impl Assembler {
             self.withdrawn.restored.push(entry);
         }
         self.withdrawn.gone.extend(gone);
+        self.withdrawn.room.extend(room);
     }
 
     /// Time has passed; what was skipped or given up meanwhile.
@@ -414,7 +422,7 @@ impl Assembler {
             (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer, floor })
         });
         let entries = Entries::from(std::mem::take(&mut self.entries));
-        let Withdrawn { gone, restored } = std::mem::take(&mut self.withdrawn);
+        let Withdrawn { gone, room, restored } = std::mem::take(&mut self.withdrawn);
         let announced = match restored.is_empty() {
             true => entries.clone(),
             false => entries.iter().cloned().chain(restored).collect(),
@@ -424,6 +432,7 @@ impl Assembler {
             epoch: self.clock.epoch,
             entries: announced,
             gone: gone.into(),
+            room,
             late: std::mem::take(&mut self.late),
             principals: std::mem::take(&mut self.principals),
             gaps: self.sequencer.gaps(now),

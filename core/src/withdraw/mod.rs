@@ -26,7 +26,7 @@ use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::store::{CacheStore, PARALLEL};
 
-pub(crate) use plan::{BySequence, Plan};
+pub(crate) use plan::{BySequence, Gone, Plan};
 use plan::{Edit, Edits, edited, replaced};
 
 /// What is looked for: entries that came from after a seqno of a partition.
@@ -126,8 +126,9 @@ fn named<'a>(entries: impl Iterator<Item = &'a Arc<ChangeEntry>>) -> Vec<Sequenc
 }
 
 /// Plans the withdrawal of `gone`; also the stored entries of what these say to be superseded.
-pub(crate) async fn plan(store: &dyn CacheStore, codec: &dyn BlockCodec, gone: &BySequence) -> Result<(Plan, BySequence)> {
-    let numbers: Vec<Sequence> = named(gone.values()).into_iter().filter(|number| !gone.contains_key(number)).collect();
+pub(crate) async fn plan(store: &dyn CacheStore, codec: &dyn BlockCodec, gone: &Gone) -> Result<(Plan, BySequence)> {
+    let mut numbers = named(gone.entries.values());
+    numbers.retain(|number| !gone.entries.contains_key(number));
     let mut stored = BySequence::new();
     for page in numbers.chunks(scan::PAGE) {
         stored.extend(store.entries(page).await?.into_iter().flatten().map(|entry| (entry.position(), entry)));
@@ -140,7 +141,7 @@ pub(crate) async fn plan(store: &dyn CacheStore, codec: &dyn BlockCodec, gone: &
 pub(crate) async fn hide(
     fenced: Fenced<'_>,
     codec: &dyn BlockCodec,
-    gone: &BySequence,
+    gone: &Gone,
 ) -> Result<(Vec<Arc<ChangeEntry>>, Vec<Pointer>)> {
     let (plan, stored) = plan(fenced.store, codec, gone).await?;
     let shows = |edits: &Edits| edits.values().any(|edit| matches!(edit, Edit::Restore(_)));
@@ -159,7 +160,7 @@ pub(crate) async fn hide(
     for channel in touched {
         fenced.store.increment(&CacheKey::Counter(channel.clone()), 1).await?;
     }
-    let pointers = restore_pointers(fenced, gone, &stored).await?;
+    let pointers = restore_pointers(fenced, &gone.entries, &stored).await?;
     Ok((plan.restored, pointers))
 }
 
@@ -205,11 +206,25 @@ async fn list(fenced: Fenced<'_>, channel: &Channel, blocks: Vec<BlockIndex>) ->
 async fn restore_pointers(fenced: Fenced<'_>, gone: &BySequence, stored: &BySequence) -> Result<Vec<Pointer>> {
     let documents: BTreeSet<DocumentRef<'_>> = gone.values().map(|entry| entry.document()).collect();
     let keys: Vec<CacheKey> = documents.iter().map(|id| CacheKey::Document((*id).into())).collect();
-    let mut pointers = Vec::new();
-    for ((document, key), found) in documents.into_iter().zip(&keys).zip(fenced.store.get_many(&keys).await?) {
-        if found.is_none() {
-            continue;
+    let mut found = Vec::new();
+    for ((document, key), stored) in documents.into_iter().zip(&keys).zip(fenced.store.get_many(&keys).await?) {
+        if let Some(stored) = stored {
+            let pointer = Pointer::from_bytes(&stored.value, document).map_err(|e| e.with_context("key", key))?;
+            found.push((document, key, pointer));
         }
+    }
+    // What came since, and what is not superseded by what is gone.
+    let mut others: Vec<Sequence> = found.iter().flat_map(|(_, _, pointer)| pointer.rows()).collect();
+    others.retain(|position| !gone.contains_key(position) && !stored.contains_key(position));
+    others.sort_unstable();
+    others.dedup();
+    let mut stored = stored.clone();
+    for page in others.chunks(scan::PAGE) {
+        let entries = fenced.store.entries(page).await?.into_iter().flatten();
+        stored.extend(entries.map(|entry| (entry.position(), entry)));
+    }
+    let mut pointers = Vec::new();
+    for (document, key, _) in found {
         let mut kept = None;
         let (out, of_it) = (&mut kept, stored.values().filter(|entry| entry.document() == document).map(Arc::as_ref));
         fenced
@@ -269,20 +284,22 @@ pub(crate) async fn finish(
     fenced: Fenced<'_>,
     codec: &dyn BlockCodec,
     taken: &TakenOver,
-) -> Result<(Vec<Arc<ChangeEntry>>, Vec<Arc<ChangeEntry>>)> {
+) -> Result<(Gone, Vec<Arc<ChangeEntry>>)> {
     let ahead = match taken.checkpoint.batch {
         batch if batch > taken.clock.value.batch => fenced.store.record(batch, taken.meta.ring).await?,
         _ => None,
     };
     // A batch is begun only when all of a withdrawal before it is done.
     let record = ahead.as_deref().or(taken.record.as_ref());
-    let gone: BySequence = record.iter().flat_map(|record| &record.gone).map(|entry| (entry.position(), entry.clone())).collect();
-    if gone.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
+    let entries: BySequence =
+        record.iter().flat_map(|record| &record.gone).map(|entry| (entry.position(), entry.clone())).collect();
+    let room = record.iter().flat_map(|record| &record.room).copied().collect();
+    let gone = Gone { entries, room };
+    if gone.entries.is_empty() {
+        return Ok((gone, Vec::new()));
     }
     let (restored, _) = hide(fenced, codec, &gone).await?;
-    let gone: Vec<_> = gone.into_values().collect();
-    remove(fenced, &gone).await?;
+    remove(fenced, &gone.entries()).await?;
     Ok((gone, restored))
 }
 

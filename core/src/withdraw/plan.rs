@@ -14,6 +14,27 @@ use crate::sequence::Sequence;
 /// Entries by sequence.
 pub(crate) type BySequence = BTreeMap<Sequence, Arc<ChangeEntry>>;
 
+/// What is withdrawn.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gone {
+    pub(crate) entries: BySequence,
+    /// Positions of departures among them that only make room for the whole revision of the same number.
+    /// Their block states are right as they are.
+    pub(crate) room: BTreeSet<Sequence>,
+}
+
+impl Gone {
+    pub(crate) fn entries(&self) -> Vec<Arc<ChangeEntry>> {
+        self.entries.values().cloned().collect()
+    }
+}
+
+impl From<BySequence> for Gone {
+    fn from(entries: BySequence) -> Self {
+        Gone { entries, room: BTreeSet::new() }
+    }
+}
+
 /// What becomes of one state of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Edit {
@@ -45,14 +66,9 @@ impl Plan {
     /// superseded entry has no row there: its sequence may be allocated again, and the next entry
     /// may have a row there. A sequence that belongs to another document now was never superseded
     /// by them.
-    ///
-    /// A departure whose revision comes to be known as a whole is gone only to make room for that: whoever told of it is not gone with it. Its states are
-    /// right as they are.
-    pub(crate) fn new(gone: &BySequence, named: &BySequence, capacity: u32) -> Plan {
-        let tellers: BTreeSet<(DocumentRef<'_>, u64)> =
-            gone.values().filter(|entry| entry.in_star()).map(|entry| told_by(entry)).collect();
-        let (room, gone): (BySequence, BySequence) =
-            gone.clone().into_iter().partition(|(_, entry)| !entry.in_star() && !tellers.contains(&told_by(entry)));
+    pub(crate) fn new(gone: &Gone, named: &BySequence, capacity: u32) -> Plan {
+        let is_room = |(position, _): &(Sequence, Arc<ChangeEntry>)| gone.room.contains(position);
+        let (room, gone): (BySequence, BySequence) = gone.entries.clone().into_iter().partition(is_room);
         let mut named = named.clone();
         named.extend(room.clone());
         let mut plan = Plan { numbers: room.into_keys().collect(), ..Plan::default() };
@@ -74,7 +90,15 @@ impl Plan {
         named: &BySequence,
         capacity: u32,
     ) {
-        let numbers: BTreeSet<Sequence> = gone_of.iter().flat_map(|entry| entry.supersedes()).copied().collect();
+        // A revision may name the number of an earlier one that a later one has by now.
+        let is_later = |entry: &ChangeEntry, number: Sequence| {
+            named.get(&number).is_some_and(|found| found.document() == document && found.is_newer_than(entry))
+        };
+        let superseded = |entry: &&ChangeEntry| {
+            let entry = *entry;
+            entry.supersedes().iter().copied().filter(move |number| !is_later(entry, *number)).collect::<Vec<_>>()
+        };
+        let numbers: BTreeSet<Sequence> = gone_of.iter().flat_map(superseded).collect();
         let numbers: Vec<Sequence> = numbers.into_iter().filter(|number| !gone.contains_key(number)).collect();
         let surviving: Vec<&Arc<ChangeEntry>> =
             numbers.iter().filter_map(|number| named.get(number)).filter(|entry| entry.document() == document).collect();
@@ -111,6 +135,9 @@ impl Plan {
             });
             entry_marks(entry, |change| {
                 let (channel, sequence) = (change.channel, change.sequence);
+                if is_later(entry, sequence) {
+                    return;
+                }
                 if gone.contains_key(&sequence) {
                     edit(channel, sequence, Edit::Clear);
                 } else if let Some((_, state)) = newest.get(channel).filter(|(newest, _)| newest.position() == sequence) {
@@ -144,11 +171,6 @@ pub(crate) fn replaced(before: &ChangeEntry, now: &ChangeEntry, capacity: u32) -
         }
     });
     edits
-}
-
-/// The document, and the mutation that told of the entry: both are of one partition.
-fn told_by(entry: &ChangeEntry) -> (DocumentRef<'_>, u64) {
-    (entry.document(), entry.origin().seqno.0)
 }
 
 /// Edits a block; whether that changes anything.
@@ -203,7 +225,7 @@ mod tests {
         let second = entry(5, 2, &[3], &[("a", Membership::Removed)], PLAIN);
         // 6 never came: only what is gone knows of it.
         let third = entry(7, 8, &[3, 5, 6], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
-        let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
+        let plan = Plan::new(&by(&[&third]).into(), &by(&[&first, &second]), 100);
         assert_eq!(edits(&plan, "*"), [(5, Edit::Restore(Present)), (6, Edit::Clear), (7, Edit::Clear)]);
         assert_eq!(edits(&plan, "a"), [(5, Edit::Restore(Removal)), (6, Edit::Clear), (7, Edit::Clear)]);
         let restored = (3, Edit::Restore(Present));
@@ -217,7 +239,7 @@ mod tests {
         let first = entry(3, 1, &[], &[("a", Membership::Present)], PLAIN);
         let second = entry(5, 2, &[3], &[("a", Membership::Present)], PLAIN);
         let third = entry(7, 8, &[3, 5], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
-        let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
+        let plan = Plan::new(&by(&[&third]).into(), &by(&[&first, &second]), 100);
         assert_eq!(edits(&plan, "a"), [(5, Edit::Restore(Present)), (7, Edit::Clear)]);
         assert_eq!(edits(&plan, "b"), [(3, Edit::Clear), (5, Edit::Clear), (7, Edit::Clear)]);
     }
@@ -227,9 +249,17 @@ mod tests {
         let first = entry(5, 1, &[], &[("a", Membership::Present)], PLAIN);
         let second = entry(4, 2, &[5], &[("a", Membership::Present)], PLAIN);
         let third = entry(7, 8, &[4, 5], &[("a", Membership::Present)], PLAIN);
-        let plan = Plan::new(&by(&[&third]), &by(&[&first, &second]), 100);
+        let plan = Plan::new(&by(&[&third]).into(), &by(&[&first, &second]), 100);
         assert_eq!(edits(&plan, "a"), [(4, Edit::Restore(Present)), (7, Edit::Clear)]);
         assert_eq!(plan.restored, [second]);
+    }
+
+    #[test]
+    fn a_later_revision_with_the_number_of_an_earlier_one_is_left_as_it_is() {
+        let later = entry(5, 9, &[], &[("a", Membership::Present)], PLAIN);
+        let gone = entry(7, 8, &[5], &[("a", Membership::Present)], PLAIN);
+        let plan = Plan::new(&by(&[&gone]).into(), &by(&[&later]), 100);
+        assert_eq!((edits(&plan, "a"), &plan.restored[..]), (vec![(7, Edit::Clear)], &[][..]));
     }
 
     #[test]
@@ -237,20 +267,24 @@ mod tests {
         let other = ChangeEntry::new(Sequence(5), "e", "1-a", PLAIN).unwrap();
         let other = Arc::new(other.with_channel(Channel::new("a").unwrap(), Membership::Present));
         let gone = entry(7, 8, &[5], &[("a", Membership::Present), ("b", Membership::Present)], PLAIN);
-        let plan = Plan::new(&by(&[&gone]), &by(&[&other]), 100);
+        let plan = Plan::new(&by(&[&gone]).into(), &by(&[&other]), 100);
         assert_eq!((edits(&plan, "*"), edits(&plan, "a")), (vec![(7, Edit::Clear)], vec![(7, Edit::Clear)]));
         assert_eq!(edits(&plan, "b"), [(5, Edit::Clear), (7, Edit::Clear)]);
         assert_eq!((&plan.restored[..], &plan.numbers[..]), (&[][..], &[Sequence(7)][..]));
     }
 
     #[test]
-    fn a_departure_goes_with_who_told_of_it_and_otherwise_only_makes_room() {
+    fn a_departure_goes_with_its_row_unless_it_makes_room_for_its_whole_revision() {
         let departure = entry(5, 9, &[3], &[("a", Membership::Removed)], EntryFlags::DEPARTURE);
         let teller = entry(7, 9, &[3, 5], &[("b", Membership::Present)], PLAIN);
-        let both = Plan::new(&by(&[&departure, &teller]), &BySequence::new(), 100);
+        let both = Plan::new(&by(&[&departure, &teller]).into(), &BySequence::new(), 100);
         assert_eq!(edits(&both, "a"), [(3, Edit::Clear), (5, Edit::Clear)]);
-        let alone = Plan::new(&by(&[&departure]), &BySequence::new(), 100);
-        assert_eq!((alone.blocks.len(), &alone.numbers[..]), (0, &[Sequence(5)][..]));
+        // The mutation that told of it may not be stored: another program's write.
+        let alone = Plan::new(&by(&[&departure]).into(), &BySequence::new(), 100);
+        assert_eq!(edits(&alone, "a"), [(3, Edit::Clear), (5, Edit::Clear)]);
+        let room = Gone { entries: by(&[&departure]), room: [Sequence(5)].into() };
+        let room = Plan::new(&room, &BySequence::new(), 100);
+        assert_eq!((room.blocks.len(), &room.numbers[..]), (0, &[Sequence(5)][..]));
     }
 
     #[test]

@@ -11,10 +11,12 @@ use backon::Retryable as _;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::intake::Item;
+use super::purge::is_older;
 use super::{Writer, backoff, log_retry, notices};
 use crate::block::BlockState;
 use crate::decode::{Decoded, DecodedDocument};
-use crate::entry::ChangeEntry;
+use crate::document::DocumentId;
+use crate::entry::{ChangeEntry, Origin};
 use crate::error::{Error, Result};
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
@@ -28,6 +30,15 @@ pub(super) struct Conflicts {
     resolved: FxHashSet<usize>,
     /// Positions that such documents were given.
     placed: FxHashSet<Sequence>,
+    /// Purges in the batch.
+    purges: FxHashMap<DocumentId, Vec<Origin>>,
+}
+
+impl Conflicts {
+    /// Whether it is a document that is new although its number was accounted for.
+    pub(super) fn has_placed(&self, decoded: &Decoded) -> bool {
+        matches!(decoded, Decoded::Document(document) if self.placed.contains(&document.entry.position()))
+    }
 }
 
 /// The decision for a document whose sequence is accounted for, given the entry at one position.
@@ -55,6 +66,11 @@ enum Named {
 /// This many sequences are searched first for the entry that names another.
 const NEAR: u64 = 1_000;
 
+/// All positions of a number.
+fn slots_of(number: Sequence) -> impl Iterator<Item = Sequence> {
+    (0..Sequence::SLOTS).map_while(move |slot| number.in_slot(slot))
+}
+
 fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
     if stored.document() != entry.document() {
         return Claim::Taken;
@@ -67,25 +83,28 @@ fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
 
 impl Writer {
     /// Gives documents whose sequence is accounted for already a position of their own, and
-    /// publishes that they may still come. Duplicates are left as they are.
-    pub(super) async fn resolve_conflicts(&mut self, items: &mut [Item], is_held: &[bool]) -> Result<Conflicts> {
+    /// publishes that they may still come. Duplicates are left as they are. `first` is the index of
+    /// the first item in its batch.
+    pub(super) async fn resolve_conflicts(&mut self, first: usize, items: &mut [Item]) -> Result<Conflicts> {
         let mut conflicts = Conflicts::default();
         let mut accounted = Vec::new();
-        for (at, item) in items.iter().enumerate().filter(|(at, _)| !is_held[*at]) {
-            if let Item::Decoded(_, _, Decoded::Document(document)) = item
-                && let Some(number) = self.accounted(document)
-            {
-                accounted.push((at, number));
+        for (at, item) in items.iter().enumerate() {
+            match item {
+                Item::Decoded(_, _, Decoded::Document(document)) => {
+                    accounted.extend(self.accounted(document).map(|number| (at, number)));
+                }
+                Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
+                    let origin = Origin { partition: *partition, seqno: *seqno, cas: purged.cas };
+                    conflicts.purges.entry(purged.document.clone()).or_default().push(origin);
+                }
+                _ => {}
             }
-        }
-        if accounted.is_empty() {
-            return Ok(conflicts);
         }
         self.fetch(&mut conflicts, accounted.iter().map(|(_, number)| *number).collect()).await?;
         let mut positions = Vec::new();
         for (at, _) in accounted {
             if let Item::Decoded(_, _, Decoded::Document(document)) = &mut items[at] {
-                conflicts.resolved.insert(at);
+                conflicts.resolved.insert(first + at);
                 positions.extend(self.place(document, &mut conflicts).await?);
             }
         }
@@ -95,11 +114,17 @@ impl Writer {
 
     /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do: hardly ever.
     #[inline]
-    pub(super) fn may_conflict(&self, decoded: &Decoded) -> bool {
-        match decoded {
-            Decoded::Document(document) => !self.shared_numbers.is_empty() || self.accounted(document).is_some(),
+    pub(super) fn may_conflict(&self, item: &Item) -> bool {
+        match item {
+            Item::Decoded(_, _, Decoded::Document(document)) => {
+                self.accounted(document).is_some() || !self.shared_numbers.is_empty() && self.names_shared(document)
+            }
             _ => false,
         }
+    }
+
+    fn names_shared(&self, document: &DecodedDocument) -> bool {
+        document.earlier().any(|number| self.shared_numbers.contains(&number))
     }
 
     /// The same for one document of the batch, whose sequence was accounted for since then.
@@ -132,16 +157,18 @@ impl Writer {
         shared.dedup();
         for number in shared {
             let (mut own, mut is_free, mut is_known) = (Vec::new(), false, false);
+            self.fetch(conflicts, slots_of(number).collect()).await?;
             for slot in 0..Sequence::SLOTS {
                 let Some(position) = number.in_slot(slot) else { break };
                 match self.entry_at(conflicts, position).await? {
+                    // The entry itself, or a later revision that has come already.
+                    Some(found) if found.document() == entry.document() && !entry.is_newer_than(&found) => {}
                     Some(found) if found.document() == entry.document() => {
                         own.push(position);
                         is_known |= found.in_star();
                     }
                     Some(_) => {}
-                    None if slot == 0 => is_free = true,
-                    None => break,
+                    None => is_free |= slot == 0,
                 }
             }
             if is_known {
@@ -200,6 +227,9 @@ impl Writer {
         let number = document.entry.sequence();
         let is_shared = self.shared_numbers.contains(&number);
         let (mut supersedes, mut free, mut is_own) = (None, None, false);
+        if is_shared {
+            self.fetch(conflicts, slots_of(number).collect()).await?;
+        }
         for slot in 0..Sequence::SLOTS {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
@@ -207,14 +237,14 @@ impl Writer {
                 is_own |= named == Named::Own;
                 let is_free = free.is_none() && named != Named::Another;
                 free = if is_free { Some(slot) } else { free };
-                // The entry in the first slot may have been withdrawn, while others are still
-                // there.
-                if free.is_some() && (slot > 0 || !is_shared) {
+                // An entry may have been withdrawn, while others are still in higher slots.
+                if free.is_some() && !is_shared {
                     break;
                 }
                 continue;
             };
-            match claim(&document.entry, &stored) {
+            let is_gone = stored.document() == document.entry.document() && self.is_purged(&document.entry, &stored, conflicts);
+            match if is_gone { Claim::Taken } else { claim(&document.entry, &stored) } {
                 // An entry that was stored, and not published before a crash, is still expected.
                 Claim::Duplicate if slot > 0 && self.assembler.sequencer().abandoned().contains(position.0) => {
                     free = Some(slot);
@@ -234,6 +264,7 @@ impl Writer {
             return Ok(None);
         };
         let mut entry = document.entry.clone().with_slot(slot);
+        self.keep_earlier(&mut entry, conflicts).await?;
         supersedes.into_iter().for_each(|older| entry.push_superseded(older));
         let is_expected = slot == 0 && !self.assembler.sequencer().is_accounted(number);
         // An earlier revision of a document may come after a later one that names it.
@@ -252,13 +283,39 @@ impl Writer {
         Ok((!is_expected).then_some(position))
     }
 
+    /// Leaves out of what an entry says to be superseded the numbers that later revisions of its document
+    /// have by now.
+    async fn keep_earlier(&mut self, entry: &mut ChangeEntry, conflicts: &mut Conflicts) -> Result<()> {
+        if entry.supersedes().is_empty() {
+            return Ok(());
+        }
+        self.fetch(conflicts, entry.supersedes().to_vec()).await?;
+        let is_later = |position: &Sequence| match conflicts.entries.get(position) {
+            Some(Some(found)) => found.document() == entry.document() && found.is_newer_than(entry),
+            _ => false,
+        };
+        let kept: Vec<Sequence> = entry.supersedes().iter().copied().filter(|position| !is_later(position)).collect();
+        if kept.len() < entry.supersedes().len() {
+            *entry = entry.clone().with_supersedes(kept);
+        }
+        Ok(())
+    }
+
+    /// Whether the document of `stored` was purged since, and `entry` is of the document that was made anew.
+    fn is_purged(&self, entry: &ChangeEntry, stored: &ChangeEntry, conflicts: &Conflicts) -> bool {
+        let pending = self.purges.origin(entry.document());
+        let in_batch = conflicts.purges.get(&DocumentId::from(entry.document()));
+        let mut purges = pending.into_iter().chain(in_batch.into_iter().flatten().copied());
+        purges.any(|purge| is_older(stored, purge) && !is_older(entry, purge))
+    }
+
     /// The document whose entries name the sequence of a document as their own, and so have a mark
     /// there, or will have one.
     async fn named_by(&mut self, entry: &ChangeEntry) -> Result<Named> {
         let number = entry.sequence();
         let naming = |other: &ChangeEntry| match other.supersedes().contains(&number) {
             false => Named::Nobody,
-            true if other.document() == entry.document() => Named::Own,
+            true if other.document() == entry.document() && other.is_newer_than(entry) => Named::Own,
             true => Named::Another,
         };
         let by_unmarked = self.assembler.unmarked().map(|other| naming(other)).max().unwrap_or(Named::Nobody);

@@ -7,6 +7,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::conflict::Conflicts;
 use super::notices::Notices;
 use super::pointers::{PointerReader, Pointers};
 use super::rollback::Held;
@@ -15,7 +16,7 @@ use crate::decode::{Decoded, Invalid, MutationDecoder};
 use crate::document::CollectionId;
 use crate::entry::Origin;
 use crate::error::Result;
-use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
+use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::sequence::Sequence;
 
 /// A feed batch, decoded.
@@ -35,11 +36,24 @@ pub(super) enum Item {
     Control(FeedEvent),
 }
 
+/// What is left of a feed batch.
+#[derive(Debug)]
+struct Batch {
+    items: std::vec::IntoIter<Item>,
+    pointers: Pointers,
+    /// If all of it has waited for a rollback that has ended: where its partition was before each of the items that are left.
+    released: Option<std::vec::IntoIter<Option<PartitionPosition>>>,
+    /// When this part of it is taken.
+    now: Duration,
+    /// What is known of documents in it whose numbers are accounted for, once one has come.
+    conflicts: Option<Conflicts>,
+}
+
 impl Item {
     /// Whether it is taken back with everything of the partition after `to`.
     pub(super) fn is_void(&self, partition: PartitionId, to: PartitionSeqno) -> bool {
         match self {
-            Item::Decoded(id, seqno, _) | Item::Control(FeedEvent::SeqnoAdvanced { partition: id, seqno }) => {
+            Item::Decoded(id, seqno, ..) | Item::Control(FeedEvent::SeqnoAdvanced { partition: id, seqno }) => {
                 *id == partition && *seqno > to
             }
             Item::Control(FeedEvent::SnapshotStart { partition: id, start, end }) => {
@@ -130,81 +144,111 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) async fn apply_now(&mut self, mut decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
-        let is_held: Vec<bool> = decoded.items.iter().map(|item| self.must_wait(item)).collect();
-        let mut conflicts = self.resolve_conflicts(&mut decoded.items, &is_held).await?;
-        for (at, item) in decoded.items.into_iter().enumerate() {
-            match item {
-                Item::Decoded(partition, seqno, one) if is_held[at] => {
-                    let before = self.tracker.at(partition).cloned();
-                    self.rollbacks.hold(Held { partition, seqno, decoded: one, before });
-                    self.tracker.advance(partition, seqno);
-                }
-                Item::Decoded(partition, seqno, mut one) => {
-                    if self.may_conflict(&one) {
-                        self.resolve_conflict(at, &mut one, &mut conflicts).await?;
-                    }
-                    self.take_one(partition, seqno, one, &decoded.pointers);
-                }
-                Item::Control(event) => {
-                    match event {
-                        FeedEvent::Rollback { partition, .. } => drop(ended.remove(&partition)),
-                        FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(partition) => {
-                            ended.insert(partition);
-                        }
-                        FeedEvent::CaughtUp => self.is_caught_up = true,
-                        FeedEvent::CollectionNames(ref names) => {
-                            for (collection, name) in names {
-                                self.collections.name(CollectionId(*collection), name);
-                            }
-                        }
-                        _ => {}
-                    }
-                    self.tracker.observe(&event);
-                }
-            }
-        }
+    pub(super) async fn apply_now(&mut self, decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
+        let number = decoded.number;
+        let (items, now) = (decoded.items.into_iter(), self.now());
+        let mut batch = Batch { items, pointers: decoded.pointers, released: None, now, conflicts: None };
+        self.take_batch(&mut batch, ended).await?;
         if let Some(cache) = &mut self.pointers {
-            cache.used(decoded.number);
+            cache.used(number);
         }
         self.taken(decoded.bytes);
         Ok(())
     }
 
-    /// Takes mutations that no rollback keeps waiting.
-    pub(super) async fn take(&mut self, mut decoded: DecodedBatch) -> Result<()> {
-        let is_held = vec![false; decoded.items.len()];
-        let mut conflicts = self.resolve_conflicts(&mut decoded.items, &is_held).await?;
-        for (at, item) in decoded.items.into_iter().enumerate() {
-            if let Item::Decoded(partition, seqno, mut one) = item {
-                if self.may_conflict(&one) {
-                    self.resolve_conflict(at, &mut one, &mut conflicts).await?;
-                }
-                self.take_one(partition, seqno, one, &decoded.pointers);
-            }
-        }
+    /// Takes mutations that no rollback keeps waiting any more. `before` is where its partition was before each of them.
+    pub(super) async fn take(&mut self, decoded: DecodedBatch, before: Vec<Option<PartitionPosition>>) -> Result<()> {
+        let (items, now) = (decoded.items.into_iter(), self.now());
+        let released = Some(before.into_iter());
+        let mut batch = Batch { items, pointers: decoded.pointers, released, now, conflicts: None };
+        self.take_batch(&mut batch, &mut BTreeSet::new()).await?;
         self.taken(decoded.bytes);
         Ok(())
+    }
+
+    async fn take_batch(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
+        let count = batch.items.len();
+        while self.take_plain(batch, ended) {
+            let at = count - batch.items.len();
+            let conflicts = match &mut batch.conflicts {
+                Some(conflicts) => conflicts,
+                // What follows is looked up with it, unless some of that may have to wait.
+                none => {
+                    let all = batch.items.as_mut_slice();
+                    let some = if batch.released.is_some() || self.rollbacks.is_idle() { all } else { &mut all[..1] };
+                    none.insert(self.resolve_conflicts(at, some).await?)
+                }
+            };
+            if let Some(Item::Decoded(partition, seqno, mut one)) = batch.items.next() {
+                self.resolve_conflict(at, &mut one, conflicts).await?;
+                batch.now = self.now();
+                self.take_one(partition, seqno, one, batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the items of a batch up to the first that may conflict with what is stored, if there is one:
+    /// it is left. Not async: the items would be copied into the future and out of it.
+    fn take_plain(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> bool {
+        while let Some(item) = batch.items.as_slice().first() {
+            let waits = batch.released.is_none() && self.must_wait(item);
+            if !waits && self.may_conflict(item) {
+                return true;
+            }
+            match batch.items.next() {
+                Some(Item::Decoded(partition, seqno, decoded)) if waits => {
+                    let before = self.tracker.at(partition).cloned();
+                    self.rollbacks.hold(Held { partition, seqno, decoded, before });
+                    self.tracker.advance(partition, seqno);
+                }
+                Some(Item::Decoded(partition, seqno, one)) => self.take_one(partition, seqno, one, batch),
+                Some(Item::Control(event)) => self.control(&event, ended),
+                None => {}
+            }
+        }
+        false
+    }
+
+    fn control(&mut self, event: &FeedEvent, ended: &mut BTreeSet<PartitionId>) {
+        match event {
+            FeedEvent::Rollback { partition, .. } => drop(ended.remove(partition)),
+            FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(*partition) => {
+                ended.insert(*partition);
+            }
+            FeedEvent::CaughtUp => self.is_caught_up = true,
+            FeedEvent::CollectionNames(names) => {
+                for (collection, name) in names {
+                    self.collections.name(CollectionId(*collection), name);
+                }
+            }
+            _ => {}
+        }
+        self.tracker.observe(event);
     }
 
     #[inline]
-    pub(super) fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, pointers: &Pointers) {
+    fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, batch: &mut Batch) {
+        let mut released = batch.released.as_mut().map(|before| before.next().flatten());
         if let Decoded::Document(document) = &decoded
             && self.has_positions
             && self.assembler.sequencer().is_accounted(document.entry.position())
         {
-            let before = self.tracker.at(partition).cloned();
+            let before = released.clone().unwrap_or_else(|| self.tracker.at(partition).cloned());
             self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
         }
         if let Decoded::Purged(purged) = &decoded {
-            let (origin, before) = (Origin { partition, seqno, cas: purged.cas }, self.tracker.at(partition).cloned());
+            let origin = Origin { partition, seqno, cas: purged.cas };
+            let before = released.take().unwrap_or_else(|| self.tracker.at(partition).cloned());
             self.purges.take(purged.clone(), origin, before, Instant::now());
         }
         self.tracker.advance(partition, seqno);
         if let Some(cache) = &mut self.pointers {
-            cache.follow(&mut decoded, pointers, self.assembler.clock().batch + 1);
+            let conflicts = batch.conflicts.as_ref();
+            let is_placed = conflicts.is_some_and(|conflicts| conflicts.has_placed(&decoded));
+            cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
         }
-        self.assembler.apply(decoded, self.now());
+        self.assembler.apply(decoded, batch.now);
         // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
         if self.assembler.waiting() >= self.config.max_batch {
             self.launch(None);

@@ -223,7 +223,7 @@ impl Writer {
         let mut assembler =
             Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.checkpoint().to_owned(), last, checkpoint.late);
 
-        assembler.announce(gone, restored);
+        assembler.announce(gone.entries(), gone.room, restored);
 
         let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;

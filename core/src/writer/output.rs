@@ -49,10 +49,10 @@ impl Writer {
     pub(super) fn launch(&mut self, checkpoint: Option<()>) {
         let position = checkpoint.filter(|()| self.has_positions).map(|()| {
             let mut position = self.tracker.position();
-            let is_reached = self.is_caught_up && self.rollbacks.is_settled();
+            let is_reached = self.is_caught_up && self.rollbacks.is_settled() && self.purges.due().is_none();
             self.rollbacks.limit(&mut position);
             self.purges.limit(&mut position);
-            // Otherwise there are entries from after the position: those of an earlier term, or of after what waits.
+            // Otherwise there are entries from after the position: those of an earlier term, or of after what waits: mutations, and purges.
             let known = (!is_reached).then(|| self.floors.of_position(&position));
             (position, known)
         });

@@ -112,7 +112,8 @@ pub(super) struct PointerCache {
 
 impl PointerCache {
     /// Works out what a decoded document supersedes, given the pointer that was `read` for it. `batch` is the batch its entry will be in.
-    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64) {
+    /// `is_placed` if its number was accounted for.
+    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64, is_placed: bool) {
         let is_shown = matches!(decoded, Decoded::Document(_));
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return };
         if !is_shown && document.departures.is_empty() {
@@ -126,7 +127,7 @@ impl PointerCache {
         if let Some((pointer, last)) = self.newest.get_mut(&document.entry.document()) {
             *last = batch;
             match is_shown {
-                true => pointer.follow_document(document),
+                true => pointer.follow_document(document, is_placed),
                 // Only the channels that it left get rows.
                 false => pointer.follow_departures(document),
             }

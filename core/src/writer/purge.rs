@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{Writer, backoff, log_retry};
 use crate::channel::Channel;
 use crate::decode::Purged;
-use crate::document::DocumentId;
+use crate::document::{DocumentId, DocumentRef};
 use crate::entry::{ChangeEntry, Origin};
 use crate::error::{Error, Result};
 use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
@@ -60,6 +60,11 @@ impl Purges {
         pending.origin = origin;
     }
 
+    /// Where the purge of a document came from, if one has not been carried out.
+    pub(super) fn origin(&self, document: DocumentRef<'_>) -> Option<Origin> {
+        self.pending.get(&document).map(|pending| pending.origin)
+    }
+
     /// The feed has rolled the partition back to `to`.
     pub(super) fn roll_back(&mut self, partition: PartitionId, to: PartitionSeqno) {
         self.pending.retain(|_, pending| pending.origin.partition != partition || pending.origin.seqno <= to);
@@ -96,7 +101,7 @@ fn place(pending: &Pending) -> u64 {
 }
 
 /// Whether an entry is from before the purge of its document, rather than written after it.
-fn is_older(entry: &ChangeEntry, purge: Origin) -> bool {
+pub(super) fn is_older(entry: &ChangeEntry, purge: Origin) -> bool {
     let origin = entry.origin();
     if origin.cas > 0 && purge.cas > 0 {
         return origin.cas < purge.cas;

@@ -10,6 +10,7 @@ use crate::document::{DocumentId, DocumentRef};
 use crate::entry::{ChangeEntry, Origin};
 use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::sequence::{RangeSet, Sequence};
+use crate::withdraw::{BySequence, Gone};
 
 /// Duplicates that are remembered: a number may be given out again before the feed tells that its first use is taken back.
 const RECENT: usize = 10_000;
@@ -229,7 +230,7 @@ impl Rollbacks {
     }
 
     /// All that these partitions have was delivered: what of it is to be withdrawn.
-    pub(super) fn end(&mut self, ended: &BTreeSet<PartitionId>) -> Vec<Arc<ChangeEntry>> {
+    pub(super) fn end(&mut self, ended: &BTreeSet<PartitionId>) -> Gone {
         self.partitions.retain(|partition, _| !ended.contains(partition));
         let (gone, left) = std::mem::take(&mut self.candidates)
             .into_iter()
@@ -242,7 +243,19 @@ impl Rollbacks {
             self.documents.remove(&entry.document());
             self.replaced.remove(&entry.position().rank());
         }
-        gone.into_values().collect()
+        let entries: BySequence = gone.into_values().map(|entry| (entry.position(), entry)).collect();
+        let whole: HashSet<(DocumentRef<'_>, Sequence)> = self.held.iter().filter_map(whole_revision).collect();
+        let tellers: HashSet<(DocumentRef<'_>, PartitionSeqno)> =
+            entries.values().filter(|entry| entry.in_star()).map(|entry| (entry.document(), entry.origin().seqno)).collect();
+        // A departure whose revision has come as a whole, while the later revision that told of it stays.
+        let is_room = |entry: &ChangeEntry| {
+            !entry.in_star()
+                && whole.contains(&(entry.document(), entry.sequence()))
+                && !tellers.contains(&(entry.document(), entry.origin().seqno))
+        };
+        let room = entries.values().filter(|entry| is_room(entry)).map(|entry| entry.position()).collect();
+        drop(tellers);
+        Gone { entries, room }
     }
 
     /// What need not wait any longer, in the order in which it came.
@@ -269,6 +282,14 @@ impl Rollbacks {
                 None => drop(position.partitions.remove(&partition)),
             }
         }
+    }
+}
+
+/// The document and number of a revision that came as a whole.
+fn whole_revision(held: &Held) -> Option<(DocumentRef<'_>, Sequence)> {
+    match &held.decoded {
+        Decoded::Document(document) => Some((document.entry.document(), document.entry.sequence())),
+        _ => None,
     }
 }
 
@@ -335,8 +356,8 @@ mod tests {
         rollbacks
     }
 
-    fn sequences(entries: &[Arc<ChangeEntry>]) -> Vec<u64> {
-        entries.iter().map(|entry| entry.sequence().0).collect()
+    fn sequences(gone: &Gone) -> Vec<u64> {
+        gone.entries.values().map(|entry| entry.sequence().0).collect()
     }
 
     fn released(rollbacks: &mut Rollbacks) -> Vec<u64> {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::feed::{FeedEvent, PartitionId};
 use crate::fenced::Fenced;
 use crate::sequence::{Sequence, SequenceRange};
-use crate::withdraw::{self, BySequence, Search};
+use crate::withdraw::{self, BySequence, Gone, Search};
 
 /// Numbers that are looked at one by one, at most, for documents of which nothing else was stored.
 const PROBED: u64 = 100_000;
@@ -116,32 +116,20 @@ impl Writer {
         // Everything that came again is stored, and nothing of it is under way.
         self.settle_all().await?;
         let gone = self.rollbacks.end(ended);
-        if !gone.is_empty() {
-            self.withdraw(gone.into_iter().map(|entry| (entry.position(), entry)).collect()).await?;
+        if !gone.entries.is_empty() {
+            self.withdraw(gone).await?;
         }
         let released = self.rollbacks.release();
-        self.forget_unstored(&released).await?;
         tracing::info!(partitions = ended.len(), waited = released.len(), "rollbacks have ended");
         if !released.is_empty() {
-            let items =
-                released.into_iter().map(|Held { partition, seqno, decoded, .. }| Item::Decoded(partition, seqno, decoded));
-            let decoded = self.pointer_reader().read(items.collect(), 0).await?;
-            self.take(decoded).await?;
+            let items = released
+                .into_iter()
+                .map(|Held { partition, seqno, decoded, before }| (Item::Decoded(partition, seqno, decoded), before));
+            let (items, before) = items.unzip();
+            let decoded = self.pointer_reader().read(items, 0).await?;
+            self.take(decoded, before).await?;
         }
         self.dirty = true;
-        Ok(())
-    }
-
-    /// A later revision accounts for those before it, also for such as the feed has left out. What of them has come now is to be stored: it is the
-    /// predecessor when the later one is taken back, and does not come again then.
-    async fn forget_unstored(&mut self, released: &[Held]) -> Result<()> {
-        let numbers: Vec<Sequence> = released.iter().filter_map(Held::sequence).collect();
-        let store = self.store.as_ref();
-        let attempt = || async { store.entries(&numbers).await };
-        let stored = attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
-        for (number, _) in numbers.into_iter().zip(stored).filter(|(_, stored)| stored.is_none()) {
-            self.assembler.forget(number);
-        }
         Ok(())
     }
 
@@ -149,31 +137,31 @@ impl Writer {
     pub(super) async fn remove_purged(&mut self, gone: BySequence) -> Result<()> {
         self.assembler.purge(gone.values().cloned().collect());
         self.publish_with_checkpoint().await?;
-        self.carry_out(gone).await
+        self.carry_out(gone.into()).await
     }
 
     /// The decision is published first: from then on it stands, and whoever takes over does what is left of it.
-    async fn withdraw(&mut self, gone: BySequence) -> Result<()> {
+    async fn withdraw(&mut self, gone: Gone) -> Result<()> {
         let policy = backoff(&self.config);
         let (store, codec) = (self.store.clone(), self.codec.clone());
         let attempt = || async { withdraw::plan(store.as_ref(), codec.as_ref(), &gone).await };
         let (plan, _) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
-        tracing::warn!(entries = gone.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
-        self.assembler.withdraw(gone.values().cloned().collect(), &plan.numbers);
+        tracing::warn!(entries = gone.entries.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
+        self.assembler.withdraw(gone.entries(), gone.room.iter().copied(), &plan.numbers);
         self.rollbacks.recall(&plan.numbers);
         self.publish_with_checkpoint().await?;
         self.carry_out(gone).await
     }
 
     /// Applies the announcement that all these are `gone`.
-    async fn carry_out(&mut self, gone: BySequence) -> Result<()> {
+    async fn carry_out(&mut self, gone: Gone) -> Result<()> {
         let (policy, codec) = (backoff(&self.config), self.codec.clone());
-        let entries: Vec<_> = gone.values().cloned().collect();
+        let entries = gone.entries();
         let fenced = self.fenced();
         let attempt = || async { withdraw::hide(fenced, codec.as_ref(), &gone).await };
         let (restored, pointers) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
         // Readers may have looked in between.
-        self.assembler.announce(entries.clone(), restored);
+        self.assembler.announce(entries.clone(), gone.room, restored);
         self.publish_with_checkpoint().await?;
 
         let fenced = self.fenced();

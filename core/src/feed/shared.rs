@@ -62,25 +62,46 @@ impl Territory {
     }
 }
 
-/// The position at which a feed must be opened so that no database misses an event: the earliest in
-/// each partition.
+/// The position at which a feed must be opened so that no database misses an event: in each partition,
+/// the earliest, or one before it.
 fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
-    let mut earliest: Option<BTreeMap<PartitionId, PartitionPosition>> = None;
+    let mut all: Option<BTreeMap<PartitionId, Vec<&PartitionPosition>>> = None;
     for start in starts {
         let FeedStart::At(position) = start else { return FeedStart::Beginning };
-        earliest = Some(match earliest {
-            None => position.partitions.clone(),
-            Some(earliest) => {
+        all = Some(match all {
+            None => position.partitions.iter().map(|(id, at)| (*id, vec![at])).collect(),
+            Some(mut all) => {
                 // A partition in which a database has no position is read from its beginning.
-                let both = earliest.into_iter().filter_map(|(id, one)| Some((id, one, position.partitions.get(&id)?)));
-                both.map(|(id, one, other)| (id, if other.seqno < one.seqno { other.clone() } else { one })).collect()
+                all.retain(|id, places| {
+                    position.partitions.get(id).is_some_and(|at| {
+                        places.push(at);
+                        true
+                    })
+                });
+                all
             }
         });
     }
-    match earliest {
-        Some(partitions) if !partitions.is_empty() => FeedStart::At(FeedPosition { partitions }),
-        _ => FeedStart::Beginning,
-    }
+    let places = all.into_iter().flatten().filter_map(|(id, places)| Some((id, place_for_all(&places)?)));
+    let partitions: BTreeMap<PartitionId, PartitionPosition> = places.collect();
+    if partitions.is_empty() { FeedStart::Beginning } else { FeedStart::At(FeedPosition { partitions }) }
+}
+
+/// Where a partition is opened that databases have at these places.
+///
+/// Where one of them was in a history that another knows to be left, the feed must find that out: it is opened in that history, at a place
+/// before all of them at which nothing was left out. Then the feed takes back what of that history is lost, and whoever is ahead of where
+/// it goes back to is told.
+fn place_for_all(places: &[&PartitionPosition]) -> Option<PartitionPosition> {
+    let first = places.iter().min_by_key(|at| at.seqno)?;
+    let is_left = |at: &PartitionPosition| {
+        let is_earlier = |log: &[(u64, u64)]| log.iter().skip(1).any(|(uuid, _)| *uuid == at.uuid);
+        at.uuid != 0 && places.iter().any(|other| other.uuid != at.uuid && is_earlier(&other.failover_log))
+    };
+    let Some(left) = places.iter().find(|at| is_left(at)) else { return Some((*first).clone()) };
+    let mut place = (*left).clone();
+    place.roll_back(places.iter().map(|at| at.last_end(first.seqno)).min()?);
+    Some(place)
 }
 
 /// A database's position in a partition, if it is later than the position at which the feed was
@@ -90,20 +111,15 @@ struct Ahead {
     position: PartitionPosition,
     /// How far the feed has come. Events up to there do not come again.
     passed: u64,
+    /// The feed has told that something was taken back.
+    is_told: bool,
 }
 
 impl Ahead {
-    /// Whether the position is on the branch of this failover log, newest first.
+    /// Whether the position is one of the newest history of this log, newest first. In one that was left, even before its end, the database
+    /// may hold more than its position says.
     fn is_of(&self, log: &[(u64, u64)]) -> bool {
-        if self.position.uuid == 0 || log.is_empty() {
-            return true;
-        }
-        match log.iter().position(|(uuid, _)| *uuid == self.position.uuid) {
-            None => false,
-            Some(0) => true,
-            // A branch ends where the next one begins.
-            Some(at) => self.position.seqno <= log[at - 1].1,
-        }
+        self.position.uuid == 0 || log.first().is_none_or(|(newest, _)| *newest == self.position.uuid)
     }
 }
 
@@ -134,7 +150,7 @@ impl Share {
                 let opened = at(id);
                 if opened != Some(position) {
                     let passed = opened.map_or(0, |opened| opened.seqno);
-                    ahead.insert(*id, Ahead { position: position.clone(), passed });
+                    ahead.insert(*id, Ahead { position: position.clone(), passed, is_told: false });
                 }
             }
         }
@@ -186,15 +202,18 @@ impl Share {
             }
             FeedEvent::Rollback { partition, to } => {
                 self.unordered.remove(partition);
-                if self.ahead.get(partition).is_some_and(|ahead| ahead.position.seqno > to.0) {
+                match self.ahead.get_mut(partition) {
                     // Events that come again are for this database, too.
-                    self.ahead.remove(partition);
+                    Some(ahead) if ahead.position.seqno > to.0 => drop(self.ahead.remove(partition)),
+                    Some(ahead) => ahead.is_told = true,
+                    None => {}
                 }
                 self.returning.remove(partition);
                 self.tell(*partition, event);
             }
             FeedEvent::PartitionState { partition, failover_log, .. } => {
                 if let Some(ahead) = self.ahead.get(partition)
+                    && !ahead.is_told
                     && !ahead.is_of(failover_log)
                 {
                     // The feed has not reached the place where the branch of this database was

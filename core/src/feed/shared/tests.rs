@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::Result;
 use crate::error::{Error, ErrorKind};
+use crate::feed::position::SnapshotEnds;
 use crate::feed::{Feed, FeedCapabilities, FeedInfo, FeedStream, Mutation};
 
 const P: PartitionId = PartitionId(1);
@@ -119,6 +120,30 @@ fn the_feed_is_opened_at_the_earliest_place_of_each_partition() {
 }
 
 #[test]
+fn where_one_was_in_a_history_that_another_knows_to_be_left_the_feed_is_opened_in_it() {
+    let place = |log: &[(u64, u64)], seqno, complete: bool, ends: &[u64]| {
+        let mut snapshot_ends = SnapshotEnds::default();
+        ends.iter().for_each(|end| snapshot_ends.push(*end));
+        let (uuid, failover_log, snapshot_end) = (log[0].0, log.to_vec(), if complete { seqno } else { seqno + 5 });
+        PartitionPosition { uuid, seqno, snapshot_end, failover_log, snapshot_ends, ..Default::default() }
+    };
+    let opened = |a: &PartitionPosition, b: &PartitionPosition| {
+        let start = |at: &PartitionPosition| FeedStart::At(FeedPosition { partitions: BTreeMap::from([(P, at.clone())]) });
+        let FeedStart::At(opened) = earliest([&start(a), &start(b)]) else { panic!("at the beginning") };
+        assert_eq!(earliest([&start(b), &start(a)]), FeedStart::At(opened.clone()));
+        (opened.partitions[&P].uuid, opened.partitions[&P].seqno)
+    };
+    let (old, new) = (&[(1, 0)][..], &[(2, 8), (1, 0)][..]);
+    // Both in one history.
+    assert_eq!(opened(&place(old, 9, false, &[3]), &place(old, 6, false, &[3])), (1, 6));
+    // One knows that history 1 was left at 8, and is behind the other, at its place, or ahead of it.
+    assert_eq!(opened(&place(old, 9, false, &[3, 5]), &place(new, 7, true, &[3])), (1, 5));
+    assert_eq!(opened(&place(old, 8, true, &[3, 5]), &place(new, 8, true, &[3])), (1, 8));
+    assert_eq!(opened(&place(old, 6, true, &[3, 5]), &place(new, 20, true, &[3, 12])), (1, 3));
+    assert_eq!(opened(&place(old, 6, false, &[]), &place(new, 20, true, &[3, 12])), (1, 0));
+}
+
+#[test]
 fn what_lies_before_its_own_place_does_not_come_again() {
     let mut share = share(&at(&[(P, 1, 10), (Q, 1, 3)]), &at(&[(P, 1, 4), (Q, 1, 3)]));
     let (eleventh, fourth) = (mutation(P, 11, "a", 8), mutation(Q, 4, "a", 8));
@@ -156,7 +181,14 @@ fn a_history_that_was_left_after_the_place_of_opening_is_told_as_a_rollback() {
     let got = told(&mut left, &[state(P, &log), fifth.clone(), FeedEvent::CaughtUp]);
     let ended = FeedEvent::RollbackEnded { partition: P };
     assert_eq!(got, [rollback(P, 4), state(P, &log), fifth, ended, FeedEvent::CaughtUp]);
-    for (uuid, seqno) in [(1, 8), (2, 10), (0, 10)] {
+    // At the end of a history, and before it, it may hold what came after that.
+    for seqno in [7, 8] {
+        let mut left = share(&at(&[(P, 1, seqno)]), &at(&[(P, 2, 4)]));
+        assert_eq!(told(&mut left, &[state(P, &log)]), [rollback(P, 4), state(P, &log)], "{seqno}");
+        let mut is_told = share(&at(&[(P, 1, seqno)]), &at(&[(P, 2, 4)]));
+        assert_eq!(told(&mut is_told, &[rollback(P, 8), state(P, &log)]), [rollback(P, 8), state(P, &log)], "{seqno}");
+    }
+    for (uuid, seqno) in [(2, 10), (0, 10)] {
         let mut same = share(&at(&[(P, uuid, seqno)]), &at(&[(P, 1, 4)]));
         assert_eq!(told(&mut same, &[state(P, &log), mutation(P, 5, "a", 8)]), [state(P, &log)], "{uuid} at {seqno}");
     }

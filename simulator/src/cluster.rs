@@ -14,7 +14,7 @@ use sluicegate_mcbp::{Datatype, Status};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::bucket::{Content, DocumentKey, Stored, Write};
+use crate::bucket::{Content, DocumentKey, Item, Stored, Write};
 use crate::config::{ClusterConfig, Load};
 use crate::doors::Doors;
 use crate::faults::Faults;
@@ -119,6 +119,43 @@ impl Cluster {
             let vbucket = state.bucket.vbucket_of(&key);
             state.bucket.store(vbucket, DocumentKey { collection, key }, Write::Set, content, 0)
         })
+    }
+
+    /// Writes a document of any collection whose content names its own compare-and-swap value, as by a client that has the server put it
+    /// in; or deletes it and leaves the content in its place.
+    ///
+    /// # Errors
+    /// As [`Bucket::store`](crate::bucket::Bucket::store).
+    pub fn write_naming(
+        &self,
+        collection: u32,
+        key: impl Into<Bytes>,
+        is_deletion: bool,
+        content: impl FnOnce(u64) -> Content,
+    ) -> Result<Stored, Status> {
+        let key = key.into();
+        self.change(|state| {
+            let (vbucket, cas) = (state.bucket.vbucket_of(&key), state.bucket.identity().cas());
+            let (key, content) = (DocumentKey { collection, key }, Content { cas, ..content(cas) });
+            match is_deletion {
+                true => state.bucket.delete_with(vbucket, key, content),
+                false => state.bucket.store(vbucket, key, Write::Set, content, 0),
+            }
+        })
+    }
+
+    /// The last change of a document of any collection, which may be its removal; none if there was none, or it is gone.
+    pub fn last_change(&self, collection: u32, key: impl Into<Bytes>) -> Option<Item> {
+        let key = DocumentKey { collection, key: key.into() };
+        let state = self.shared.state.lock();
+        state.bucket.vbucket(state.bucket.vbucket_of(&key.key))?.find(&key).cloned()
+    }
+
+    /// The last change of each document, removals among them, vbucket by vbucket in the order of positions.
+    pub fn last_changes(&self) -> Vec<Item> {
+        let state = self.shared.state.lock();
+        let all = state.bucket.vbuckets().iter().flat_map(|vbucket| vbucket.after(0));
+        all.filter(|item| item.superseded_by == u64::MAX && item.document().is_some()).cloned().collect()
     }
 
     /// Begins to write a document of the default collection durably; the position is that of the beginning. It holds once enough nodes

@@ -7,6 +7,7 @@ pub mod coordinator;
 mod expect;
 pub mod fault;
 pub mod feed;
+pub mod gateway;
 pub mod model;
 pub mod observe;
 pub mod pause;

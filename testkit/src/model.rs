@@ -11,7 +11,8 @@ pub type AnswerRow = (Sequence, String, String, bool, Vec<String>);
 /// The whole cache as one list of rows a channel, by sequence. Slow, and meant to be obviously right: it knows no order of arrival, no gaps, no blocks.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
-    rows: HashMap<Channel, BTreeMap<Sequence, Row>>,
+    /// By channel. Documents may have a sequence in common, where a gateway gave it out twice.
+    rows: HashMap<Channel, BTreeMap<(Sequence, DocumentId), Row>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ struct Row {
     removed: bool,
 }
 
-/// Rows of one sequence over the channels of a request.
+/// Rows of one revision over the channels of a request.
 struct Merged {
     row: Row,
     removed_from: Vec<String>,
@@ -72,17 +73,18 @@ impl Model {
         }
     }
 
-    /// A sequence is one revision of one document: what is known of it already stays.
+    /// A document has one revision of a sequence: what is known of it already stays.
     fn add(&mut self, channel: &Channel, row: Row) {
-        self.rows.entry(channel.clone()).or_default().entry(row.sequence).or_insert(row);
+        let at = (row.sequence, row.document.clone());
+        self.rows.entry(channel.clone()).or_default().entry(at).or_insert(row);
     }
 
-    /// The rows that a request for `channels` gets: after `since`, at most `limit`.
+    /// The rows that a request for `channels` gets: after `since`, at most `limit`. Those of one sequence are in the order of documents.
     pub fn changes(&self, channels: &[Channel], since: Sequence, limit: Option<usize>, active_only: bool) -> Vec<AnswerRow> {
-        let mut merged: BTreeMap<Sequence, Merged> = BTreeMap::new();
+        let mut merged: BTreeMap<(Sequence, DocumentId), Merged> = BTreeMap::new();
         for channel in channels {
             for row in self.newest(channel) {
-                let at = merged.entry(row.sequence);
+                let at = merged.entry((row.sequence, row.document.clone()));
                 let at = at.or_insert_with(|| Merged { row: row.clone(), removed_from: Vec::new(), live: false });
                 at.row.deleted |= row.deleted;
                 if row.removed {

@@ -42,6 +42,15 @@ fn a_document_appears_once_a_channel_at_its_newest_sequence() {
 }
 
 #[test]
+fn documents_that_have_a_sequence_in_common_are_both_shown() {
+    let model = model([entry(4, "y", &["a"]), entry(4, "x", &["a", "b"]), entry(6, "x", &["a", "-b"])]);
+    assert_eq!(short(all(&model, &["a"], false)), ["4 y", "6 x"]);
+    assert_eq!(short(all(&model, &["b"], false)), ["6 x -b"]);
+    let both = [entry(4, "y", &["a"]), entry(4, "x", &["b"])];
+    assert_eq!(short(all(&self::model(both), &["a", "b"], false)), ["4 x", "4 y"]);
+}
+
+#[test]
 fn removed_names_every_channel_of_the_request_even_beside_a_live_one() {
     let model = model([entry(1, "x", &["a", "b", "c"]), entry(2, "x", &["c", "-b", "-a"])]);
     assert_eq!(short(all(&model, &["a", "b", "c"], false)), ["2 x -a -b"]);

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
+use sluicegate_core::decode::{DecodedDocument, Departure};
+use sluicegate_core::{ChangeEntry, Channel, CollectionId, Decoded, EntryFlags, Membership, Result, Sequence};
 
 /// The list of recent sequences is trimmed at this length …
 const MAX_RECENT: usize = 20;
@@ -13,14 +15,23 @@ const MAX_STAYS: usize = 5;
 
 /// The state of a document in a channel that it is or was in.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Standing {
+pub enum Standing {
+    /// It is in it.
     Member,
-    Left { sequence: u64, revision: String, deletion: bool },
+    /// It left.
+    Left {
+        /// With the revision of this sequence.
+        sequence: u64,
+        /// Which revision that was.
+        revision: String,
+        /// Whether by being deleted.
+        deletion: bool,
+    },
 }
 
 impl Standing {
     /// The entry for a channel that was left, in the form of the metadata.
-    pub(super) fn left(sequence: u64, revision: Value, deletion: bool) -> Value {
+    pub(crate) fn left(sequence: u64, revision: Value, deletion: bool) -> Value {
         match deletion {
             true => json!({"seq": sequence, "rev": revision, "del": true}),
             false => json!({"seq": sequence, "rev": revision}),
@@ -29,41 +40,115 @@ impl Standing {
 }
 
 /// A stay in a channel.
-#[derive(Clone, Debug)]
-pub(super) struct Stay {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stay {
     channel: String,
     start: u64,
     end: Option<u64>,
 }
 
 /// A document as the gateway last wrote it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Kept {
-    pub(super) generation: u64,
-    pub(super) revision: String,
-    pub(super) sequence: u64,
-    pub(super) unused: Vec<u64>,
-    pub(super) recent: Vec<u64>,
-    /// Recent sequences that the feed has not delivered: the gateway's cache has not seen them, so
-    /// they are kept.
-    pub(super) untold: BTreeSet<u64>,
-    pub(super) channels: BTreeMap<String, Standing>,
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Kept {
+    /// How many revisions it has had.
+    pub generation: u64,
+    /// The id of the last one.
+    pub revision: String,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Sequences that its write allocated and did not use.
+    pub unused: Vec<u64>,
+    /// Sequences of the last revisions, and those that their writes did not use.
+    pub recent: Vec<u64>,
+    /// Recent sequences that the feed has not delivered: the gateway's cache has not seen them, so they
+    /// are kept.
+    pub untold: BTreeSet<u64>,
+    /// The channels that it is or has been in.
+    pub channels: BTreeMap<String, Standing>,
     /// The last stay in each channel.
-    pub(super) stays: Vec<Stay>,
+    pub stays: Vec<Stay>,
     /// Those before it.
-    pub(super) former: Vec<Stay>,
-    pub(super) deleted: bool,
+    pub former: Vec<Stay>,
+    /// Whether the last revision is a tombstone.
+    pub deleted: bool,
 }
 
 impl Kept {
+    /// What the attribute `_sync` says; none if it is not as [`metadata`](Self::metadata) makes it.
+    pub fn read(metadata: &[u8]) -> Option<Kept> {
+        let metadata: Value = serde_json::from_slice(metadata).ok()?;
+        let revision_of = |value: &Value| value["rev"]["rev"].as_str().or(value["rev"].as_str()).map(str::to_owned);
+        let numbers = |name: &str| metadata[name].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+        let stays = |name: &str| {
+            let stay = |stay: &Value| {
+                Some(Stay {
+                    channel: stay["name"].as_str()?.to_owned(),
+                    start: stay["start"].as_u64()?,
+                    end: stay["end"].as_u64(),
+                })
+            };
+            metadata[name].as_array().into_iter().flatten().filter_map(stay).collect()
+        };
+        let standing = |(channel, value): (&String, &Value)| {
+            let standing = match value {
+                Value::Null => Standing::Member,
+                left => Standing::Left {
+                    sequence: left["seq"].as_u64()?,
+                    revision: revision_of(left)?,
+                    deletion: left["del"].as_bool().unwrap_or_default(),
+                },
+            };
+            Some((channel.clone(), standing))
+        };
+        let revision = revision_of(&metadata)?;
+        Some(Kept {
+            generation: revision.split('-').next()?.parse().ok()?,
+            revision,
+            sequence: metadata["sequence"].as_u64()?,
+            unused: numbers("unused_sequences"),
+            recent: numbers("recent_sequences"),
+            untold: BTreeSet::new(),
+            channels: metadata["channels"].as_object()?.iter().map(standing).collect::<Option<_>>()?,
+            stays: stays("channel_set"),
+            former: stays("channel_set_history"),
+            deleted: metadata["flags"].as_u64().unwrap_or_default() & 1 == 1,
+        })
+    }
+
+    /// What a decoder must make of the document, for the [`Model`](crate::Model): without what it supersedes.
+    ///
+    /// # Errors
+    /// `TooLarge` or `ConfigInvalid` for what cannot be the name of a channel.
+    pub fn decoded(&self, collection: u32, id: &str) -> Result<Decoded> {
+        let flags = if self.deleted { EntryFlags::DELETED } else { EntryFlags::default() };
+        let collection = CollectionId(collection);
+        let mut entry = ChangeEntry::new(Sequence(self.sequence), id, &self.revision, flags)?.with_collection(collection);
+        let mut departures = Vec::new();
+        for (name, standing) in &self.channels {
+            let channel = Channel::new(name)?.in_collection(collection);
+            let (sequence, revision, membership) = match standing {
+                Standing::Member => (self.sequence, &self.revision, Membership::Present),
+                Standing::Left { sequence, revision, deletion: false } => (*sequence, revision, Membership::Removed),
+                Standing::Left { sequence, revision, deletion: true } => (*sequence, revision, Membership::RemovedByDeletion),
+            };
+            if sequence == self.sequence {
+                entry = entry.with_channel(channel, membership);
+            } else {
+                let (sequence, revision) = (Sequence(sequence), revision.as_str().into());
+                departures.push(Departure { sequence, revision, channel, membership, since: Sequence::ZERO });
+            }
+        }
+        Ok(Decoded::Document(DecodedDocument { departures, ..entry.into() }))
+    }
+
     /// The channels it is in.
-    pub(super) fn members(&self) -> Vec<String> {
+    pub fn members(&self) -> Vec<String> {
         let members = self.channels.iter().filter(|(_, standing)| **standing == Standing::Member);
         members.map(|(channel, _)| channel.clone()).collect()
     }
 
     /// The sequences it names.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
+    pub fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
         let left = self.channels.values().filter_map(|standing| match standing {
             Standing::Left { sequence, .. } => Some(*sequence),
             Standing::Member => None,
@@ -72,10 +157,10 @@ impl Kept {
         self.recent.iter().copied().chain(left).chain(stays).chain([self.sequence])
     }
 
-    /// Applies a write of document `id`.
-    pub(super) fn write(&mut self, id: &str, sequence: u64, unused: &[u64], members: &[String], deleted: bool, quiet: bool) {
+    /// Applies a write that makes a revision whose id ends in `digest`. With `quiet`, the feed does not tell of it.
+    pub fn write(&mut self, digest: &str, sequence: u64, unused: &[u64], members: &[String], deleted: bool, quiet: bool) {
         self.generation += 1;
-        (self.revision, self.sequence, self.deleted) = (format!("{}-{id}", self.generation), sequence, deleted);
+        (self.revision, self.sequence, self.deleted) = (format!("{}-{digest}", self.generation), sequence, deleted);
         self.move_to(members);
         if self.recent.len() >= MAX_RECENT {
             while self.recent.len() > KEPT_RECENT && self.recent.first().is_some_and(|first| !self.untold.contains(first)) {
@@ -127,7 +212,7 @@ impl Kept {
     }
 
     /// The attribute `_sync`.
-    pub(super) fn metadata(&self, revision: Value, cas: &str, checksum: &str) -> Value {
+    pub fn metadata(&self, revision: Value, cas: &str, checksum: &str) -> Value {
         let mut metadata = Map::new();
         metadata.insert("rev".into(), revision);
         if self.deleted {

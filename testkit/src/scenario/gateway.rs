@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use sluicegate_core::decode::{PrincipalKind, attributes};
+use sluicegate_core::decode::PrincipalKind;
 use sluicegate_core::feed::{Datatype, MutationKind};
 use sluicegate_core::{Mutation, PartitionId, PartitionSeqno, SequenceRange};
 
-use super::kept::{Kept, Standing};
 use super::step::{Document, Event, Put};
+use crate::gateway::{Kept, Standing, checksum, text_of, with_attributes};
 
 /// Partitions of the bucket: a few, so that each has several documents.
 pub(super) const PARTITIONS: u16 = 16;
@@ -18,8 +18,6 @@ pub(super) const PARTITIONS: u16 = 16;
 const CAS: (u64, u64) = (1_795_307_729_798_168_576, 1 << 16);
 const BODY: &[u8] = br#"{"x":1}"#;
 const OTHER_BODY: &[u8] = br#"{"x":2}"#;
-/// The source in current versions.
-const SOURCE: &str = "c2NlbmFyaW8gc291cmNl";
 
 /// The names and numbers that a run has used, by which all its stored documents are found.
 #[derive(Clone, Debug, Default)]
@@ -98,14 +96,9 @@ impl Gateway {
         if put.quiet {
             return None;
         }
-        let (kind, body): (_, &[u8]) = if put.deleted { (MutationKind::Deletion, b"") } else { (MutationKind::Mutation, BODY) };
-        let version = text_of(cas);
-        let revision = json!({"rev": kept.revision, "src": SOURCE, "ver": version});
-        let metadata = kept.metadata(revision, &version, &checksum(body, put.deleted));
-        let version = json!({"cvCas": version, "src": SOURCE, "ver": version});
         self.used.channels.extend(kept.channels.keys().cloned());
         self.used.sequences.extend(kept.numbers());
-        let mutation = with_attributes(&put.id, kind, &metadata, Some(&version), body);
+        let mutation = kept.mutation(&put.id, cas, BODY);
         Some(self.delivered(Mutation { cas, collection: put.collection, ..mutation }))
     }
 
@@ -228,36 +221,6 @@ fn kept_of(document: &Document) -> Kept {
     }
 }
 
-fn with_attributes(id: &str, kind: MutationKind, metadata: &Value, version: Option<&Value>, body: &[u8]) -> Mutation {
-    let mut pairs = vec![("_sync", metadata.to_string())];
-    pairs.extend(version.map(|version| ("_vv", version.to_string())));
-    // Fails only for a section of some megabytes.
-    let value = attributes::encode(pairs, body).unwrap_or_default();
-    let datatype = match kind {
-        MutationKind::Mutation => Datatype(Datatype::JSON | Datatype::XATTR),
-        _ => Datatype(Datatype::XATTR),
-    };
-    Mutation { kind, datatype, ..Mutation::new(id.to_owned(), value) }
-}
-
-/// A number in the form of CAS values and versions in metadata: little-endian, in hexadecimal.
-fn text_of(number: u64) -> String {
-    format!("0x{:016x}", number.swap_bytes())
-}
-
-/// The checksum of a body in the form of the metadata.
-fn checksum(body: &[u8], is_deletion: bool) -> String {
-    format!("0x{:08x}", if is_deletion { 0 } else { crc32c(body) })
-}
-
-/// CRC-32C.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0x82f6_3b78 })
-    };
-    !bytes.iter().fold(!0, step)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,12 +229,6 @@ mod tests {
     fn put(id: &str, channels: &[&str]) -> Put {
         let channels = Some(channels.iter().map(|name| (*name).to_owned()).collect());
         Put { id: id.into(), deleted: false, channels, quiet: false, sequence: None, unused: Vec::new(), collection: 0 }
-    }
-
-    #[test]
-    fn the_checksum_is_the_one_of_a_recorded_gateway() {
-        assert_eq!(checksum(BODY, false), "0xbda3d084");
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     #[test]

@@ -11,7 +11,6 @@ mod cache;
 mod check;
 mod clear;
 mod gateway;
-mod kept;
 mod parse;
 mod report;
 mod run;

@@ -1,5 +1,7 @@
 //! The whole way: a gateway's recorded documents in a simulated cluster → DCP → writer → store → answers.
 
+#[path = "dcp/databases.rs"]
+mod databases;
 #[path = "dcp/killed.rs"]
 mod killed;
 #[path = "dcp/recorded.rs"]
@@ -7,6 +9,8 @@ mod recorded;
 #[path = "dcp/scale.rs"]
 mod scale;
 mod support;
+#[path = "dcp/traffic.rs"]
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

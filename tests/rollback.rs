@@ -2,8 +2,9 @@
 
 #![cfg(all(feature = "memory", feature = "replay"))]
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -23,6 +24,7 @@ use sluicegate_memory::MemoryStore;
 use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
 use sluicegate_testkit::observe::{Rows, rows};
 use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, Step, When};
+use support::seeds::{are_usual, campaign};
 
 /// What a document's value holds: the metadata of a gateway, in short.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -266,35 +268,6 @@ async fn assert_settled(store: &Arc<dyn CacheStore>, reader: Option<&ReaderNode>
 
 fn store(seed: u64) -> Arc<dyn CacheStore> {
     if seed.is_multiple_of(3) { Arc::new(PlainStore::new()) } else { Arc::new(MemoryStore::new()) }
-}
-
-/// The seeds of a campaign: `usual`, or those that `SLUICEGATE_TEST_SEEDS` names, as `FROM..TO`.
-fn seeds(usual: Range<u64>) -> Range<u64> {
-    let Ok(text) = std::env::var("SLUICEGATE_TEST_SEEDS") else { return usual };
-    let parsed = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
-    parsed.unwrap_or_else(|| panic!("SLUICEGATE_TEST_SEEDS is {text:?}; it must be FROM..TO"))
-}
-
-/// Runs one world after the other and names those that fail; returns the sums of the others'
-/// counts, by name.
-async fn campaign<F>(usual: Range<u64>, one: impl Fn(u64) -> F) -> BTreeMap<String, u64>
-where
-    F: Future<Output = Vec<(String, u64)>> + Send + 'static,
-{
-    let (seeds, mut sums, mut failed) = (seeds(usual), BTreeMap::new(), Vec::new());
-    for seed in seeds.clone() {
-        match tokio::spawn(one(seed)).await {
-            Ok(counts) => counts.into_iter().for_each(|(name, count)| *sums.entry(name).or_default() += count),
-            Err(_) => failed.push(seed),
-        }
-    }
-    println!("seeds {seeds:?}: {sums:#?}");
-    assert!(failed.is_empty(), "of {} worlds {} failed, of seeds {failed:?}", seeds.end - seeds.start, failed.len());
-    sums
-}
-
-fn are_usual() -> bool {
-    std::env::var_os("SLUICEGATE_TEST_SEEDS").is_none()
 }
 
 async fn survives(mut world: World, seed: u64) -> u64 {

@@ -4,6 +4,7 @@
 
 pub(crate) mod copies;
 pub(crate) mod recorded;
+pub(crate) mod seeds;
 
 use std::sync::Arc;
 use std::sync::OnceLock;

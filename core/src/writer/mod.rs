@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use crate::batch::Gap;
 use crate::block::{BlockCodec, codec_named};
@@ -386,9 +387,8 @@ impl Writer {
                         let bytes = batch.memory_bytes();
                         self.queued_bytes += bytes;
                         let (decoder, reader) = (self.decoder.clone(), self.pointer_reader());
-                        decoding.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
-                            reader.read(decode(decoder.as_ref(), batch), bytes).await
-                        })));
+                        let decoded = async move { reader.read(decode(decoder.as_ref(), batch), bytes).await };
+                        decoding.push_back(AbortOnDropHandle::new(tokio::spawn(decoded.in_current_span())));
                     }
                     Some(Err(e)) => ended = Some(Err(e)),
                     None => ended = Some(Ok(Ended::Feed)),

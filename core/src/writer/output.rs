@@ -7,6 +7,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::{Writer, backoff, log_retry, name_repair, task_failed};
 use crate::batch::{BatchRecord, CommitReceipt, Publication};
@@ -71,7 +72,7 @@ impl Writer {
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         let (collections, registered) = (self.unregistered_collections(), self.registered.clone());
         let (term, codec, is_confirmed) = (self.clock.value.epoch, self.codec.clone(), self.may_find_unpublished());
-        let commit = tokio::spawn(async move {
+        let commit = async move {
             let attempt = || async {
                 // First: readers do not find an entry of a collection that is not registered.
                 if let Some(collections) = &collections {
@@ -87,7 +88,8 @@ impl Writer {
                 attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
             }
             Ok(receipt)
-        });
+        };
+        let commit = tokio::spawn(commit.in_current_span());
         let bytes = std::mem::take(&mut self.waiting_bytes);
         self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
     }
@@ -167,10 +169,11 @@ impl Writer {
         }
         let (store, codec, count) = (self.store.clone(), self.codec.clone(), blocks.len());
         // Only an optimization for readers: not waited for, and tried again never.
-        self.dropping = Some(tokio::spawn(async move {
+        let dropping = async move {
             if let Err(e) = commit::drop_blocks(store.as_ref(), blocks, codec.as_ref()).await {
                 tracing::warn!(blocks = count, error = ?e, "could not drop empty blocks from their directories");
             }
-        }));
+        };
+        self.dropping = Some(tokio::spawn(dropping.in_current_span()));
     }
 }

@@ -440,6 +440,19 @@ fn ages_survive_a_restart_in_a_process_that_has_just_begun() {
 }
 
 #[test]
+fn a_position_in_a_slot_stays_expected_where_the_last_record_is_lost() {
+    let position = Sequence(5).in_slot(2).unwrap();
+    let mut sequencer = Sequencer::new(SequencerConfig::default());
+    for s in 1..=7 {
+        sequencer.arrived(Sequence(s), ms(0));
+    }
+    sequencer.expect_in_slot(position);
+    let state = stored(&sequencer.state(ms(0)));
+    let mut resumed = Sequencer::resume(SequencerConfig::default(), sequencer.high(), &[], None, &state, ms(0));
+    assert_eq!(resumed.arrived_in_slot(position), Arrival::Late);
+}
+
+#[test]
 fn nonsense_that_was_stored_neither_panics_nor_blocks() {
     let gap = |first: u64, last: u64| Gap { range: SequenceRange::new(first, last).unwrap(), age_ms: u64::MAX };
     let state: SequencerState = serde_json::from_str(

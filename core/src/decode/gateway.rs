@@ -126,7 +126,7 @@ impl GatewayDecoder {
             }
             let is_own = parse_cas(&metadata.cas)? == mutation.cas || value.is_unchanged(mutation.kind, attribute)?;
             let document = self.revision(mutation, &metadata)?;
-            return Ok(if is_own { Decoded::Document(document) } else { Decoded::Foreign(document) });
+            return Ok(if is_own { Decoded::Document(document) } else { Decoded::Foreign(with_own_departures(document)) });
         }
         if mutation.kind != MutationKind::Mutation {
             return Ok(gone(mutation));
@@ -293,6 +293,23 @@ impl MutationDecoder for GatewayDecoder {
     fn decode(&self, mutation: &Mutation) -> Decoded {
         self.try_decode(mutation).unwrap_or_else(Decoded::Invalid)
     }
+}
+
+/// Adds the departures of a revision that is not shown because another program has written since. The
+/// next revision of the gateway repeats them, but their sequence is accounted for by then.
+#[cold]
+fn with_own_departures(mut document: DecodedDocument) -> DecodedDocument {
+    let DecodedDocument { entry, departures, .. } = &mut document;
+    for ChannelChange { channel, membership, since } in entry.channels().iter().filter(|change| change.membership.is_removal()) {
+        departures.push(Departure {
+            sequence: entry.sequence(),
+            revision: entry.revision().into(),
+            channel: channel.clone(),
+            membership: *membership,
+            since: *since,
+        });
+    }
+    document
 }
 
 /// Records that a channel is left out.

@@ -229,7 +229,11 @@ impl Sequencer {
             sequencer.abandoned = abandoned.clone();
         } else {
             let given_up = checkpoint.abandoned.iter().filter_map(|(first, last)| SequenceRange::new(first, last));
-            for range in given_up.chain(checkpoint.skipped.iter().map(|skip| skip.range)).filter_map(below) {
+            // Positions of slots are expected however high they are.
+            let (in_slots, given_up): (Vec<SequenceRange>, Vec<SequenceRange>) =
+                given_up.partition(|range| range.first().slot() > 0);
+            let skipped = checkpoint.skipped.iter().map(|skip| skip.range);
+            for range in given_up.into_iter().chain(skipped).filter_map(below).chain(in_slots) {
                 sequencer.abandoned.insert(range.first().0, range.last().0);
             }
         }

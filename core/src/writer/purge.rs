@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use backon::Retryable as _;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use tokio::time::Instant;
 
-use super::{Writer, backoff, log_retry};
+use super::{Writer, backoff, log_retry, name_repair};
 use crate::channel::Channel;
 use crate::decode::Purged;
 use crate::document::{DocumentId, DocumentRef};
@@ -40,6 +41,8 @@ const DUTY: u32 = 10;
 #[derive(Clone, Debug)]
 struct Pending {
     origin: Origin,
+    /// Earlier purges of the document, in order: the feed may roll the last one back.
+    earlier: Vec<Origin>,
     /// The position of its partition before it. A restart continues from there.
     before: Option<PartitionPosition>,
 }
@@ -56,8 +59,13 @@ impl Purges {
     /// Takes a purge. `before` is the position of its partition before it.
     pub(super) fn take(&mut self, purged: Purged, origin: Origin, before: Option<PartitionPosition>, now: Instant) {
         self.next.get_or_insert(now);
-        let pending = self.pending.entry(purged.document).or_insert(Pending { origin, before });
-        pending.origin = origin;
+        match self.pending.entry(purged.document) {
+            Entry::Occupied(mut known) => {
+                let pending = known.get_mut();
+                pending.earlier.push(std::mem::replace(&mut pending.origin, origin));
+            }
+            Entry::Vacant(free) => drop(free.insert(Pending { origin, earlier: Vec::new(), before })),
+        }
     }
 
     /// Where the purge of a document came from, if one has not been carried out.
@@ -67,7 +75,14 @@ impl Purges {
 
     /// The feed has rolled the partition back to `to`.
     pub(super) fn roll_back(&mut self, partition: PartitionId, to: PartitionSeqno) {
-        self.pending.retain(|_, pending| pending.origin.partition != partition || pending.origin.seqno <= to);
+        self.pending.retain(|_, pending| {
+            let is_kept = |origin: &Origin| origin.partition != partition || origin.seqno <= to;
+            while !is_kept(&pending.origin) {
+                let Some(earlier) = pending.earlier.pop() else { return false };
+                pending.origin = earlier;
+            }
+            true
+        });
     }
 
     /// The time at which they are to be carried out, if there are any.
@@ -127,7 +142,7 @@ impl Writer {
         let began = Instant::now();
         self.settle_all().await?;
         let pending = std::mem::take(&mut self.purges.pending);
-        let gone = self.entries_of(&pending).await;
+        let gone = self.entries_of(&pending).await.map_err(name_repair);
         let gone = match gone {
             Ok(gone) => gone,
             Err(e) => {
@@ -267,6 +282,10 @@ mod tests {
         };
         purges.roll_back(P, PartitionSeqno(29));
         assert_eq!((purges.pending.len(), limited(&purges, 20)), (2, (Some(4), 7)));
+        // The second purge of `a` is rolled back, the first one stays.
+        purges.roll_back(P, PartitionSeqno(8));
+        assert_eq!((purges.pending.len(), limited(&purges, 20)), (1, (Some(4), 7)));
+        assert_eq!(purges.origin("a".into()).map(|origin| origin.seqno.0), Some(5));
         assert_eq!(limited(&purges, 3), (Some(3), 7), "it is before them anyway");
         let mut purges = Purges::default();
         purges.take(Purged { document: "a".into(), cas: 0 }, origin(1, 0), None, now);

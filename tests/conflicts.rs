@@ -9,11 +9,13 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::core::decode::attributes;
+use sluicegate::core::store::Expiry;
 use sluicegate::feed::MutationKind;
 use sluicegate::pointer::Supersession;
 use sluicegate::verify::{VerifyOptions, verify};
 use sluicegate::{
-    CacheStore, Channel, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Writer, WriterConfig,
+    CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Writer,
+    WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
 use sluicegate_testkit::fault::{FaultStore, Faults};
@@ -175,7 +177,8 @@ async fn each_document_is_shown_at_its_newest_revision_whoever_else_has_its_sequ
     assert!(conflicts > 1_000 && purges > 400, "{conflicts} conflicts, {purges} purges");
 }
 
-/// The feed left out what the gateway wrote, for what another program wrote over it; and then the gateway imports that.
+/// The feed left out what the gateway wrote, for what another program wrote over it; and then the
+/// gateway imports that.
 #[tokio::test(start_paused = true)]
 async fn that_a_document_left_a_channel_is_shown_where_another_program_has_written_since() {
     for supersession in [Supersession::Recents, Supersession::Pointers] {
@@ -227,4 +230,21 @@ async fn a_store_that_fails_all_the_time_changes_nothing_of_that() {
         assert_right(&store, &world, &format!("seed {seed}, {tries} tries")).await;
     }
     assert!(terms > 50, "only {terms} terms were cut off");
+}
+
+/// A record that expects too many entries in slots is damaged: that is an error, not a loop over them.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_expects_too_many_entries_in_slots_is_corrupt() {
+    let world = World::new(1, 20, false);
+    let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+    run(store.clone(), &MemoryFeed::new("world", world.events.clone()), 1).await.unwrap();
+    for slot in 0..8 {
+        let key = CacheKey::Batch(slot);
+        let Some(stored) = store.get(&key).await.unwrap() else { continue };
+        let mut record: serde_json::Value = serde_json::from_slice(&stored.value).unwrap();
+        record["abandoned"] = json!([[15_u64 << 60, u64::MAX]]);
+        store.replace(&key, record.to_string().into(), stored.version, Expiry::Never).await.unwrap();
+    }
+    let error = run(store, &MemoryFeed::new("world", world.events), 1).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("slots"), "{error:?}");
 }

@@ -25,8 +25,8 @@ pub enum Supersession {
     Pointers,
 }
 
-/// The row of one document with the highest position, in each channel that the document has been in.
-/// Positions only grow, so merging two pointers is taking the higher ones.
+/// The row of one document with the highest position, in each channel that the document has been
+/// in. Positions only grow, so merging two pointers is taking the higher ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pointer {
@@ -38,12 +38,14 @@ pub struct Pointer {
     key: Box<str>,
     /// By channel. All channels are of the document's collection.
     rows: ChannelMap<Sequence>,
-    /// Positions of revisions that came after a higher one, in order. A gateway whose counter was lost
-    /// may give a later revision a lower sequence, and no channel's highest row leads to it. Since format 2.
+    /// Positions of revisions that came after a higher one, in order. A gateway whose counter was
+    /// lost may give a later revision a lower sequence, and no channel's highest row leads to it.
+    /// Since format 2.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     low: Vec<Sequence>,
-    /// The highest CAS of its revisions, if that is known. One with a lower CAS is earlier: its feed was
-    /// opened at an older position, and it is not known any more that it had come. Since format 2.
+    /// The highest CAS of its revisions, if that is known. One with a lower CAS is earlier: its
+    /// feed was opened at an older position, and it is not known any more that it had come. Since
+    /// format 2.
     #[serde(default, skip_serializing_if = "is_zero")]
     cas: u64,
 }
@@ -91,9 +93,11 @@ impl Pointer {
             self.follow_departures(document);
             self.follow(&mut document.entry);
         }
-        let entry = &document.entry;
-        let is_highest = self.row(entry.star()) == Some(entry.position());
-        if !is_highest && (is_low(entry) || is_placed && entry.in_star()) {
+        let (entry, highest) = (&document.entry, self.row(document.entry.star()));
+        // Not so if its CAS is lower than that of an earlier revision.
+        let is_followed = highest.is_some_and(|row| row.rank() >= entry.position().rank());
+        let is_unknown = !is_followed || is_placed || is_low(entry);
+        if entry.in_star() && is_unknown && highest != Some(entry.position()) {
             self.add_low(entry.position());
         }
     }
@@ -190,7 +194,8 @@ impl Pointer {
         surviving: impl Iterator<Item = &'a ChangeEntry> + Clone,
     ) {
         self.low.retain(|position| !is_gone(*position));
-        // The highest may be gone. That of those which survive is not higher than what is still to come.
+        // The highest may be gone. That of those which survive is not higher than what is still to
+        // come.
         self.cas = surviving.clone().map(|entry| entry.origin().cas).max().unwrap_or_default();
         self.rows.retain(|channel, row| {
             if is_gone(*row) {
@@ -279,6 +284,17 @@ mod tests {
         merged.follow(&mut next);
         assert_eq!(next.supersedes(), [Sequence(16), Sequence(10)]);
         assert_eq!(next.channels()[0].since, Sequence(10));
+    }
+
+    #[test]
+    fn a_revision_with_a_lower_cas_than_an_earlier_one_is_not_forgotten() {
+        let mut pointer = Pointer::new("d");
+        pointer.follow_document(&mut entry(5, &[]).with_cas(200).into(), false);
+        pointer.follow_document(&mut entry(7, &[]).with_cas(100).into(), false);
+        assert_eq!(pointer.low, [Sequence(7)]);
+        let mut next = entry(9, &[]).with_cas(300).into();
+        pointer.follow_document(&mut next, false);
+        assert_eq!(next.entry.supersedes(), [Sequence(5), Sequence(7)]);
     }
 
     #[test]

@@ -60,6 +60,9 @@ use pointers::PointerCache;
 use purge::Purges;
 use rollback::Rollbacks;
 
+/// The limit for entries in slots that a term expects: more can only come of a damaged record.
+const MAX_EXPECTED: u64 = 1_000_000;
+
 /// Why [`Writer::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -234,7 +237,16 @@ impl Writer {
         let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
         let mut shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         // Expected entries in slots may be stored and not listed yet.
-        let expected = assembler.sequencer().abandoned().within(Sequence::MAX_NUMBER.0 + 1, u64::MAX);
+        let in_slots = (Sequence::MAX_NUMBER.0 + 1, u64::MAX);
+        let expected = assembler.sequencer().abandoned().within(in_slots.0, in_slots.1);
+        let count = expected.fold(0, |count: u64, (first, last)| count.saturating_add(last - first).saturating_add(1));
+        if count > MAX_EXPECTED {
+            let message = format!(
+                "the last batch record or the checkpoint expects {count} entries in slots, over the limit of {MAX_EXPECTED}"
+            );
+            return Err(Error::corrupt(message));
+        }
+        let expected = assembler.sequencer().abandoned().within(in_slots.0, in_slots.1);
         shared.extend(expected.flat_map(|(first, last)| first..=last).map(|position| Sequence(position).number()));
 
         let now = Instant::now();

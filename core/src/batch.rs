@@ -272,8 +272,8 @@ pub struct BatchRecord {
     /// Entries it withdrew, because the feed took them back. Their numbers are among those given up, or as if they had never come.
     #[serde(default)]
     pub gone: Entries,
-    /// Positions of departures among them that only make room for the whole revision of the same number:
-    /// their block states stay. Since format 2.
+    /// Positions of departures among them that only make room for the whole revision of the same
+    /// number: their block states stay. Since format 2.
     #[serde(default)]
     pub room: Vec<Sequence>,
     /// Late entries it announced.

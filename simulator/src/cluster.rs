@@ -121,8 +121,9 @@ impl Cluster {
         })
     }
 
-    /// Writes a document of any collection whose content names its own compare-and-swap value, as by a client that has the server put it
-    /// in; or deletes it and leaves the content in its place.
+    /// Writes a document of any collection whose content names its own compare-and-swap value, as
+    /// by a client that has the server put it in; or deletes it and leaves the content in its
+    /// place.
     ///
     /// # Errors
     /// As [`Bucket::store`](crate::bucket::Bucket::store).
@@ -144,14 +145,16 @@ impl Cluster {
         })
     }
 
-    /// The last change of a document of any collection, which may be its removal; none if there was none, or it is gone.
+    /// The last change of a document of any collection, which may be its removal; none if there was
+    /// none, or it is gone.
     pub fn last_change(&self, collection: u32, key: impl Into<Bytes>) -> Option<Item> {
         let key = DocumentKey { collection, key: key.into() };
         let state = self.shared.state.lock();
         state.bucket.vbucket(state.bucket.vbucket_of(&key.key))?.find(&key).cloned()
     }
 
-    /// The last change of each document, removals among them, vbucket by vbucket in the order of positions.
+    /// The last change of each document, removals among them, vbucket by vbucket in the order of
+    /// positions.
     pub fn last_changes(&self) -> Vec<Item> {
         let state = self.shared.state.lock();
         let all = state.bucket.vbuckets().iter().flat_map(|vbucket| vbucket.after(0));

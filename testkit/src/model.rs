@@ -79,7 +79,8 @@ impl Model {
         self.rows.entry(channel.clone()).or_default().entry(at).or_insert(row);
     }
 
-    /// The rows that a request for `channels` gets: after `since`, at most `limit`. Those of one sequence are in the order of documents.
+    /// The rows that a request for `channels` gets: after `since`, at most `limit`. Those of one
+    /// sequence are in the order of documents.
     pub fn changes(&self, channels: &[Channel], since: Sequence, limit: Option<usize>, active_only: bool) -> Vec<AnswerRow> {
         let mut merged: BTreeMap<(Sequence, DocumentId), Merged> = BTreeMap::new();
         for channel in channels {

@@ -1,7 +1,8 @@
-//! Several databases in one bucket, served by one process from one feed, in trouble: each cache must answer what the bucket has.
+//! Several databases in one bucket, served by one process from one feed, in trouble: each cache
+//! must answer what the bucket has.
 //!
-//! How many documents a database has, and which seeds: the environment variables `SLUICEGATE_TEST_DOCUMENTS` and `SLUICEGATE_TEST_SEEDS`.
-//! See the README.
+//! How many documents a database has, and which seeds: the environment variables
+//! `SLUICEGATE_TEST_DOCUMENTS` and `SLUICEGATE_TEST_SEEDS`. See the README.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -131,7 +132,8 @@ async fn several_databases_of_whose_changes_some_are_left_out_answer_what_the_bu
     assert!(!are_usual() || sums["withdrawn"] > 10, "{sums:?}");
 }
 
-/// With `SLUICEGATE_TEST_ALL_TRAFFIC`, also with traffic of which it is known that not all comes out right.
+/// With `SLUICEGATE_TEST_ALL_TRAFFIC`, also with traffic of which it is known that not all comes
+/// out right.
 fn way(way: Way) -> Way {
     if std::env::var_os("SLUICEGATE_TEST_ALL_TRAFFIC").is_some() { Way { manners: Manners::default(), ..way } } else { way }
 }
@@ -162,8 +164,9 @@ fn config(supersession: Supersession) -> WriterConfig {
     serde_json::from_str::<WriterConfig>(text).unwrap().with_supersession(supersession)
 }
 
-/// The process is held up until the server has sent all it may, a node is killed and started again, vbuckets move, the process crashes,
-/// another takes over while it still writes, and a third of the vbuckets lose changes: while it follows, and while there is none.
+/// The process is held up until the server has sent all it may, a node is killed and started again,
+/// vbuckets move, the process crashes, another takes over while it still writes, and a third of the
+/// vbuckets lose changes: while it follows, and while there is none.
 async fn in_trouble(kind: Kind, way: Way, seed: u64) -> Vec<(String, u64)> {
     let (keys, cluster, began) = (keys(), bucket(seed).await, Instant::now());
     cluster.set_faults(|faults| faults.split_percent = 10);
@@ -219,7 +222,8 @@ async fn in_trouble(kind: Kind, way: Way, seed: u64) -> Vec<(String, u64)> {
     scene.traffic.act(some / 4);
     let wrote = began.elapsed();
 
-    // What is given back is no use to a cache that has not been told yet of the loss of what had it before.
+    // What is given back is no use to a cache that has not been told yet of the loss of what had it
+    // before.
     for is_last in [false, true] {
         if is_last {
             scene.traffic.finish();

@@ -1,6 +1,8 @@
-//! What gateways of several databases write to one bucket, and other programs beside them: all of it follows from a seed.
+//! What gateways of several databases write to one bucket, and other programs beside them: all of
+//! it follows from a seed.
 //!
-//! A gateway knows nothing but what the bucket has: what a failover loses, it does not know either, its counters among that.
+//! A gateway knows nothing but what the bucket has: what a failover loses, it does not know either,
+//! its counters among that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -46,10 +48,12 @@ type Place = (usize, u32, String);
 /// What traffic leaves out.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Manners {
-    /// No other programs write, and nothing is purged: where the server leaves out changes, not all of that can be made out.
+    /// No other programs write, and nothing is purged: where the server leaves out changes, not all
+    /// of that can be made out.
     pub(crate) only_gateways: bool,
-    /// Counters are not lost, nothing is purged after the first failover, and two gateways do not write one document at once: not all of
-    /// what comes of that is right, see ARCHITECTURE.md, "Known limits".
+    /// Counters are not lost, nothing is purged after the first failover, and two gateways do not
+    /// write one document at once: not all of what comes of that is right, see ARCHITECTURE.md,
+    /// "Known limits".
     pub(crate) is_careful: bool,
 }
 
@@ -82,8 +86,8 @@ fn config(metadata_id: Option<&str>, collections: &[&str]) -> DatabaseConfig {
 }
 
 impl<'a> Traffic<'a> {
-    /// Makes the collections of three databases: one with the default id and collection, two with ids and collections of their own,
-    /// which have a scope in common.
+    /// Makes the collections of three databases: one with the default id and collection, two with
+    /// ids and collections of their own, which have a scope in common.
     pub(crate) fn new(cluster: &'a Cluster, keys: usize, manners: Manners, seed: u64) -> Self {
         cluster.create_scope("s1").unwrap();
         cluster.create_scope("s2").unwrap();
@@ -147,13 +151,15 @@ impl<'a> Traffic<'a> {
         (item.as_ref().and_then(metadata).and_then(Kept::read), item)
     }
 
-    /// A write by the gateway over what the bucket has: of a document that may be new, deleted or changed by others.
+    /// A write by the gateway over what the bucket has: of a document that may be new, deleted or
+    /// changed by others.
     fn write(&mut self, place: &Place, is_deletion: bool, has_moved: bool) {
         let body = json!({"number": self.writes}).to_string();
         self.write_body(place, is_deletion, has_moved, &[], body.into());
     }
 
-    /// Two writes of a document at once: one is done, and the other does not get to use the number that it has, and takes another.
+    /// Two writes of a document at once: one is done, and the other does not get to use the number
+    /// that it has, and takes another.
     fn contend(&mut self, place: &Place) {
         let above = self.known(place).0.map_or(0, |kept| kept.sequence);
         let unused = self.allocate(place.0, above);
@@ -163,8 +169,8 @@ impl<'a> Traffic<'a> {
         self.count("contended");
     }
 
-    /// With `has_moved`, the CAS that the metadata name is not the document's, as if something had been written beside what the gateway
-    /// wrote.
+    /// With `has_moved`, the CAS that the metadata name is not the document's, as if something had
+    /// been written beside what the gateway wrote.
     fn write_body(&mut self, place: &Place, is_deletion: bool, has_moved: bool, unused: &[u64], body: Bytes) {
         let (known, item) = self.known(place);
         let mut kept = known.unwrap_or_default();
@@ -190,7 +196,8 @@ impl<'a> Traffic<'a> {
         self.cluster.write_naming(place.1, place.2.clone(), is_deletion, content).unwrap();
     }
 
-    /// A number above `above` for a gateway's write. Those that are not above it are given back: the counter was lost.
+    /// A number above `above` for a gateway's write. Those that are not above it are given back:
+    /// the counter was lost.
     fn allocate(&mut self, database: usize, above: u64) -> u64 {
         loop {
             if self.databases[database].reserved.is_empty() {
@@ -218,7 +225,8 @@ impl<'a> Traffic<'a> {
         counter_key(self.id(database).as_deref())
     }
 
-    /// Something else than the gateway writes beside the gateway's document: the CAS moves, and the document stays the gateway's.
+    /// Something else than the gateway writes beside the gateway's document: the CAS moves, and the
+    /// document stays the gateway's.
     fn touch(&mut self, place: &Place) {
         if self.manners.only_gateways {
             return;
@@ -243,7 +251,8 @@ impl<'a> Traffic<'a> {
             Some(item) => {
                 Content { value: with_body(&item, Some(body.as_bytes()), None), datatype: item.datatype, ..Content::default() }
             }
-            // Over a tombstone, the server keeps nothing of its attributes: as after a purge that nobody is told of.
+            // Over a tombstone, the server keeps nothing of its attributes: as after a purge that
+            // nobody is told of.
             None if self.known(place).0.is_some() => return,
             None => Content { value: body.into(), datatype: Datatype::JSON, ..Content::default() },
         };
@@ -305,7 +314,8 @@ impl<'a> Traffic<'a> {
         self.count("released");
     }
 
-    /// A gateway starts again: it gives back what it has taken from the counter, or does not come to that.
+    /// A gateway starts again: it gives back what it has taken from the counter, or does not come
+    /// to that.
     fn restart(&mut self, database: usize) {
         let numbers = std::mem::take(&mut self.databases[database].reserved);
         if !numbers.is_empty() && self.random.random_bool(0.5) {
@@ -313,7 +323,8 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    /// What belongs to none of the databases: the document of another program, and a user of a database that is not served.
+    /// What belongs to none of the databases: the document of another program, and a user of a
+    /// database that is not served.
     fn write_elsewhere(&mut self, key: &str) {
         self.writes += 1;
         let body = json!({"sequence": self.writes, "name": key}).to_string();
@@ -342,8 +353,9 @@ impl Traffic<'_> {
         (0..vbuckets).map(|vbucket| self.cluster.high_seqno(vbucket)).collect()
     }
 
-    /// Every third vbucket from `first` on loses some of the changes after `since`, if there are any; those of the counters lose all of them.
-    /// Documents whose purge is lost are changed by the gateway: a cache does not know them any more, until then.
+    /// Every third vbucket from `first` on loses some of the changes after `since`, if there are
+    /// any; those of the counters lose all of them. Documents whose purge is lost are changed by
+    /// the gateway: a cache does not know them any more, until then.
     pub(crate) fn fail_over(&mut self, first: usize, since: &[u64]) {
         self.has_failed_over = true;
         let mut kept = BTreeMap::new();
@@ -378,7 +390,8 @@ impl Traffic<'_> {
         (0..self.databases.len()).any(|database| self.cluster.vbucket_of(self.counter_key(database).as_bytes()) == vbucket)
     }
 
-    /// The gateways import all that others have written, and give back every number that nothing in the bucket tells of.
+    /// The gateways import all that others have written, and give back every number that nothing in
+    /// the bucket tells of.
     pub(crate) fn finish(&mut self) {
         for place in self.documents() {
             self.import(&place);
@@ -395,7 +408,8 @@ impl Traffic<'_> {
         }
     }
 
-    /// Every document of a database that the bucket has, tombstones and those of other programs among them.
+    /// Every document of a database that the bucket has, tombstones and those of other programs
+    /// among them.
     fn documents(&self) -> Vec<Place> {
         let place = |item: Item| {
             let database = self.databases.iter().position(|database| database.collections.contains(&item.collection))?;

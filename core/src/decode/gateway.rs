@@ -295,8 +295,8 @@ impl MutationDecoder for GatewayDecoder {
     }
 }
 
-/// Adds the departures of a revision that is not shown because another program has written since. The
-/// next revision of the gateway repeats them, but their sequence is accounted for by then.
+/// Adds the departures of a revision that is not shown because another program has written since.
+/// The next revision of the gateway repeats them, but their sequence is accounted for by then.
 #[cold]
 fn with_own_departures(mut document: DecodedDocument) -> DecodedDocument {
     let DecodedDocument { entry, departures, .. } = &mut document;

@@ -291,7 +291,8 @@ impl Assembler {
     }
 
     /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them. For the next batch; nothing may wait to be prepared.
-    /// `room` are positions of departures among them that only make room, see [`BatchRecord::room`].
+    /// `room` are positions of departures among them that only make room, see
+    /// [`BatchRecord::room`].
     pub fn withdraw(&mut self, gone: Vec<Arc<ChangeEntry>>, room: impl IntoIterator<Item = Sequence>, numbers: &[Sequence]) {
         numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
         for entry in &gone {

@@ -314,8 +314,9 @@ pub trait Feed: Send + Sync + fmt::Debug + 'static {
         FeedIdentity::new(self.info().checkpoint_name())
     }
 
-    /// Whether it leaves out mutations to which the gateway's counter has given sequences, for example
-    /// those of other collections. The writer does not wait long for the sequences that are missing then.
+    /// Whether it leaves out mutations to which the gateway's counter has given sequences, for
+    /// example those of other collections. The writer does not wait long for the sequences that are
+    /// missing then.
     fn is_partial(&self) -> bool {
         false
     }

@@ -62,8 +62,8 @@ impl Territory {
     }
 }
 
-/// The position at which a feed must be opened so that no database misses an event: in each partition,
-/// the earliest, or one before it.
+/// The position at which a feed must be opened so that no database misses an event: in each
+/// partition, the earliest, or one before it.
 fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
     let mut all: Option<BTreeMap<PartitionId, Vec<&PartitionPosition>>> = None;
     for start in starts {
@@ -89,9 +89,10 @@ fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
 
 /// Where a partition is opened that databases have at these places.
 ///
-/// Where one of them was in a history that another knows to be left, the feed must find that out: it is opened in that history, at a place
-/// before all of them at which nothing was left out. Then the feed takes back what of that history is lost, and whoever is ahead of where
-/// it goes back to is told.
+/// Where one of them was in a history that another knows to be left, the feed must find that out:
+/// it is opened in that history, at a place before all of them at which nothing was left out. Then
+/// the feed takes back what of that history is lost, and whoever is ahead of where it goes back to
+/// is told.
 fn place_for_all(places: &[&PartitionPosition]) -> Option<PartitionPosition> {
     let first = places.iter().min_by_key(|at| at.seqno)?;
     let is_left = |at: &PartitionPosition| {
@@ -116,8 +117,8 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// Whether the position is one of the newest history of this log, newest first. In one that was left, even before its end, the database
-    /// may hold more than its position says.
+    /// Whether the position is one of the newest history of this log, newest first. In one that was
+    /// left, even before its end, the database may hold more than its position says.
     fn is_of(&self, log: &[(u64, u64)]) -> bool {
         self.position.uuid == 0 || log.first().is_none_or(|(newest, _)| *newest == self.position.uuid)
     }

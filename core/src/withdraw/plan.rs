@@ -18,8 +18,8 @@ pub(crate) type BySequence = BTreeMap<Sequence, Arc<ChangeEntry>>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gone {
     pub(crate) entries: BySequence,
-    /// Positions of departures among them that only make room for the whole revision of the same number.
-    /// Their block states are right as they are.
+    /// Positions of departures among them that only make room for the whole revision of the same
+    /// number. Their block states are right as they are.
     pub(crate) room: BTreeSet<Sequence>,
 }
 

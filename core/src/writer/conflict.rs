@@ -283,8 +283,8 @@ impl Writer {
         Ok((!is_expected).then_some(position))
     }
 
-    /// Leaves out of what an entry says to be superseded the numbers that later revisions of its document
-    /// have by now.
+    /// Leaves out of what an entry says to be superseded the numbers that later revisions of its
+    /// document have by now.
     async fn keep_earlier(&mut self, entry: &mut ChangeEntry, conflicts: &mut Conflicts) -> Result<()> {
         if entry.supersedes().is_empty() {
             return Ok(());
@@ -301,7 +301,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the document of `stored` was purged since, and `entry` is of the document that was made anew.
+    /// Whether the document of `stored` was purged since, and `entry` is of the document that was
+    /// made anew.
     fn is_purged(&self, entry: &ChangeEntry, stored: &ChangeEntry, conflicts: &Conflicts) -> bool {
         let pending = self.purges.origin(entry.document());
         let in_batch = conflicts.purges.get(&DocumentId::from(entry.document()));

@@ -41,7 +41,8 @@ pub(super) enum Item {
 struct Batch {
     items: std::vec::IntoIter<Item>,
     pointers: Pointers,
-    /// If all of it has waited for a rollback that has ended: where its partition was before each of the items that are left.
+    /// If all of it has waited for a rollback that has ended: where its partition was before each
+    /// of the items that are left.
     released: Option<std::vec::IntoIter<Option<PartitionPosition>>>,
     /// When this part of it is taken.
     now: Duration,
@@ -156,7 +157,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes mutations that no rollback keeps waiting any more. `before` is where its partition was before each of them.
+    /// Takes mutations that no rollback keeps waiting any more. `before` is where its partition was
+    /// before each of them.
     pub(super) async fn take(&mut self, decoded: DecodedBatch, before: Vec<Option<PartitionPosition>>) -> Result<()> {
         let (items, now) = (decoded.items.into_iter(), self.now());
         let released = Some(before.into_iter());
@@ -188,8 +190,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes the items of a batch up to the first that may conflict with what is stored, if there is one:
-    /// it is left. Not async: the items would be copied into the future and out of it.
+    /// Takes the items of a batch up to the first that may conflict with what is stored, if there
+    /// is one: it is left. Not async: the items would be copied into the future and out of it.
     fn take_plain(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> bool {
         while let Some(item) = batch.items.as_slice().first() {
             let waits = batch.released.is_none() && self.must_wait(item);

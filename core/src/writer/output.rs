@@ -53,7 +53,8 @@ impl Writer {
             let is_reached = self.is_caught_up && self.rollbacks.is_settled() && self.purges.due().is_none();
             self.rollbacks.limit(&mut position);
             self.purges.limit(&mut position);
-            // Otherwise there are entries from after the position: those of an earlier term, or of after what waits: mutations, and purges.
+            // Otherwise there are entries from after the position: those of an earlier term, or of
+            // after what waits: mutations, and purges.
             let known = (!is_reached).then(|| self.floors.of_position(&position));
             (position, known)
         });

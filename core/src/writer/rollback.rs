@@ -247,7 +247,8 @@ impl Rollbacks {
         let whole: HashSet<(DocumentRef<'_>, Sequence)> = self.held.iter().filter_map(whole_revision).collect();
         let tellers: HashSet<(DocumentRef<'_>, PartitionSeqno)> =
             entries.values().filter(|entry| entry.in_star()).map(|entry| (entry.document(), entry.origin().seqno)).collect();
-        // A departure whose revision has come as a whole, while the later revision that told of it stays.
+        // A departure whose revision has come as a whole, while the later revision that told of it
+        // stays.
         let is_room = |entry: &ChangeEntry| {
             !entry.in_star()
                 && whole.contains(&(entry.document(), entry.sequence()))

@@ -60,8 +60,8 @@ pub struct Kept {
     pub unused: Vec<u64>,
     /// Sequences of the last revisions, and those that their writes did not use.
     pub recent: Vec<u64>,
-    /// Recent sequences that the feed has not delivered: the gateway's cache has not seen them, so they
-    /// are kept.
+    /// Recent sequences that the feed has not delivered: the gateway's cache has not seen them, so
+    /// they are kept.
     pub untold: BTreeSet<u64>,
     /// The channels that it is or has been in.
     pub channels: BTreeMap<String, Standing>,
@@ -115,7 +115,8 @@ impl Kept {
         })
     }
 
-    /// What a decoder must make of the document, for the [`Model`](crate::Model): without what it supersedes.
+    /// What a decoder must make of the document, for the [`Model`](crate::Model): without what it
+    /// supersedes.
     ///
     /// # Errors
     /// `TooLarge` or `ConfigInvalid` for what cannot be the name of a channel.
@@ -157,7 +158,8 @@ impl Kept {
         self.recent.iter().copied().chain(left).chain(stays).chain([self.sequence])
     }
 
-    /// Applies a write that makes a revision whose id ends in `digest`. With `quiet`, the feed does not tell of it.
+    /// Applies a write that makes a revision whose id ends in `digest`. With `quiet`, the feed does
+    /// not tell of it.
     pub fn write(&mut self, digest: &str, sequence: u64, unused: &[u64], members: &[String], deleted: bool, quiet: bool) {
         self.generation += 1;
         (self.revision, self.sequence, self.deleted) = (format!("{}-{digest}", self.generation), sequence, deleted);

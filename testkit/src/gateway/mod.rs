@@ -13,8 +13,8 @@ pub use kept::{Kept, Standing, Stay};
 const SOURCE: &str = "c2NlbmFyaW8gc291cmNl";
 
 impl Kept {
-    /// The document as the gateway writes it: a deletion, without the body, if the revision is a tombstone. `cas` is what its metadata say
-    /// that its CAS is.
+    /// The document as the gateway writes it: a deletion, without the body, if the revision is a
+    /// tombstone. `cas` is what its metadata say that its CAS is.
     pub fn mutation(&self, id: &str, cas: u64, body: &[u8]) -> Mutation {
         let (kind, body): (_, &[u8]) = if self.deleted { (MutationKind::Deletion, b"") } else { (MutationKind::Mutation, body) };
         let version = text_of(cas);
@@ -25,7 +25,8 @@ impl Kept {
     }
 }
 
-/// Whether a document's attribute `_sync` says that the gateway wrote it as it is: of this CAS, or with this body.
+/// Whether a document's attribute `_sync` says that the gateway wrote it as it is: of this CAS, or
+/// with this body.
 pub fn is_gateways_write(metadata: &[u8], cas: u64, body: &[u8], is_deletion: bool) -> bool {
     let Ok(metadata) = serde_json::from_slice::<Value>(metadata) else { return false };
     metadata["cas"] == text_of(cas) || metadata["value_crc32c"] == checksum(body, is_deletion)
@@ -44,7 +45,8 @@ pub(crate) fn with_attributes(id: &str, kind: MutationKind, metadata: &Value, ve
     Mutation { kind, datatype, ..Mutation::new(id.to_owned(), value) }
 }
 
-/// A number as the metadata have CAS values and versions: its bytes from the lowest on, in hexadecimal.
+/// A number as the metadata have CAS values and versions: its bytes from the lowest on, in
+/// hexadecimal.
 pub(crate) fn text_of(number: u64) -> String {
     format!("0x{:016x}", number.swap_bytes())
 }

@@ -99,8 +99,8 @@ impl Scenario {
         &self.text.lines
     }
 
-    /// Whether all its documents are in named collections. Its feed is then restricted to these, so that
-    /// nothing comes of the numbers of others.
+    /// Whether all its documents are in named collections. Its feed is then restricted to these, so
+    /// that nothing comes of the numbers of others.
     fn is_restricted(&self) -> bool {
         let events = self.lines().iter().filter_map(|line| match &line.step {
             Step::Events(events) => Some(events),

@@ -29,7 +29,8 @@ pub struct WriterStats {
     pub skipped: u64,
     /// Numbers given up.
     pub abandoned: u64,
-    /// Numbers for which a partial feed delivered nothing: those of the collections that it leaves out.
+    /// Numbers for which a partial feed delivered nothing: those of the collections that it leaves
+    /// out.
     pub undelivered: u64,
     /// Events that are not about the cache.
     pub ignored: u64,

@@ -260,8 +260,8 @@ impl Hub {
         }
     }
 
-    /// Counts the events that belong to no database, and logs the first of each name. `done` are the
-    /// territories of the databases that the feed was opened without.
+    /// Counts the events that belong to no database, and logs the first of each name. `done` are
+    /// the territories of the databases that the feed was opened without.
     fn look_at(&self, batch: &FeedBatch, shares: &[Share], done: &mut [Territory], names: &mut BTreeMap<u32, Box<str>>) {
         for event in &batch.events {
             match event {

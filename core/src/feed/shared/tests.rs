@@ -136,7 +136,8 @@ fn where_one_was_in_a_history_that_another_knows_to_be_left_the_feed_is_opened_i
     let (old, new) = (&[(1, 0)][..], &[(2, 8), (1, 0)][..]);
     // Both in one history.
     assert_eq!(opened(&place(old, 9, false, &[3]), &place(old, 6, false, &[3])), (1, 6));
-    // One knows that history 1 was left at 8, and is behind the other, at its place, or ahead of it.
+    // One knows that history 1 was left at 8, and is behind the other, at its place, or ahead of
+    // it.
     assert_eq!(opened(&place(old, 9, false, &[3, 5]), &place(new, 7, true, &[3])), (1, 5));
     assert_eq!(opened(&place(old, 8, true, &[3, 5]), &place(new, 8, true, &[3])), (1, 8));
     assert_eq!(opened(&place(old, 6, true, &[3, 5]), &place(new, 20, true, &[3, 12])), (1, 3));

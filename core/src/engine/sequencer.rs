@@ -370,11 +370,10 @@ impl Sequencer {
         if sequence_is_too_high(s) {
             return Arrival::Implausible;
         }
-        if self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s) {
+        let now = internal(now);
+        if !self.add_one_pending(s, now) {
             return Arrival::Duplicate;
         }
-        let now = internal(now);
-        self.add_pending(SequenceRange::one(Sequence(s)), now, 1);
         if self.pending_count > self.config.max_pending {
             self.drain(now);
         }
@@ -551,6 +550,28 @@ impl Sequencer {
         self.pending.insert(first, Run { last, count, since });
         self.pending_count += count;
         range.count() - known
+    }
+
+    /// Adds a single number, as [`add_pending`](Self::add_pending) does; whether it was not pending.
+    fn add_one_pending(&mut self, s: u64, now: Duration) -> bool {
+        let below = self.pending.range(..=s).next_back().map(|(&first, run)| (first, run.last));
+        if below.is_some_and(|(_, last)| last >= s) {
+            return false;
+        }
+        let mut run = match self.pending.remove(&(s + 1)) {
+            Some(above) => Run { last: above.last, count: above.count + 1, since: now },
+            None => Run { last: s, count: 1, since: now },
+        };
+        self.pending_count += 1;
+        let below = below.filter(|(_, last)| last + 1 == s).and_then(|(first, _)| self.pending.get_mut(&first));
+        match below {
+            Some(below) => {
+                run.count += below.count;
+                *below = Run { since: below.since, ..run };
+            }
+            None => drop(self.pending.insert(s, run)),
+        }
+        true
     }
 
     fn drain(&mut self, now: Duration) {

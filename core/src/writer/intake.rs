@@ -184,6 +184,7 @@ impl Writer {
             if let Some(Item::Decoded(partition, seqno, mut one)) = batch.items.next() {
                 self.resolve_conflict(at, &mut one, conflicts).await?;
                 batch.now = self.now();
+                self.remember_duplicate(partition, seqno, &one, batch);
                 self.take_one(partition, seqno, one, batch);
             }
         }
@@ -229,19 +230,25 @@ impl Writer {
         self.tracker.observe(event);
     }
 
-    #[inline]
-    fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, batch: &mut Batch) {
-        let mut released = batch.released.as_mut().map(|before| before.next().flatten());
-        if let Decoded::Document(document) = &decoded
+    /// Remembers a document whose position is still accounted for: a rollback may take that back.
+    /// Must be called before [`take_one`](Self::take_one).
+    fn remember_duplicate(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded, batch: &Batch) {
+        if let Decoded::Document(document) = decoded
             && self.has_positions
             && self.assembler.sequencer().is_accounted(document.entry.position())
         {
-            let before = released.clone().unwrap_or_else(|| self.tracker.at(partition).cloned());
+            let released = batch.released.as_ref().and_then(|before| before.as_slice().first());
+            let before = released.cloned().unwrap_or_else(|| self.tracker.at(partition).cloned());
             self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
         }
+    }
+
+    #[inline]
+    fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, batch: &mut Batch) {
+        let released = batch.released.as_mut().map(|before| before.next().flatten());
         if let Decoded::Purged(purged) = &decoded {
             let origin = Origin { partition, seqno, cas: purged.cas };
-            let before = released.take().unwrap_or_else(|| self.tracker.at(partition).cloned());
+            let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
             self.purges.take(purged.clone(), origin, before, Instant::now());
         }
         self.tracker.advance(partition, seqno);

@@ -89,6 +89,7 @@ impl Pointer {
     /// `is_placed` if its number was accounted for when it came, and it is no duplicate.
     pub fn follow_document(&mut self, document: &mut DecodedDocument, is_placed: bool) {
         let cas = document.entry.origin().cas;
+        let is_later = self.cas > 0 && cas > self.cas;
         if cas == 0 || cas >= self.cas {
             self.follow_departures(document);
             self.follow(&mut document.entry);
@@ -96,7 +97,8 @@ impl Pointer {
         let (entry, highest) = (&document.entry, self.row(document.entry.star()));
         // Not so if its CAS is lower than that of an earlier revision.
         let is_followed = highest.is_some_and(|row| row.rank() >= entry.position().rank());
-        let is_unknown = !is_followed || is_placed || is_low(entry);
+        // A document that was purged and made anew does not name its earlier sequences.
+        let is_unknown = !is_followed || is_placed || is_later || is_low(entry);
         if entry.in_star() && is_unknown && highest != Some(entry.position()) {
             self.add_low(entry.position());
         }
@@ -284,6 +286,19 @@ mod tests {
         merged.follow(&mut next);
         assert_eq!(next.supersedes(), [Sequence(16), Sequence(10)]);
         assert_eq!(next.channels()[0].since, Sequence(10));
+    }
+
+    #[test]
+    fn a_document_made_anew_with_a_lower_sequence_is_not_forgotten() {
+        let mut pointer = Pointer::new("d");
+        pointer.follow_document(&mut entry(16, &[]).with_cas(100).into(), false);
+        for _ in 0..2 {
+            // It comes again after a restart.
+            pointer.follow_document(&mut entry(10, &[]).with_cas(200).into(), false);
+            assert_eq!((pointer.low.as_slice(), pointer.cas), (&[Sequence(10)][..], 200));
+        }
+        pointer.follow_document(&mut entry(12, &[]).with_cas(150).into(), false);
+        assert_eq!(pointer.low, [Sequence(10)], "it came before");
     }
 
     #[test]

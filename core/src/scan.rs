@@ -123,8 +123,21 @@ pub async fn star_state<S: CacheStore + ?Sized>(
     collection: CollectionId,
     sequence: Sequence,
 ) -> Result<BlockState> {
-    let (index, offset) = Block::locate(sequence, codec.capacity());
-    Ok(block(store, codec, Channel::shared_star(collection), index).await?.get(offset))
+    state(store, codec, Channel::shared_star(collection), sequence).await
+}
+
+/// The state of a position in a channel.
+///
+/// # Errors
+/// As [`directory`].
+pub async fn state<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    channel: &Channel,
+    position: Sequence,
+) -> Result<BlockState> {
+    let (index, offset) = Block::locate(position, codec.capacity());
+    Ok(block(store, codec, channel, index).await?.get(offset))
 }
 
 /// Whether the star channel of any collection shows a sequence.

@@ -36,7 +36,10 @@ impl Sequence {
     pub(crate) const MAX_NUMBER_IN_SLOT: Sequence = Sequence((1 << SLOT_SHIFT) - 1);
 
     /// The limit for positions of one sequence.
-    pub const SLOTS: u8 = 17;
+    pub const SLOTS: u8 = 16;
+
+    /// The lowest of the positions above all slots, where nothing is stored.
+    pub(crate) const FIRST_READMITTED: Sequence = Sequence(u64::MAX << SLOT_SHIFT);
 
     /// The position of an entry with this sequence in `slot`: the sequence itself in slot 0. Only
     /// sequences below 2^56 have other slots.
@@ -48,6 +51,12 @@ impl Sequence {
             }
             _ => None,
         }
+    }
+
+    /// The position above all slots that notes of a sequence that it was readmitted, see
+    /// [`Sequencer::readmit`](crate::engine::Sequencer::readmit).
+    pub(crate) fn readmitted(self) -> Option<Sequence> {
+        (self <= Self::MAX_NUMBER_IN_SLOT).then_some(Sequence(Self::FIRST_READMITTED.0 | self.0))
     }
 
     /// The number of a position.

@@ -446,10 +446,32 @@ fn a_position_in_a_slot_stays_expected_where_the_last_record_is_lost() {
     for s in 1..=7 {
         sequencer.arrived(Sequence(s), ms(0));
     }
-    sequencer.expect_in_slot(position);
+    sequencer.readmit(position);
     let state = stored(&sequencer.state(ms(0)));
     let mut resumed = Sequencer::resume(SequencerConfig::default(), sequencer.high(), &[], None, &state, ms(0));
-    assert_eq!(resumed.arrived_in_slot(position), Arrival::Late);
+    assert_eq!(resumed.arrived_at(position, ms(0)), Arrival::Late);
+}
+
+#[test]
+fn that_a_document_is_expected_outlasts_a_marker_for_its_sequence() {
+    let config = SequencerConfig::default();
+    let mut sequencer = Sequencer::new(config);
+    for s in 1..=7 {
+        sequencer.arrived(Sequence(s), ms(0));
+    }
+    sequencer.readmit(Sequence(5));
+    let state = stored(&sequencer.state(ms(0)));
+    let (high, abandoned) = (sequencer.high(), sequencer.abandoned().clone());
+    for abandoned in [None, Some(&abandoned)] {
+        let mut resumed = Sequencer::resume(config, high, &[], abandoned, &state, ms(0));
+        assert_eq!(resumed.unused(range("5"), ms(0)), 0);
+        assert_eq!(resumed.arrived(Sequence(5), ms(0)), Arrival::Duplicate, "another document that names it");
+        assert!(resumed.is_accounted(Sequence(5)) && resumed.is_readmitted(Sequence(5)));
+        assert_eq!(resumed.readmitted_in_slots().count(), 0);
+        resumed.readmit(Sequence(5));
+        assert_eq!(resumed.arrived_at(Sequence(5), ms(0)), Arrival::Late);
+        assert!(!resumed.is_readmitted(Sequence(5)) && resumed.abandoned().is_empty());
+    }
 }
 
 #[test]

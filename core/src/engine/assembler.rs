@@ -164,7 +164,8 @@ impl Assembler {
             }
             Decoded::Purged(_) => self.stats.purged += 1,
             Decoded::Principal(principal) => {
-                if self.count_arrival(principal.sequence, now).is_new() {
+                let arrival = self.sequencer.arrived(principal.sequence, now);
+                if self.count(arrival).is_new() {
                     self.stats.principals += 1;
                     let (sequence, kind, name) = (principal.sequence, principal.kind, principal.name);
                     self.principals.push(PrincipalChange { sequence, kind, name });
@@ -215,17 +216,13 @@ impl Assembler {
             self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
             return;
         }
-        let arrival = self.count_arrival(entry.position(), now);
-        if arrival.is_new() {
+        let arrival = self.sequencer.arrived_at(entry.position(), now);
+        if self.count(arrival).is_new() {
             self.store(entry, arrival);
         }
     }
 
-    fn count_arrival(&mut self, sequence: Sequence, now: Duration) -> Arrival {
-        let arrival = match sequence.slot() {
-            0 => self.sequencer.arrived(sequence, now),
-            _ => self.sequencer.arrived_in_slot(sequence),
-        };
+    fn count(&mut self, arrival: Arrival) -> Arrival {
         self.stats.duplicates += u64::from(arrival == Arrival::Duplicate);
         self.stats.invalid += u64::from(arrival == Arrival::Implausible);
         arrival
@@ -263,10 +260,7 @@ impl Assembler {
     /// Prepares for a document whose sequence is accounted for already. Makes room for its entry at
     /// `position`, so that it is new when it is applied.
     pub fn readmit(&mut self, position: Sequence) {
-        match position.slot() {
-            0 => self.sequencer.withdraw(position),
-            _ => self.sequencer.expect_in_slot(position),
-        }
+        self.sequencer.readmit(position);
     }
 
     /// Counts a document whose sequence was accounted for already, but not by the document itself.

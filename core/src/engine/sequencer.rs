@@ -149,7 +149,11 @@ pub struct Sequencer {
     skipped_count: u64,
     /// Every skipped range below this number is older than `max_wait`.
     settled_below: u64,
+    /// Numbers that were given up, positions in slots that are expected, and notes of numbers that
+    /// were [readmitted](Self::readmit).
     abandoned: RangeSet,
+    /// Whether there are such notes.
+    has_readmitted: bool,
     noted: Vec<Noted>,
     /// The gateway's counter, as far as the feed has delivered it.
     counter: Option<Sequence>,
@@ -196,6 +200,7 @@ impl Sequencer {
             skipped_count: 0,
             settled_below: 0,
             abandoned: RangeSet::new(),
+            has_readmitted: false,
             noted: Vec::new(),
             counter: None,
             implausible: None,
@@ -229,7 +234,7 @@ impl Sequencer {
             sequencer.abandoned = abandoned.clone();
         } else {
             let given_up = checkpoint.abandoned.iter().filter_map(|(first, last)| SequenceRange::new(first, last));
-            // Positions of slots are expected however high they are.
+            // Positions above all numbers are expected however high they are.
             let (in_slots, given_up): (Vec<SequenceRange>, Vec<SequenceRange>) =
                 given_up.partition(|range| range.first().slot() > 0);
             let skipped = checkpoint.skipped.iter().map(|skip| skip.range);
@@ -237,6 +242,7 @@ impl Sequencer {
                 sequencer.abandoned.insert(range.first().0, range.last().0);
             }
         }
+        sequencer.look_for_readmitted();
         for (gap, age_ms) in missing {
             let (free, missed) = match sequencer.skipped.values().next_back() {
                 Some(before) => (before.last.saturating_add(1), before.missed.max(since(age_ms))),
@@ -380,19 +386,63 @@ impl Sequencer {
         Arrival::Pending
     }
 
-    /// An entry arrived whose sequence another document has, so that it is in another slot; it must
-    /// have been [expected](Self::expect_in_slot).
-    pub fn arrived_in_slot(&mut self, position: Sequence) -> Arrival {
+    /// A document arrived at its position. If that is not its sequence, it must have been
+    /// [readmitted](Self::readmit).
+    #[inline]
+    pub fn arrived_at(&mut self, position: Sequence, now: Duration) -> Arrival {
+        if position.slot() == 0 {
+            if self.has_readmitted {
+                self.is_there(position);
+            }
+            return self.arrived(position, now);
+        }
         if self.abandoned.remove(position.0, position.0) == 0 {
             return Arrival::Duplicate;
         }
         if position.number() <= self.high() { Arrival::Late } else { Arrival::Pending }
     }
 
-    /// Expects an entry in another slot, because another document has its sequence. The position
-    /// counts as given up until the entry arrives: so after a crash in between, it arrives as new.
-    pub fn expect_in_slot(&mut self, position: Sequence) {
-        self.abandoned.insert(position.0, position.0);
+    /// Expects a document whose sequence is accounted for, because another document has it, or
+    /// because it was released. The position counts as given up until the document arrives: so
+    /// after a crash in between, it arrives as new.
+    ///
+    /// After a restart, a marker may come again and account for the sequence before the document
+    /// comes. So that the sequence was readmitted is noted apart, until the document arrives.
+    pub fn readmit(&mut self, position: Sequence) {
+        if position.slot() > 0 {
+            self.abandoned.insert(position.0, position.0);
+            return;
+        }
+        self.withdraw(position);
+        if let Some(note) = position.readmitted() {
+            self.abandoned.insert(note.0, note.0);
+            self.has_readmitted = true;
+        }
+    }
+
+    /// Whether a document that was readmitted at this position has not arrived yet.
+    pub fn is_readmitted(&self, position: Sequence) -> bool {
+        let note = if position.slot() > 0 { Some(position) } else { position.readmitted() };
+        note.is_some_and(|note| self.abandoned.contains(note.0))
+    }
+
+    /// Positions in slots at which documents were readmitted that have not arrived yet.
+    pub fn readmitted_in_slots(&self) -> impl Iterator<Item = (Sequence, Sequence)> {
+        let (first, last) = (Sequence::MAX_NUMBER.next(), Sequence::FIRST_READMITTED.previous());
+        self.abandoned.within(first.0, last.0).map(|(first, last)| (Sequence(first), Sequence(last)))
+    }
+
+    #[cold]
+    fn is_there(&mut self, number: Sequence) {
+        if let Some(note) = number.readmitted()
+            && self.abandoned.remove(note.0, note.0) > 0
+        {
+            self.look_for_readmitted();
+        }
+    }
+
+    fn look_for_readmitted(&mut self) {
+        self.has_readmitted = self.abandoned.last().is_some_and(|last| last >= Sequence::FIRST_READMITTED.0);
     }
 
     /// The gateway's counter is at `counter`: all sequences up to that are allocated.

@@ -2,7 +2,7 @@
 //!
 //! The store is asked for nothing but documents by key; looking writes nothing. What is found is
 //! named by its key, so that it can be looked at. Memory: a set of channels with the numbers of
-//! their blocks, the blocks of one number in all channels, 8 bytes for each mark that falls on
+//! their blocks, the blocks of one number in all channels, 16 bytes for each mark that falls on
 //! lower ones, and 16 bytes for each document in each of its channels.
 
 mod findings;

@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use crate::block::{Block, BlockState};
 use crate::channel::{Channel, ChannelMap};
 use crate::document::DocumentRef;
+use crate::entry::ChangeEntry;
 use crate::key::BlockIndex;
 use crate::sequence::Sequence;
 
@@ -117,20 +118,43 @@ impl Marked {
     }
 }
 
+/// What marks are compared by: the hash of a document, and the CAS of one of its revisions; zero if
+/// that is not known, or if it is a departure, which has that of a later revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Revision {
+    pub(super) document: u64,
+    pub(super) cas: u64,
+}
+
+impl Revision {
+    pub(super) fn new(entry: &ChangeEntry, hasher: &RandomState) -> Self {
+        let cas = if entry.in_star() { entry.origin().cas } else { 0 };
+        Revision { document: hasher.hash_one(entry.document()), cas }
+    }
+}
+
 /// Bits of a mark: the offset in its block, the document's hash, and whether the mark must exist.
 const HASH_BITS: u32 = 40;
 
-/// The marks that entries make on one block, with the document of each: 8 bytes per mark. A mark
-/// counts only if the document at its position is the same.
+/// The mark that an entry makes, and the CAS of the entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    bits: u64,
+    cas: u64,
+}
+
+/// The marks that entries make on one block, with the document of each: 16 bytes per mark. A mark
+/// counts only if the document at its position is the same, and its revision there is not a later
+/// one: a document that was purged and made anew may have a sequence again that it had before.
 #[derive(Clone, Debug, Default)]
 struct Claims {
-    marks: Vec<u64>,
+    marks: Vec<Claim>,
     /// This many are sorted and without duplicates.
     sorted: usize,
 }
 
 impl Claims {
-    fn add(&mut self, mark: u64) {
+    fn add(&mut self, mark: Claim) {
         self.marks.push(mark);
         if self.marks.len() >= 2 * self.sorted.max(16) {
             self.sort();
@@ -140,8 +164,8 @@ impl Claims {
     fn sort(&mut self) {
         self.marks.sort_unstable();
         self.marks.dedup_by(|later, kept| {
-            let is_same = *later >> 1 == *kept >> 1;
-            *kept |= if is_same { *later } else { 0 };
+            let is_same = later.bits == kept.bits;
+            kept.cas = if is_same { widest(later.cas, kept.cas) } else { kept.cas };
             is_same
         });
         self.sorted = self.marks.len();
@@ -150,12 +174,21 @@ impl Claims {
     /// Adds those of `other`; returns whether one was new.
     fn merge(&mut self, other: &Claims) -> bool {
         self.sort();
-        let known = |marks: &[u64], mark: u64| marks.binary_search(&mark).is_ok() || marks.binary_search(&(mark | 1)).is_ok();
-        let new: Vec<u64> = other.marks.iter().copied().filter(|mark| !known(&self.marks, *mark)).collect();
+        let covers = |bits: u64, mark: &Claim| {
+            let known = self.marks.binary_search_by_key(&bits, |known| known.bits).ok().map(|at| self.marks[at].cas);
+            known.is_some_and(|cas| widest(cas, mark.cas) == cas)
+        };
+        let is_new = |mark: &&Claim| !covers(mark.bits, mark) && !covers(mark.bits | 1, mark);
+        let new: Vec<Claim> = other.marks.iter().filter(is_new).copied().collect();
         self.marks.extend_from_slice(&new);
         self.sort();
         !new.is_empty()
     }
+}
+
+/// The CAS that marks what the other one marks, too.
+fn widest(a: u64, b: u64) -> u64 {
+    if a == 0 || b == 0 { 0 } else { a.max(b) }
 }
 
 /// Marks of the entries seen so far, by marked block.
@@ -170,10 +203,11 @@ impl Marks {
         Marks { capacity, blocks: BTreeMap::new() }
     }
 
-    /// Adds the mark of an entry of the document with this hash.
-    pub(super) fn add(&mut self, channel: &Channel, sequence: Sequence, document: u64, certain: bool) {
+    /// Adds the mark of a revision.
+    pub(super) fn add(&mut self, channel: &Channel, sequence: Sequence, by: Revision, certain: bool) {
         let (index, offset) = Block::locate(sequence, self.capacity);
-        let mark = u64::from(offset) << (HASH_BITS + 1) | (document >> (64 - HASH_BITS)) << 1 | u64::from(certain);
+        let bits = u64::from(offset) << (HASH_BITS + 1) | (by.document >> (64 - HASH_BITS)) << 1 | u64::from(certain);
+        let mark = Claim { bits, cas: by.cas };
         let channels = self.blocks.entry(index).or_default();
         match channels.get_mut(channel) {
             Some(claims) => claims.add(mark),
@@ -203,14 +237,20 @@ impl Marks {
         self.blocks.range(BlockIndex(first)..=BlockIndex(last)).next_back().map(|(index, _)| index.0)
     }
 
-    /// Takes the marks on the blocks of number `index` that count, given the hashes of the
-    /// documents there. A position without a document may be marked by any document.
-    pub(super) fn take(&mut self, index: BlockIndex, documents: &FxHashMap<u32, u64>, mut each: impl FnMut(&Channel, u32, bool)) {
+    /// Takes the marks on the blocks of number `index` that count, given the revisions there. A
+    /// position without a document may be marked by any document.
+    pub(super) fn take(
+        &mut self,
+        index: BlockIndex,
+        revisions: &FxHashMap<u32, Revision>,
+        mut each: impl FnMut(&Channel, u32, bool),
+    ) {
         for (channel, claims) in self.blocks.remove(&index).unwrap_or_default() {
-            for mark in claims.marks {
-                let (offset, hash) = ((mark >> (HASH_BITS + 1)) as u32, mark >> 1 & ((1 << HASH_BITS) - 1));
-                if documents.get(&offset).is_none_or(|document| document >> (64 - HASH_BITS) == hash) {
-                    each(&channel, offset, mark & 1 == 1);
+            for Claim { bits, cas } in claims.marks {
+                let (offset, hash) = ((bits >> (HASH_BITS + 1)) as u32, bits >> 1 & ((1 << HASH_BITS) - 1));
+                let counts = |there: &Revision| there.document >> (64 - HASH_BITS) == hash && (cas == 0 || there.cas <= cas);
+                if revisions.get(&offset).is_none_or(counts) {
+                    each(&channel, offset, bits & 1 == 1);
                 }
             }
         }
@@ -326,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_mark_counts_where_its_document_is_or_none() {
-        let (star, [one, other]) = (Channel::star(), [1 << 40, 1 << 41]);
+        let (star, [one, other]) = (Channel::star(), [1 << 40, 1 << 41].map(|document| Revision { document, cas: 0 }));
         let mut marks = Marks::new(64);
         for round in 0..40 {
             for (position, document) in [(70, one), (71, other), (72, other), (73, one)] {
@@ -336,17 +376,32 @@ mod tests {
         }
         marks.add(&star, Sequence(200), one, true);
         assert_eq!((marks.highest(), marks.highest_within(0, 2)), (Some(BlockIndex(3)), Some(1)));
-        let (mut known, mut found) = (Marks::new(64), Vec::new());
+        let (mut known, mut found) = (Marks::new(64), BTreeMap::new());
         assert!(known.merge(&marks) && !known.merge(&marks));
         let mut maybe = Marks::new(64);
         maybe.add(&star, Sequence(70), one, false);
         assert!(!known.merge(&maybe), "it must be there already");
         let documents = [(6, one), (7, one), (8, other)].into_iter().collect();
-        known.take(BlockIndex(1), &documents, |_, offset, certain| found.push((offset, certain)));
-        found.sort_unstable();
-        found.dedup();
+        known.take(BlockIndex(1), &documents, |_, offset, certain| *found.entry(offset).or_default() |= certain);
+        let found: Vec<(u32, bool)> = found.into_iter().collect();
         assert_eq!(found, [(6, true), (8, true), (9, true), (11, false)], "7 is another document's");
         assert_eq!(known.highest_within(0, 2), None);
+    }
+
+    #[test]
+    fn a_mark_does_not_count_where_a_later_revision_of_its_document_is() {
+        let revision = |cas| Revision { document: 1 << 40, cas };
+        let counts = |marking: &[u64], there: u64| {
+            let (mut marks, mut counts) = (Marks::new(64), false);
+            marking.iter().for_each(|cas| marks.add(&Channel::star(), Sequence(7), revision(*cas), true));
+            let mut known = Marks::new(64);
+            assert!(known.merge(&marks) && !known.merge(&marks));
+            known.take(BlockIndex(0), &[(7, revision(there))].into_iter().collect(), |_, _, _| counts = true);
+            counts
+        };
+        assert!(counts(&[20], 10) && counts(&[20], 20) && !counts(&[20], 30));
+        assert!(counts(&[20, 40], 30) && counts(&[40, 20], 30));
+        assert!(counts(&[0], 30) && counts(&[20, 0], 30) && counts(&[20], 0), "a CAS is not known");
     }
 
     #[test]

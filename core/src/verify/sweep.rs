@@ -4,14 +4,14 @@
 //! the start: a later revision may have a lower sequence.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::task::Poll;
 
 use super::findings::{Action, Finding, Problem};
 use super::pass::{Change, Document, Pass};
 use super::pointers::Pointers;
-use super::rules::{Marks, Met, Newest};
+use super::rules::{Marks, Met, Newest, Revision};
 use super::window::{Facts, Stored, Window};
 use crate::batch::{entry_marks, entry_states};
 use crate::block::Block;
@@ -447,8 +447,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
 
     fn entry(&mut self, window: &mut Window, entry: &ChangeEntry) {
         let sequence = entry.position();
-        let document = self.hasher.hash_one(entry.document());
-        window.documents.insert(window.offset(sequence), document);
+        let revision = Revision::new(entry, &self.hasher);
+        window.documents.insert(window.offset(sequence), revision);
         entry_states(entry, |change| {
             let offset = window.offset(change.sequence);
             window.cell(change.channel).own.raise(offset, change.state);
@@ -458,7 +458,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             return;
         }
         let certain = sequence.number() <= self.pass.clock.marked;
-        entry_marks(entry, |change| self.mark(window.index, change.channel, change.sequence, document, certain));
+        entry_marks(entry, |change| self.mark(window.index, change.channel, change.sequence, revision, certain));
 
         let star = entry.in_star().then(|| entry.star());
         for channel in star.into_iter().chain(entry.channels().iter().map(|change| &change.channel)) {
@@ -474,13 +474,12 @@ impl<'p, 'a> Sweep<'p, 'a> {
         }
     }
 
-    /// Records that an entry of the document with this hash marks a row as superseded. `at`: the
-    /// blocks that are being checked.
-    fn mark(&mut self, at: BlockIndex, channel: &Channel, sequence: Sequence, document: u64, certain: bool) {
+    /// Records that a revision marks a row as superseded. `at`: the blocks that are being checked.
+    fn mark(&mut self, at: BlockIndex, channel: &Channel, sequence: Sequence, by: Revision, certain: bool) {
         let (index, _) = Block::locate(sequence, self.capacity);
         let is_passed = self.rank(index) > self.rank(at);
         let marks = if is_passed { &mut self.marks_missed } else { &mut self.marks };
-        marks.add(channel, sequence, document, certain);
+        marks.add(channel, sequence, by, certain);
     }
 
     /// Judges all blocks of the window, and rebuilds what is wrong.
@@ -550,8 +549,8 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 let offset = window.offset(row);
                 window.cell(channel).marked.add(offset, certain);
             } else {
-                let document = self.hasher.hash_one(older.document());
-                self.mark(window.index, channel, row, document, certain);
+                let newer = Revision::new(newer, &self.hasher);
+                self.mark(window.index, channel, row, newer, certain);
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use super::findings::{Finding, Problem};
-use super::rules::{Known, Marked, Superseded, Wrong, judge};
+use super::rules::{Known, Marked, Revision, Superseded, Wrong, judge};
 use crate::block::{Block, BlockCodec, BlockState};
 use crate::channel::{Channel, ChannelMap};
 use crate::error::Error;
@@ -64,8 +64,8 @@ pub(super) struct Window {
     /// Sequences whose documents were asked for, and those among them not read yet.
     asked: RangeSet,
     to_read: Vec<Sequence>,
-    /// The hashes of the readable documents, by offset.
-    pub(super) documents: FxHashMap<u32, u64>,
+    /// The revisions whose documents are readable, by offset.
+    pub(super) documents: FxHashMap<u32, Revision>,
     /// Documents that cannot be.
     pub(super) broken: FxHashMap<Sequence, Finding>,
 }

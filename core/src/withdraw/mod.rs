@@ -75,7 +75,10 @@ impl Search {
         }
         let mut probe: Vec<Sequence> =
             self.probe.iter().flat_map(|range| range.first().0..=range.last().0).map(Sequence).collect();
+        // Each writer that takes over after a withdrawal announces again what it has shown.
         probe.extend(late);
+        probe.sort_unstable();
+        probe.dedup();
         for page in probe.chunks(scan::PAGE) {
             store.entries(page).await?.into_iter().flatten().try_for_each(&mut take)?;
         }

@@ -233,7 +233,7 @@ impl Writer {
         for slot in 0..Sequence::SLOTS {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
-                let named = if slot == 0 { self.named_by(&document.entry).await? } else { Named::Nobody };
+                let named = self.named(&document.entry, position).await?;
                 is_own |= named == Named::Own;
                 let is_free = free.is_none() && named != Named::Another;
                 free = if is_free { Some(slot) } else { free };
@@ -246,9 +246,13 @@ impl Writer {
             let is_gone = stored.document() == document.entry.document() && self.is_purged(&document.entry, &stored, conflicts);
             match if is_gone { Claim::Taken } else { claim(&document.entry, &stored) } {
                 // An entry that was stored, and not published before a crash, is still expected.
-                Claim::Duplicate if slot > 0 && self.assembler.sequencer().abandoned().contains(position.0) => {
-                    free = Some(slot);
-                    break;
+                Claim::Duplicate if self.assembler.sequencer().is_readmitted(position) => {
+                    let named = self.named(&document.entry, position).await?;
+                    is_own |= named == Named::Own;
+                    if named != Named::Another {
+                        free = Some(slot);
+                        break;
+                    }
                 }
                 Claim::Duplicate | Claim::Outdated => {
                     document.entry = document.entry.clone().with_slot(slot);
@@ -310,11 +314,37 @@ impl Writer {
         purges.any(|purge| is_older(stored, purge) && !is_older(entry, purge))
     }
 
-    /// The document whose entries name the sequence of a document as their own, and so have a mark
-    /// there, or will have one.
-    async fn named_by(&mut self, entry: &ChangeEntry) -> Result<Named> {
+    /// The document that has a mark at a position, or will have one, which `entry` could have.
+    async fn named(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
+        // Marks that are being written are neither in the blocks nor waiting.
+        self.settle_all().await?;
+        match self.named_by(entry, position).await? {
+            // A document that was purged may have been there. Then there is no mark in the star
+            // channel any more, but in the channels of its next revision.
+            Named::Nobody if self.is_marked(entry, position).await? => Ok(Named::Another),
+            named => Ok(named),
+        }
+    }
+
+    /// Whether a position is marked as superseded in one of the channels of `entry`.
+    async fn is_marked(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<bool> {
+        let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
+        let attempt = || async {
+            for change in entry.channels() {
+                if scan::state(store, codec, &change.channel, position).await? == BlockState::Superseded {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+    }
+
+    /// The document whose entries name a position as their own, and so have a mark there, or will
+    /// have one.
+    async fn named_by(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
         let number = entry.sequence();
-        let naming = |other: &ChangeEntry| match other.supersedes().contains(&number) {
+        let naming = |other: &ChangeEntry| match other.supersedes().contains(&position) {
             false => Named::Nobody,
             true if other.document() == entry.document() && other.is_newer_than(entry) => Named::Own,
             true => Named::Another,
@@ -326,10 +356,10 @@ impl Writer {
         let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), self.assembler.sequencer().high());
         let attempt = || async {
             for star in scan::stars(store).await? {
-                if scan::star_state(store, codec, star.collection(), number).await? == BlockState::Absent {
+                if scan::star_state(store, codec, star.collection(), position).await? == BlockState::Absent {
                     continue;
                 }
-                // The sequence is marked, and there is no document. The entry that names it is
+                // The position is marked, and there is no document. The entry that names it is
                 // mostly near, and mostly above it.
                 let (mut first, mut count) = (number.next(), NEAR);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {

@@ -11,8 +11,9 @@ use crate::scan;
 use crate::sequence::Sequence;
 use crate::store::CacheStore;
 
-/// Removes from each entry's list the sequences that belong to another document now: the entry
-/// never superseded those. An entry with a shorter list is a copy; the stored one stays.
+/// Removes from each entry's list the sequences that belong to another document now, or to a later
+/// revision of its own: the entry never superseded those. An entry with a shorter list is a copy;
+/// the stored one stays.
 ///
 /// # Errors
 /// What the store says. Unreadable entries stay in the lists: a mark on them hides nothing that is
@@ -32,7 +33,11 @@ pub(super) async fn without_others(
             let positions: Vec<Sequence> = page.iter().map(|naming| naming[0].0).collect();
             for (naming, found) in page.iter().zip(read(store, policy, &positions).await?) {
                 let Some(found) = found else { continue };
-                let are_others = naming.iter().filter(|(_, at)| some[*at].document() != found.document());
+                let is_anothers = |naming: &ChangeEntry| {
+                    let is_own = naming.document() == found.document();
+                    !is_own || naming.in_star() && found.in_star() && found.is_newer_than(naming)
+                };
+                let are_others = naming.iter().filter(|(_, at)| is_anothers(&some[*at]));
                 others.extend(are_others.map(|(older, at)| (*at, *older)));
             }
         }

@@ -237,17 +237,16 @@ impl Writer {
         let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
         let mut shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         // Expected entries in slots may be stored and not listed yet.
-        let in_slots = (Sequence::MAX_NUMBER.0 + 1, u64::MAX);
-        let expected = assembler.sequencer().abandoned().within(in_slots.0, in_slots.1);
-        let count = expected.fold(0, |count: u64, (first, last)| count.saturating_add(last - first).saturating_add(1));
+        let expected = assembler.sequencer().readmitted_in_slots();
+        let count = expected.fold(0, |count: u64, (first, last)| count.saturating_add(last.0 - first.0).saturating_add(1));
         if count > MAX_EXPECTED {
             let message = format!(
                 "the last batch record or the checkpoint expects {count} entries in slots, over the limit of {MAX_EXPECTED}"
             );
             return Err(Error::corrupt(message));
         }
-        let expected = assembler.sequencer().abandoned().within(in_slots.0, in_slots.1);
-        shared.extend(expected.flat_map(|(first, last)| first..=last).map(|position| Sequence(position).number()));
+        let expected = assembler.sequencer().readmitted_in_slots();
+        shared.extend(expected.flat_map(|(first, last)| first.0..=last.0).map(|position| Sequence(position).number()));
 
         let now = Instant::now();
         let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);

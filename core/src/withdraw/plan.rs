@@ -158,16 +158,21 @@ impl Plan {
 }
 
 /// The changes in blocks where `now` replaces `before`, which was never published: states that only
-/// `before` had are removed; where both have one, they were merged.
+/// `before` had are removed; where both have one, they were merged. Marks are of later revisions of
+/// the document that was there, so they stay if that is the same.
 pub(crate) fn replaced(before: &ChangeEntry, now: &ChangeEntry, capacity: u32) -> BTreeMap<(Channel, BlockIndex), Edits> {
     let (index, offset) = Block::locate(now.position(), capacity);
     let mut edits = BTreeMap::new();
     entry_states(before, |change| {
         edits.insert((change.channel.clone(), index), Edits::from([(offset, Edit::Clear)]));
     });
+    let is_same = before.document() == now.document();
     entry_states(now, |change| {
-        if let Some(edit) = edits.get_mut(&(change.channel.clone(), index)) {
-            edit.insert(offset, Edit::Restore(change.state));
+        let key = (change.channel.clone(), index);
+        match edits.get_mut(&key) {
+            Some(_) if is_same => drop(edits.remove(&key)),
+            Some(edit) => drop(edit.insert(offset, Edit::Restore(change.state))),
+            None => {}
         }
     });
     edits
@@ -289,12 +294,18 @@ mod tests {
 
     #[test]
     fn what_takes_the_place_of_another_has_its_own_states_only() {
-        let before = entry(5, 1, &[], &[("a", Membership::Present), ("b", Membership::Removed)], PLAIN);
+        let edits = |now: &ChangeEntry| {
+            let before = entry(5, 1, &[], &[("a", Membership::Present), ("b", Membership::Removed)], PLAIN);
+            let edits = replaced(&before, now, 100);
+            edits.iter().map(|((channel, _), edits)| (channel.name().to_owned(), edits[&5])).collect::<Vec<_>>()
+        };
         let now = entry(5, 2, &[3], &[("b", Membership::Present), ("c", Membership::Present)], PLAIN);
-        let edits = replaced(&before, &now, 100);
-        let found: Vec<_> = edits.iter().map(|((channel, _), edits)| (channel.name(), edits[&5])).collect();
+        assert_eq!(edits(&now), [("a".to_owned(), Edit::Clear)], "marks of later revisions stay");
+        let other = ChangeEntry::new(Sequence(5), "e", "1-a", PLAIN).unwrap();
+        let other = other.with_channel(Channel::new("b").unwrap(), Membership::Present);
         let restored = Edit::Restore(Present);
-        assert_eq!(found, [("*", restored), ("a", Edit::Clear), ("b", restored)]);
+        let expected = [("*", restored), ("a", Edit::Clear), ("b", restored)];
+        assert_eq!(edits(&other), expected.map(|(name, edit)| (name.to_owned(), edit)));
     }
 
     #[test]

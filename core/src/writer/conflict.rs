@@ -247,12 +247,8 @@ impl Writer {
             match if is_gone { Claim::Taken } else { claim(&document.entry, &stored) } {
                 // An entry that was stored, and not published before a crash, is still expected.
                 Claim::Duplicate if self.assembler.sequencer().is_readmitted(position) => {
-                    let named = self.named(&document.entry, position).await?;
-                    is_own |= named == Named::Own;
-                    if named != Named::Another {
-                        free = Some(slot);
-                        break;
-                    }
+                    free = Some(slot);
+                    break;
                 }
                 Claim::Duplicate | Claim::Outdated => {
                     document.entry = document.entry.clone().with_slot(slot);

@@ -96,7 +96,8 @@ impl Writer {
         let beyond = Sequence(last.0.saturating_add((self.config.max_batch * self.config.max_in_flight) as u64));
         let all = SequenceRange::new(sequencer.stable().next(), beyond);
         let mut missing = all.map(|all| state.missing_in(all)).unwrap_or_default();
-        for (first, last) in state.abandoned.iter() {
+        // Nothing is stored at the notes of numbers that were readmitted.
+        for (first, last) in state.abandoned.within(0, Sequence::FIRST_READMITTED.previous().0) {
             missing.insert(first, last);
         }
         let mut left = PROBED;

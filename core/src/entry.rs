@@ -242,7 +242,7 @@ impl ChangeEntry {
     /// another document has that; see [`Sequence`].
     #[inline]
     pub fn position(&self) -> Sequence {
-        // The setter of the slot has checked that the sequence has it.
+        // Deserialization and the writer check that the sequence has the slot.
         self.sequence.in_slot(self.slot).unwrap_or(self.sequence)
     }
 
@@ -274,6 +274,20 @@ impl ChangeEntry {
             return mine.seqno > others.seqno;
         }
         self.position().rank() > other.position().rank()
+    }
+
+    /// Whether the mark counts that this entry makes on the position of `found`: the document is the
+    /// same, and `found` is not known to be a later revision of it. A document that was purged and
+    /// made anew may have a sequence again that it had before.
+    pub(crate) fn counts_on(&self, found: &ChangeEntry) -> bool {
+        let (mine, others) = (self.cas_of_revision(), found.cas_of_revision());
+        self.document() == found.document() && (mine == 0 || others <= mine)
+    }
+
+    /// The CAS of the revision. Zero if it is not known, and for a departure, which has the CAS of a
+    /// later revision.
+    pub(crate) fn cas_of_revision(&self) -> u64 {
+        if self.in_star() { self.origin.cas } else { 0 }
     }
 
     /// The document: its collection and its key.
@@ -494,6 +508,9 @@ impl<'de> Deserialize<'de> for ChangeEntry {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
         let stored = Stored::deserialize(deserializer)?;
+        if stored.seq.in_slot(stored.slot).is_none() {
+            return Err(D::Error::custom(format!("sequence {} has no slot {}", stored.seq, stored.slot)));
+        }
         let mut entry = ChangeEntry::versioned(stored.seq, &stored.doc, &stored.rev, &stored.cv, EntryFlags(stored.flags))
             .map_err(D::Error::custom)?
             .with_collection(stored.col)
@@ -538,6 +555,9 @@ mod tests {
         let entry = sample();
         assert_eq!(ChangeEntry::from_bytes(&entry.to_bytes()).unwrap(), entry);
         assert_eq!((entry.key(), entry.revision(), entry.version()), ("dö\"c", "2-abc", ""));
+        let in_slot = |slot| ChangeEntry::from_bytes(&entry.clone().with_slot(slot).to_bytes());
+        assert_eq!(in_slot(15).unwrap().position(), entry.sequence().in_slot(15).unwrap());
+        assert_eq!(in_slot(16).unwrap_err().kind(), crate::ErrorKind::Corrupt);
         let named = ChangeEntry::versioned(Sequence(3), "d", "1-a", "18a@x", EntryFlags::default()).unwrap();
         let named = named.with_channel(Channel::new("c").unwrap(), Membership::Present).with_collection(CollectionId(8));
         assert_eq!(ChangeEntry::from_bytes(&named.to_bytes()).unwrap(), named);

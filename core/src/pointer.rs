@@ -95,7 +95,7 @@ impl Pointer {
             self.follow(&mut document.entry);
         }
         let (entry, highest) = (&document.entry, self.row(document.entry.star()));
-        // Not so if its CAS is lower than that of an earlier revision.
+        // Its CAS may be lower than that of an earlier revision.
         let is_followed = highest.is_some_and(|row| row.rank() >= entry.position().rank());
         // A document that was purged and made anew does not name its earlier sequences.
         let is_unknown = !is_followed || is_placed || is_later || is_low(entry);
@@ -175,6 +175,17 @@ impl Pointer {
     /// Takes the rows of an entry as it is stored, in whatever order entries come.
     #[cfg(feature = "runtime")]
     pub(crate) fn raise(&mut self, entry: &ChangeEntry) {
+        if entry.in_star()
+            && let Some(row) = self.row(entry.star())
+        {
+            // The one with the lower position is not known by it if its CAS is higher.
+            let (cas, is_below) = (entry.origin().cas, entry.position().rank() < row.rank());
+            if is_below && self.cas > 0 && cas > self.cas {
+                self.add_low(entry.position());
+            } else if row.rank() < entry.position().rank() && cas > 0 && cas < self.cas {
+                self.add_low(row);
+            }
+        }
         if entry.in_star() {
             self.cas = self.cas.max(entry.origin().cas);
         }
@@ -299,6 +310,12 @@ mod tests {
         }
         pointer.follow_document(&mut entry(12, &[]).with_cas(150).into(), false);
         assert_eq!(pointer.low, [Sequence(10)], "it came before");
+        #[cfg(feature = "runtime")]
+        for order in [[10, 16], [16, 10]] {
+            let mut rebuilt = Pointer::new("d");
+            order.iter().for_each(|n| rebuilt.raise(&entry(*n, &[]).with_cas(if *n == 10 { 200 } else { 100 })));
+            assert_eq!((rebuilt.low, rebuilt.rows), (pointer.low.clone(), pointer.rows.clone()), "{order:?}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Sequence {
     /// The limit for positions of one sequence.
     pub const SLOTS: u8 = 16;
 
-    /// The lowest of the positions above all slots, where nothing is stored.
+    /// The lowest note: notes are above all slots, and nothing is stored at them.
     pub(crate) const FIRST_READMITTED: Sequence = Sequence(u64::MAX << SLOT_SHIFT);
 
     /// The position of an entry with this sequence in `slot`: the sequence itself in slot 0. Only
@@ -53,7 +53,7 @@ impl Sequence {
         }
     }
 
-    /// The position above all slots that notes of a sequence that it was readmitted, see
+    /// The position of the note that this sequence was readmitted, see
     /// [`Sequencer::readmit`](crate::engine::Sequencer::readmit).
     pub(crate) fn readmitted(self) -> Option<Sequence> {
         (self <= Self::MAX_NUMBER_IN_SLOT).then_some(Sequence(Self::FIRST_READMITTED.0 | self.0))
@@ -291,6 +291,17 @@ impl RangeSet {
             self.ranges.insert(a, b);
         }
         removed
+    }
+
+    /// The set, with the numbers of the notes in it, see
+    /// [`Sequencer::readmit`](crate::engine::Sequencer::readmit).
+    #[cfg(feature = "runtime")]
+    pub(crate) fn with_readmitted(&self) -> RangeSet {
+        let mut all = self.clone();
+        for (first, last) in self.within(Sequence::FIRST_READMITTED.0, Sequence::MAX.0) {
+            all.insert(first & Sequence::MAX_NUMBER_IN_SLOT.0, last & Sequence::MAX_NUMBER_IN_SLOT.0);
+        }
+        all
     }
 
     /// The ranges, lowest first.

@@ -140,12 +140,12 @@ impl Assembler {
         }
     }
 
-    /// A document may come whose sequence an entry of an earlier term names as its own document's:
-    /// the sequence was lost and allocated again.
+    /// Removes a sequence from the lists of inherited entries if another document has come there, or
+    /// a later revision of their own: the sequence was allocated again.
     fn disown(&mut self, came: &ChangeEntry) {
         for rank in self.inherited.remove(&came.position()).unwrap_or_default() {
             if let Some(entry) = self.unmarked.get_mut(&rank)
-                && entry.document() != came.document()
+                && !entry.counts_on(came)
             {
                 let kept: Vec<Sequence> = entry.supersedes().iter().copied().filter(|older| *older != came.position()).collect();
                 *entry = Arc::new(ChangeEntry::clone(entry).with_supersedes(kept));
@@ -207,7 +207,10 @@ impl Assembler {
             let arrival = self.sequencer.arrived(old, now);
             if arrival.is_new() {
                 match departure_entry(&entry, old, &departures) {
-                    Some(departed) => self.store(departed, arrival),
+                    Some(departed) => {
+                        self.sequencer.forget_readmitted(old);
+                        self.store(departed, arrival);
+                    }
                     None => self.stats.superseded += 1,
                 }
             }
@@ -261,6 +264,11 @@ impl Assembler {
     /// `position`, so that it is new when it is applied.
     pub fn readmit(&mut self, position: Sequence) {
         self.sequencer.readmit(position);
+    }
+
+    /// Expects no document at `position` any more, since it has been given another one.
+    pub fn forget_readmitted(&mut self, position: Sequence) {
+        self.sequencer.forget_readmitted(position);
     }
 
     /// Counts a document whose sequence was accounted for already, but not by the document itself.

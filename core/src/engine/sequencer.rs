@@ -149,10 +149,10 @@ pub struct Sequencer {
     skipped_count: u64,
     /// Every skipped range below this number is older than `max_wait`.
     settled_below: u64,
-    /// Numbers that were given up, positions in slots that are expected, and notes of numbers that
-    /// were [readmitted](Self::readmit).
+    /// Numbers that were given up, positions in slots that are expected, and notes of
+    /// [readmitted](Self::readmit) numbers.
     abandoned: RangeSet,
-    /// Whether there are such notes.
+    /// Whether `abandoned` has such notes.
     has_readmitted: bool,
     noted: Vec<Noted>,
     /// The gateway's counter, as far as the feed has delivered it.
@@ -234,7 +234,7 @@ impl Sequencer {
             sequencer.abandoned = abandoned.clone();
         } else {
             let given_up = checkpoint.abandoned.iter().filter_map(|(first, last)| SequenceRange::new(first, last));
-            // Positions above all numbers are expected however high they are.
+            // Positions in slots, and notes, are kept whatever `high` is.
             let (in_slots, given_up): (Vec<SequenceRange>, Vec<SequenceRange>) =
                 given_up.partition(|range| range.first().slot() > 0);
             let skipped = checkpoint.skipped.iter().map(|skip| skip.range);
@@ -242,7 +242,7 @@ impl Sequencer {
                 sequencer.abandoned.insert(range.first().0, range.last().0);
             }
         }
-        sequencer.look_for_readmitted();
+        sequencer.update_has_readmitted();
         for (gap, age_ms) in missing {
             let (free, missed) = match sequencer.skipped.values().next_back() {
                 Some(before) => (before.last.saturating_add(1), before.missed.max(since(age_ms))),
@@ -386,13 +386,13 @@ impl Sequencer {
         Arrival::Pending
     }
 
-    /// A document arrived at its position. If that is not its sequence, it must have been
+    /// A document arrived at its position. A position in a slot must have been
     /// [readmitted](Self::readmit).
     #[inline]
     pub fn arrived_at(&mut self, position: Sequence, now: Duration) -> Arrival {
         if position.slot() == 0 {
             if self.has_readmitted {
-                self.is_there(position);
+                self.forget_readmitted(position);
             }
             return self.arrived(position, now);
         }
@@ -402,12 +402,12 @@ impl Sequencer {
         if position.number() <= self.high() { Arrival::Late } else { Arrival::Pending }
     }
 
-    /// Expects a document whose sequence is accounted for, because another document has it, or
-    /// because it was released. The position counts as given up until the document arrives: so
-    /// after a crash in between, it arrives as new.
+    /// Expects a document although its sequence is accounted for: another document has the sequence,
+    /// or a marker released it. The position counts as given up until the document arrives, so the
+    /// document is new even after a crash in between.
     ///
-    /// After a restart, a marker may come again and account for the sequence before the document
-    /// comes. So that the sequence was readmitted is noted apart, until the document arrives.
+    /// After a restart, the marker may come again and account for the sequence before the document
+    /// comes. So the readmission is also recorded in a note, which stays until the document arrives.
     pub fn readmit(&mut self, position: Sequence) {
         if position.slot() > 0 {
             self.abandoned.insert(position.0, position.0);
@@ -426,22 +426,23 @@ impl Sequencer {
         note.is_some_and(|note| self.abandoned.contains(note.0))
     }
 
-    /// Positions in slots at which documents were readmitted that have not arrived yet.
-    pub fn readmitted_in_slots(&self) -> impl Iterator<Item = (Sequence, Sequence)> {
+    /// Ranges of positions in slots whose readmitted documents have not arrived yet.
+    pub fn readmitted_in_slots(&self) -> impl Iterator<Item = SequenceRange> {
         let (first, last) = (Sequence::MAX_NUMBER.next(), Sequence::FIRST_READMITTED.previous());
-        self.abandoned.within(first.0, last.0).map(|(first, last)| (Sequence(first), Sequence(last)))
+        self.abandoned.within(first.0, last.0).filter_map(|(first, last)| SequenceRange::new(first, last))
     }
 
-    #[cold]
-    fn is_there(&mut self, number: Sequence) {
-        if let Some(note) = number.readmitted()
+    /// Expects no document at this position any more.
+    pub fn forget_readmitted(&mut self, position: Sequence) {
+        let note = if position.slot() > 0 { Some(position) } else { position.readmitted() };
+        if let Some(note) = note
             && self.abandoned.remove(note.0, note.0) > 0
         {
-            self.look_for_readmitted();
+            self.update_has_readmitted();
         }
     }
 
-    fn look_for_readmitted(&mut self) {
+    fn update_has_readmitted(&mut self) {
         self.has_readmitted = self.abandoned.last().is_some_and(|last| last >= Sequence::FIRST_READMITTED.0);
     }
 

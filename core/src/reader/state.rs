@@ -82,9 +82,9 @@ pub(crate) struct State {
     ages: VecDeque<(Duration, Sequence)>,
 }
 
-/// The sequences that are missing or given up after a batch.
+/// The sequences that are missing, given up or expected again after a batch.
 fn missing(record: &BatchRecord) -> RangeSet {
-    let mut missing = record.abandoned.clone();
+    let mut missing = record.abandoned.with_readmitted();
     for gap in &record.gaps {
         missing.insert(gap.range.first().0, gap.range.last().0);
     }

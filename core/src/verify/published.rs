@@ -134,7 +134,7 @@ impl Pass<'_> {
             for gap in &record.gaps {
                 self.published.missing.insert(gap.range.first().0, gap.range.last().0);
             }
-            self.published.given_up = record.abandoned.clone();
+            self.published.given_up = record.abandoned.with_readmitted();
         }
         for entry in &record.gone {
             self.published.batches.remove(&entry.position());

@@ -118,8 +118,7 @@ impl Marked {
     }
 }
 
-/// What marks are compared by: the hash of a document, and the CAS of one of its revisions; zero if
-/// that is not known, or if it is a departure, which has that of a later revision.
+/// What marks are compared by: the hash of the document, and [`ChangeEntry::cas_of_revision`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Revision {
     pub(super) document: u64,
@@ -128,8 +127,7 @@ pub(super) struct Revision {
 
 impl Revision {
     pub(super) fn new(entry: &ChangeEntry, hasher: &RandomState) -> Self {
-        let cas = if entry.in_star() { entry.origin().cas } else { 0 };
-        Revision { document: hasher.hash_one(entry.document()), cas }
+        Revision { document: hasher.hash_one(entry.document()), cas: entry.cas_of_revision() }
     }
 }
 
@@ -143,9 +141,8 @@ struct Claim {
     cas: u64,
 }
 
-/// The marks that entries make on one block, with the document of each: 16 bytes per mark. A mark
-/// counts only if the document at its position is the same, and its revision there is not a later
-/// one: a document that was purged and made anew may have a sequence again that it had before.
+/// The marks that entries make on one block, with the document of each: 16 bytes per mark. Those
+/// count that [`ChangeEntry::counts_on`] accepts.
 #[derive(Clone, Debug, Default)]
 struct Claims {
     marks: Vec<Claim>,
@@ -165,7 +162,7 @@ impl Claims {
         self.marks.sort_unstable();
         self.marks.dedup_by(|later, kept| {
             let is_same = later.bits == kept.bits;
-            kept.cas = if is_same { widest(later.cas, kept.cas) } else { kept.cas };
+            kept.cas = if is_same { wider_cas(later.cas, kept.cas) } else { kept.cas };
             is_same
         });
         self.sorted = self.marks.len();
@@ -176,7 +173,7 @@ impl Claims {
         self.sort();
         let covers = |bits: u64, mark: &Claim| {
             let known = self.marks.binary_search_by_key(&bits, |known| known.bits).ok().map(|at| self.marks[at].cas);
-            known.is_some_and(|cas| widest(cas, mark.cas) == cas)
+            known.is_some_and(|cas| wider_cas(cas, mark.cas) == cas)
         };
         let is_new = |mark: &&Claim| !covers(mark.bits, mark) && !covers(mark.bits | 1, mark);
         let new: Vec<Claim> = other.marks.iter().filter(is_new).copied().collect();
@@ -186,8 +183,8 @@ impl Claims {
     }
 }
 
-/// The CAS that marks what the other one marks, too.
-fn widest(a: u64, b: u64) -> u64 {
+/// The CAS of a mark that covers both: the higher one, or zero if one of them is not known.
+fn wider_cas(a: u64, b: u64) -> u64 {
     if a == 0 || b == 0 { 0 } else { a.max(b) }
 }
 

@@ -75,7 +75,8 @@ impl Search {
         }
         let mut probe: Vec<Sequence> =
             self.probe.iter().flat_map(|range| range.first().0..=range.last().0).map(Sequence).collect();
-        // Each writer that takes over after a withdrawal announces again what it has shown.
+        // A take-over after a withdrawal announces restored entries again, so an entry may be late
+        // twice.
         probe.extend(late);
         probe.sort_unstable();
         probe.dedup();
@@ -267,9 +268,10 @@ pub(crate) async fn confirm(fenced: Fenced<'_>, codec: &dyn BlockCodec, entries:
             let bytes = entry.to_bytes();
             let change =
                 |stored: Option<&[u8]>| Ok(if stored == Some(&bytes[..]) { Change::Keep } else { Change::Put(bytes.clone()) });
-            fenced.rewrite(&CacheKey::Sequence(entry.position()), change).await?;
+            // Blocks first: while the other entry is stored, a retry edits them again.
             let edits = replaced(&stored, entry, codec.capacity());
             edit_blocks(fenced, codec, &edits.iter().collect::<Vec<_>>()).await?;
+            fenced.rewrite(&CacheKey::Sequence(entry.position()), change).await?;
         }
     }
     Ok(())

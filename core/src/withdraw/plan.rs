@@ -158,24 +158,23 @@ impl Plan {
 }
 
 /// The changes in blocks where `now` replaces `before`, which was never published: states that only
-/// `before` had are removed; where both have one, they were merged. Marks are of later revisions of
-/// the document that was there, so they stay if that is the same.
+/// `before` had are removed; where both have one, they were merged. Marks on the same revision stay:
+/// later revisions made them.
 pub(crate) fn replaced(before: &ChangeEntry, now: &ChangeEntry, capacity: u32) -> BTreeMap<(Channel, BlockIndex), Edits> {
     let (index, offset) = Block::locate(now.position(), capacity);
-    let mut edits = BTreeMap::new();
+    let is_same = before.document() == now.document() && before.revision() == now.revision();
+    let mut states = BTreeMap::new();
     entry_states(before, |change| {
-        edits.insert((change.channel.clone(), index), Edits::from([(offset, Edit::Clear)]));
+        states.insert(change.channel.clone(), (change.state, Some(Edit::Clear)));
     });
-    let is_same = before.document() == now.document();
     entry_states(now, |change| {
-        let key = (change.channel.clone(), index);
-        match edits.get_mut(&key) {
-            Some(_) if is_same => drop(edits.remove(&key)),
-            Some(edit) => drop(edit.insert(offset, Edit::Restore(change.state))),
-            None => {}
+        if let Some((before, edit)) = states.get_mut(change.channel) {
+            // Only a mark can have made another state of two that are the same.
+            *edit = (!is_same || *before != change.state).then_some(Edit::Restore(change.state));
         }
     });
-    edits
+    let edits = states.into_iter().filter_map(|(channel, (_, edit))| Some(((channel, index), Edits::from([(offset, edit?)]))));
+    edits.collect()
 }
 
 /// Edits a block; whether that changes anything.
@@ -294,18 +293,21 @@ mod tests {
 
     #[test]
     fn what_takes_the_place_of_another_has_its_own_states_only() {
-        let edits = |now: &ChangeEntry| {
-            let before = entry(5, 1, &[], &[("a", Membership::Present), ("b", Membership::Removed)], PLAIN);
-            let edits = replaced(&before, now, 100);
+        let edits = |before: &ChangeEntry, now: &ChangeEntry| {
+            let edits = replaced(before, now, 100);
             edits.iter().map(|((channel, _), edits)| (channel.name().to_owned(), edits[&5])).collect::<Vec<_>>()
         };
+        let all = |edits: &[(&str, Edit)]| edits.iter().map(|(name, edit)| ((*name).to_owned(), *edit)).collect::<Vec<_>>();
+        let before = entry(5, 1, &[], &[("a", Membership::Present), ("b", Membership::Removed)], PLAIN);
         let now = entry(5, 2, &[3], &[("b", Membership::Present), ("c", Membership::Present)], PLAIN);
-        assert_eq!(edits(&now), [("a".to_owned(), Edit::Clear)], "marks of later revisions stay");
+        let restored = Edit::Restore(Present);
+        assert_eq!(edits(&before, &now), all(&[("a", Edit::Clear), ("b", restored)]), "later revisions have marked `*`");
+        assert_eq!(edits(&before, &before), []);
         let other = ChangeEntry::new(Sequence(5), "e", "1-a", PLAIN).unwrap();
         let other = other.with_channel(Channel::new("b").unwrap(), Membership::Present);
-        let restored = Edit::Restore(Present);
-        let expected = [("*", restored), ("a", Edit::Clear), ("b", restored)];
-        assert_eq!(edits(&other), expected.map(|(name, edit)| (name.to_owned(), edit)));
+        assert_eq!(edits(&before, &other), all(&[("*", restored), ("a", Edit::Clear), ("b", restored)]));
+        let departure = entry(5, 1, &[], &[("b", Membership::Removed)], EntryFlags::DEPARTURE);
+        assert_eq!(edits(&departure, &now), all(&[("*", restored), ("b", restored)]));
     }
 
     #[test]

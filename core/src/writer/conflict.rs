@@ -54,7 +54,7 @@ enum Claim {
     Taken,
 }
 
-/// The document that names a sequence as that of an earlier revision of its own.
+/// The document whose entry names a position as superseded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Named {
     Nobody,
@@ -127,7 +127,7 @@ impl Writer {
         document.earlier().any(|number| self.shared_numbers.contains(&number))
     }
 
-    /// The same for one document of the batch, whose sequence was accounted for since then.
+    /// Resolves one document of the batch whose sequence may have been accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
@@ -142,6 +142,9 @@ impl Writer {
         // It was looked up before there was anything to find.
         conflicts.entries.remove(&number);
         let position = self.place(document, conflicts).await?;
+        if is_lost && document.entry.position() != number {
+            self.assembler.forget_readmitted(number);
+        }
         self.readmit(position.as_slice()).await
     }
 
@@ -233,10 +236,11 @@ impl Writer {
         for slot in 0..Sequence::SLOTS {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
-                let named = self.named(&document.entry, position).await?;
-                is_own |= named == Named::Own;
-                let is_free = free.is_none() && named != Named::Another;
-                free = if is_free { Some(slot) } else { free };
+                if free.is_none() {
+                    let named = self.named(&document.entry, position).await?;
+                    is_own = named == Named::Own;
+                    free = (named != Named::Another).then_some(slot);
+                }
                 // An entry may have been withdrawn, while others are still in higher slots.
                 if free.is_some() && !is_shared {
                     break;
@@ -310,13 +314,14 @@ impl Writer {
         purges.any(|purge| is_older(stored, purge) && !is_older(entry, purge))
     }
 
-    /// The document that has a mark at a position, or will have one, which `entry` could have.
+    /// The document whose later revision supersedes, or will supersede, a position that `entry`
+    /// could take.
     async fn named(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
         // Marks that are being written are neither in the blocks nor waiting.
         self.settle_all().await?;
         match self.named_by(entry, position).await? {
-            // A document that was purged may have been there. Then there is no mark in the star
-            // channel any more, but in the channels of its next revision.
+            // A purged document may have been there. Its next revision has then left marks in that
+            // revision's channels, but none in the star channel.
             Named::Nobody if self.is_marked(entry, position).await? => Ok(Named::Another),
             named => Ok(named),
         }
@@ -357,7 +362,7 @@ impl Writer {
                 }
                 // The position is marked, and there is no document. The entry that names it is
                 // mostly near, and mostly above it.
-                let (mut first, mut count) = (number.next(), NEAR);
+                let (mut first, mut count) = (number, NEAR);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
                     let named = scan::logged(store, codec, &star, range).await?;
                     if let Some(named) = named.iter().map(|other| naming(other)).max().filter(|named| *named != Named::Nobody) {

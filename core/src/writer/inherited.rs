@@ -33,12 +33,8 @@ pub(super) async fn without_others(
             let positions: Vec<Sequence> = page.iter().map(|naming| naming[0].0).collect();
             for (naming, found) in page.iter().zip(read(store, policy, &positions).await?) {
                 let Some(found) = found else { continue };
-                let is_anothers = |naming: &ChangeEntry| {
-                    let is_own = naming.document() == found.document();
-                    !is_own || naming.in_star() && found.in_star() && found.is_newer_than(naming)
-                };
-                let are_others = naming.iter().filter(|(_, at)| is_anothers(&some[*at]));
-                others.extend(are_others.map(|(older, at)| (*at, *older)));
+                let wrongly_named = naming.iter().filter(|(_, at)| !some[*at].counts_on(&found));
+                others.extend(wrongly_named.map(|(older, at)| (*at, *older)));
             }
         }
         others.sort_unstable();

@@ -238,7 +238,7 @@ impl Writer {
         let mut shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         // Expected entries in slots may be stored and not listed yet.
         let expected = assembler.sequencer().readmitted_in_slots();
-        let count = expected.fold(0, |count: u64, (first, last)| count.saturating_add(last.0 - first.0).saturating_add(1));
+        let count = expected.fold(0, |count: u64, range| count.saturating_add(range.count()));
         if count > MAX_EXPECTED {
             let message = format!(
                 "the last batch record or the checkpoint expects {count} entries in slots, over the limit of {MAX_EXPECTED}"
@@ -246,7 +246,8 @@ impl Writer {
             return Err(Error::corrupt(message));
         }
         let expected = assembler.sequencer().readmitted_in_slots();
-        shared.extend(expected.flat_map(|(first, last)| first.0..=last.0).map(|position| Sequence(position).number()));
+        let positions = expected.flat_map(|range| range.first().0..=range.last().0);
+        shared.extend(positions.map(|position| Sequence(position).number()));
 
         let now = Instant::now();
         let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);

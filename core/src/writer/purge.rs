@@ -158,6 +158,8 @@ impl Writer {
             );
             self.remove_purged(gone).await?;
         }
+        let is_purged = |entry: &ChangeEntry| pending.get(&entry.document()).is_some_and(|purge| is_older(entry, purge.origin));
+        self.rollbacks.forget(is_purged);
         self.dirty = true;
         self.purges.next = Some(Instant::now() + (began.elapsed() * DUTY).max(GATHER));
         Ok(())

@@ -218,6 +218,11 @@ impl Rollbacks {
         self.recent.push_back(duplicate);
     }
 
+    /// Forgets documents that came as duplicates and are purged.
+    pub(super) fn forget(&mut self, is_purged: impl Fn(&ChangeEntry) -> bool) {
+        self.recent.retain(|held| document_of(&held.decoded).is_none_or(|document| !is_purged(&document.entry)));
+    }
+
     /// Nothing accounts for these numbers any more: what came of them as a duplicate is to be taken.
     pub(super) fn recall(&mut self, numbers: &[Sequence]) {
         let numbers: BTreeSet<Sequence> = numbers.iter().map(|position| position.number()).collect();

@@ -96,8 +96,9 @@ impl Writer {
         let beyond = Sequence(last.0.saturating_add((self.config.max_batch * self.config.max_in_flight) as u64));
         let all = SequenceRange::new(sequencer.stable().next(), beyond);
         let mut missing = all.map(|all| state.missing_in(all)).unwrap_or_default();
-        // Nothing is stored at the notes of numbers that were readmitted.
-        for (first, last) in state.abandoned.within(0, Sequence::FIRST_READMITTED.previous().0) {
+        // A note stands for its number.
+        let abandoned = state.abandoned.with_readmitted();
+        for (first, last) in abandoned.within(0, Sequence::FIRST_READMITTED.previous().0) {
             missing.insert(first, last);
         }
         let mut left = PROBED;

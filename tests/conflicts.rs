@@ -164,8 +164,8 @@ async fn assert_right(store: &Arc<dyn CacheStore>, world: &World, what: &str) {
     assert!(report.is_clean(), "{what}: {:#?}", report.findings);
 }
 
-/// The numbers of conflicts and of purges.
-async fn is_right(seed: u64) -> [u64; 2] {
+/// Returns the numbers of conflicts and of purges.
+async fn check(seed: u64) -> [u64; 2] {
     let world = World::new(seed, 60, true);
     let purges = world.events.iter().filter(|event| event.kind == MutationKind::Deletion).count();
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
@@ -182,7 +182,7 @@ async fn is_right(seed: u64) -> [u64; 2] {
 #[tokio::test(start_paused = true)]
 async fn each_document_is_shown_at_its_newest_revision_whoever_else_has_its_sequence() {
     let one = |seed| async move {
-        let [conflicts, purges] = is_right(seed).await;
+        let [conflicts, purges] = check(seed).await;
         vec![("conflicts".to_owned(), conflicts), ("purges".to_owned(), purges)]
     };
     let sums = campaign(0..400, one).await;
@@ -194,7 +194,7 @@ async fn each_document_is_shown_at_its_newest_revision_whoever_else_has_its_sequ
 #[tokio::test(start_paused = true)]
 async fn a_document_is_shown_that_has_a_sequence_of_a_purged_one() {
     for seed in [605, 1607, 1639, 2079, 2959, 3433, 3679, 4067, 5021, 5439, 7935, 9037, 12739, 13015, 16053, 19521] {
-        is_right(seed).await;
+        check(seed).await;
     }
 }
 
@@ -232,8 +232,8 @@ async fn that_a_document_left_a_channel_is_shown_where_another_program_has_writt
     }
 }
 
-/// The number of writers that were cut off.
-async fn is_right_in_the_end(seed: u64) -> u64 {
+/// Returns the number of writers that were cut off.
+async fn check_with_faults(seed: u64) -> u64 {
     let world = World::new(seed, 60, true);
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::all(0.05)));
@@ -250,7 +250,7 @@ async fn is_right_in_the_end(seed: u64) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_all_the_time_changes_nothing_of_that() {
-    let one = |seed| async move { vec![("terms".to_owned(), is_right_in_the_end(seed).await)] };
+    let one = |seed| async move { vec![("terms".to_owned(), check_with_faults(seed).await)] };
     let sums = campaign(0..150, one).await;
     assert!(!are_usual() || sums["terms"] > 50, "{sums:?}");
 }

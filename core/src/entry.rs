@@ -38,8 +38,8 @@ pub struct ChannelChange {
     pub channel: Channel,
     /// Whether the entry is in it, or leaves it.
     pub membership: Membership,
-    /// The lowest of the entry's superseded sequences that can be in this channel: where the document's first known stay there began.
-    /// Zero if not known.
+    /// The lowest of the entry's superseded sequences that can be in this channel: where the
+    /// document's first known stay there began. Zero if not known.
     pub since: Sequence,
 }
 
@@ -57,8 +57,9 @@ impl EntryFlags {
     pub const CONFLICT: EntryFlags = EntryFlags(8);
     /// The document's history has branches.
     pub const BRANCHED: EntryFlags = EntryFlags(16);
-    /// **Ours**: not a revision by itself. A sequence known only from a newer revision of its document, which says that
-    /// the document left some channels there. It is in those channels, and not in the star channel.
+    /// **Ours**: not a revision by itself. A sequence known only from a newer revision of its
+    /// document, which says that the document left some channels there. It is in those channels,
+    /// and not in the star channel.
     pub const DEPARTURE: EntryFlags = EntryFlags(128);
 
     /// Whether all flags of `other` are set.
@@ -84,7 +85,8 @@ pub struct Origin {
     pub cas: u64,
 }
 
-/// What the cache keeps of one sequence: which revision of which document, and which channels it concerns.
+/// What the cache keeps of one sequence: which revision of which document, and which channels it
+/// concerns.
 ///
 /// Every entry is also in the star channel of its collection, unless it is a
 /// [`DEPARTURE`](EntryFlags::DEPARTURE); the star channel is not in `channels`. All its channels
@@ -219,7 +221,8 @@ impl ChangeEntry {
         self.supersedes.push(sequence);
     }
 
-    /// Takes over what `stored`, the same sequence's entry as it was stored before, knows to be superseded.
+    /// Takes over what `stored`, the same sequence's entry as it was stored before, knows to be
+    /// superseded.
     pub fn recall(&mut self, stored: &ChangeEntry) {
         for &sequence in stored.supersedes() {
             if !self.supersedes.contains(&sequence) {
@@ -276,16 +279,16 @@ impl ChangeEntry {
         self.position().rank() > other.position().rank()
     }
 
-    /// Whether the mark counts that this entry makes on the position of `found`: the document is the
-    /// same, and `found` is not known to be a later revision of it. A document that was purged and
-    /// made anew may have a sequence again that it had before.
+    /// Whether the mark counts that this entry makes on the position of `found`: the document is
+    /// the same, and `found` is not known to be a later revision of it. A document that was purged
+    /// and made anew may have a sequence again that it had before.
     pub(crate) fn counts_on(&self, found: &ChangeEntry) -> bool {
         let (mine, others) = (self.cas_of_revision(), found.cas_of_revision());
         self.document() == found.document() && (mine == 0 || others <= mine)
     }
 
-    /// The CAS of the revision. Zero if it is not known, and for a departure, which has the CAS of a
-    /// later revision.
+    /// The CAS of the revision. Zero if it is not known, and for a departure, which has the CAS of
+    /// a later revision.
     pub(crate) fn cas_of_revision(&self) -> u64 {
         if self.in_star() { self.origin.cas } else { 0 }
     }

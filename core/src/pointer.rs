@@ -1,4 +1,5 @@
-//! Pointers: where a document's newest rows are, for when its metadata cannot be relied on to name the earlier ones.
+//! Pointers: where a document's newest rows are, for when its metadata cannot be relied on to name
+//! the earlier ones.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,12 +17,14 @@ use crate::sequence::Sequence;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Supersession {
-    /// From what the decoder says: the gateway's documents name their recent sequences. Costs nothing. A document that changed more often than
-    /// it remembers (5 to 20 revisions) since the feed last delivered it leaves its old row behind.
+    /// From what the decoder says: the gateway's documents name their recent sequences. Costs
+    /// nothing. A document that changed more often than it remembers (5 to 20 revisions) since the
+    /// feed last delivered it leaves its old row behind.
     #[default]
     Recents,
-    /// From one small document a document id, which holds its newest sequence in each channel: one more read and write a mutation, and
-    /// nothing is left behind. What the decoder says counts as well. Relies on the feed's order within a partition.
+    /// From one small document a document id, which holds its newest sequence in each channel: one
+    /// more read and write a mutation, and nothing is left behind. What the decoder says counts as
+    /// well. Relies on the feed's order within a partition.
     Pointers,
 }
 
@@ -85,8 +88,9 @@ impl Pointer {
         place.is_err()
     }
 
-    /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the place of.
-    /// `is_placed` if its number was accounted for when it came, and it is no duplicate.
+    /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the
+    /// place of. `is_placed`: whether its number was accounted for when it came, and it is no
+    /// duplicate.
     pub fn follow_document(&mut self, document: &mut DecodedDocument, is_placed: bool) {
         let cas = document.entry.origin().cas;
         let is_later = self.cas > 0 && cas > self.cas;
@@ -104,7 +108,8 @@ impl Pointer {
         }
     }
 
-    /// Takes the rows of `entry`, and adds to what the entry supersedes the rows it takes the place of.
+    /// Takes the rows of `entry`, and adds to what the entry supersedes the rows it takes the place
+    /// of.
     pub fn follow(&mut self, entry: &mut ChangeEntry) {
         self.cas = self.cas.max(entry.origin().cas);
         let sequence = entry.position();
@@ -138,7 +143,8 @@ impl Pointer {
         }
     }
 
-    /// Takes the removals that only the channel map remembers, each of which takes the place of an earlier row.
+    /// Takes the removals that only the channel map remembers, each of which takes the place of an
+    /// earlier row.
     pub(crate) fn follow_departures(&mut self, document: &mut DecodedDocument) {
         for departure in &mut document.departures {
             let row = self.rows.entry(departure.channel.clone()).or_default();
@@ -199,7 +205,8 @@ impl Pointer {
         }
     }
 
-    /// Takes the rows that are `gone` back: the newest of the `surviving` entries has its channel again.
+    /// Takes the rows that are `gone` back: the newest of the `surviving` entries has its channel
+    /// again.
     #[cfg(feature = "runtime")]
     pub(crate) fn withdraw<'a>(
         &mut self,

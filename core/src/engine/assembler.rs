@@ -140,8 +140,8 @@ impl Assembler {
         }
     }
 
-    /// Removes a sequence from the lists of inherited entries if another document has come there, or
-    /// a later revision of their own: the sequence was allocated again.
+    /// Removes a sequence from the lists of inherited entries if another document has come there,
+    /// or a later revision of their own: the sequence was allocated again.
     fn disown(&mut self, came: &ChangeEntry) {
         for rank in self.inherited.remove(&came.position()).unwrap_or_default() {
             if let Some(entry) = self.unmarked.get_mut(&rank)
@@ -193,7 +193,8 @@ impl Assembler {
         for sequence in unused {
             self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
         }
-        // A sequence that only the channel map remembers is accounted for too: it was this document's, and the feed may have dropped it.
+        // A sequence that only the channel map remembers is accounted for too: it was this
+        // document's, and the feed may have dropped it.
         let mut earlier = SequenceList::new();
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
             let departed = departures.iter().map(|departure| departure.sequence);
@@ -292,8 +293,9 @@ impl Assembler {
         self.unmarked.values()
     }
 
-    /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them. For the next batch; nothing may wait to be prepared.
-    /// `room` are positions of departures among them that only make room, see
+    /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them.
+    /// For the next batch; nothing may wait to be prepared. `room` are positions of departures
+    /// among them that only make room, see
     /// [`BatchRecord::room`].
     pub fn withdraw(&mut self, gone: Vec<Arc<ChangeEntry>>, room: impl IntoIterator<Item = Sequence>, numbers: &[Sequence]) {
         numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
@@ -315,7 +317,8 @@ impl Assembler {
         self.withdrawn.gone.extend(gone);
     }
 
-    /// Says once more what is `gone`, for the next batch, and that those `restored` are shown in its place: they are late if high has passed what is gone.
+    /// Says once more what is `gone`, for the next batch, and that those `restored` are shown in
+    /// its place: they are late if high has passed what is gone.
     pub fn announce(
         &mut self,
         gone: Vec<Arc<ChangeEntry>>,
@@ -366,7 +369,8 @@ impl Assembler {
         self.published_stable = self.published_stable.max(clock.stable);
     }
 
-    /// Whether everything that can be published has been prepared: nothing collected, no marks due, no clock to move.
+    /// Whether everything that can be published has been prepared: nothing collected, no marks due,
+    /// no clock to move.
     pub fn is_idle(&mut self, now: Duration) -> bool {
         self.entries.is_empty()
             && self.principals.is_empty()
@@ -380,9 +384,10 @@ impl Assembler {
         self.unmarked.keys().next().is_some_and(|first| first.0 <= self.published_stable)
     }
 
-    /// The entries whose marks go with a batch of what is collected. Under load they wait until there are several times as many: the more there are,
-    /// the more fall into each block that has to be written. When nothing is collected all go. Late ones that the clock says to be marked never wait: after
-    /// a crash nobody would look for them.
+    /// The entries whose marks go with a batch of what is collected. Under load they wait until
+    /// there are several times as many: the more there are, the more fall into each block that has
+    /// to be written. When nothing is collected all go. Late ones that the clock says to be marked
+    /// never wait: after a crash nobody would look for them.
     fn take_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
         let due = self.unmarked.range(..=(self.published_stable, u8::MAX)).count();
         let all = due >= MARKS_AN_ENTRY * self.entries.len();
@@ -407,8 +412,8 @@ impl Assembler {
         }
     }
 
-    /// Makes a batch of all that was collected, with the clock as it is after it. With a position, the batch carries a checkpoint: then
-    /// everything before that position must have been applied.
+    /// Makes a batch of all that was collected, with the clock as it is after it. With a position,
+    /// the batch carries a checkpoint: then everything before that position must have been applied.
     /// `floor` belongs to the position; by default it is what is reached with this batch.
     pub fn prepare(&mut self, position: Option<(FeedPosition, Option<Floor>)>, now: Duration) -> Prepared {
         let marks = self.take_marks();
@@ -462,7 +467,8 @@ impl Assembler {
     }
 }
 
-/// The row of a sequence that the feed never delivers: what the newer revision's channel map remembers of it.
+/// The row of a sequence that the feed never delivers: what the newer revision's channel map
+/// remembers of it.
 fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Departure]) -> Option<ChangeEntry> {
     let mut entry: Option<ChangeEntry> = None;
     for departure in departures.iter().filter(|d| d.sequence == sequence) {

@@ -13,7 +13,8 @@ use crate::sequence::{RangeSet, Sequence, SequenceRange};
 pub struct SequencerConfig {
     /// Numbers at or below it are never looked at.
     pub initial: Sequence,
-    /// How long an arrived number waits for a missing lower one before that is put on the skipped list.
+    /// How long an arrived number waits for a missing lower one before that is put on the skipped
+    /// list.
     pub max_wait: Duration,
     /// How many arrived numbers may wait (an unused range counts as one).
     pub max_pending: usize,
@@ -133,17 +134,18 @@ pub struct SkippedRange {
 
 /// Accounts for every sequence number: cached, unused, superseded, skipped or given up.
 ///
-/// `next` never decreases, and every number below it is one of these. Every operation costs O(log n) in the number of *ranges*
-/// held, amortized; a number in order costs O(1).
+/// `next` never decreases, and every number below it is one of these. Every operation costs O(log
+/// n) in the number of *ranges* held, amortized; a number in order costs O(1).
 #[derive(Clone, Debug)]
 pub struct Sequencer {
     config: SequencerConfig,
     next: u64,
-    /// Runs of consecutive arrived numbers above `next`, by first number. Only the age of a run's first number matters: the
-    /// rest of the run is released with it.
+    /// Runs of consecutive arrived numbers above `next`, by first number. Only the age of a run's
+    /// first number matters: the rest of the run is released with it.
     pending: BTreeMap<u64, Run>,
     pending_count: usize,
-    /// By first number. Ranges are only ever added at the top, so they are in the order of their times too. All times held here are
+    /// By first number. Ranges are only ever added at the top, so they are in the order of their
+    /// times too. All times held here are
     /// [`internal`].
     skipped: BTreeMap<u64, Skip>,
     skipped_count: u64,
@@ -175,7 +177,8 @@ struct Skip {
     listed: Duration,
 }
 
-/// The time that the sequencer calculates with: so much later that a restored age can lie before the caller's zero.
+/// The time that the sequencer calculates with: so much later that a restored age can lie before
+/// the caller's zero.
 fn internal(now: Duration) -> Duration {
     now.saturating_add(Duration::from_secs(1 << 40))
 }
@@ -207,12 +210,14 @@ impl Sequencer {
         }
     }
 
-    /// One that goes on where a published clock stands: everything up to `high` is accounted for except `gaps` (what of them is
-    /// not between the initial sequence and `high` is ignored). What `checkpoint` knows as pending is stored and will not come again.
+    /// One that goes on where a published clock stands: everything up to `high` is accounted for
+    /// except `gaps` (what of them is not between the initial sequence and `high` is ignored). What
+    /// `checkpoint` knows as pending is stored and will not come again.
     ///
-    /// `abandoned` is what had been given up by then. Where that is not known, a number that the checkpoint misses and the clock does not was
-    /// resolved or given up in between, which cannot be told apart: it counts as given up. So if it comes again it is late once more,
-    /// which repeats at worst; as a duplicate it could be lost.
+    /// `abandoned` is what had been given up by then. Where that is not known, a number that the
+    /// checkpoint misses and the clock does not was resolved or given up in between, which cannot
+    /// be told apart: it counts as given up. So if it comes again it is late once more, which
+    /// repeats at worst; as a duplicate it could be lost.
     pub fn resume(
         config: SequencerConfig,
         high: Sequence,
@@ -402,12 +407,13 @@ impl Sequencer {
         if position.number() <= self.high() { Arrival::Late } else { Arrival::Pending }
     }
 
-    /// Expects a document although its sequence is accounted for: another document has the sequence,
-    /// or a marker released it. The position counts as given up until the document arrives, so the
-    /// document is new even after a crash in between.
+    /// Expects a document although its sequence is accounted for: another document has the
+    /// sequence, or a marker released it. The position counts as given up until the document
+    /// arrives, so the document is new even after a crash in between.
     ///
     /// After a restart, the marker may come again and account for the sequence before the document
-    /// comes. So the readmission is also recorded in a note, which stays until the document arrives.
+    /// comes. So the readmission is also recorded in a note, which stays until the document
+    /// arrives.
     pub fn readmit(&mut self, position: Sequence) {
         if position.slot() > 0 {
             self.abandoned.insert(position.0, position.0);
@@ -479,7 +485,8 @@ impl Sequencer {
 
     /// A range will never be used; how many of its numbers were not accounted for before.
     ///
-    /// What of it lies below `next` leaves the skipped list, the rest counts as one arrival (the gateway ignores a range that straddles).
+    /// What of it lies below `next` leaves the skipped list, the rest counts as one arrival (the
+    /// gateway ignores a range that straddles).
     pub fn unused(&mut self, range: SequenceRange, now: Duration) -> u64 {
         let now = internal(now);
         let first = range.first().0.max(self.config.initial.0.saturating_add(1));
@@ -517,8 +524,8 @@ impl Sequencer {
         self.skipped.range(..=s).next_back().is_some_and(|(_, skip)| skip.last >= s)
     }
 
-    /// A number that arrived is taken back: it counts as given up if high has passed it, otherwise as if it had not arrived. So it is new if it
-    /// comes again.
+    /// A number that arrived is taken back: it counts as given up if high has passed it, otherwise
+    /// as if it had not arrived. So it is new if it comes again.
     pub fn withdraw(&mut self, sequence: Sequence) {
         let s = sequence.0;
         if s <= self.config.initial.0 {
@@ -533,7 +540,8 @@ impl Sequencer {
         let Some((&first, &run)) = self.pending.range(..=s).next_back().filter(|(_, run)| run.last >= s) else { return };
         self.pending.remove(&first);
         self.pending_count -= run.count;
-        // How many arrivals the parts are is not known where unused ranges are among them: as many as there can be.
+        // How many arrivals the parts are is not known where unused ranges are among them: as many
+        // as there can be.
         let parts = [(first, s.checked_sub(1)), (s + 1, Some(run.last))];
         for range in parts.into_iter().filter_map(|(first, last)| SequenceRange::new(first, last?)) {
             let count = usize::try_from(range.count()).unwrap_or(usize::MAX).min(run.count);
@@ -557,8 +565,8 @@ impl Sequencer {
         }
     }
 
-    /// The feed has ended: nothing pending waits any longer, what is missing below it is skipped at once, and everything that is
-    /// missing counts as settled.
+    /// The feed has ended: nothing pending waits any longer, what is missing below it is skipped at
+    /// once, and everything that is missing counts as settled.
     pub fn end_of_feed(&mut self, now: Duration) {
         let now = internal(now);
         let settled = now.saturating_sub(self.config.max_wait);
@@ -575,7 +583,8 @@ impl Sequencer {
         }
     }
 
-    /// Adds what is not pending yet; how many numbers that was. One BTreeMap walk over the runs it swallows.
+    /// Adds what is not pending yet; how many numbers that was. One BTreeMap walk over the runs it
+    /// swallows.
     fn add_pending(&mut self, range: SequenceRange, now: Duration, count: usize) -> u64 {
         let (mut first, mut last) = (range.first().0, range.last().0);
         let (mut count, mut since, mut known) = (count, now, 0u64);
@@ -603,7 +612,8 @@ impl Sequencer {
         range.count() - known
     }
 
-    /// Adds a single number, as [`add_pending`](Self::add_pending) does; whether it was not pending.
+    /// Adds a single number, as [`add_pending`](Self::add_pending) does; whether it was not
+    /// pending.
     fn add_one_pending(&mut self, s: u64, now: Duration) -> bool {
         let below = self.pending.range(..=s).next_back().map(|(&first, run)| (first, run.last));
         if below.is_some_and(|(_, last)| last >= s) {

@@ -69,14 +69,15 @@ pub(crate) struct State {
     pub(crate) tails: ChannelMap<Tail>,
     /// Entries above high: not to be seen yet.
     pending: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
-    /// What is missing or given up by the clock. A block may name such a sequence already, when a writer has stored its document and not
-    /// announced it yet: it is not to be seen before that.
+    /// What is missing or given up by the clock. A block may name such a sequence already, when a
+    /// writer has stored its document and not announced it yet: it is not to be seen before that.
     pub(crate) missing: Arc<RangeSet>,
     /// The newest late entries.
     pub(crate) late: VecDeque<(LateEntry, Arc<ChangeEntry>)>,
     /// Channels that must be looked at when stable moves.
     unsettled: ChannelMap<()>,
-    /// How often entries were withdrawn: what was read from blocks before may not be put into a tail after.
+    /// How often entries were withdrawn: what was read from blocks before may not be put into a
+    /// tail after.
     pub(crate) withdrawals: u64,
     /// Where high was when, for letting old rows go.
     ages: VecDeque<(Duration, Sequence)>,
@@ -96,7 +97,8 @@ fn numbers(entries: &[Arc<ChangeEntry>]) -> FxHashSet<Sequence> {
 }
 
 impl State {
-    /// The state at `clock`, whose batch left `record`. `above` are the entries stored above its high sequence.
+    /// The state at `clock`, whose batch left `record`. `above` are the entries stored above its
+    /// high sequence.
     pub(crate) fn new(clock: PublishedClock, record: Option<&BatchRecord>, mut above: Vec<Arc<ChangeEntry>>) -> Self {
         if let Some(gone) = record.map(|record| &record.gone).filter(|gone| !gone.is_empty()) {
             // The star channel may name it still.
@@ -145,7 +147,8 @@ impl State {
             && first.key().0 <= clock.high
         {
             let entry = first.remove();
-            // What was found above high may be of a batch that is not published yet; its record brings it again.
+            // What was found above high may be of a batch that is not published yet; its record
+            // brings it again.
             if !self.missing.contains(entry.position().0) {
                 self.insert(&entry, stable, &mut touched);
             }
@@ -170,7 +173,8 @@ impl State {
         }
     }
 
-    /// Forgets what is gone, and everything about the channels it was in: what they show instead is in their blocks by now.
+    /// Forgets what is gone, and everything about the channels it was in: what they show instead is
+    /// in their blocks by now.
     fn withdraw(&mut self, gone: &[Arc<ChangeEntry>]) {
         if gone.is_empty() {
             return;
@@ -308,8 +312,9 @@ mod tests {
         assert_eq!(admitted, [Some(0), None, None, Some(2), None, Some(1)]);
     }
 
-    /// A node that opens while batches are in flight finds their entries stored. When high passes such a number as skipped, before the batch
-    /// that brings it is published, it must not be seen: it will be announced as late.
+    /// A node that opens while batches are in flight finds their entries stored. When high passes
+    /// such a number as skipped, before the batch that brings it is published, it must not be seen:
+    /// it will be announced as late.
     #[test]
     fn what_is_stored_and_skipped_is_not_seen_before_it_is_announced() {
         let config = ReaderConfig::default();

@@ -1,4 +1,5 @@
-//! What a block must say, as far as documents tell: the same for looking and for rebuilding. No I/O.
+//! What a block must say, as far as documents tell: the same for looking and for rebuilding. No
+//! I/O.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -53,7 +54,8 @@ pub(super) enum Wrong {
     Hidden,
 }
 
-/// The state that is right where `stored` is there, and what is wrong with it. What cannot be told from documents stays as it is.
+/// The state that is right where `stored` is there, and what is wrong with it. What cannot be told
+/// from documents stays as it is.
 pub(super) fn judge(stored: BlockState, known: Known) -> (BlockState, Option<Wrong>) {
     let Known { document, named, own, superseded, required, doubt } = known;
     let marked = superseded == Superseded::Yes;
@@ -265,8 +267,8 @@ pub(super) enum Met {
     Above { other: Sequence },
 }
 
-/// The newest row of each document in each channel, as far as they were met: 16 bytes a row. Of those up to `marked`, if there is one: what is
-/// older than that must be marked.
+/// The newest row of each document in each channel, as far as they were met: 16 bytes a row. Of
+/// those up to `marked`, if there is one: what is older than that must be marked.
 ///
 /// Newest by sequence, until it is [known](Self::correct) otherwise: only the entries tell which
 /// revision is later.
@@ -287,7 +289,8 @@ impl Newest {
         self.rows.contains_key(&self.hasher.hash_one((channel.name(), document)))
     }
 
-    /// Takes a row. Two documents may be taken for one, hardly ever: whoever relies on it compares them.
+    /// Takes a row. Two documents may be taken for one, hardly ever: whoever relies on it compares
+    /// them.
     pub(super) fn meet(&mut self, channel: &Channel, document: DocumentRef<'_>, sequence: Sequence) -> Met {
         let key = self.hasher.hash_one((channel.name(), document));
         let Some(known) = self.rows.get_mut(&key) else {

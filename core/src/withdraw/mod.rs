@@ -1,7 +1,9 @@
-//! Taking entries back: what the feed delivered and its producer has lost (ARCHITECTURE.md, "Rollback").
+//! Taking entries back: what the feed delivered and its producer has lost (ARCHITECTURE.md,
+//! "Rollback").
 //!
-//! What is gone is announced first, in a batch record, and that decides it. All that follows is written by compare-and-swap under the writer's term, and
-//! may be repeated whole, by whoever finds that record to be the last.
+//! What is gone is announced first, in a batch record, and that decides it. All that follows is
+//! written by compare-and-swap under the writer's term, and may be repeated whole, by whoever finds
+//! that record to be the last.
 
 mod plan;
 
@@ -38,7 +40,8 @@ pub(crate) struct Search {
     pub(crate) floor: Floor,
     /// How many late entries there are.
     pub(crate) late: u64,
-    /// Numbers that nothing accounts for: a writer that crashed may have stored their documents, and nothing else.
+    /// Numbers that nothing accounts for: a writer that crashed may have stored their documents,
+    /// and nothing else.
     pub(crate) probe: Vec<SequenceRange>,
     /// How many entries there may be.
     pub(crate) limit: usize,
@@ -52,7 +55,8 @@ impl Search {
 
     /// Everything that is stored and wanted.
     ///
-    /// A star channel's block in which nothing is live may not be listed. But the newest entry of a document is live, and names those before.
+    /// A star channel's block in which nothing is live may not be listed. But the newest entry of a
+    /// document is live, and names those before.
     ///
     /// # Errors
     /// `RolledBack` if there are more than the limit; what the store says.
@@ -140,8 +144,10 @@ pub(crate) async fn plan(store: &dyn CacheStore, codec: &dyn BlockCodec, gone: &
     Ok((Plan::new(gone, &stored, codec.capacity()), stored))
 }
 
-/// Does what follows from the announcement that all these are `gone`, but for removing their documents: in every channel, predecessors are shown
-/// again and what is gone is not; directories list what is shown again; pointers point to it. What is shown again, and the pointers as they are then.
+/// Does what follows from the announcement that all these are `gone`, but for removing their
+/// documents: in every channel, predecessors are shown again and what is gone is not; directories
+/// list what is shown again; pointers point to it. What is shown again, and the pointers as they
+/// are then.
 pub(crate) async fn hide(
     fenced: Fenced<'_>,
     codec: &dyn BlockCodec,
@@ -189,7 +195,8 @@ async fn edit_block(
     fenced.rewrite(&key, change).await.map(drop)
 }
 
-/// Lists blocks that show something again. Written in any case: whoever drops one of them by what it was must find another version, see
+/// Lists blocks that show something again. Written in any case: whoever drops one of them by what
+/// it was must find another version, see
 /// [`Directory`].
 async fn list(fenced: Fenced<'_>, channel: &Channel, blocks: Vec<BlockIndex>) -> Result<()> {
     let change = |stored: Option<&[u8]>| {
@@ -277,14 +284,16 @@ pub(crate) async fn confirm(fenced: Fenced<'_>, codec: &dyn BlockCodec, entries:
     Ok(())
 }
 
-/// Removes the documents of what is gone and hidden. Where there is another one by now, its number has been given out again, and it stays.
+/// Removes the documents of what is gone and hidden. Where there is another one by now, its number
+/// has been given out again, and it stays.
 pub(crate) async fn remove(fenced: Fenced<'_>, gone: &[Arc<ChangeEntry>]) -> Result<()> {
     let removals = gone.iter().map(|entry| remove_document(fenced, entry)).collect::<Vec<_>>();
     futures::stream::iter(removals).buffer_unordered(PARALLEL).try_collect().await
 }
 
-/// Does what a writer may have left undone that was cut off after its announcement, in the last batch or in the one of a checkpoint that is ahead of the
-/// clock. What is gone, and what is shown again.
+/// Does what a writer may have left undone that was cut off after its announcement, in the last
+/// batch or in the one of a checkpoint that is ahead of the clock. What is gone, and what is shown
+/// again.
 pub(crate) async fn finish(
     fenced: Fenced<'_>,
     codec: &dyn BlockCodec,

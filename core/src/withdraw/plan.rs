@@ -54,12 +54,14 @@ pub(crate) struct Plan {
     pub(crate) blocks: BTreeMap<(Channel, BlockIndex), Edits>,
     /// Entries that are shown again in some channel.
     pub(crate) restored: Vec<Arc<ChangeEntry>>,
-    /// Numbers that nothing accounts for any more: what is gone, and what only that said to be superseded.
+    /// Numbers that nothing accounts for any more: what is gone, and what only that said to be
+    /// superseded.
     pub(crate) numbers: Vec<Sequence>,
 }
 
 impl Plan {
-    /// The withdrawal of `gone`, where `named` are the stored entries, of whatever document, of the numbers that these say to be superseded.
+    /// The withdrawal of `gone`, where `named` are the stored entries, of whatever document, of the
+    /// numbers that these say to be superseded.
     ///
     /// In each channel of the withdrawn entries of a document, the newest row that they superseded
     /// is shown again. Marks that other entries have left on rows stay. A mark is removed if the
@@ -158,8 +160,8 @@ impl Plan {
 }
 
 /// The changes in blocks where `now` replaces `before`, which was never published: states that only
-/// `before` had are removed; where both have one, they were merged. Marks on the same revision stay:
-/// later revisions made them.
+/// `before` had are removed; where both have one, they were merged. Marks on the same revision
+/// stay: later revisions made them.
 pub(crate) fn replaced(before: &ChangeEntry, now: &ChangeEntry, capacity: u32) -> BTreeMap<(Channel, BlockIndex), Edits> {
     let (index, offset) = Block::locate(now.position(), capacity);
     let is_same = before.document() == now.document() && before.revision() == now.revision();

@@ -19,7 +19,8 @@ pub struct WriterConfig {
     pub max_batch: usize,
     /// Batches being committed at the same time, at most.
     pub max_in_flight: usize,
-    /// Bytes of feed events taken and not yet published, at most (one more feed batch may be on top).
+    /// Bytes of feed events taken and not yet published, at most (one more feed batch may be on
+    /// top).
     pub max_queue_bytes: usize,
     /// How long an arrived number waits for a missing lower one before that is skipped.
     pub max_wait_ms: u64,
@@ -43,10 +44,11 @@ pub struct WriterConfig {
     pub checkpoint_interval_ms: u64,
     /// How long a failing store is tried again before the writer stops.
     pub give_up_after_ms: u64,
-    /// Entries that the feed may take back at a time: so many are kept in memory until it is known which of them come again.
+    /// Entries that the feed may take back at a time: so many are kept in memory until it is known
+    /// which of them come again.
     pub max_taken_back: usize,
-    /// How long rollbacks of other partitions are waited for when one has come, to look once for what they took back, in milliseconds. Nothing of
-    /// the feed is taken meanwhile.
+    /// How long rollbacks of other partitions are waited for when one has come, to look once for
+    /// what they took back, in milliseconds. Nothing of the feed is taken meanwhile.
     pub gather_rollbacks_ms: u64,
     /// Slots of the ring of batch records, for a new cache.
     pub ring: u64,

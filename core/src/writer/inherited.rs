@@ -28,21 +28,21 @@ pub(super) async fn without_others(
         let mut named: Vec<(Sequence, usize)> = named.collect();
         named.sort_unstable();
         let by_position: Vec<&[(Sequence, usize)]> = named.chunk_by(|a, b| a.0 == b.0).collect();
-        let mut others: Vec<(usize, Sequence)> = Vec::new();
+        let mut wrong: Vec<(usize, Sequence)> = Vec::new();
         for page in by_position.chunks(scan::PAGE) {
             let positions: Vec<Sequence> = page.iter().map(|naming| naming[0].0).collect();
             for (naming, found) in page.iter().zip(read(store, policy, &positions).await?) {
                 let Some(found) = found else { continue };
                 let wrongly_named = naming.iter().filter(|(_, at)| !some[*at].counts_on(&found));
-                others.extend(wrongly_named.map(|(older, at)| (*at, *older)));
+                wrong.extend(wrongly_named.map(|(older, at)| (*at, *older)));
             }
         }
-        others.sort_unstable();
-        for others in others.chunk_by(|a, b| a.0 == b.0) {
-            let entry = &mut some[others[0].0];
-            let is_own = |older: &Sequence| others.iter().all(|(_, other)| other != older);
-            let own: Vec<Sequence> = entry.supersedes().iter().copied().filter(is_own).collect();
-            *entry = Arc::new(ChangeEntry::clone(entry).with_supersedes(own));
+        wrong.sort_unstable();
+        for wrong in wrong.chunk_by(|a, b| a.0 == b.0) {
+            let entry = &mut some[wrong[0].0];
+            let is_right = |older: &Sequence| wrong.iter().all(|(_, other)| other != older);
+            let right: Vec<Sequence> = entry.supersedes().iter().copied().filter(is_right).collect();
+            *entry = Arc::new(ChangeEntry::clone(entry).with_supersedes(right));
         }
     }
     Ok(entries)

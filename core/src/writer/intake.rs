@@ -24,7 +24,7 @@ use crate::sequence::Sequence;
 pub(super) struct DecodedBatch {
     pub(super) items: Vec<Item>,
     pub(super) bytes: usize,
-    /// The how-manieth it is.
+    /// Its ordinal, counted from 1.
     pub(super) number: u64,
     /// The stored pointers of its documents, if the writer keeps any.
     pub(super) pointers: Pointers,
@@ -46,7 +46,7 @@ struct Batch {
     released: Option<std::vec::IntoIter<Option<PartitionPosition>>>,
     /// When this part of it is taken.
     now: Duration,
-    /// What is known of documents in it whose numbers are accounted for, once one has come.
+    /// Findings about documents whose numbers are accounted for; made when the first one comes.
     conflicts: Option<Conflicts>,
 }
 
@@ -67,7 +67,8 @@ impl Item {
 }
 
 impl Writer {
-    /// Takes one feed batch, waiting while too much is in flight. For callers that have no [`Feed`](crate::Feed); `flush` when done.
+    /// Takes one feed batch, waiting while too much is in flight. For callers that have no
+    /// [`Feed`](crate::Feed); `flush` when done.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -78,8 +79,9 @@ impl Writer {
         self.accept(items, bytes).await
     }
 
-    /// Takes mutations that are decoded already, waiting while too much is in flight. They have no position, so no checkpoints are
-    /// stored from here on, and after a restart all must come again.
+    /// Takes mutations that are decoded already, waiting while too much is in flight. They have no
+    /// position, so no checkpoints are stored from here on, and after a restart all must come
+    /// again.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -258,7 +260,8 @@ impl Writer {
             cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
         }
         self.assembler.apply(decoded, batch.now);
-        // A feed batch may fill several of ours; they queue as in flight, and no more is applied until there is room.
+        // A feed batch may fill several of ours; they queue as in flight, and no more is applied
+        // until there is room.
         if self.assembler.waiting() >= self.config.max_batch {
             self.launch(None);
         }

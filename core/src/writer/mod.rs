@@ -1,7 +1,8 @@
 //! The writer: feed → decode → sequence → batch → commit → publish.
 //!
-//! A thin shell around the pure [`Assembler`]: decoding and committing run as tasks of their own, so that a second core has work;
-//! everything that decides happens on one task, in the order of the feed.
+//! A thin shell around the pure [`Assembler`]: decoding and committing run as tasks of their own,
+//! so that a second core has work; everything that decides happens on one task, in the order of the
+//! feed.
 
 mod config;
 mod conflict;
@@ -91,8 +92,8 @@ const DECODE_AHEAD: usize = 8;
 
 /// The writer of one cache, for one term. Exclusive: there is one task that drives it.
 ///
-/// Made by [`Writer::take_over`]. Dropping it at any moment loses nothing: whoever takes over next goes on from the stored clock
-/// and checkpoint.
+/// Made by [`Writer::take_over`]. Dropping it at any moment loses nothing: whoever takes over next
+/// goes on from the stored clock and checkpoint.
 #[derive(Debug)]
 pub struct Writer {
     store: Arc<dyn CacheStore>,
@@ -121,10 +122,12 @@ pub struct Writer {
     pointers: Option<PointerCache>,
     /// What the feed took back, of which it is not known yet what comes again.
     rollbacks: Rollbacks,
-    /// What came since the feed began to take back, and is not taken until no more rollbacks are waited for; and when that began.
+    /// What came since the feed began to take back, and is not taken until no more rollbacks are
+    /// waited for; and when that began.
     deferred: Vec<DecodedBatch>,
     deferred_since: Option<Instant>,
-    /// Where entries lie that came from after a position: as the checkpoint said, and as this term has found.
+    /// Where entries lie that came from after a position: as the checkpoint said, and as this term
+    /// has found.
     floors: Floors,
     /// All that earlier terms can have taken of the feed has come again.
     is_caught_up: bool,
@@ -143,8 +146,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// The writer of a cache that nobody else writes: begins the next term, whichever that is. For tools and tests; two of them fence one
-    /// another. Whoever elects takes over with [`take_over`](Self::take_over).
+    /// The writer of a cache that nobody else writes: begins the next term, whichever that is. For
+    /// tools and tests; two of them fence one another. Whoever elects takes over with
+    /// [`take_over`](Self::take_over).
     ///
     /// # Errors
     /// As there.
@@ -203,7 +207,8 @@ impl Writer {
         let attempt = || async { withdraw::finish(fenced, codec.as_ref(), &taken).await };
         let (gone, restored) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
 
-        // The checkpoint may be one batch ahead of the clock; then it knows what the clock does not.
+        // The checkpoint may be one batch ahead of the clock; then it knows what the clock does
+        // not.
         let clock = &taken.clock.value;
         let checkpoint = &taken.checkpoint;
         let ahead = (checkpoint.batch > clock.batch).then_some(&checkpoint.sequencer);
@@ -214,7 +219,8 @@ impl Writer {
             (None, None) if clock.gaps == 0 => (clock.high, Vec::new(), None),
             (None, None) => {
                 tracing::warn!(batch = clock.batch, "the last batch record is gone: what was missing is announced again as late");
-                // What came after the checkpoint comes again. What had come before it does not: nobody may wait for that.
+                // What came after the checkpoint comes again. What had come before it does not:
+                // nobody may wait for that.
                 let missing =
                     SequenceRange::new(clock.stable.next(), clock.high).map(|range| checkpoint.sequencer.missing_in(range));
                 let ranges = missing.iter().flat_map(RangeSet::iter).filter_map(|(first, last)| SequenceRange::new(first, last));
@@ -331,15 +337,15 @@ impl Writer {
         self.queued_bytes
     }
 
-    /// Follows `feed` until it ends, `stop` completes, or something cannot go on. Everything taken from the feed is stored
-    /// and published before this returns `Ok`, and a checkpoint with it.
+    /// Follows `feed` until it ends, `stop` completes, or something cannot go on. Everything taken
+    /// from the feed is stored and published before this returns `Ok`, and a checkpoint with it.
     ///
-    /// Cancel safe in the sense of the cache: dropping the future loses nothing that the next writer would not find again; this `Writer` must
-    /// then be dropped too.
+    /// Cancel safe in the sense of the cache: dropping the future loses nothing that the next
+    /// writer would not find again; this `Writer` must then be dropped too.
     ///
     /// # Errors
-    /// `Fenced` when another writer has taken over; the feed's errors, after what it delivered was stored; the store's, when they are
-    /// permanent or lasted for `give_up_after_ms`.
+    /// `Fenced` when another writer has taken over; the feed's errors, after what it delivered was
+    /// stored; the store's, when they are permanent or lasted for `give_up_after_ms`.
     pub fn run<'a>(&'a mut self, feed: &'a dyn Feed, stop: impl Future<Output = ()> + Send + 'a) -> BoxFuture<'a, Result<Ended>> {
         self.run_until(feed, Box::pin(stop))
     }
@@ -418,7 +424,8 @@ impl Writer {
         }
     }
 
-    /// As [`flush`](Self::flush), where nothing more will come for now: what is missing is not waited for, but skipped at once.
+    /// As [`flush`](Self::flush), where nothing more will come for now: what is missing is not
+    /// waited for, but skipped at once.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -427,7 +434,8 @@ impl Writer {
         self.flush().await
     }
 
-    /// Stores and publishes everything applied so far, marks of superseded rows and a checkpoint included.
+    /// Stores and publishes everything applied so far, marks of superseded rows and a checkpoint
+    /// included.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -461,7 +469,8 @@ impl Writer {
         self.publishing.is_some() || !self.in_flight.is_empty()
     }
 
-    /// A full batch goes as soon as there is room; a smaller one when nothing else is under way, so that an idle writer adds no delay.
+    /// A full batch goes as soon as there is room; a smaller one when nothing else is under way, so
+    /// that an idle writer adds no delay.
     fn should_launch(&mut self) -> bool {
         if self.in_flight.len() >= self.config.max_in_flight {
             return false;
@@ -519,7 +528,8 @@ fn log_noted(noted: &[Noted]) {
     }
 }
 
-/// Says what to do about a stored document that is corrupt. The clock and the cache's description cannot be repaired.
+/// Says what to do about a stored document that is corrupt. The clock and the cache's description
+/// cannot be repaired.
 fn name_repair(error: Error) -> Error {
     let is_repairable = |key: &str| [CacheKey::Clock, CacheKey::Meta].iter().all(|fixed| key != fixed.to_string());
     if error.kind() == ErrorKind::Corrupt && error.context("key").is_some_and(is_repairable) {

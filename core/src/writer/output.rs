@@ -45,8 +45,8 @@ impl std::fmt::Debug for Publishing {
 }
 
 impl Writer {
-    /// Prepares a batch and begins to commit it; with a checkpoint if asked and the feed has positions. Between feed
-    /// batches only may a checkpoint be asked for.
+    /// Prepares a batch and begins to commit it; with a checkpoint if asked and the feed has
+    /// positions. Between feed batches only may a checkpoint be asked for.
     pub(super) fn launch(&mut self, checkpoint: Option<()>) {
         let position = checkpoint.filter(|()| self.has_positions).map(|()| {
             let mut position = self.tracker.position();
@@ -114,7 +114,8 @@ impl Writer {
         is_new.then_some(wanted)
     }
 
-    /// Waits until one more batch is committed or published. Cancel safe: what it waits for stays in `self`.
+    /// Waits until one more batch is committed or published. Cancel safe: what it waits for stays
+    /// in `self`.
     pub(super) async fn settle(&mut self) -> Result<()> {
         self.settle_one().await.map_err(name_repair)
     }
@@ -150,8 +151,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes blocks without anything live out of their directories, once every mark up to their end is stored (a restart finds unmarked
-    /// entries through the star channel's directory). One lot at a time: two that write the same directory would be in each other's way.
+    /// Takes blocks without anything live out of their directories, once every mark up to their end
+    /// is stored (a restart finds unmarked entries through the star channel's directory). One lot
+    /// at a time: two that write the same directory would be in each other's way.
     fn drop_emptied(&mut self) {
         if self.dropping.as_ref().is_some_and(|dropping| !dropping.is_finished()) {
             return;

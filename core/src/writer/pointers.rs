@@ -63,8 +63,9 @@ impl PointerReader {
     }
 }
 
-/// Gives documents that their pointer has passed already what their stored entries know to be superseded: the pointer no longer does. They
-/// are there to be read: a pointer moves on only when everything up to it is stored.
+/// Gives documents that their pointer has passed already what their stored entries know to be
+/// superseded: the pointer no longer does. They are there to be read: a pointer moves on only when
+/// everything up to it is stored.
 async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut DecodedBatch) -> Result<()> {
     let mut passed = Vec::new();
     for item in &mut batch.items {
@@ -102,7 +103,8 @@ async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut 
     Ok(())
 }
 
-/// Pointers that may be newer than what was read of them: those whose batch is not published, or was after a read began that has not been used yet.
+/// Pointers that may be newer than what was read of them: those whose batch is not published, or
+/// was after a read began that has not been used yet.
 #[derive(Debug, Default)]
 pub(super) struct PointerCache {
     newest: HashMap<DocumentId, (Pointer, u64), FxBuildHasher>,
@@ -111,8 +113,8 @@ pub(super) struct PointerCache {
 }
 
 impl PointerCache {
-    /// Works out what a decoded document supersedes, given the pointer that was `read` for it. `batch` is the batch its entry will be in.
-    /// `is_placed` if its number was accounted for.
+    /// Works out what a decoded document supersedes, given the pointer that was `read` for it.
+    /// `batch` is the batch its entry will be in. `is_placed` if its number was accounted for.
     pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64, is_placed: bool) {
         let is_shown = matches!(decoded, Decoded::Document(_));
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return };
@@ -134,7 +136,8 @@ impl PointerCache {
         }
     }
 
-    /// The pointers of these entries as they are now: what is to be written when they are published.
+    /// The pointers of these entries as they are now: what is to be written when they are
+    /// published.
     pub(super) fn of<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Vec<Pointer> {
         let mut pointers: Vec<Pointer> =
             entries.filter_map(|entry| self.newest.get(&entry.document()).map(|(pointer, _)| pointer.clone())).collect();
@@ -143,8 +146,8 @@ impl PointerCache {
         pointers
     }
 
-    /// The pointers of these documents are those that are stored now, if there are any, as of `batch`. Reads begun before, up to number `begun`,
-    /// may have missed them.
+    /// The pointers of these documents are those that are stored now, if there are any, as of
+    /// `batch`. Reads begun before, up to number `begun`, may have missed them.
     pub(super) fn replace(&mut self, documents: Vec<DocumentId>, stored: Vec<Pointer>, batch: u64, begun: u64) {
         for document in &documents {
             self.newest.insert(document.clone(), (Pointer::new(document.as_ref()), batch));
@@ -155,7 +158,8 @@ impl PointerCache {
         self.published(batch, documents.into_iter(), begun);
     }
 
-    /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`, may have missed them.
+    /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`,
+    /// may have missed them.
     pub(super) fn published(&mut self, batch: u64, documents: impl Iterator<Item = DocumentId>, begun: u64) {
         self.leaving.push_back((begun, batch, documents.collect()));
     }

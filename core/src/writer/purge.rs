@@ -68,7 +68,7 @@ impl Purges {
         }
     }
 
-    /// Where the purge of a document came from, if one has not been carried out.
+    /// The origin of the last purge of a document that is not carried out yet.
     pub(super) fn origin(&self, document: DocumentRef<'_>) -> Option<Origin> {
         self.pending.get(&document).map(|pending| pending.origin)
     }

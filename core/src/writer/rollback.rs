@@ -12,7 +12,8 @@ use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::sequence::{RangeSet, Sequence};
 use crate::withdraw::{BySequence, Gone};
 
-/// Duplicates that are remembered: a number may be given out again before the feed tells that its first use is taken back.
+/// Duplicates that are remembered: a number may be given out again before the feed tells that its
+/// first use is taken back.
 const RECENT: usize = 10_000;
 
 /// The position of an entry: its sequence and its slot, see [`Sequence::rank`].
@@ -40,11 +41,13 @@ struct Unresolved {
     /// What lies after it is to be looked for.
     after: u64,
     is_collected: bool,
-    /// Where the partition was before it was first taken back. A restart goes on from there, so that it is taken back again.
+    /// Where the partition was before it was first taken back. A restart goes on from there, so
+    /// that it is taken back again.
     before: Option<PartitionPosition>,
 }
 
-/// The rollbacks that have not ended, the entries that they may withdraw, and what waits until that is known.
+/// The rollbacks that have not ended, the entries that they may withdraw, and what waits until that
+/// is known.
 #[derive(Debug, Default)]
 pub(super) struct Rollbacks {
     partitions: BTreeMap<PartitionId, Unresolved>,
@@ -59,7 +62,8 @@ pub(super) struct Rollbacks {
     /// In the order in which they came.
     held: Vec<Held>,
     held_documents: HashSet<DocumentId>,
-    /// Candidates that came again as something else: another entry has the number now, or the whole one of which only a departure was known.
+    /// Candidates that came again as something else: another entry has the number now, or the whole
+    /// one of which only a departure was known.
     replaced: BTreeSet<Rank>,
     recent: VecDeque<Held>,
 }
@@ -95,13 +99,14 @@ impl Rollbacks {
         self.held_documents = self.held.iter().filter_map(|held| document(&held.decoded)).map(Into::into).collect();
         let unresolved = Unresolved { after: to.0, is_collected: false, before };
         let known = self.partitions.entry(partition).or_insert(unresolved);
-        // What was found by then and has not come again is a candidate still; what has come since up to `to` holds.
+        // What was found by then and has not come again is a candidate still; what has come since
+        // up to `to` holds.
         known.after = if known.is_collected { to.0 } else { known.after.min(to.0) };
         known.is_collected = false;
     }
 
-    /// What is to be looked for before anything else is taken, since what comes may be of any of its numbers, given out again: partitions, and the seqno
-    /// after which.
+    /// What is to be looked for before anything else is taken, since what comes may be of any of
+    /// its numbers, given out again: partitions, and the seqno after which.
     pub(super) fn wanted(&self) -> BTreeMap<PartitionId, u64> {
         let uncollected = self.partitions.iter().filter(|(_, unresolved)| !unresolved.is_collected);
         uncollected.map(|(partition, unresolved)| (*partition, unresolved.after)).collect()
@@ -135,8 +140,9 @@ impl Rollbacks {
         }
     }
 
-    /// Whether a mutation must wait; to be asked once, in the order of the feed. What comes again as it was, is no candidate any more, nor is what its document had before: it is
-    /// what the document came from.
+    /// Whether a mutation must wait; to be asked once, in the order of the feed. What comes again
+    /// as it was, is no candidate any more, nor is what its document had before: it is what the
+    /// document came from.
     pub(super) fn judge(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
         if self.candidates.is_empty() && self.held.is_empty() {
             return false;
@@ -223,7 +229,8 @@ impl Rollbacks {
         self.recent.retain(|held| document_of(&held.decoded).is_none_or(|document| !is_purged(&document.entry)));
     }
 
-    /// Nothing accounts for these numbers any more: what came of them as a duplicate is to be taken.
+    /// Nothing accounts for these numbers any more: what came of them as a duplicate is to be
+    /// taken.
     pub(super) fn recall(&mut self, numbers: &[Sequence]) {
         let numbers: BTreeSet<Sequence> = numbers.iter().map(|position| position.number()).collect();
         let is_wanted = |held: &Held| held.sequence().is_some_and(|sequence| numbers.contains(&sequence));
@@ -278,7 +285,8 @@ impl Rollbacks {
         released
     }
 
-    /// Takes a position back to where a restart must go on: before what was taken back, and before what waits.
+    /// Takes a position back to where a restart must go on: before what was taken back, and before
+    /// what waits.
     pub(super) fn limit(&self, position: &mut FeedPosition) {
         let waiting = self.held.iter().rev().map(|held| (held.partition, &held.before));
         let unresolved = self.partitions.iter().map(|(partition, unresolved)| (*partition, &unresolved.before));

@@ -1,4 +1,5 @@
-//! Taking back what the feed has taken back (ARCHITECTURE.md, "Rollback"). The writer does nothing else meanwhile.
+//! Taking back what the feed has taken back (ARCHITECTURE.md, "Rollback"). The writer does nothing
+//! else meanwhile.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +36,8 @@ impl Writer {
         }
     }
 
-    /// Puts off what came. A node's partitions are taken back one after the other: it would take too long to search the cache for each.
+    /// Puts off what came. A node's partitions are taken back one after the other: it would take
+    /// too long to search the cache for each.
     pub(super) fn defer(&mut self, decoded: DecodedBatch) {
         let DecodedBatch { items, bytes, number, pointers } = decoded;
         self.deferred_since.get_or_insert_with(Instant::now);
@@ -52,7 +54,8 @@ impl Writer {
         }
     }
 
-    /// Takes what was put off, if anything was, now that it is known what the cache has of what was taken back.
+    /// Takes what was put off, if anything was, now that it is known what the cache has of what was
+    /// taken back.
     pub(super) async fn take_deferred(&mut self) -> Result<()> {
         if self.deferred.is_empty() {
             return Ok(());
@@ -82,13 +85,14 @@ impl Writer {
         tracing::warn!(
             partitions = search.after.len(),
             entries = found.len(),
-            "the feed took something back; some may come again"
+            "the feed rolled back: entries from after that may have to be withdrawn"
         );
         self.rollbacks.found(found);
         Ok(())
     }
 
-    /// Numbers for which a writer that crashed in the middle of a commit may have stored something that nobody knows of.
+    /// Numbers for which a writer that crashed in the middle of a commit may have stored something
+    /// that nobody knows of.
     fn unaccounted(&self) -> Vec<SequenceRange> {
         let sequencer = self.assembler.sequencer();
         let state = sequencer.state(self.now());
@@ -113,7 +117,8 @@ impl Writer {
         ranges
     }
 
-    /// These partitions have delivered all they have: withdraws what they took back and have not brought again, then takes what waited for that.
+    /// These partitions have delivered all they have: withdraws what they took back and have not
+    /// brought again, then takes what waited for that.
     pub(super) async fn end_rollbacks(&mut self, ended: &BTreeSet<PartitionId>) -> Result<()> {
         // Everything that came again is stored, and nothing of it is under way.
         self.settle_all().await?;
@@ -142,7 +147,8 @@ impl Writer {
         self.carry_out(gone.into()).await
     }
 
-    /// The decision is published first: from then on it stands, and whoever takes over does what is left of it.
+    /// The decision is published first: from then on it stands, and whoever takes over does what is
+    /// left of it.
     async fn withdraw(&mut self, gone: Gone) -> Result<()> {
         let policy = backoff(&self.config);
         let (store, codec) = (self.store.clone(), self.codec.clone());

@@ -232,6 +232,120 @@ async fn that_a_document_left_a_channel_is_shown_where_another_program_has_writt
     }
 }
 
+/// A mutation of document `d`, without values of its own.
+fn mutation(kept: &Kept, cas: u64, body: &str) -> Mutation {
+    kept.mutation("d", cas, body.as_bytes())
+}
+
+/// The rows of a channel in a reader that was just opened, whether removed: as it answers first, and
+/// once more.
+async fn rows(store: &Arc<dyn CacheStore>, channel: &str) -> [Vec<(u64, bool)>; 2] {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut answers = [Vec::new(), Vec::new()];
+    for rows in &mut answers {
+        let options = ChangesOptions::new().delivery(Delivery::Eager);
+        let answer = reader.changes(&[Channel::new(channel).unwrap()], &options).await.unwrap().answer();
+        *rows = answer.rows.iter().map(|row| (row.id.sequence.0, !row.removed.is_empty())).collect();
+    }
+    answers
+}
+
+/// Applies more and more of the events, each time with a new writer.
+async fn apply(events: &[Mutation], supersession: Supersession) -> Arc<dyn CacheStore> {
+    let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+    for count in 1..=events.len() {
+        let feed = MemoryFeed::new("world", events[..count].to_vec());
+        let (decoder, config) = (Arc::new(GatewayDecoder::default()), config(0).with_supersession(supersession));
+        let mut writer = Writer::alone(store.clone(), decoder, "world", config).await.unwrap();
+        writer.run(&feed, std::future::pending()).await.unwrap();
+    }
+    let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+    assert!(report.is_clean(), "{:#?}", report.findings);
+    store
+}
+
+/// The feed left out what the gateway wrote, for what another program wrote over it; and then that
+/// program restores the body.
+#[tokio::test(start_paused = true)]
+async fn a_revision_is_shown_whose_body_another_program_has_restored() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let (mut kept, own) = (Kept::default(), r#"{"written":"by the gateway"}"#);
+        kept.write("x", 1, &[], &["a".to_owned(), "b".to_owned()], false, false);
+        let first = mutation(&kept, 1 << 16, own);
+        kept.write("x", 2, &[], &["b".to_owned()], false, false);
+        let second = mutation(&kept, 2 << 16, own);
+        let pairs = attributes::iter(&second.value).unwrap().map(|pair| pair.unwrap());
+        let value = attributes::encode(pairs, br#"{"written":"by another program"}"#).unwrap().into();
+        let foreign = Mutation { cas: second.cas + 1, value, ..second.clone() };
+        let restored = Mutation { cas: second.cas + 2, ..second };
+        let store = apply(&[first, foreign, restored], supersession).await;
+        assert_eq!(rows(&store, "b").await, [[(2, false)], [(2, false)]]);
+        assert_eq!(rows(&store, "*").await, [[(2, false)], [(2, false)]]);
+        assert_eq!(rows(&store, "a").await, [[(2, true)], [(2, true)]]);
+    }
+}
+
+/// The feed left out the revision that left the channel, and the next one has a lower sequence.
+#[tokio::test(start_paused = true)]
+async fn that_a_document_left_a_channel_is_shown_where_its_next_revision_has_a_lower_sequence() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let (mut kept, mut events) = (Kept::default(), Vec::new());
+        for (cas, (sequence, channels)) in (1..).zip([(16, &["a", "b"][..]), (20, &["b"]), (10, &["b"])]) {
+            let channels: Vec<String> = channels.iter().map(ToString::to_string).collect();
+            kept.write("x", sequence, &[], &channels, false, false);
+            events.push(mutation(&kept, cas << 16, "{}"));
+        }
+        events.remove(1);
+        let store = apply(&events, supersession).await;
+        assert_eq!(rows(&store, "a").await, [[(20, true)], [(20, true)]]);
+        assert_eq!(rows(&store, "b").await, [[(10, false)], [(10, false)]]);
+    }
+}
+
+/// A document that was written before there were pointers has none.
+#[tokio::test(start_paused = true)]
+async fn purged_documents_are_found_after_the_setting_of_pointers_was_changed() {
+    use Supersession::{Pointers, Recents};
+    for settings in [&[Recents, Pointers][..], &[Pointers, Recents, Pointers]] {
+        let (mut kept, mut events) = (Kept::default(), Vec::new());
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        for (sequence, supersession) in (1..).zip(settings) {
+            kept.write("x", sequence, &[], &["a".to_owned()], false, false);
+            events.push(mutation(&kept, sequence << 16, "{}"));
+            if sequence as usize == settings.len() {
+                events.pop();
+                events.push(Mutation { kind: MutationKind::Deletion, cas: sequence << 16, ..Mutation::new("d", "") });
+            }
+            let feed = MemoryFeed::new("world", events.clone());
+            let (decoder, config) = (Arc::new(GatewayDecoder::default()), config(0).with_supersession(*supersession));
+            let mut writer = Writer::alone(store.clone(), decoder, "world", config).await.unwrap();
+            writer.run(&feed, std::future::pending()).await.unwrap();
+        }
+        assert_eq!(rows(&store, "a").await, [[], []], "{settings:?}");
+        let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+        assert!(report.is_clean(), "{:#?}", report.findings);
+    }
+}
+
+/// Number 16 is missing, so that 28 is above stable, and its mark waits.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_was_just_opened_shows_a_later_revision_with_a_lower_sequence() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let document = |cas: u64, sequence: u64, revision: &str| {
+            let metadata =
+                json!({"rev": revision, "sequence": sequence, "recent_sequences": [sequence], "channels": {"b": null}});
+            Mutation { cas, ..Mutation::new("d", json!({"_sync": metadata}).to_string()) }
+        };
+        let unused = |range: &str| Mutation::new(format!("_sync:unusedSeqs:{range}"), "");
+        let events = [unused("1:14"), unused("17:27"), document(10, 28, "1-a"), document(20, 15, "2-b")];
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let (decoder, config) = (Arc::new(GatewayDecoder::default()), config(0).with_supersession(supersession));
+        let mut writer = Writer::alone(store.clone(), decoder, "world", config).await.unwrap();
+        writer.run(&MemoryFeed::new("world", events.to_vec()), std::future::pending()).await.unwrap();
+        assert_eq!(rows(&store, "b").await, [[(15, false)], [(15, false)]]);
+    }
+}
+
 /// Returns the number of writers that were cut off.
 async fn check_with_faults(seed: u64) -> u64 {
     let world = World::new(seed, 60, true);

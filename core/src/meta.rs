@@ -29,6 +29,9 @@ pub struct Meta {
     /// that did not record the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<CacheSource>,
+    /// Whether all its writers have kept pointers, so that every document has one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_pointers: bool,
 }
 
 impl Meta {
@@ -42,6 +45,7 @@ impl Meta {
             created_by: format!("sluicegate {}", env!("CARGO_PKG_VERSION")),
             created_at,
             source: None,
+            has_pointers: false,
         }
     }
 

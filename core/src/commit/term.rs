@@ -78,8 +78,9 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     })
     .await?;
     // Last: until this is done, a later term repeats all of the above.
-    if meta.format != FORMAT_VERSION || meta.source != resume.source {
-        (meta.format, meta.source) = (FORMAT_VERSION, resume.source);
+    let has_pointers = meta.has_pointers && new.has_pointers;
+    if meta.format != FORMAT_VERSION || meta.source != resume.source || meta.has_pointers != has_pointers {
+        (meta.format, meta.source, meta.has_pointers) = (FORMAT_VERSION, resume.source, has_pointers);
         restate(store, epoch, &meta).await?;
     }
     let late = clock.value.late.max(checkpoint.late);

@@ -172,7 +172,7 @@ impl GatewayDecoder {
                 None => (Membership::Present, own),
                 Some(removal) => (how(removal), removal.sequence),
             };
-            if left == 0 || left > own {
+            if left == 0 || left > own && !metadata.recent.contains(&left) {
                 // It cannot have left there.
                 continue;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -19,6 +19,13 @@ use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::scan::{self, Shown};
 use crate::sequence::{Sequence, SequenceRange};
+
+/// The newest entry of each document that is shown above what is read.
+type Above<'a> = FxHashMap<DocumentRef<'a>, &'a ChangeEntry>;
+
+fn has_newer(above: &Above<'_>, entry: &ChangeEntry) -> bool {
+    above.get(&entry.document()).is_some_and(|newer| newer.is_newer_than(entry))
+}
 
 impl Node {
     /// Answers from memory alone, if that is possible.
@@ -105,11 +112,11 @@ impl Node {
                 continue;
             };
             self.counters.misses.fetch_add(1, Ordering::Relaxed);
-            // Documents that the tail shows at a newer sequence. Their rows below are filled into the tail all the same: who sees only what
-            // is stable may need them.
-            let newer: FxHashSet<DocumentRef<'_>> = view.rows().iter().map(|row| row.entry.document()).collect();
+            // What the tail shows. Older rows of these documents are filled into the tail all the
+            // same: a reader that sees only what is stable may need them.
+            let above: Above<'_> = view.rows().iter().map(|row| (row.entry.document(), row.entry.as_ref())).collect();
             let shown = Shown { stable: cut.stable, missing: &missing };
-            let (rows, complete) = self.read_rows(&channel, range, options, shown, &newer).await?;
+            let (rows, complete) = self.read_rows(&channel, range, options, shown, &above).await?;
             if fills && complete {
                 let mut state = self.state.write();
                 let stable = state.clock.stable;
@@ -122,7 +129,7 @@ impl Node {
                 }
             }
             let mut all = rows;
-            all.retain(|row| !newer.contains(&row.entry.document()));
+            all.retain(|row| !has_newer(&above, &row.entry));
             if complete {
                 all.extend_from_slice(view.rows());
             }
@@ -139,19 +146,19 @@ impl Node {
     }
 
     /// Live rows of a channel below its tail; and whether they are all, rather than as many as the
-    /// limit needs, not counting documents that have `newer` rows. What is missing by the cut is
-    /// left out: it has not been announced.
+    /// limit needs, not counting rows of documents that have newer ones `above`. What is missing by
+    /// the cut is left out: it has not been announced.
     async fn read_rows(
         &self,
         channel: &Channel,
         range: SequenceRange,
         options: &ChangesOptions,
         shown: Shown<'_>,
-        newer: &FxHashSet<DocumentRef<'_>>,
+        above: &Above<'_>,
     ) -> Result<(Vec<Row>, bool)> {
         let limit = options.limit.unwrap_or(usize::MAX);
         let counts = |entry: &ChangeEntry, state: BlockState| {
-            (!options.active_only || state == BlockState::Present && !entry.is_deleted()) && !newer.contains(&entry.document())
+            (!options.active_only || state == BlockState::Present && !entry.is_deleted()) && !has_newer(above, entry)
         };
         let mut counted = (0, 0);
         let mut complete = true;
@@ -223,7 +230,21 @@ impl Node {
             let state = self.state.read();
             let tail = state.tails.get(channel);
             let newest = late.iter().filter(|(_, entry)| !tail.is_some_and(|tail| tail.has_newer(entry)));
-            let rows: Vec<Row> = newest.filter_map(|(_, entry)| Row::in_channel(entry, channel)).collect();
+            let mut rows: Vec<Row> = newest.filter_map(|(_, entry)| Row::in_channel(entry, channel)).collect();
+            keep_newest(&mut rows);
+            if !rows.is_empty() {
+                // A later revision may have a lower sequence, and have been told before.
+                let told =
+                    state.late.iter().filter(|(late, entry)| late.number <= cut.late.0 && entry.membership(channel).is_some());
+                let told: Vec<&ChangeEntry> = told.map(|(_, entry)| entry.as_ref()).collect();
+                let mut above = Above::default();
+                for entry in told {
+                    if !has_newer(&above, entry) {
+                        above.insert(entry.document(), entry);
+                    }
+                }
+                rows.retain(|row| !has_newer(&above, &row.entry));
+            }
             let valid_from = tail.map_or(cut.high.next(), |tail| tail.valid_from());
             (rows, valid_from, (state.clock.stable, state.clock.marked), state.missing.clone())
         };

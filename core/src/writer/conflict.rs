@@ -75,7 +75,14 @@ fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
     if stored.document() != entry.document() {
         return Claim::Taken;
     }
-    if stored.revision() == entry.revision() || !stored.in_star() {
+    if !stored.in_star() {
+        // The revision itself comes after another program's write that told of its departures: the
+        // program has restored the body.
+        let (mine, others) = (entry.origin(), stored.origin());
+        let is_later = mine.partition == others.partition && others.seqno.0 > 0 && mine.seqno > others.seqno;
+        return if is_later { Claim::Newer } else { Claim::Duplicate };
+    }
+    if stored.revision() == entry.revision() {
         return Claim::Duplicate;
     }
     if entry.is_newer_than(stored) { Claim::Newer } else { Claim::Outdated }
@@ -415,7 +422,12 @@ mod tests {
         assert_eq!(claim(&came, &entry("e", "2-b", 3)), Claim::Taken);
         let elsewhere = entry("d", "2-b", 3).with_collection(crate::CollectionId(8));
         assert_eq!(claim(&came, &elsewhere), Claim::Taken);
-        let departure = ChangeEntry::new(Sequence(5), "d", "1-a", EntryFlags::DEPARTURE).unwrap();
-        assert_eq!(claim(&came, &departure), Claim::Duplicate);
+        let departure = |partition, seqno| {
+            let departure = ChangeEntry::new(Sequence(5), "d", "2-b", EntryFlags::DEPARTURE).unwrap();
+            departure.with_origin(PartitionId(partition), PartitionSeqno(seqno))
+        };
+        assert_eq!(claim(&came, &departure(1, 9)), Claim::Duplicate, "a later revision told of it");
+        assert_eq!(claim(&came, &departure(1, 3)), Claim::Newer, "the body was restored");
+        assert_eq!(claim(&came, &departure(2, 3)), Claim::Duplicate, "the order is not known");
     }
 }

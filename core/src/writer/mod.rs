@@ -135,6 +135,8 @@ pub struct Writer {
     begun: u64,
     /// Purged documents whose rows are not removed yet.
     purges: Purges,
+    /// Whether every document has a pointer, so that purged ones are found by it.
+    has_pointers: bool,
     /// Sequences that more than one document has.
     shared_numbers: FxHashSet<Sequence>,
     /// Names of collections, as the feed has reported them.
@@ -199,7 +201,8 @@ impl Writer {
     ) -> Result<Writer> {
         config.validate()?;
         let created_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let new = Meta::new(codec_named(&config.codec, config.block_capacity)?.as_ref(), config.ring, created_at);
+        let mut new = Meta::new(codec_named(&config.codec, config.block_capacity)?.as_ref(), config.ring, created_at);
+        new.has_pointers = config.supersession == Supersession::Pointers;
         let attempt = || async { commit::begin_term(store.as_ref(), epoch, &feed, &new).await };
         let taken = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         let codec = taken.meta.block_codec()?;
@@ -266,6 +269,7 @@ impl Writer {
             is_caught_up: false,
             begun: 0,
             purges: Purges::default(),
+            has_pointers: taken.meta.has_pointers,
             shared_numbers: shared.into_iter().collect(),
             collections: Collections::new(),
             registered: Arc::default(),

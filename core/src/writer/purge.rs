@@ -2,8 +2,8 @@
 //!
 //! A purge names a key and no sequence, so the entries of the document must be searched. Most keys
 //! that are deleted without attributes never were documents of the gateway. So purges are
-//! collected, and searched together: with pointers by one read each, otherwise by reading the star
-//! channels once for all.
+//! collected, and searched together: by one read each if all writers of the cache have kept
+//! pointers, and otherwise by reading the star channels once for all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -167,7 +167,7 @@ impl Writer {
 
     /// The entries that the purged documents had.
     async fn entries_of(&mut self, pending: &HashMap<DocumentId, Pending>) -> Result<BySequence> {
-        let has_pointers = self.pointers.is_some();
+        let has_pointers = self.has_pointers;
         let (store, codec, policy) = (self.store.clone(), self.codec.clone(), backoff(&self.config));
         let is_purged = |entry: &ChangeEntry| pending.contains_key(&entry.document());
         let attempt = || async {

@@ -483,6 +483,8 @@ fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Depart
                 .ok()?
                 .with_collection(newer.collection())
                 .with_origin(origin.partition, origin.seqno)
+                // Of a revision that is not shown itself.
+                .with_cas(if sequence == newer.sequence() { origin.cas } else { 0 })
                 .with_supersedes(newer.supersedes().iter().copied().filter(|s| s.rank() < sequence.rank())),
         };
         let (channel, membership, since) = (departure.channel.clone(), departure.membership, departure.since);

@@ -76,11 +76,10 @@ fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
         return Claim::Taken;
     }
     if !stored.in_star() {
-        // The revision itself comes after another program's write that told of its departures: the
-        // program has restored the body.
-        let (mine, others) = (entry.origin(), stored.origin());
-        let is_later = mine.partition == others.partition && others.seqno.0 > 0 && mine.seqno > others.seqno;
-        return if is_later { Claim::Newer } else { Claim::Duplicate };
+        // The departures of a revision that another program wrote over have the CAS of that write.
+        // If the revision itself comes later, the program has restored the body.
+        let (mine, others) = (entry.origin().cas, stored.origin().cas);
+        return if others > 0 && mine > others { Claim::Newer } else { Claim::Duplicate };
     }
     if stored.revision() == entry.revision() {
         return Claim::Duplicate;
@@ -422,12 +421,10 @@ mod tests {
         assert_eq!(claim(&came, &entry("e", "2-b", 3)), Claim::Taken);
         let elsewhere = entry("d", "2-b", 3).with_collection(crate::CollectionId(8));
         assert_eq!(claim(&came, &elsewhere), Claim::Taken);
-        let departure = |partition, seqno| {
-            let departure = ChangeEntry::new(Sequence(5), "d", "2-b", EntryFlags::DEPARTURE).unwrap();
-            departure.with_origin(PartitionId(partition), PartitionSeqno(seqno))
-        };
-        assert_eq!(claim(&came, &departure(1, 9)), Claim::Duplicate, "a later revision told of it");
-        assert_eq!(claim(&came, &departure(1, 3)), Claim::Newer, "the body was restored");
-        assert_eq!(claim(&came, &departure(2, 3)), Claim::Duplicate, "the order is not known");
+        let departure = |cas| ChangeEntry::new(Sequence(5), "d", "2-b", EntryFlags::DEPARTURE).unwrap().with_cas(cas);
+        let came = came.with_cas(20);
+        assert_eq!(claim(&came, &departure(0)), Claim::Duplicate, "a later revision told of it");
+        assert_eq!(claim(&came, &departure(30)), Claim::Duplicate, "it came before");
+        assert_eq!(claim(&came, &departure(10)), Claim::Newer, "the body was restored");
     }
 }

@@ -232,13 +232,13 @@ async fn that_a_document_left_a_channel_is_shown_where_another_program_has_writt
     }
 }
 
-/// A mutation of document `d`, without values of its own.
+/// A mutation of document `d`.
 fn mutation(kept: &Kept, cas: u64, body: &str) -> Mutation {
     kept.mutation("d", cas, body.as_bytes())
 }
 
-/// The rows of a channel in a reader that was just opened, whether removed: as it answers first, and
-/// once more.
+/// The first two answers of a reader that was just opened: the rows of a channel, each with its
+/// sequence and whether it is a removal.
 async fn rows(store: &Arc<dyn CacheStore>, channel: &str) -> [Vec<(u64, bool)>; 2] {
     let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
     let mut answers = [Vec::new(), Vec::new()];
@@ -369,7 +369,8 @@ async fn a_store_that_fails_all_the_time_changes_nothing_of_that() {
     assert!(!are_usual() || sums["terms"] > 50, "{sums:?}");
 }
 
-/// A record that expects too many entries in slots is damaged: that is an error, not a loop over them.
+/// A record that expects too many entries in slots is damaged: that is an error, not a loop over
+/// them.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_expects_too_many_entries_in_slots_is_corrupt() {
     let world = World::new(1, 20, false);

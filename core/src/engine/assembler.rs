@@ -295,8 +295,7 @@ impl Assembler {
 
     /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them.
     /// For the next batch; nothing may wait to be prepared. `room` are positions of departures
-    /// among them that only make room, see
-    /// [`BatchRecord::room`].
+    /// among them that only make room, see [`BatchRecord::room`].
     pub fn withdraw(&mut self, gone: Vec<Arc<ChangeEntry>>, room: impl IntoIterator<Item = Sequence>, numbers: &[Sequence]) {
         numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
         for entry in &gone {
@@ -483,7 +482,8 @@ fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Depart
                 .ok()?
                 .with_collection(newer.collection())
                 .with_origin(origin.partition, origin.seqno)
-                // Of a revision that is not shown itself.
+                // Another program has written over the revision: if the revision comes again
+                // later, its CAS is higher.
                 .with_cas(if sequence == newer.sequence() { origin.cas } else { 0 })
                 .with_supersedes(newer.supersedes().iter().copied().filter(|s| s.rank() < sequence.rank())),
         };

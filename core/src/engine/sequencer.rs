@@ -134,8 +134,8 @@ pub struct SkippedRange {
 
 /// Accounts for every sequence number: cached, unused, superseded, skipped or given up.
 ///
-/// `next` never decreases, and every number below it is one of these. Every operation costs O(log
-/// n) in the number of *ranges* held, amortized; a number in order costs O(1).
+/// `next` never decreases, and every number below it is one of these. Every operation costs
+/// O(log n) in the number of *ranges* held, amortized; a number in order costs O(1).
 #[derive(Clone, Debug)]
 pub struct Sequencer {
     config: SequencerConfig,
@@ -145,8 +145,7 @@ pub struct Sequencer {
     pending: BTreeMap<u64, Run>,
     pending_count: usize,
     /// By first number. Ranges are only ever added at the top, so they are in the order of their
-    /// times too. All times held here are
-    /// [`internal`].
+    /// times too. All times held here are [`internal`].
     skipped: BTreeMap<u64, Skip>,
     skipped_count: u64,
     /// Every skipped range below this number is older than `max_wait`.

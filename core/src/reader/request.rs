@@ -236,9 +236,8 @@ impl Node {
                 // A later revision may have a lower sequence, and have been told before.
                 let told =
                     state.late.iter().filter(|(late, entry)| late.number <= cut.late.0 && entry.membership(channel).is_some());
-                let told: Vec<&ChangeEntry> = told.map(|(_, entry)| entry.as_ref()).collect();
                 let mut above = Above::default();
-                for entry in told {
+                for (_, entry) in told {
                     if !has_newer(&above, entry) {
                         above.insert(entry.document(), entry);
                     }

@@ -36,6 +36,8 @@ struct Document {
     generation: u32,
     recent: Vec<u64>,
     channel: &'static str,
+    /// The channel that it left, with the sequence and the revision.
+    left: Option<(&'static str, u64, String)>,
 }
 
 /// A bucket whose gateways lose their counter now and then.
@@ -50,12 +52,16 @@ struct World {
 
 impl World {
     fn new(seed: u64, steps: usize, purges: bool) -> Self {
+        World::with(seed, steps, purges, true)
+    }
+
+    fn with(seed: u64, steps: usize, purges: bool, reuse: bool) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
         let mut world = World { rng, counter: 0, cas: 1 << 40, documents: BTreeMap::new(), events: Vec::new() };
         for _ in 0..steps {
             match world.rng.random_range(0..20) {
                 0..12 => world.write(false),
-                12..15 => world.write(true),
+                12..15 => world.write(reuse),
                 15..18 => world.release(),
                 18 if purges => world.purge(),
                 _ => world.counter += 1,
@@ -90,11 +96,13 @@ impl World {
         let (generation, mut channels) = (known.generation + 1, serde_json::Map::new());
         let revision = format!("{generation}-{sequence}");
         channels.insert(channel.to_owned(), json!(null));
-        if !known.channel.is_empty() && known.channel != channel {
-            channels.insert(known.channel.to_owned(), json!({"seq": sequence, "rev": revision}));
+        let is_left = !known.channel.is_empty() && known.channel != channel;
+        let left = if is_left { Some((known.channel, sequence, revision.clone())) } else { known.left };
+        if let Some((name, sequence, revision)) = &left {
+            channels.insert((*name).to_owned(), json!({"seq": sequence, "rev": revision}));
         }
         let metadata = json!({"rev": revision, "sequence": sequence, "recent_sequences": recent, "channels": channels});
-        self.documents.insert(name.clone(), Document { sequence, generation, recent, channel });
+        self.documents.insert(name.clone(), Document { sequence, generation, recent, channel, left });
         self.event(Mutation::new(name, json!({"_sync": metadata}).to_string()));
     }
 
@@ -111,6 +119,17 @@ impl World {
         let Some(name) = self.documents.keys().nth(self.rng.random_range(0..6)).cloned() else { return };
         self.documents.remove(&name);
         self.event(Mutation { kind: MutationKind::Deletion, ..Mutation::new(name, "") });
+    }
+
+    /// Leaves out some events whose key has a later one, as servers do.
+    fn leave_out(&mut self) {
+        let keys: Vec<_> = self.events.iter().map(|event| event.key.clone()).collect();
+        let mut at = 0..;
+        let rng = &mut self.rng;
+        self.events.retain(|event| {
+            let at: usize = at.next().unwrap_or_default();
+            !keys[at + 1..].contains(&event.key) || rng.random_bool(0.5)
+        });
     }
 
     /// The expected rows of each channel: sequence, document, revision.
@@ -177,6 +196,22 @@ async fn check(seed: u64) -> [u64; 2] {
     writer.run(&feed, std::future::pending()).await.unwrap();
     assert_right(&store, &world, &format!("seed {seed}, again")).await;
     [conflicts, purges as u64]
+}
+
+/// Markers release sequences of revisions that the feed leaves out.
+#[tokio::test(start_paused = true)]
+async fn each_document_is_shown_whatever_the_feed_leaves_out() {
+    let one = |seed| async move {
+        let mut world = World::with(seed, 60, false, false);
+        world.leave_out();
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let feed = MemoryFeed::new("world", world.events.clone()).with_batch(1 + seed as usize % 7).unwrap();
+        let conflicts = run(store.clone(), &feed, seed).await.unwrap();
+        assert_right(&store, &world, &format!("seed {seed}")).await;
+        vec![("conflicts".to_owned(), conflicts)]
+    };
+    let sums = campaign(0..400, one).await;
+    assert!(!are_usual() || sums["conflicts"] > 100, "{sums:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,6 +334,40 @@ async fn that_a_document_left_a_channel_is_shown_where_its_next_revision_has_a_l
         let store = apply(&events, supersession).await;
         assert_eq!(rows(&store, "a").await, [[(20, true)], [(20, true)]]);
         assert_eq!(rows(&store, "b").await, [[(10, false)], [(10, false)]]);
+    }
+}
+
+/// The feed left out the revision that left the channel, and something else has its sequence.
+#[tokio::test(start_paused = true)]
+async fn that_a_document_left_a_channel_is_shown_where_its_sequence_was_accounted_for() {
+    let marker = Mutation::new("_sync:unusedSeq:2", "");
+    let user = Mutation::new("_sync:user:u", r#"{"name":"u","sequence":2}"#);
+    let metadata = json!({"rev": "1-e", "sequence": 2, "recent_sequences": [2], "channels": {"a": null}});
+    let other = Mutation { cas: 2 << 16, ..Mutation::new("e", json!({"_sync": metadata}).to_string()) };
+    for (before, others) in [(marker, vec![]), (user, vec![]), (other, vec![(2, false)])] {
+        for supersession in [Supersession::Recents, Supersession::Pointers] {
+            let (mut kept, mut events) = (Kept::default(), Vec::new());
+            for (sequence, channels) in [(1, &["a", "b"][..]), (2, &["b"]), (3, &["b"]), (4, &["b"])] {
+                let channels: Vec<String> = channels.iter().map(ToString::to_string).collect();
+                kept.write("x", sequence, &[], &channels, false, false);
+                events.push(mutation(&kept, sequence << 16, "{}"));
+            }
+            events[1] = before.clone();
+            let mut expected = vec![(2, true)];
+            expected.splice(0..0, others.iter().copied());
+            let restarted = apply(&events, supersession).await;
+            let at_once: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+            let (decoder, config) = (Arc::new(GatewayDecoder::default()), config(0).with_supersession(supersession));
+            let mut writer = Writer::alone(at_once.clone(), decoder, "world", config).await.unwrap();
+            writer.run(&MemoryFeed::new("world", events.clone()), std::future::pending()).await.unwrap();
+            assert_eq!(writer.stats().conflicts, 1, "{:?}", before.key);
+            for store in [restarted, at_once] {
+                assert_eq!(rows(&store, "a").await, [expected.clone(), expected.clone()], "{:?}", before.key);
+                assert_eq!(rows(&store, "b").await, [[(4, false)], [(4, false)]], "{:?}", before.key);
+                let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+                assert!(report.is_clean(), "{:?}: {:#?}", before.key, report.findings);
+            }
+        }
     }
 }
 

@@ -199,13 +199,17 @@ impl Assembler {
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
             let departed = departures.iter().map(|departure| departure.sequence);
             earlier.extend(entry.supersedes().iter().copied().chain(accounted).chain(departed));
-            // The sequence of an entry in a slot is accounted for by another document.
-            earlier.retain(|position| position.slot() == 0);
+            // The sequence of an entry in a slot is accounted for by another document. Only a departure
+            // that has been readmitted there is new.
+            earlier.retain(|position| position.slot() == 0 || departures.iter().any(|d| d.sequence == *position));
             earlier.sort_unstable();
             earlier.dedup();
         }
         for old in earlier {
-            let arrival = self.sequencer.arrived(old, now);
+            let arrival = match old.slot() {
+                0 => self.sequencer.arrived(old, now),
+                _ => self.sequencer.arrived_at(old, now),
+            };
             if arrival.is_new() {
                 match departure_entry(&entry, old, &departures) {
                     Some(departed) => {
@@ -468,7 +472,7 @@ impl Assembler {
 
 /// The row of a sequence that the feed never delivers: what the newer revision's channel map
 /// remembers of it.
-fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Departure]) -> Option<ChangeEntry> {
+pub(crate) fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Departure]) -> Option<ChangeEntry> {
     let mut entry: Option<ChangeEntry> = None;
     for departure in departures.iter().filter(|d| d.sequence == sequence) {
         let flags = match departure.membership {
@@ -478,13 +482,14 @@ fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Depart
         let origin = newer.origin();
         let made = match entry.take() {
             Some(entry) => entry,
-            None => ChangeEntry::new(sequence, newer.key(), &departure.revision, flags)
+            None => ChangeEntry::new(sequence.number(), newer.key(), &departure.revision, flags)
                 .ok()?
+                .with_slot(sequence.slot())
                 .with_collection(newer.collection())
                 .with_origin(origin.partition, origin.seqno)
                 // Another program has written over the revision: if the revision comes again
                 // later, its CAS is higher.
-                .with_cas(if sequence == newer.sequence() { origin.cas } else { 0 })
+                .with_cas(if sequence.number() == newer.sequence() { origin.cas } else { 0 })
                 .with_supersedes(newer.supersedes().iter().copied().filter(|s| s.rank() < sequence.rank())),
         };
         let (channel, membership, since) = (departure.channel.clone(), departure.membership, departure.since);

@@ -3,5 +3,7 @@
 mod assembler;
 mod sequencer;
 
+#[cfg(feature = "runtime")]
+pub(crate) use assembler::departure_entry;
 pub use assembler::{Assembler, Prepared, WriterStats};
 pub use sequencer::{Arrival, MAX_JUMP, Noted, PendingRun, Sequencer, SequencerConfig, SequencerState, SkippedRange};

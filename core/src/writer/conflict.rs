@@ -39,6 +39,16 @@ impl Conflicts {
     pub(super) fn has_placed(&self, decoded: &Decoded) -> bool {
         matches!(decoded, Decoded::Document(document) if self.placed.contains(&document.entry.position()))
     }
+
+    /// Makes an entry known that will be stored.
+    pub(super) fn insert(&mut self, entry: ChangeEntry) {
+        self.entries.insert(entry.position(), Some(Arc::new(entry)));
+    }
+
+    /// Forgets the entries with a sequence: they are looked up again.
+    pub(super) fn forget(&mut self, number: Sequence) {
+        self.entries.retain(|position, _| position.number() != number);
+    }
 }
 
 /// The decision for a document whose sequence is accounted for, given the entry at one position.
@@ -93,12 +103,14 @@ impl Writer {
     /// the first item in its batch.
     pub(super) async fn resolve_conflicts(&mut self, first: usize, items: &mut [Item]) -> Result<Conflicts> {
         let mut conflicts = Conflicts::default();
-        let mut accounted = Vec::new();
+        let (mut accounted, mut departed) = (Vec::new(), Vec::new());
         for (at, item) in items.iter().enumerate() {
             match item {
                 Item::Decoded(_, _, Decoded::Document(document)) => {
                     accounted.extend(self.accounted(document).map(|number| (at, number)));
+                    departed.extend(self.uncertain_departures(document));
                 }
+                Item::Decoded(_, _, Decoded::Foreign(document)) => departed.extend(self.uncertain_departures(document)),
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
                     let origin = Origin { partition: *partition, seqno: *seqno, cas: purged.cas };
                     conflicts.purges.entry(purged.document.clone()).or_default().push(origin);
@@ -106,7 +118,8 @@ impl Writer {
                 _ => {}
             }
         }
-        self.fetch(&mut conflicts, accounted.iter().map(|(_, number)| *number).collect()).await?;
+        departed.extend(accounted.iter().map(|(_, number)| *number));
+        self.fetch(&mut conflicts, departed).await?;
         let mut positions = Vec::new();
         for (at, _) in accounted {
             if let Item::Decoded(_, _, Decoded::Document(document)) = &mut items[at] {
@@ -123,8 +136,11 @@ impl Writer {
     pub(super) fn may_conflict(&self, item: &Item) -> bool {
         match item {
             Item::Decoded(_, _, Decoded::Document(document)) => {
-                self.accounted(document).is_some() || !self.shared_numbers.is_empty() && self.names_shared(document)
+                self.accounted(document).is_some()
+                    || !self.shared_numbers.is_empty() && self.names_shared(document)
+                    || self.uncertain_departures(document).next().is_some()
             }
+            Item::Decoded(_, _, Decoded::Foreign(document)) => self.uncertain_departures(document).next().is_some(),
             _ => false,
         }
     }
@@ -135,6 +151,9 @@ impl Writer {
 
     /// Resolves one document of the batch whose sequence may have been accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
+        let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
+        let departed = self.place_departures(document, conflicts).await?;
+        self.readmit(&departed).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
         let Some(number) = self.accounted(document) else { return Ok(()) };
@@ -223,7 +242,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn entry_at(&mut self, conflicts: &mut Conflicts, position: Sequence) -> Result<Option<Arc<ChangeEntry>>> {
+    pub(super) async fn entry_at(&mut self, conflicts: &mut Conflicts, position: Sequence) -> Result<Option<Arc<ChangeEntry>>> {
         if !conflicts.entries.contains_key(&position) {
             self.fetch(conflicts, vec![position]).await?;
         }
@@ -331,6 +350,11 @@ impl Writer {
             Named::Nobody if self.is_marked(entry, position).await? => Ok(Named::Another),
             named => Ok(named),
         }
+    }
+
+    /// Whether another document supersedes a position that `entry` could take.
+    pub(super) async fn is_named_by_another(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<bool> {
+        Ok(self.named(entry, position).await? == Named::Another)
     }
 
     /// Whether a position is marked as superseded in one of the channels of `entry`.

@@ -259,6 +259,9 @@ impl Writer {
             let is_placed = conflicts.is_some_and(|conflicts| conflicts.has_placed(&decoded));
             cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
         }
+        if let Decoded::Document(document) | Decoded::Foreign(document) = &decoded {
+            self.departures.take(document);
+        }
         self.assembler.apply(decoded, batch.now);
         // A feed batch may fill several of ours; they queue as in flight, and no more is applied
         // until there is room.

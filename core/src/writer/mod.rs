@@ -6,6 +6,7 @@
 
 mod config;
 mod conflict;
+mod departures;
 mod floors;
 mod inherited;
 mod intake;
@@ -54,6 +55,7 @@ use crate::store::{CacheStore, Versioned};
 use crate::withdraw;
 
 pub use config::WriterConfig;
+use departures::StoredDepartures;
 use floors::Floors;
 use intake::{DecodedBatch, decode};
 use output::{InFlight, Publishing};
@@ -139,6 +141,8 @@ pub struct Writer {
     has_pointers: bool,
     /// Sequences that more than one document has.
     shared_numbers: FxHashSet<Sequence>,
+    /// Departures that are known to be stored.
+    departures: StoredDepartures,
     /// Names of collections, as the feed has reported them.
     collections: Collections,
     /// The part of the list of collections that is known to be stored.
@@ -271,6 +275,7 @@ impl Writer {
             purges: Purges::default(),
             has_pointers: taken.meta.has_pointers,
             shared_numbers: shared.into_iter().collect(),
+            departures: StoredDepartures::default(),
             collections: Collections::new(),
             registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),

@@ -269,7 +269,7 @@ async fn that_a_document_left_a_channel_is_shown_where_another_program_has_writt
 
 /// A mutation of document `d`.
 fn mutation(kept: &Kept, cas: u64, body: &str) -> Mutation {
-    kept.mutation("d", cas, body.as_bytes())
+    Mutation { cas, ..kept.mutation("d", cas, body.as_bytes()) }
 }
 
 /// The first two answers of a reader that was just opened: the rows of a channel, each with its
@@ -368,6 +368,47 @@ async fn that_a_document_left_a_channel_is_shown_where_its_sequence_was_accounte
                 assert!(report.is_clean(), "{:?}: {:#?}", before.key, report.findings);
             }
         }
+    }
+}
+
+/// Two documents with one sequence: the gateway has lost its counter.
+fn reused() -> [Mutation; 2] {
+    ["x", "y"].map(|name| {
+        let metadata = json!({"rev": "1-x", "sequence": 9, "recent_sequences": [9], "channels": {"c": null}});
+        Mutation { cas: 9, ..Mutation::new(name, json!({"_sync": metadata}).to_string()) }
+    })
+}
+
+/// The feed left out the revision that left the channel, and that has a lower sequence than the one
+/// before.
+#[tokio::test(start_paused = true)]
+async fn that_a_document_left_a_channel_is_shown_where_it_had_a_higher_sequence_before() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let (mut kept, mut events) = (Kept::default(), reused().to_vec());
+        for (cas, (sequence, channels)) in (1..).zip([(16, &["a", "b"][..]), (10, &["b"]), (20, &["b"])]) {
+            let channels: Vec<String> = channels.iter().map(ToString::to_string).collect();
+            kept.write("x", sequence, &[], &channels, false, false);
+            events.push(mutation(&kept, cas << 16, "{}"));
+        }
+        events.remove(3);
+        let store = apply(&events, supersession).await;
+        assert_eq!(rows(&store, "a").await, [[(10, true)], [(10, true)]]);
+        assert_eq!(rows(&store, "b").await, [[(20, false)], [(20, false)]]);
+    }
+}
+
+/// The feed left out a revision of `e` with the sequence that `d` has, and `e` names it.
+#[tokio::test(start_paused = true)]
+async fn a_document_is_shown_whose_sequence_another_one_names() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let document = |name: &str, cas: u64, recent: &[u64]| {
+            let metadata = json!({"rev": "1-x", "sequence": recent.last(), "recent_sequences": recent, "channels": {"a": null}});
+            Mutation { cas, ..Mutation::new(name.to_owned(), json!({"_sync": metadata}).to_string()) }
+        };
+        let mut events = reused().to_vec();
+        events.extend([document("d", 10, &[12]), document("e", 11, &[12, 13]), document("e", 12, &[12, 13, 14])]);
+        let store = apply(&events, supersession).await;
+        assert_eq!(rows(&store, "a").await, [[(12, false), (14, false)], [(12, false), (14, false)]]);
     }
 }
 

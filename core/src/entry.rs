@@ -263,20 +263,30 @@ impl ChangeEntry {
     /// Sequences alone do not tell: gateways before 1.5 could give a later revision a lower one.
     /// Neither does the order of the feed: a server in development mode was seen to swap two events
     /// of a key.
+    ///
+    /// The CAS of a departure is that of the later revision that names it. So the departure is
+    /// newer than all revisions before that one.
     pub fn is_newer_than(&self, other: &ChangeEntry) -> bool {
-        if !self.in_star() || !other.in_star() {
-            // The origin of a departure is that of the later revision that names it.
-            return self.position().rank() > other.position().rank();
-        }
         let (mine, others) = (self.origin, other.origin);
-        if mine.cas != others.cas && mine.cas > 0 && others.cas > 0 {
-            return mine.cas > others.cas;
+        if mine.cas > 0 && others.cas > 0 {
+            if mine.cas != others.cas {
+                return mine.cas > others.cas;
+            }
+            // The revision that names the departure.
+            if self.in_star() != other.in_star() {
+                return self.in_star();
+            }
         }
         let is_known = mine.seqno.0 > 0 && others.seqno.0 > 0 && mine.partition == others.partition;
-        if is_known && mine.seqno != others.seqno {
+        if is_known && mine.seqno != others.seqno && self.in_star() && other.in_star() {
             return mine.seqno > others.seqno;
         }
         self.position().rank() > other.position().rank()
+    }
+
+    /// Whether it is a revision with a lower sequence than an earlier one.
+    pub(crate) fn is_low(&self) -> bool {
+        self.in_star() && self.supersedes.iter().any(|earlier| earlier.rank() > self.position().rank())
     }
 
     /// Whether the mark counts that this entry makes on the position of `found`: the document is

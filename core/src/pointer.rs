@@ -102,7 +102,7 @@ impl Pointer {
         // Its CAS may be lower than that of an earlier revision.
         let is_followed = highest.is_some_and(|row| row.rank() >= entry.position().rank());
         // A document that was purged and made anew does not name its earlier sequences.
-        let is_unknown = !is_followed || is_placed || is_later || is_low(entry);
+        let is_unknown = !is_followed || is_placed || is_later || entry.is_low();
         if entry.in_star() && is_unknown && highest != Some(entry.position()) {
             self.add_low(entry.position());
         }
@@ -200,7 +200,7 @@ impl Pointer {
             let row = self.rows.entry(channel.clone()).or_default();
             *row = std::cmp::max_by_key(*row, entry.position(), |position| position.rank());
         }
-        if is_low(entry) {
+        if entry.is_low() {
             self.add_low(entry.position());
         }
     }
@@ -216,7 +216,7 @@ impl Pointer {
         self.low.retain(|position| !is_gone(*position));
         // The highest may be gone. That of those which survive is not higher than what is still to
         // come.
-        self.cas = surviving.clone().map(|entry| entry.origin().cas).max().unwrap_or_default();
+        self.cas = surviving.clone().map(ChangeEntry::cas_of_revision).max().unwrap_or_default();
         self.rows.retain(|channel, row| {
             if is_gone(*row) {
                 let rows = surviving.clone().filter(|entry| entry.membership(channel).is_some());
@@ -250,11 +250,6 @@ impl Pointer {
         }
         Ok(pointer)
     }
-}
-
-/// Whether a revision has a lower sequence than an earlier one.
-fn is_low(entry: &ChangeEntry) -> bool {
-    entry.in_star() && entry.supersedes().iter().any(|older| older.rank() > entry.position().rank())
 }
 
 #[cfg(test)]

@@ -66,6 +66,8 @@ pub struct Assembler {
     inherited: FxHashMap<Sequence, Vec<(Sequence, u8)>>,
     /// Whether there were such entries.
     has_inherited: bool,
+    /// Whether some sequences are known to have been allocated twice.
+    is_reused: bool,
     stats: WriterStats,
 }
 
@@ -95,6 +97,7 @@ impl Assembler {
             unmarked: BTreeMap::new(),
             inherited: FxHashMap::default(),
             has_inherited: false,
+            is_reused: false,
             stats: WriterStats::default(),
         }
     }
@@ -199,8 +202,8 @@ impl Assembler {
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
             let departed = departures.iter().map(|departure| departure.sequence);
             earlier.extend(entry.supersedes().iter().copied().chain(accounted).chain(departed));
-            // The sequence of an entry in a slot is accounted for by another document. Only a departure
-            // that has been readmitted there is new.
+            // The sequence of an entry in a slot is accounted for by another document. Only a
+            // departure that has been readmitted there is new.
             earlier.retain(|position| position.slot() == 0 || departures.iter().any(|d| d.sequence == *position));
             earlier.sort_unstable();
             earlier.dedup();
@@ -211,7 +214,7 @@ impl Assembler {
                 _ => self.sequencer.arrived_at(old, now),
             };
             if arrival.is_new() {
-                match departure_entry(&entry, old, &departures) {
+                match departure_entry(&entry, old, &departures, self.is_reused) {
                     Some(departed) => {
                         self.sequencer.forget_readmitted(old);
                         self.store(departed, arrival);
@@ -263,6 +266,12 @@ impl Assembler {
     /// [`SequencerConfig::is_partial`](super::SequencerConfig::is_partial).
     pub fn set_partial(&mut self, is_partial: bool) {
         self.sequencer.set_partial(is_partial);
+    }
+
+    /// Says whether some sequences are known to have been allocated twice. Then a later revision
+    /// may have a lower sequence.
+    pub fn set_reused(&mut self, is_reused: bool) {
+        self.is_reused = is_reused;
     }
 
     /// Prepares for a document whose sequence is accounted for already. Makes room for its entry at
@@ -472,7 +481,16 @@ impl Assembler {
 
 /// The row of a sequence that the feed never delivers: what the newer revision's channel map
 /// remembers of it.
-pub(crate) fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departures: &[Departure]) -> Option<ChangeEntry> {
+pub(crate) fn departure_entry(
+    newer: &ChangeEntry,
+    sequence: Sequence,
+    departures: &[Departure],
+    is_reused: bool,
+) -> Option<ChangeEntry> {
+    // A gateway that lost its counter may give a later revision a lower sequence. Then the row that
+    // the departure takes the place of may have a higher one.
+    let is_in_order = !is_reused && !newer.is_low();
+    let is_before = |earlier: Sequence| earlier.rank() < sequence.rank() || !is_in_order && earlier != sequence;
     let mut entry: Option<ChangeEntry> = None;
     for departure in departures.iter().filter(|d| d.sequence == sequence) {
         let flags = match departure.membership {
@@ -487,10 +505,8 @@ pub(crate) fn departure_entry(newer: &ChangeEntry, sequence: Sequence, departure
                 .with_slot(sequence.slot())
                 .with_collection(newer.collection())
                 .with_origin(origin.partition, origin.seqno)
-                // Another program has written over the revision: if the revision comes again
-                // later, its CAS is higher.
-                .with_cas(if sequence.number() == newer.sequence() { origin.cas } else { 0 })
-                .with_supersedes(newer.supersedes().iter().copied().filter(|s| s.rank() < sequence.rank())),
+                .with_cas(origin.cas)
+                .with_supersedes(newer.supersedes().iter().copied().filter(|s| is_before(*s))),
         };
         let (channel, membership, since) = (departure.channel.clone(), departure.membership, departure.since);
         let mut made = made;

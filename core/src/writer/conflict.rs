@@ -108,9 +108,9 @@ impl Writer {
             match item {
                 Item::Decoded(_, _, Decoded::Document(document)) => {
                     accounted.extend(self.accounted(document).map(|number| (at, number)));
-                    departed.extend(self.uncertain_departures(document));
+                    departed.extend(self.uncertain(document));
                 }
-                Item::Decoded(_, _, Decoded::Foreign(document)) => departed.extend(self.uncertain_departures(document)),
+                Item::Decoded(_, _, Decoded::Foreign(document)) => departed.extend(self.uncertain(document)),
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
                     let origin = Origin { partition: *partition, seqno: *seqno, cas: purged.cas };
                     conflicts.purges.entry(purged.document.clone()).or_default().push(origin);
@@ -137,22 +137,22 @@ impl Writer {
         match item {
             Item::Decoded(_, _, Decoded::Document(document)) => {
                 self.accounted(document).is_some()
-                    || !self.shared_numbers.is_empty() && self.names_shared(document)
-                    || self.uncertain_departures(document).next().is_some()
+                    || !self.shared.is_empty() && self.names_shared(document)
+                    || self.uncertain(document).next().is_some()
             }
-            Item::Decoded(_, _, Decoded::Foreign(document)) => self.uncertain_departures(document).next().is_some(),
+            Item::Decoded(_, _, Decoded::Foreign(document)) => self.uncertain(document).next().is_some(),
             _ => false,
         }
     }
 
     fn names_shared(&self, document: &DecodedDocument) -> bool {
-        document.earlier().any(|number| self.shared_numbers.contains(&number))
+        document.earlier().any(|number| self.shared.contains(number))
     }
 
     /// Resolves one document of the batch whose sequence may have been accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
-        let departed = self.place_departures(document, conflicts).await?;
+        let departed = self.look_up_named(document, conflicts).await?;
         self.readmit(&departed).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
@@ -180,7 +180,7 @@ impl Writer {
         let DecodedDocument { entry, departures, .. } = document;
         let departed = departures.iter().map(|departure| departure.sequence);
         let mut shared: Vec<Sequence> = entry.supersedes().iter().copied().chain(departed).collect();
-        shared.retain(|number| self.shared_numbers.contains(number));
+        shared.retain(|number| self.shared.contains(*number));
         shared.sort_unstable();
         shared.dedup();
         for number in shared {
@@ -215,7 +215,7 @@ impl Writer {
     /// there, in a slot.
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
-        let is_shared = !self.shared_numbers.is_empty() && self.shared_numbers.contains(&number);
+        let is_shared = !self.shared.is_empty() && self.shared.contains(number);
         let is_known = is_shared || sequencer.is_accounted(number);
         (is_known && !sequencer.is_before_start(number)).then_some(number)
     }
@@ -253,7 +253,7 @@ impl Writer {
     /// a duplicate, or can be taken as any other.
     async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
         let number = document.entry.sequence();
-        let is_shared = self.shared_numbers.contains(&number);
+        let is_shared = self.shared.contains(number);
         let (mut supersedes, mut free, mut is_own) = (None, None, false);
         if is_shared {
             self.fetch(conflicts, slots_of(number).collect()).await?;
@@ -303,7 +303,7 @@ impl Writer {
             notices::tell_conflict(&entry);
         }
         if slot > 0 {
-            self.shared_numbers.insert(number);
+            self.share(number);
         }
         let position = entry.position();
         conflicts.entries.insert(position, Some(Arc::new(entry.clone())));

@@ -260,7 +260,7 @@ impl Writer {
             cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
         }
         if let Decoded::Document(document) | Decoded::Foreign(document) = &decoded {
-            self.departures.take(document);
+            self.known.take(document, &self.shared);
         }
         self.assembler.apply(decoded, batch.now);
         // A feed batch may fill several of ours; they queue as in flight, and no more is applied

@@ -6,12 +6,12 @@
 
 mod config;
 mod conflict;
-mod departures;
 mod floors;
 mod inherited;
 mod intake;
 mod notices;
 mod output;
+mod owners;
 mod pointers;
 mod purge;
 mod rollback;
@@ -26,7 +26,6 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use parking_lot::Mutex;
-use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -55,10 +54,10 @@ use crate::store::{CacheStore, Versioned};
 use crate::withdraw;
 
 pub use config::WriterConfig;
-use departures::StoredDepartures;
 use floors::Floors;
 use intake::{DecodedBatch, decode};
 use output::{InFlight, Publishing};
+use owners::{KnownSequences, SharedSequences};
 use pointers::PointerCache;
 use purge::Purges;
 use rollback::Rollbacks;
@@ -140,9 +139,9 @@ pub struct Writer {
     /// Whether every document has a pointer, so that purged ones are found by it.
     has_pointers: bool,
     /// Sequences that more than one document has.
-    shared_numbers: FxHashSet<Sequence>,
-    /// Departures that are known to be stored.
-    departures: StoredDepartures,
+    shared: SharedSequences,
+    /// Sequences that were looked up.
+    known: KnownSequences,
     /// Names of collections, as the feed has reported them.
     collections: Collections,
     /// The part of the list of collections that is known to be stored.
@@ -248,7 +247,7 @@ impl Writer {
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
 
         let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
-        let mut shared = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let stored = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         // Expected entries in slots may be stored and not listed yet.
         let expected = assembler.sequencer().readmitted_in_slots();
         let count = expected.fold(0, |count: u64, range| count.saturating_add(range.count()));
@@ -260,7 +259,10 @@ impl Writer {
         }
         let expected = assembler.sequencer().readmitted_in_slots();
         let positions = expected.flat_map(|range| range.first().0..=range.last().0);
-        shared.extend(positions.map(|position| Sequence(position).number()));
+        let mut shared = SharedSequences::default();
+        let expected = positions.map(|position| Sequence(position).number());
+        stored.into_iter().chain(expected).for_each(|sequence| shared.insert(sequence));
+        assembler.set_reused(!shared.is_empty());
 
         let now = Instant::now();
         let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);
@@ -274,8 +276,8 @@ impl Writer {
             begun: 0,
             purges: Purges::default(),
             has_pointers: taken.meta.has_pointers,
-            shared_numbers: shared.into_iter().collect(),
-            departures: StoredDepartures::default(),
+            shared,
+            known: KnownSequences::default(),
             collections: Collections::new(),
             registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),

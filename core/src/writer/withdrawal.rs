@@ -163,7 +163,7 @@ impl Writer {
 
     /// Applies the announcement that all these are `gone`.
     async fn carry_out(&mut self, gone: Gone) -> Result<()> {
-        self.departures.clear();
+        self.known.clear();
         let (policy, codec) = (backoff(&self.config), self.codec.clone());
         let entries = gone.entries();
         let fenced = self.fenced();

@@ -1,0 +1,248 @@
+//! Which document a sequence belongs to that a document names.
+//!
+//! A document names the sequences of its earlier revisions, and its channel map those at which it
+//! left channels. The feed may have left out these revisions. Mostly such a sequence is accounted
+//! for because the revision, or its departure, is stored. But a marker may have released it, and a
+//! user or another document may have it. The stored entries tell which. They are read once for a
+//! document, not for each of its revisions.
+
+use std::collections::BTreeSet;
+
+use quick_cache::UnitWeighter;
+use quick_cache::unsync::{Cache, DefaultLifecycle};
+use rustc_hash::{FxBuildHasher, FxHashSet};
+
+use super::conflict::Conflicts;
+use super::{Writer, notices};
+use crate::decode::DecodedDocument;
+use crate::document::{DocumentId, DocumentRef};
+use crate::engine::departure_entry;
+use crate::entry::ChangeEntry;
+use crate::error::Result;
+use crate::sequence::{Sequence, SequenceList};
+
+/// The limit for documents of which is remembered what was found.
+const DOCUMENTS: usize = 32_768;
+
+/// The distance from a shared sequence within which others are expected.
+const NEAR: u64 = 10_000;
+
+/// Sequences that several documents have.
+///
+/// A gateway that lost its counter allocates a range of sequences again. So others may be shared
+/// between those that are known, and near them.
+#[derive(Debug, Default)]
+pub(super) struct SharedSequences {
+    sequences: FxHashSet<Sequence>,
+    /// The lowest and the highest.
+    ends: Option<(Sequence, Sequence)>,
+}
+
+impl SharedSequences {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    pub(super) fn contains(&self, sequence: Sequence) -> bool {
+        self.sequences.contains(&sequence)
+    }
+
+    pub(super) fn insert(&mut self, sequence: Sequence) {
+        let (lowest, highest) = self.ends.unwrap_or((sequence, sequence));
+        self.ends = Some((lowest.min(sequence), highest.max(sequence)));
+        self.sequences.insert(sequence);
+    }
+
+    /// Whether others are expected around `sequence`.
+    fn are_near(&self, sequence: Sequence) -> bool {
+        let is_near = |(lowest, highest): (Sequence, Sequence)| {
+            sequence.0 >= lowest.0.saturating_sub(NEAR) && sequence.0 <= highest.0.saturating_add(NEAR)
+        };
+        self.ends.is_some_and(is_near)
+    }
+}
+
+/// Sequences that were looked up for the documents that name them, or that their entries have: of
+/// the documents that were used last.
+#[derive(Debug)]
+pub(super) struct KnownSequences(Cache<DocumentId, SequenceList, UnitWeighter, FxBuildHasher>);
+
+impl Default for KnownSequences {
+    fn default() -> Self {
+        let (weighter, lifecycle) = (UnitWeighter, DefaultLifecycle::default());
+        KnownSequences(Cache::with(DOCUMENTS, DOCUMENTS as u64, weighter, FxBuildHasher, lifecycle))
+    }
+}
+
+impl KnownSequences {
+    fn contains(&self, document: DocumentRef<'_>, sequence: Sequence) -> bool {
+        self.0.get(&document).is_some_and(|sequences| sequences.contains(&sequence))
+    }
+
+    /// Takes the sequences of a document that is applied, and that had been looked up.
+    #[inline]
+    pub(super) fn take(&mut self, document: &DecodedDocument, shared: &SharedSequences) {
+        let is_removed = document.entry.channels().iter().any(|change| change.membership.is_removal());
+        if is_removed || !document.departures.is_empty() || !shared.is_empty() || document.entry.is_low() {
+            self.insert(document, is_removed, shared);
+        }
+    }
+
+    fn insert(&mut self, document: &DecodedDocument, is_removed: bool, shared: &SharedSequences) {
+        let (entry, id) = (&document.entry, document.entry.document());
+        let is_low = entry.is_low();
+        let is_checked = |sequence: Sequence| is_low || shared.are_near(sequence);
+        let own = (is_removed || is_checked(entry.sequence())).then(|| entry.sequence());
+        let departed = document.departures.iter().map(|departure| departure.sequence.number());
+        let named = entry.supersedes().iter().map(|position| position.number());
+        let sequences = own.into_iter().chain(departed).chain(named.filter(|sequence| is_checked(*sequence)));
+        if let Some(known) = self.0.get(&id)
+            && sequences.clone().all(|sequence| known.contains(&sequence))
+        {
+            return;
+        }
+        let sequences: SequenceList = sequences.collect();
+        if !sequences.is_empty() {
+            self.0.insert(id.into(), sequences);
+        }
+    }
+
+    /// Entries have been removed.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Writer {
+    /// Another document has this sequence, too.
+    pub(super) fn share(&mut self, sequence: Sequence) {
+        self.shared.insert(sequence);
+        self.assembler.set_reused(true);
+    }
+
+    /// The sequences that a document names and that are to be looked up: they are accounted for, it
+    /// is not known by what, and that matters. It matters for departures, which may have to be
+    /// stored, and for sequences that another document may have, whose row must not be marked:
+    /// those near others that are shared, and those of a document whose sequences have become
+    /// lower.
+    pub(super) fn uncertain<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
+        let (sequencer, id) = (self.assembler.sequencer(), document.entry.document());
+        let departed = document.departures.iter().map(|departure| departure.sequence);
+        let is_low = document.entry.is_low();
+        let superseded = if self.shared.is_empty() && !is_low { &[] } else { document.entry.supersedes() };
+        let named = superseded.iter().copied().filter(move |sequence| is_low || self.shared.are_near(*sequence));
+        departed.chain(named).filter(move |sequence| {
+            sequence.slot() == 0
+                && sequencer.is_accounted(*sequence)
+                && !sequencer.is_before_start(*sequence)
+                && !self.known.contains(id, *sequence)
+        })
+    }
+
+    /// Looks up what a document names. Departures get a position of their own if their sequence is
+    /// accounted for by something else. Returns these positions.
+    pub(super) async fn look_up_named(
+        &mut self,
+        document: &mut DecodedDocument,
+        conflicts: &mut Conflicts,
+    ) -> Result<Vec<Sequence>> {
+        let uncertain: BTreeSet<Sequence> = self.uncertain(document).collect();
+        let mut placed = Vec::new();
+        for sequence in uncertain {
+            let stored = self.entry_at(conflicts, sequence).await?;
+            let is_own = |entry: &ChangeEntry| entry.document() == document.entry.document();
+            match stored {
+                Some(stored) if is_own(&stored) => continue,
+                Some(_) => self.share(sequence),
+                None => {}
+            }
+            placed.extend(self.place_departure(document, sequence, conflicts).await?);
+        }
+        Ok(placed)
+    }
+
+    /// Returns the position that a departure was given; `None` if there is none with this sequence,
+    /// if it is stored, or if it cannot be.
+    async fn place_departure(
+        &mut self,
+        document: &mut DecodedDocument,
+        sequence: Sequence,
+        conflicts: &mut Conflicts,
+    ) -> Result<Option<Sequence>> {
+        let departure = departure_entry(&document.entry, sequence, &document.departures, true);
+        let Some(departure) = departure else { return Ok(None) };
+        // What was looked up with the batch may be outdated by what came before in it.
+        conflicts.forget(sequence);
+        let Some(slot) = self.free_slot(&departure, conflicts).await? else { return Ok(None) };
+        let departure = departure.with_slot(slot);
+        self.assembler.count_conflict();
+        notices::tell_conflict(&departure);
+        let position = departure.position();
+        if slot > 0 {
+            self.share(sequence);
+        }
+        for departure in document.departures.iter_mut().filter(|departure| departure.sequence == sequence) {
+            departure.sequence = position;
+        }
+        conflicts.insert(departure);
+        Ok(Some(position))
+    }
+
+    /// The first slot in which a departure can be stored, or is expected; `None` if the document
+    /// has an entry with its sequence, or if no slot is free.
+    async fn free_slot(&mut self, departure: &ChangeEntry, conflicts: &mut Conflicts) -> Result<Option<u8>> {
+        let (sequence, mut free) = (departure.sequence(), None);
+        for slot in 0..Sequence::SLOTS {
+            let Some(position) = sequence.in_slot(slot) else { break };
+            match self.entry_at(conflicts, position).await? {
+                Some(stored) if stored.document() != departure.document() => {}
+                // It was stored, and not published before a crash.
+                Some(_) if self.assembler.sequencer().is_readmitted(position) => return Ok(Some(slot)),
+                Some(_) => return Ok(None),
+                None if free.is_none() && !self.is_named_by_another(departure, position).await? => free = Some(slot),
+                None => {}
+            }
+        }
+        if free.is_none() {
+            self.assembler.count_invalid();
+            notices::tell_full(departure);
+        }
+        Ok(free)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EntryFlags;
+
+    fn document(sequence: u64, superseded: &[u64]) -> DecodedDocument {
+        let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();
+        entry.with_supersedes(superseded.iter().map(|n| Sequence(*n))).into()
+    }
+
+    #[test]
+    fn sequences_are_near_shared_ones_between_and_around_them() {
+        let mut shared = SharedSequences::default();
+        assert!(!shared.are_near(Sequence(5)));
+        shared.insert(Sequence(50_000));
+        shared.insert(Sequence(90_000));
+        let near = [39_999, 40_000, 70_000, 100_000, 100_001].map(|n| shared.are_near(Sequence(n)));
+        assert_eq!(near, [false, true, true, true, false]);
+    }
+
+    #[test]
+    fn sequences_of_a_document_are_remembered_where_others_are_shared() {
+        let (mut known, mut shared) = (KnownSequences::default(), SharedSequences::default());
+        known.take(&document(7, &[5]), &shared);
+        assert!(!known.contains("d".into(), Sequence(5)));
+        shared.insert(Sequence(6));
+        known.take(&document(7, &[5]), &shared);
+        assert!([5, 7].iter().all(|n| known.contains("d".into(), Sequence(*n))) && !known.contains("e".into(), Sequence(5)));
+        known.take(&document(9, &[7]), &shared);
+        assert!(known.contains("d".into(), Sequence(9)) && !known.contains("d".into(), Sequence(5)));
+        known.clear();
+        assert!(!known.contains("d".into(), Sequence(9)));
+    }
+}

@@ -88,6 +88,18 @@ impl Pointer {
         place.is_err()
     }
 
+    /// Whether it has a row in a channel that a later revision does not name, although that names all
+    /// its channels.
+    pub(crate) fn is_of_purged(&self, document: &DecodedDocument) -> bool {
+        let cas = document.entry.origin().cas;
+        let is_named = |channel: &Channel| {
+            channel.is_star()
+                || document.entry.channels().iter().any(|change| change.channel == *channel)
+                || document.departures.iter().any(|departure| departure.channel == *channel)
+        };
+        document.names_all_channels && cas > 0 && cas >= self.cas && !self.rows.keys().all(is_named)
+    }
+
     /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the
     /// place of. `is_placed`: whether its number was accounted for when it came, and it is no
     /// duplicate.
@@ -299,6 +311,21 @@ mod tests {
         merged.follow(&mut next);
         assert_eq!(next.supersedes(), [Sequence(16), Sequence(10)]);
         assert_eq!(next.channels()[0].since, Sequence(10));
+    }
+
+    #[test]
+    fn a_row_in_a_channel_that_a_later_revision_does_not_name_is_of_a_purged_document() {
+        let mut pointer = Pointer::new("d");
+        let (before, present) = ([("a", Membership::Present), ("b", Membership::Removed)], Membership::Present);
+        pointer.follow(&mut entry(3, &before).with_cas(100));
+        let revision = |cas, names_all_channels, channels: &[(&str, Membership)]| {
+            let entry = entry(7, channels).with_cas(cas);
+            DecodedDocument { names_all_channels, ..entry.into() }
+        };
+        assert!(pointer.is_of_purged(&revision(200, true, &[("a", present)])));
+        assert!(!pointer.is_of_purged(&revision(200, true, &[("a", present), ("b", present)])));
+        assert!(!pointer.is_of_purged(&revision(200, false, &[("a", present)])), "the decoder does not know");
+        assert!(!pointer.is_of_purged(&revision(90, true, &[("a", present)])), "it came before");
     }
 
     #[test]

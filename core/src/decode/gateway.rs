@@ -163,6 +163,8 @@ impl GatewayDecoder {
             .with_collection(collection)
             .with_origin(mutation.partition, mutation.seqno);
         let mut document = DecodedDocument::from(entry);
+        // The gateway never removes a channel from the map.
+        document.names_all_channels = true;
         let entry = &mut document.entry;
 
         let mut superseded = Superseded::recent(metadata);
@@ -174,6 +176,7 @@ impl GatewayDecoder {
             };
             if left == 0 || left > own && !metadata.recent.contains(&left) {
                 // It cannot have left there.
+                document.names_all_channels = false;
                 continue;
             }
             let reach = Reach::new(metadata, &state.name, membership, left);

@@ -74,6 +74,10 @@ pub struct DecodedDocument {
     /// but are too many to mark: only the rows of the newest are marked. A row stays unmarked only
     /// if the feed left out all revisions between it and the oldest marked one.
     pub accounted: SequenceList,
+    /// Whether the entry and the departures name all channels in which the document has been since it
+    /// was created. If the cache has it in another channel, that is from before: the document was
+    /// purged and made anew. False if the decoder does not know.
+    pub names_all_channels: bool,
     /// The parts that were left out; `None` for nearly all documents.
     pub left_out: Option<Box<LeftOut>>,
 }
@@ -126,6 +130,7 @@ impl From<ChangeEntry> for DecodedDocument {
             unused: SequenceList::new(),
             departures: Vec::new(),
             accounted: SequenceList::new(),
+            names_all_channels: false,
             left_out: None,
         }
     }

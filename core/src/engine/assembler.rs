@@ -188,7 +188,7 @@ impl Assembler {
 
     /// Takes a document. A document that is not shown accounts for its sequences, too.
     fn document(&mut self, document: DecodedDocument, is_shown: bool, now: Duration) {
-        let DecodedDocument { entry, unused, departures, accounted, left_out } = document;
+        let DecodedDocument { entry, unused, departures, accounted, left_out, names_all_channels: _ } = document;
         if let Some(left_out) = left_out {
             self.stats.bad_channels += left_out.channels;
             self.stats.cut_numbers += left_out.sequences;
@@ -288,6 +288,11 @@ impl Assembler {
     /// Counts a document whose sequence was accounted for already, but not by the document itself.
     pub fn count_conflict(&mut self) {
         self.stats.conflicts += 1;
+    }
+
+    /// Counts a purge that the feed left out, if it `is_new`.
+    pub fn count_purged(&mut self, is_new: bool) {
+        self.stats.purged += u64::from(is_new);
     }
 
     /// Counts a document that is left out, because no position is free for its sequence. The other

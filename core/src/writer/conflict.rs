@@ -177,7 +177,7 @@ impl Writer {
     /// such a sequence, too, finds the position of the document's own revision. The channels that
     /// this revision left are known then.
     async fn name_own(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
-        let DecodedDocument { entry, departures, .. } = document;
+        let DecodedDocument { entry, departures, names_all_channels, .. } = document;
         let departed = departures.iter().map(|departure| departure.sequence);
         let mut shared: Vec<Sequence> = entry.supersedes().iter().copied().chain(departed).collect();
         shared.retain(|number| self.shared.contains(*number));
@@ -201,6 +201,7 @@ impl Writer {
             }
             if is_known {
                 departures.retain(|departure| departure.sequence != number);
+                *names_all_channels = false;
             }
             if is_free && own.is_empty() {
                 own.push(number);

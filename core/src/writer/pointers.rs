@@ -115,25 +115,28 @@ pub(super) struct PointerCache {
 impl PointerCache {
     /// Works out what a decoded document supersedes, given the pointer that was `read` for it.
     /// `batch` is the batch its entry will be in. `is_placed` if its number was accounted for.
-    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64, is_placed: bool) {
+    /// Returns whether the rows that the document had before are of a purged one.
+    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64, is_placed: bool) -> bool {
         let is_shown = matches!(decoded, Decoded::Document(_));
-        let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return };
+        let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return false };
         if !is_shown && document.departures.is_empty() {
-            return;
+            return false;
         }
         let id = document.entry.document();
         if !self.newest.contains_key(&id) {
             let pointer = read.get(&id).cloned().unwrap_or_else(|| Pointer::new(id));
             self.newest.insert(id.into(), (pointer, batch));
         }
-        if let Some((pointer, last)) = self.newest.get_mut(&document.entry.document()) {
-            *last = batch;
-            match is_shown {
-                true => pointer.follow_document(document, is_placed),
-                // Only the channels that it left get rows.
-                false => pointer.follow_departures(document),
-            }
+        let Some((pointer, last)) = self.newest.get_mut(&document.entry.document()) else { return false };
+        *last = batch;
+        if !is_shown {
+            // Only the channels that it left get rows.
+            pointer.follow_departures(document);
+            return false;
         }
+        let is_of_purged = pointer.is_of_purged(document);
+        pointer.follow_document(document, is_placed);
+        is_of_purged
     }
 
     /// The pointers of these entries as they are now: what is to be written when they are

@@ -4,6 +4,9 @@
 //! that are deleted without attributes never were documents of the gateway. So purges are
 //! collected, and searched together: by one read each if all writers of the cache have kept
 //! pointers, and otherwise by reading the star channels once for all.
+//!
+//! The feed leaves out a purge if the document is made anew soon. Pointers tell: they have a row in a
+//! channel that the new document does not name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +14,13 @@ use std::time::Duration;
 
 use backon::Retryable as _;
 use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
 use tokio::time::Instant;
 
 use super::{Writer, backoff, log_retry, name_repair};
 use crate::channel::Channel;
-use crate::decode::Purged;
+use crate::decode::{DecodedDocument, Purged};
 use crate::document::{DocumentId, DocumentRef};
-use crate::entry::{ChangeEntry, Origin};
+use crate::entry::{ChangeEntry, ChannelChange, Origin};
 use crate::error::{Error, Result};
 use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::key::CacheKey;
@@ -37,14 +39,38 @@ const MAX_GATHERED: usize = 100_000;
 /// Searches may take this fraction of the time, as one part in so many.
 const DUTY: u32 = 10;
 
-/// A purge that is not carried out yet.
+/// The purges of a document that are not carried out yet.
 #[derive(Clone, Debug)]
 struct Pending {
-    origin: Origin,
-    /// Earlier purges of the document, in order: the feed may roll the last one back.
-    earlier: Vec<Origin>,
-    /// The position of its partition before it. A restart continues from there.
+    partition: PartitionId,
+    /// In order. The feed may roll the last one back.
+    purges: Vec<Origin>,
+    /// A revision after a purge that the feed left out.
+    made_anew: Option<MadeAnew>,
+    /// The position of its partition before them. A restart continues from there.
     before: Option<PartitionPosition>,
+}
+
+/// A revision of a document whose rows in other channels than it names are from before a purge.
+#[derive(Clone, Debug)]
+struct MadeAnew {
+    origin: Origin,
+    /// All channels in which the document has been since it was made anew.
+    channels: Vec<Channel>,
+}
+
+impl MadeAnew {
+    /// The position of the purge, as far as it is known: after the last of the `entries` in other
+    /// channels.
+    fn purge<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Option<Origin> {
+        let is_named = |change: &ChannelChange| self.channels.contains(&change.channel);
+        let others = entries.filter(|entry| {
+            let cas = entry.origin().cas;
+            cas > 0 && cas < self.origin.cas && !entry.channels().iter().all(is_named)
+        });
+        let last = others.map(ChangeEntry::origin).max_by_key(|origin| origin.cas)?;
+        Some(Origin { partition: last.partition, seqno: PartitionSeqno(last.seqno.0 + 1), cas: last.cas + 1 })
+    }
 }
 
 /// Purges that are not carried out yet.
@@ -58,30 +84,44 @@ pub(super) struct Purges {
 impl Purges {
     /// Takes a purge. `before` is the position of its partition before it.
     pub(super) fn take(&mut self, purged: Purged, origin: Origin, before: Option<PartitionPosition>, now: Instant) {
+        self.pending_of(purged.document, origin, before, now).purges.push(origin);
+    }
+
+    /// Takes a revision that names all channels of its document, and whose document has a row in
+    /// another one. `before` is the position of its partition before it. Returns whether no revision
+    /// of the document waits already.
+    pub(super) fn take_made_anew(&mut self, document: &DecodedDocument, before: Option<PartitionPosition>, now: Instant) -> bool {
+        let (entry, departures) = (&document.entry, &document.departures);
+        let named = entry.channels().iter().map(|change| &change.channel);
+        let channels = named.chain(departures.iter().map(|departure| &departure.channel)).cloned().collect();
+        let made_anew = MadeAnew { origin: entry.origin(), channels };
+        self.pending_of(entry.document().into(), entry.origin(), before, now).made_anew.replace(made_anew).is_none()
+    }
+
+    fn pending_of(
+        &mut self,
+        document: DocumentId,
+        origin: Origin,
+        before: Option<PartitionPosition>,
+        now: Instant,
+    ) -> &mut Pending {
         self.next.get_or_insert(now);
-        match self.pending.entry(purged.document) {
-            Entry::Occupied(mut known) => {
-                let pending = known.get_mut();
-                pending.earlier.push(std::mem::replace(&mut pending.origin, origin));
-            }
-            Entry::Vacant(free) => drop(free.insert(Pending { origin, earlier: Vec::new(), before })),
-        }
+        let first = || Pending { partition: origin.partition, purges: Vec::new(), made_anew: None, before };
+        self.pending.entry(document).or_insert_with(first)
     }
 
     /// The origin of the last purge of a document that is not carried out yet.
     pub(super) fn origin(&self, document: DocumentRef<'_>) -> Option<Origin> {
-        self.pending.get(&document).map(|pending| pending.origin)
+        self.pending.get(&document).and_then(|pending| pending.purges.last().copied())
     }
 
     /// The feed has rolled the partition back to `to`.
     pub(super) fn roll_back(&mut self, partition: PartitionId, to: PartitionSeqno) {
+        let is_kept = |origin: &Origin| origin.partition != partition || origin.seqno <= to;
         self.pending.retain(|_, pending| {
-            let is_kept = |origin: &Origin| origin.partition != partition || origin.seqno <= to;
-            while !is_kept(&pending.origin) {
-                let Some(earlier) = pending.earlier.pop() else { return false };
-                pending.origin = earlier;
-            }
-            true
+            pending.purges.retain(is_kept);
+            pending.made_anew.take_if(|made_anew| !is_kept(&made_anew.origin));
+            !pending.purges.is_empty() || pending.made_anew.is_some()
         });
     }
 
@@ -95,7 +135,7 @@ impl Purges {
     pub(super) fn limit(&self, position: &mut FeedPosition) {
         let mut first: BTreeMap<PartitionId, &Pending> = BTreeMap::new();
         for pending in self.pending.values() {
-            let known = first.entry(pending.origin.partition).or_insert(pending);
+            let known = first.entry(pending.partition).or_insert(pending);
             if place(pending) < place(known) {
                 *known = pending;
             }
@@ -142,9 +182,9 @@ impl Writer {
         let began = Instant::now();
         self.settle_all().await?;
         let pending = std::mem::take(&mut self.purges.pending);
-        let gone = self.entries_of(&pending).await.map_err(name_repair);
-        let gone = match gone {
-            Ok(gone) => gone,
+        let found = self.entries_of(&pending).await.map_err(name_repair);
+        let (gone, limits) = match found {
+            Ok(found) => found,
             Err(e) => {
                 self.purges.pending = pending;
                 return Err(e);
@@ -158,18 +198,17 @@ impl Writer {
             );
             self.remove_purged(gone).await?;
         }
-        let is_purged = |entry: &ChangeEntry| pending.get(&entry.document()).is_some_and(|purge| is_older(entry, purge.origin));
-        self.rollbacks.forget(is_purged);
+        self.rollbacks.forget(|entry| is_purged(&limits, entry));
         self.dirty = true;
         self.purges.next = Some(Instant::now() + (began.elapsed() * DUTY).max(GATHER));
         Ok(())
     }
 
-    /// The entries that the purged documents had.
-    async fn entries_of(&mut self, pending: &HashMap<DocumentId, Pending>) -> Result<BySequence> {
+    /// The entries that the purged documents had, and the purges of each document.
+    async fn entries_of(&mut self, pending: &HashMap<DocumentId, Pending>) -> Result<(BySequence, Limits)> {
         let has_pointers = self.has_pointers;
         let (store, codec, policy) = (self.store.clone(), self.codec.clone(), backoff(&self.config));
-        let is_purged = |entry: &ChangeEntry| pending.contains_key(&entry.document());
+        let is_wanted = |entry: &ChangeEntry| pending.contains_key(&entry.document());
         let attempt = || async {
             let mut known = BySequence::new();
             if has_pointers {
@@ -180,7 +219,7 @@ impl Writer {
                 for star in scan::stars(store.as_ref()).await?.iter().filter(|star| concerns(pending, star)) {
                     let Some(all) = SequenceRange::new(Sequence::ZERO, Sequence::MAX) else { continue };
                     let take = |entry: Arc<ChangeEntry>| {
-                        if is_purged(&entry) {
+                        if is_wanted(&entry) {
                             known.insert(entry.position(), entry);
                         }
                         Ok(())
@@ -195,16 +234,37 @@ impl Writer {
                 let mut more = BySequence::new();
                 for page in next.chunks(scan::PAGE) {
                     let read = store.entries(page).await?.into_iter().flatten();
-                    more.extend(read.filter(|entry| is_purged(entry)).map(|entry| (entry.position(), entry)));
+                    more.extend(read.filter(|entry| is_wanted(entry)).map(|entry| (entry.position(), entry)));
                 }
                 next = superseded(&more).into_iter().filter(|n| !known.contains_key(n)).collect();
                 known.extend(more);
             }
-            known.retain(|_, entry| pending.get(&entry.document()).is_some_and(|purge| is_older(entry, purge.origin)));
-            Ok(known)
+            let limits = limits(pending, &known);
+            known.retain(|_, entry| is_purged(&limits, entry));
+            Ok((known, limits))
         };
         attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
     }
+}
+
+/// The last purge of each document that the feed delivered, and the one that it left out.
+type Limits = HashMap<DocumentId, Vec<Origin>>;
+
+fn limits(pending: &HashMap<DocumentId, Pending>, known: &BySequence) -> Limits {
+    let mut entries: HashMap<DocumentRef<'_>, Vec<&ChangeEntry>> = HashMap::new();
+    for entry in known.values() {
+        entries.entry(entry.document()).or_default().push(entry);
+    }
+    let limits = |(document, pending): (&DocumentId, &Pending)| {
+        let own = entries.get(&document.as_ref()).into_iter().flatten().copied();
+        let left_out = pending.made_anew.as_ref().and_then(|made_anew| made_anew.purge(own));
+        (document.clone(), pending.purges.last().copied().into_iter().chain(left_out).collect())
+    };
+    pending.iter().map(limits).collect()
+}
+
+fn is_purged(limits: &Limits, entry: &ChangeEntry) -> bool {
+    limits.get(&entry.document()).is_some_and(|purges| purges.iter().any(|purge| is_older(entry, *purge)))
 }
 
 fn concerns(pending: &HashMap<DocumentId, Pending>, star: &Channel) -> bool {
@@ -262,6 +322,27 @@ mod tests {
         assert!(is_older(&entry(4, 100), origin(5, 101)));
         assert!(!is_older(&entry(6, 102), origin(5, 101)));
         assert!(is_older(&entry(4, 0), origin(5, 101)) && !is_older(&entry(6, 0), origin(5, 101)));
+    }
+
+    #[test]
+    fn a_purge_that_was_left_out_is_after_the_last_row_in_another_channel() {
+        let entry = |cas, name: &str| {
+            let entry = ChangeEntry::new(Sequence(cas), "d", "1-a", EntryFlags::default()).unwrap();
+            let entry = entry.with_channel(Channel::new(name).unwrap(), crate::Membership::Present);
+            Arc::new(entry.with_origin(P, PartitionSeqno(cas)).with_cas(cas))
+        };
+        let mut purges = Purges::default();
+        let mut made_anew = DecodedDocument::from(ChangeEntry::clone(&entry(50, "a")));
+        made_anew.names_all_channels = true;
+        assert!(purges.take_made_anew(&made_anew, None, Instant::now()));
+        assert!(!purges.take_made_anew(&made_anew, None, Instant::now()));
+        let entries = [(10, "a"), (20, "b"), (30, "a"), (50, "a"), (60, "b")].map(|(cas, name)| entry(cas, name));
+        let known: BySequence = entries.iter().map(|entry| (entry.position(), entry.clone())).collect();
+        let limits = limits(&purges.pending, &known);
+        let gone: Vec<u64> = entries.iter().filter(|entry| is_purged(&limits, entry)).map(|entry| entry.origin().cas).collect();
+        assert_eq!(gone, [10, 20], "30 may be of the new document");
+        purges.roll_back(P, PartitionSeqno(49));
+        assert!(purges.pending.is_empty());
     }
 
     #[test]

@@ -17,8 +17,8 @@ use sluicegate::feed::MutationKind;
 use sluicegate::pointer::Supersession;
 use sluicegate::verify::{VerifyOptions, verify};
 use sluicegate::{
-    CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Writer,
-    WriterConfig,
+    CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Sequence,
+    Writer, WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
 use sluicegate_testkit::fault::{FaultStore, Faults};
@@ -410,6 +410,40 @@ async fn a_document_is_shown_whose_sequence_another_one_names() {
         events.extend([document("d", 10, &[12]), document("e", 11, &[12, 13]), document("e", 12, &[12, 13, 14])]);
         let store = apply(&events, supersession).await;
         assert_eq!(rows(&store, "a").await, [[(12, false), (14, false)], [(12, false), (14, false)]]);
+    }
+}
+
+/// A later revision with a lower sequence came before, and before a reader holds the channel.
+#[tokio::test(start_paused = true)]
+async fn who_follows_is_not_shown_an_earlier_revision_that_comes_after_a_later_one() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let document = |name: &str, cas: u64, recent: &[u64], revision: &str| {
+            let metadata =
+                json!({"rev": revision, "sequence": recent.last(), "recent_sequences": recent, "channels": {"a": null}});
+            Mutation { cas, ..Mutation::new(name.to_owned(), json!({"_sync": metadata}).to_string()) }
+        };
+        let unused = |range: &str| Mutation::new(format!("_sync:unusedSeqs:{range}"), "");
+        let mut events =
+            vec![unused("1:9"), document("d", 20, &[20, 10], "2-b"), unused("11:19"), document("e", 5, &[21], "1-e")];
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let (decoder, config) = (Arc::new(GatewayDecoder::default()), config(0).with_supersession(supersession));
+        let mut writer = Writer::alone(store.clone(), decoder.clone(), "world", config.clone()).await.unwrap();
+        writer.run(&MemoryFeed::new("world", events.clone()), std::future::pending()).await.unwrap();
+        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+        let channel = [Channel::new("a").unwrap()];
+        let ask = ChangesOptions::new().delivery(Delivery::Eager).since(Sequence(12));
+        let first = reader.changes(&channel, &ask).await.unwrap().answer();
+        assert_eq!(first.rows.len(), 1);
+        // Another writer reads a copy of the feed that is older.
+        events.push(document("d", 10, &[20], "1-a"));
+        let mut writer = Writer::alone(store.clone(), decoder, "again", config).await.unwrap();
+        writer.run(&MemoryFeed::new("again", events), std::future::pending()).await.unwrap();
+        reader.refresh().await.unwrap();
+        for options in [ask.clone(), ask.clone().late(first.late)] {
+            let answer = reader.changes(&channel, &options).await.unwrap().answer();
+            let shown: Vec<&str> = answer.rows.iter().map(|row| row.entry.revision()).collect();
+            assert!(shown.contains(&"1-e") && !shown.contains(&"1-a"), "{shown:?}");
+        }
     }
 }
 

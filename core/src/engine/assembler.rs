@@ -66,7 +66,8 @@ pub struct Assembler {
     inherited: FxHashMap<Sequence, Vec<(Sequence, u8)>>,
     /// Whether there were such entries.
     has_inherited: bool,
-    /// Whether some sequences are known to have been allocated twice.
+    /// Whether a later revision may have a lower sequence, because a gateway has lost its counter:
+    /// there was one, or sequences are known to have been allocated twice.
     is_reused: bool,
     stats: WriterStats,
 }
@@ -187,7 +188,11 @@ impl Assembler {
     }
 
     /// Takes a document. A document that is not shown accounts for its sequences, too.
-    fn document(&mut self, document: DecodedDocument, is_shown: bool, now: Duration) {
+    fn document(&mut self, mut document: DecodedDocument, is_shown: bool, now: Duration) {
+        if self.is_reused || document.entry.is_low() {
+            self.is_reused = true;
+            reach_all(&mut document);
+        }
         let DecodedDocument { entry, unused, departures, accounted, left_out, names_all_channels: _ } = document;
         if let Some(left_out) = left_out {
             self.stats.bad_channels += left_out.channels;
@@ -345,13 +350,19 @@ impl Assembler {
         let high = self.clock.high;
         let shown: BTreeSet<DocumentRef<'_>> =
             gone.iter().filter(|entry| entry.sequence() <= high).map(|entry| entry.document()).collect();
-        for entry in restored.into_iter().filter(|entry| entry.sequence() <= high && shown.contains(&entry.document())) {
-            self.clock.late += 1;
-            self.late.push(LateEntry { number: self.clock.late, sequence: entry.position() });
-            self.withdrawn.restored.push(entry);
-        }
+        restored
+            .into_iter()
+            .filter(|entry| entry.sequence() <= high && shown.contains(&entry.document()))
+            .for_each(|entry| self.show_again(entry));
         self.withdrawn.gone.extend(gone);
         self.withdrawn.room.extend(room);
+    }
+
+    /// Announces an entry with the next batch once more, as a late one.
+    pub fn show_again(&mut self, entry: Arc<ChangeEntry>) {
+        self.clock.late += 1;
+        self.late.push(LateEntry { number: self.clock.late, sequence: entry.position() });
+        self.withdrawn.restored.push(entry);
     }
 
     /// Time has passed; what was skipped or given up meanwhile.
@@ -482,6 +493,18 @@ impl Assembler {
             },
         }
     }
+}
+
+/// Marks all that a document supersedes in all its channels. Otherwise only those from the start of
+/// its first stay in a channel on are marked there, and a revision within a stay may have a lower
+/// sequence than its start.
+#[cold]
+fn reach_all(document: &mut DecodedDocument) {
+    let lowest = document.entry.supersedes().iter().copied().min_by_key(|position| position.rank());
+    let Some(lowest) = lowest else { return };
+    let reach = |since: &mut Sequence| *since = std::cmp::min_by_key(*since, lowest, |position| position.rank());
+    document.entry.channels_mut().iter_mut().for_each(|change| reach(&mut change.since));
+    document.departures.iter_mut().for_each(|departure| reach(&mut departure.since));
 }
 
 /// The row of a sequence that the feed never delivers: what the newer revision's channel map

@@ -30,6 +30,8 @@ pub(super) struct Conflicts {
     resolved: FxHashSet<usize>,
     /// Positions that such documents were given.
     placed: FxHashSet<Sequence>,
+    /// Later revisions that name such positions as superseded, by position.
+    later: FxHashMap<Sequence, Arc<ChangeEntry>>,
     /// Purges in the batch.
     purges: FxHashMap<DocumentId, Vec<Origin>>,
 }
@@ -38,6 +40,14 @@ impl Conflicts {
     /// Whether it is a document that is new although its number was accounted for.
     pub(super) fn has_placed(&self, decoded: &Decoded) -> bool {
         matches!(decoded, Decoded::Document(document) if self.placed.contains(&document.entry.position()))
+    }
+
+    /// The later revision of a document that supersedes it already, if that has a lower sequence.
+    /// Readers may hold rows from a higher sequence on, and would show the earlier revision.
+    pub(super) fn later(&mut self, decoded: &Decoded) -> Option<Arc<ChangeEntry>> {
+        let Decoded::Document(document) = decoded else { return None };
+        let position = document.entry.position();
+        self.later.remove(&position).filter(|later| later.position().rank() < position.rank())
     }
 
     /// Makes an entry known that will be stored.
@@ -65,12 +75,31 @@ enum Claim {
 }
 
 /// The document whose entry names a position as superseded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq)]
 enum Named {
     Nobody,
     /// A later revision of the same document.
-    Own,
+    Own(Arc<ChangeEntry>),
     Another,
+}
+
+impl Named {
+    /// Whether `other` names the `position` that `entry` could take.
+    fn by(other: &Arc<ChangeEntry>, entry: &ChangeEntry, position: Sequence) -> Named {
+        match other.supersedes().contains(&position) {
+            false => Named::Nobody,
+            true if other.document() == entry.document() && other.is_newer_than(entry) => Named::Own(other.clone()),
+            true => Named::Another,
+        }
+    }
+
+    fn or(self, other: Named) -> Named {
+        match (&self, &other) {
+            (Named::Another, _) | (_, Named::Nobody) => self,
+            (Named::Own(mine), Named::Own(others)) if mine.is_newer_than(others) => self,
+            _ => other,
+        }
+    }
 }
 
 /// This many sequences are searched first for the entry that names another.
@@ -255,7 +284,7 @@ impl Writer {
     async fn place(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<Option<Sequence>> {
         let number = document.entry.sequence();
         let is_shared = self.shared.contains(number);
-        let (mut supersedes, mut free, mut is_own) = (None, None, false);
+        let (mut supersedes, mut free, mut later) = (None, None, None);
         if is_shared {
             self.fetch(conflicts, slots_of(number).collect()).await?;
         }
@@ -263,9 +292,11 @@ impl Writer {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
                 if free.is_none() {
-                    let named = self.named(&document.entry, position).await?;
-                    is_own = named == Named::Own;
-                    free = (named != Named::Another).then_some(slot);
+                    match self.named(&document.entry, position).await? {
+                        Named::Another => {}
+                        Named::Nobody => free = Some(slot),
+                        Named::Own(entry) => (free, later) = (Some(slot), Some(entry)),
+                    }
                 }
                 // An entry may have been withdrawn, while others are still in higher slots.
                 if free.is_some() && !is_shared {
@@ -298,7 +329,7 @@ impl Writer {
         supersedes.into_iter().for_each(|older| entry.push_superseded(older));
         let is_expected = slot == 0 && !self.assembler.sequencer().is_accounted(number);
         // An earlier revision of a document may come after a later one that names it.
-        let is_late_revision = is_own && slot == 0;
+        let is_late_revision = later.is_some() && slot == 0;
         if !is_expected && !is_late_revision {
             self.assembler.count_conflict();
             notices::tell_conflict(&entry);
@@ -309,6 +340,7 @@ impl Writer {
         let position = entry.position();
         conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
         conflicts.placed.insert(position);
+        conflicts.later.extend(later.map(|later| (position, later)));
         document.entry = entry;
         Ok((!is_expected).then_some(position))
     }
@@ -355,7 +387,7 @@ impl Writer {
 
     /// Whether another document supersedes a position that `entry` could take.
     pub(super) async fn is_named_by_another(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<bool> {
-        Ok(self.named(entry, position).await? == Named::Another)
+        Ok(matches!(self.named(entry, position).await?, Named::Another))
     }
 
     /// Whether a position is marked as superseded in one of the channels of `entry`.
@@ -376,12 +408,8 @@ impl Writer {
     /// have one.
     async fn named_by(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
         let number = entry.sequence();
-        let naming = |other: &ChangeEntry| match other.supersedes().contains(&position) {
-            false => Named::Nobody,
-            true if other.document() == entry.document() && other.is_newer_than(entry) => Named::Own,
-            true => Named::Another,
-        };
-        let by_unmarked = self.assembler.unmarked().map(|other| naming(other)).max().unwrap_or(Named::Nobody);
+        let add = |known: Named, other: &Arc<ChangeEntry>| known.or(Named::by(other, entry, position));
+        let by_unmarked = self.assembler.unmarked().fold(Named::Nobody, add);
         if by_unmarked != Named::Nobody {
             return Ok(by_unmarked);
         }
@@ -396,7 +424,8 @@ impl Writer {
                 let (mut first, mut count) = (number, NEAR);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
                     let named = scan::logged(store, codec, &star, range).await?;
-                    if let Some(named) = named.iter().map(|other| naming(other)).max().filter(|named| *named != Named::Nobody) {
+                    let named = named.iter().fold(Named::Nobody, add);
+                    if named != Named::Nobody {
                         return Ok(named);
                     }
                     (first, count) = (range.last().next(), count.saturating_mul(2));
@@ -406,7 +435,8 @@ impl Writer {
                     Some(range) => scan::logged(store, codec, &star, range).await?,
                     None => Vec::new(),
                 };
-                if let Some(named) = below.iter().map(|other| naming(other)).max().filter(|named| *named != Named::Nobody) {
+                let named = below.iter().fold(Named::Nobody, add);
+                if named != Named::Nobody {
                     return Ok(named);
                 }
             }

@@ -185,6 +185,9 @@ impl Writer {
             };
             if let Some(Item::Decoded(partition, seqno, mut one)) = batch.items.next() {
                 self.resolve_conflict(at, &mut one, conflicts).await?;
+                if let Some(later) = conflicts.later(&one).filter(|later| later.sequence() <= self.assembler.clock().high) {
+                    self.assembler.show_again(later);
+                }
                 batch.now = self.now();
                 self.remember_duplicate(partition, seqno, &one, batch);
                 self.take_one(partition, seqno, one, batch);

@@ -128,3 +128,18 @@ fn marks_of_what_is_late_never_wait() {
     (7..=9).for_each(|n| apply(&mut assembler, n, None));
     assert_eq!(marks(&mut assembler), [5], "the clock says that all up to 6 are marked");
 }
+
+#[test]
+fn after_a_later_revision_had_a_lower_sequence_all_that_is_superseded_is_marked_in_all_channels() {
+    let mut assembler = assembler();
+    let mut take = |sequence: u64, superseded: &[u64]| {
+        let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();
+        let mut entry = entry.with_supersedes(superseded.iter().map(|n| Sequence(*n)));
+        let (channel, membership) = (crate::Channel::new("a").unwrap(), crate::Membership::Present);
+        entry.push_channel(ChannelChange { channel, membership, since: Sequence(100) });
+        assembler.apply(Decoded::Document(entry.into()), Duration::ZERO);
+        assembler.entries().last().unwrap().channels()[0].since.0
+    };
+    let since = [take(100, &[]), take(105, &[40, 100]), take(50, &[40, 100, 105]), take(110, &[50, 100, 105])];
+    assert_eq!(since, [100, 100, 40, 50]);
+}

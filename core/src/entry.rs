@@ -285,8 +285,11 @@ impl ChangeEntry {
     }
 
     /// Whether it is a revision with a lower sequence than an earlier one.
+    #[inline]
     pub(crate) fn is_low(&self) -> bool {
-        self.in_star() && self.supersedes.iter().any(|earlier| earlier.rank() > self.position().rank())
+        // Positions in slots are above all sequences.
+        let may_be_above = |earlier: &Sequence| *earlier > self.sequence;
+        self.supersedes.iter().any(|earlier| may_be_above(earlier) && earlier.rank() > self.position().rank()) && self.in_star()
     }
 
     /// Whether the mark counts that this entry makes on the position of `found`: the document is

@@ -216,7 +216,7 @@ impl Assembler {
         for old in earlier {
             let arrival = match old.slot() {
                 0 => self.sequencer.arrived(old, now),
-                _ => self.sequencer.arrived_at(old, now),
+                _ => self.sequencer.arrived_in_slot(old),
             };
             if arrival.is_new() {
                 match departure_entry(&entry, old, &departures, self.is_reused) {
@@ -515,6 +515,9 @@ pub(crate) fn departure_entry(
     departures: &[Departure],
     is_reused: bool,
 ) -> Option<ChangeEntry> {
+    if departures.is_empty() {
+        return None;
+    }
     // A gateway that lost its counter may give a later revision a lower sequence. Then the row that
     // the departure takes the place of may have a higher one.
     let is_in_order = !is_reused && !newer.is_low();

@@ -400,6 +400,11 @@ impl Sequencer {
             }
             return self.arrived(position, now);
         }
+        self.arrived_in_slot(position)
+    }
+
+    /// As [`arrived_at`](Self::arrived_at), for a position in a slot above 0.
+    pub(crate) fn arrived_in_slot(&mut self, position: Sequence) -> Arrival {
         if self.abandoned.remove(position.0, position.0) == 0 {
             return Arrival::Duplicate;
         }

@@ -167,9 +167,9 @@ impl Writer {
             Item::Decoded(_, _, Decoded::Document(document)) => {
                 self.accounted(document).is_some()
                     || !self.shared.is_empty() && self.names_shared(document)
-                    || self.uncertain(document).next().is_some()
+                    || self.has_uncertain(document)
             }
-            Item::Decoded(_, _, Decoded::Foreign(document)) => self.uncertain(document).next().is_some(),
+            Item::Decoded(_, _, Decoded::Foreign(document)) => self.has_uncertain(document),
             _ => false,
         }
     }

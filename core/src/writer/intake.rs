@@ -251,17 +251,17 @@ impl Writer {
     #[inline]
     fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, batch: &mut Batch) {
         let released = batch.released.as_mut().map(|before| before.next().flatten());
-        let tracker = &self.tracker;
-        let before = || released.unwrap_or_else(|| tracker.at(partition).cloned());
         if let Decoded::Purged(purged) = &decoded {
             let origin = Origin { partition, seqno, cas: purged.cas };
-            self.purges.take(purged.clone(), origin, before(), Instant::now());
+            let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
+            self.purges.take(purged.clone(), origin, before, Instant::now());
         } else if let Some(cache) = &mut self.pointers {
             let conflicts = batch.conflicts.as_ref();
             let is_placed = conflicts.is_some_and(|conflicts| conflicts.has_placed(&decoded));
             let is_made_anew = cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
             if is_made_anew && let Decoded::Document(document) = &decoded {
-                let is_new = self.purges.take_made_anew(document, before(), Instant::now());
+                let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
+                let is_new = self.purges.take_made_anew(document, before, Instant::now());
                 self.assembler.count_purged(is_new);
             }
         }

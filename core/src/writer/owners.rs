@@ -140,6 +140,13 @@ impl Writer {
         })
     }
 
+    /// Whether there are any: there can be only for few documents.
+    #[inline]
+    pub(super) fn has_uncertain(&self, document: &DecodedDocument) -> bool {
+        (!document.departures.is_empty() || !self.shared.is_empty() || document.entry.is_low())
+            && self.uncertain(document).next().is_some()
+    }
+
     /// Looks up what a document names. Departures get a position of their own if their sequence is
     /// accounted for by something else. Returns these positions.
     pub(super) async fn look_up_named(

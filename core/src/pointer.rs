@@ -90,6 +90,7 @@ impl Pointer {
 
     /// Whether it has a row in a channel that a later revision does not name, although that names all
     /// its channels.
+    #[cfg(feature = "runtime")]
     pub(crate) fn is_of_purged(&self, document: &DecodedDocument) -> bool {
         let cas = document.entry.origin().cas;
         let is_named = |channel: &Channel| {
@@ -314,6 +315,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "runtime")]
     fn a_row_in_a_channel_that_a_later_revision_does_not_name_is_of_a_purged_document() {
         let mut pointer = Pointer::new("d");
         let (before, present) = ([("a", Membership::Present), ("b", Membership::Removed)], Membership::Present);

@@ -79,8 +79,8 @@ impl Datatype {
     }
 }
 
-/// One event about one key, as the feed delivers it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One event about one key, as the feed delivers it. `Debug` does not show the value.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Mutation {
     /// What happened.
     pub kind: MutationKind,
@@ -104,6 +104,25 @@ pub struct Mutation {
     pub expiry: u32,
     /// The collection; 0 is the default one.
     pub collection: u32,
+}
+
+impl fmt::Debug for Mutation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Mutation { kind, partition, seqno, key, value, cas, datatype, rev_no, flags, expiry, collection } = self;
+        f.debug_struct("Mutation")
+            .field("kind", kind)
+            .field("partition", partition)
+            .field("seqno", seqno)
+            .field("key", key)
+            .field("value", &format_args!("{} bytes", value.len()))
+            .field("cas", cas)
+            .field("datatype", datatype)
+            .field("rev_no", rev_no)
+            .field("flags", flags)
+            .field("expiry", expiry)
+            .field("collection", collection)
+            .finish()
+    }
 }
 
 impl Mutation {

@@ -11,7 +11,7 @@ use super::conflict::Conflicts;
 use super::notices::Notices;
 use super::pointers::{PointerReader, Pointers};
 use super::rollback::Held;
-use super::{Writer, backoff, log_noted};
+use super::{Writer, backoff, notices};
 use crate::decode::{Decoded, Invalid, MutationDecoder};
 use crate::document::CollectionId;
 use crate::entry::Origin;
@@ -280,7 +280,7 @@ impl Writer {
     pub(super) fn taken(&mut self, bytes: usize) {
         self.dirty = true;
         self.waiting_bytes += bytes;
-        log_noted(&self.assembler.take_noted());
+        notices::tell_noted(&self.assembler.take_noted());
     }
 
     /// Whether a mutation has to wait until a rollback has ended. Must be called once per mutation,

@@ -40,7 +40,7 @@ use crate::collections::Collections;
 use crate::commit;
 use crate::coordinate::next_epoch;
 use crate::decode::MutationDecoder;
-use crate::engine::{Assembler, Noted, Sequencer, SkippedRange, WriterStats};
+use crate::engine::{Assembler, Sequencer, SkippedRange, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, FeedStart, PositionTracker};
 use crate::fenced::Fenced;
@@ -441,7 +441,7 @@ impl Writer {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn finish(&mut self) -> Result<()> {
-        log_noted(&self.assembler.end_of_feed(self.now()));
+        notices::tell_noted(&self.assembler.end_of_feed(self.now()));
         self.flush().await
     }
 
@@ -456,7 +456,7 @@ impl Writer {
 
     async fn flush_all(&mut self) -> Result<()> {
         let now = self.now();
-        log_noted(&self.assembler.tick(now));
+        notices::tell_noted(&self.assembler.tick(now));
         self.purge().await?;
         // The batch stores how long sequences have been missing: it may be the last one for long.
         let sequencer = self.assembler.sequencer();
@@ -501,7 +501,7 @@ impl Writer {
     }
 
     fn tick(&mut self) {
-        log_noted(&self.assembler.tick(self.now()));
+        notices::tell_noted(&self.assembler.tick(self.now()));
         self.tell_progress();
         let due = self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms);
         if due && self.dirty && self.in_flight.len() < self.config.max_in_flight {
@@ -521,22 +521,6 @@ fn backoff(config: &WriterConfig) -> ExponentialBuilder {
 
 fn log_retry(error: &Error, after: Duration) {
     tracing::warn!(?error, ?after, "the store failed; trying again");
-}
-
-fn log_noted(noted: &[Noted]) {
-    for note in noted {
-        match note {
-            Noted::Skipped(range) => tracing::info!(%range, "skipped: high passes, stable waits"),
-            Noted::Abandoned(range) => tracing::warn!(%range, "given up: stable passes"),
-            Noted::Undelivered(range) => tracing::debug!(%range, "not delivered by the restricted feed: stable passes"),
-            Noted::Implausible(range) => tracing::warn!(
-                missing = %range,
-                "a document has an implausibly high sequence, above so many missing ones; it is stored, and not shown until \
-                 the gateway's counter comes near it: look at it with `sluicegate inspect sequence`, and raise writer.max_jump \
-                 if the gap is real"
-            ),
-        }
-    }
 }
 
 /// Says what to do about a stored document that is corrupt. The clock and the cache's description

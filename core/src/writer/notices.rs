@@ -9,7 +9,9 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::decode::{Decoded, Ignored};
+use crate::engine::Noted;
 use crate::entry::ChangeEntry;
+use crate::sequence::SequenceRange;
 
 /// The intervals of the limits: for warnings, and for other lines.
 const OFTEN: Duration = Duration::from_secs(60);
@@ -25,6 +27,9 @@ static LEFT_OUT: Limit = Limit::new(10, OFTEN);
 static PROPERTIES: Limit = Limit::new(1, SELDOM);
 static CONFLICTS: Limit = Limit::new(10, OFTEN);
 static FULL: Limit = Limit::new(10, OFTEN);
+static SKIPPED: Limit = Limit::new(10, OFTEN);
+static ABANDONED: Limit = Limit::new(10, OFTEN);
+static UNDELIVERED: Limit = Limit::new(10, OFTEN);
 static DATABASES: Once<Box<str>> = Once::new();
 static COLLECTIONS: Once<u32> = Once::new();
 
@@ -51,19 +56,25 @@ impl Limit {
 
     /// Whether a line may be written.
     fn admits(&self, now: Duration) -> bool {
+        self.admits_line_of(now, 1)
+    }
+
+    /// Whether a line about `count` things may be written.
+    fn admits_line_of(&self, now: Duration, count: u64) -> bool {
         let mut state = self.state.lock();
         if state.since.is_none_or(|since| now >= since + self.interval) {
             (state.since, state.admitted) = (Some(now), 0);
         }
         if state.admitted == self.most {
-            state.refused += 1;
+            state.refused += count;
             return false;
         }
         state.admitted += 1;
         true
     }
 
-    /// The number of lines that were refused in an interval that is over. Each is reported once.
+    /// The number of things whose lines were refused in an interval that is over. Each is reported
+    /// once.
     fn take_refused(&self, now: Duration) -> Option<u64> {
         let mut state = self.state.lock();
         let is_over = state.since.is_some_and(|since| now >= since + self.interval);
@@ -161,6 +172,72 @@ impl Notices {
     }
 }
 
+/// Logs what the sequencer has decided: one line of each kind.
+pub(super) fn tell_noted(noted: &[Noted]) {
+    let now = BEGINNING.elapsed();
+    if !noted.is_empty() {
+        tell_missing(noted, now);
+    }
+    if let Some(more) = SKIPPED.take_refused(now) {
+        tracing::info!(more, "more sequences were skipped");
+    }
+    if let Some(more) = ABANDONED.take_refused(now) {
+        tracing::warn!(more, "more sequences were given up");
+    }
+    if let Some(more) = UNDELIVERED.take_refused(now) {
+        tracing::debug!(more, "more sequences were not delivered by the restricted feed");
+    }
+}
+
+#[cold]
+fn tell_missing(noted: &[Noted], now: Duration) {
+    let (mut skipped, mut abandoned, mut undelivered) = (None, None, None);
+    for note in noted {
+        match note {
+            Noted::Skipped(range) => Missing::add(&mut skipped, *range),
+            Noted::Abandoned(range) => Missing::add(&mut abandoned, *range),
+            Noted::Undelivered(range) => Missing::add(&mut undelivered, *range),
+            Noted::Implausible(range) => tracing::warn!(
+                missing = %range,
+                "a document has an implausibly high sequence, above so many missing ones; it is stored, and not shown until \
+                 the gateway's counter comes near it: look at it with `sluicegate inspect sequence`, and raise writer.max_jump \
+                 if the gap is real"
+            ),
+        }
+    }
+    if let Some(Missing { first, ranges, sequences }) = Missing::admitted(skipped, &SKIPPED, now) {
+        tracing::info!(%first, ranges, sequences, "missing sequences are skipped: high passes them, stable waits for them");
+    }
+    if let Some(Missing { first, ranges, sequences }) = Missing::admitted(abandoned, &ABANDONED, now) {
+        tracing::warn!(%first, ranges, sequences, "missing sequences are given up: stable passes them; if one comes, it is late");
+    }
+    if let Some(Missing { first, ranges, sequences }) = Missing::admitted(undelivered, &UNDELIVERED, now) {
+        tracing::debug!(%first, ranges, sequences, "the restricted feed did not deliver sequences: stable passes them");
+    }
+}
+
+/// Missing sequences in one log line.
+#[derive(Debug, PartialEq)]
+struct Missing {
+    /// The first range of them.
+    first: SequenceRange,
+    ranges: u64,
+    sequences: u64,
+}
+
+impl Missing {
+    fn add(known: &mut Option<Missing>, range: SequenceRange) {
+        let missing = known.get_or_insert(Missing { first: range, ranges: 0, sequences: 0 });
+        missing.ranges += 1;
+        missing.sequences += range.count();
+    }
+
+    /// Returns what a line may be written about.
+    fn admitted(known: Option<Missing>, limit: &Limit, now: Duration) -> Option<Missing> {
+        known.filter(|missing| limit.admits_line_of(now, missing.sequences))
+    }
+}
+
 /// Logs that a document gets a position of its own, because its sequence was accounted for already.
 pub(super) fn tell_conflict(entry: &ChangeEntry) {
     if CONFLICTS.admits(BEGINNING.elapsed()) {
@@ -204,6 +281,18 @@ mod tests {
         // There was no call in between: no count is lost.
         assert_eq!((admitted(200), limit.take_refused(at(260))), (3, Some(14)));
         assert_eq!(limit.take_refused(at(900)), None);
+    }
+
+    #[test]
+    fn missing_ranges_are_one_line_and_its_sequences_are_counted() {
+        let (limit, mut skipped) = (Limit::new(1, OFTEN), None);
+        let range = |first, last| SequenceRange::new(crate::Sequence(first), crate::Sequence(last)).unwrap();
+        [range(3, 5), range(9, 9)].into_iter().for_each(|range| Missing::add(&mut skipped, range));
+        let expected = Missing { first: range(3, 5), ranges: 2, sequences: 4 };
+        assert_eq!(Missing::admitted(skipped, &limit, at(1)), Some(expected));
+        let mut more = None;
+        Missing::add(&mut more, range(20, 29));
+        assert_eq!((Missing::admitted(more, &limit, at(2)), limit.take_refused(at(61))), (None, Some(10)));
     }
 
     #[test]

@@ -129,10 +129,14 @@ impl Feed for SharedFeed {
         self.hub.wait(self.number, Waiting { start, opened, outlet });
         is_open.await.map_err(|_| others_ended())??;
         let (hub, number) = (self.hub.clone(), self.number);
-        let batches = futures::stream::unfold((inlet, hub), move |(mut inlet, hub)| async move {
-            match inlet.recv().await? {
-                Delivery::Batch(batch) => Some((batch, (inlet, hub))),
-                Delivery::End => {
+        // The stream ends after an error.
+        let batches = futures::stream::unfold((Some(inlet), hub), move |(inlet, hub)| async move {
+            let mut inlet = inlet?;
+            match inlet.recv().await {
+                Some(Delivery::Batch(Ok(batch))) => Some((Ok(batch), (Some(inlet), hub))),
+                Some(Delivery::Batch(Err(error))) => Some((Err(error), (None, hub))),
+                None => Some((Err(failed()), (None, hub))),
+                Some(Delivery::End) => {
                     // One that ends though it should not is opened again by all.
                     if hub.feed.info().capabilities.finite {
                         hub.done(number);
@@ -147,6 +151,14 @@ impl Feed for SharedFeed {
 
 fn others_ended() -> Error {
     Error::new(ErrorKind::Unavailable, "the writer of another database of this feed has ended; all writers start again")
+}
+
+/// The task that distributes the events is gone, and has not said why.
+fn failed() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "reading the feed for several databases failed by a panic, which the log names; all writers start again",
+    )
 }
 
 /// One error for each of `count` databases: the error itself for the first, which has its cause,

@@ -288,6 +288,40 @@ async fn an_error_of_the_feed_reaches_all_databases_and_one_of_them_is_told_its_
     assert_eq!(causes, ["the cable is cut"]);
 }
 
+/// Panics after its first batch.
+#[derive(Debug)]
+struct Panicking;
+
+#[async_trait]
+impl Feed for Panicking {
+    fn info(&self) -> FeedInfo {
+        let mut info = Listed::default().info();
+        info.capabilities.finite = true;
+        info
+    }
+
+    async fn open(&self, _start: FeedStart) -> Result<FeedStream> {
+        let batches = futures::stream::iter(0..2).map(|number| match number {
+            0 => Ok(vec![mutation(P, 1, "a", 8)].into()),
+            _ => panic!("a fault of the feed"),
+        });
+        Ok(batches.boxed())
+    }
+}
+
+#[tokio::test]
+async fn a_feed_that_panics_has_not_ended() {
+    let territories = vec![territory(Some("db1"), &["0x8"]), territory(None, &["0x9"])];
+    let [one, other]: [SharedFeed; 2] = SharedFeed::split(Arc::new(Panicking), territories).try_into().unwrap();
+    let (first, second) = tokio::join!(one.open(FeedStart::Beginning), other.open(FeedStart::Beginning));
+    for stream in [first.unwrap(), second.unwrap()] {
+        let batches: Vec<Result<FeedBatch>> = stream.collect().await;
+        let error = batches.last().unwrap().as_ref().unwrap_err();
+        assert!(error.to_string().contains("panic") && error.is_retryable(), "{error}");
+        assert_eq!(batches.iter().filter(|batch| batch.is_err()).count(), 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_opens_again_after_the_others_have_read_to_the_end_is_given_the_feed_alone() {
     let (a, b) = (mutation(P, 1, "a", 8), mutation(P, 2, "b", 9));

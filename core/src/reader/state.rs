@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::time::Instant;
 
 use super::tail::Tail;
@@ -132,10 +132,11 @@ impl State {
                     self.insert(entry, stable, &mut touched);
                 }
             }
-            for late in &record.late {
-                if let Some(entry) = record.entries.iter().find(|entry| entry.position() == late.sequence) {
-                    self.late.push_back((*late, entry.clone()));
-                }
+            if !record.late.is_empty() {
+                let entries: FxHashMap<Sequence, &Arc<ChangeEntry>> =
+                    record.entries.iter().map(|entry| (entry.position(), entry)).collect();
+                let known = record.late.iter().filter_map(|late| Some((*late, Arc::clone(entries.get(&late.sequence)?))));
+                self.late.extend(known);
             }
         }
         if let Some(last) = records.last()

@@ -93,11 +93,7 @@ impl Pointer {
     #[cfg(feature = "runtime")]
     pub(crate) fn is_of_purged(&self, document: &DecodedDocument) -> bool {
         let cas = document.entry.origin().cas;
-        let is_named = |channel: &Channel| {
-            channel.is_star()
-                || document.entry.channels().iter().any(|change| change.channel == *channel)
-                || document.departures.iter().any(|departure| departure.channel == *channel)
-        };
+        let is_named = |channel: &Channel| channel.is_star() || document.names(channel);
         document.names_all_channels && cas > 0 && cas >= self.cas && !self.rows.keys().all(is_named)
     }
 

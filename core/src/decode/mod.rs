@@ -137,6 +137,12 @@ impl From<ChangeEntry> for DecodedDocument {
 }
 
 impl DecodedDocument {
+    /// Whether it has `channel`, or has left it. Not for star channels.
+    pub fn names(&self, channel: &Channel) -> bool {
+        self.entry.channels().iter().any(|change| change.channel == *channel)
+            || self.departures.iter().any(|departure| departure.channel == *channel)
+    }
+
     /// The sequences that it accounts for besides its own and the unused ones: those of its earlier
     /// revisions, whose rows will not come. Some may be repeated.
     pub fn earlier(&self) -> impl Iterator<Item = Sequence> {

@@ -432,7 +432,11 @@ impl Sequencer {
 
     /// Whether a document that was readmitted at this position has not arrived yet.
     pub fn is_readmitted(&self, position: Sequence) -> bool {
-        let note = if position.slot() > 0 { Some(position) } else { position.readmitted() };
+        let note = match position.slot() {
+            0 if !self.has_readmitted => None,
+            0 => position.readmitted(),
+            _ => Some(position),
+        };
         note.is_some_and(|note| self.abandoned.contains(note.0))
     }
 

@@ -30,7 +30,7 @@ pub(super) struct Conflicts {
     resolved: FxHashSet<usize>,
     /// Positions that such documents were given.
     placed: FxHashSet<Sequence>,
-    /// Later revisions that name such positions as superseded, by position.
+    /// The later revision that supersedes each of these positions, if there is one.
     later: FxHashMap<Sequence, Arc<ChangeEntry>>,
     /// Purges in the batch.
     purges: FxHashMap<DocumentId, Vec<Origin>>,
@@ -55,9 +55,11 @@ impl Conflicts {
         self.entries.insert(entry.position(), Some(Arc::new(entry)));
     }
 
-    /// Forgets the entries with a sequence: they are looked up again.
+    /// Forgets the entries with a sequence: they are looked up again. Those of documents that come
+    /// later in the batch stay.
     pub(super) fn forget(&mut self, number: Sequence) {
-        self.entries.retain(|position, _| position.number() != number);
+        let placed = &self.placed;
+        self.entries.retain(|position, _| position.number() != number || placed.contains(position));
     }
 }
 
@@ -88,7 +90,9 @@ impl Named {
     fn by(other: &Arc<ChangeEntry>, entry: &ChangeEntry, position: Sequence) -> Named {
         match other.supersedes().contains(&position) {
             false => Named::Nobody,
-            true if other.document() == entry.document() && other.is_newer_than(entry) => Named::Own(other.clone()),
+            true if other.document() == entry.document() && (other.is_newer_than(entry) || !entry.in_star()) => {
+                Named::Own(other.clone())
+            }
             true => Named::Another,
         }
     }
@@ -103,10 +107,10 @@ impl Named {
 }
 
 /// This many sequences are searched first for the entry that names another.
-const NEAR: u64 = 1_000;
+const SEARCHED_FIRST: u64 = 1_000;
 
 /// All positions of a number.
-fn slots_of(number: Sequence) -> impl Iterator<Item = Sequence> {
+pub(super) fn slots_of(number: Sequence) -> impl Iterator<Item = Sequence> {
     (0..Sequence::SLOTS).map_while(move |slot| number.in_slot(slot))
 }
 
@@ -132,14 +136,14 @@ impl Writer {
     /// the first item in its batch.
     pub(super) async fn resolve_conflicts(&mut self, first: usize, items: &mut [Item]) -> Result<Conflicts> {
         let mut conflicts = Conflicts::default();
-        let (mut accounted, mut departed) = (Vec::new(), Vec::new());
+        let (mut accounted, mut wanted) = (Vec::new(), Vec::new());
         for (at, item) in items.iter().enumerate() {
             match item {
                 Item::Decoded(_, _, Decoded::Document(document)) => {
                     accounted.extend(self.accounted(document).map(|number| (at, number)));
-                    departed.extend(self.uncertain(document));
+                    wanted.extend(self.uncertain(document));
                 }
-                Item::Decoded(_, _, Decoded::Foreign(document)) => departed.extend(self.uncertain(document)),
+                Item::Decoded(_, _, Decoded::Foreign(document)) => wanted.extend(self.uncertain(document)),
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
                     let origin = Origin { partition: *partition, seqno: *seqno, cas: purged.cas };
                     conflicts.purges.entry(purged.document.clone()).or_default().push(origin);
@@ -147,8 +151,8 @@ impl Writer {
                 _ => {}
             }
         }
-        departed.extend(accounted.iter().map(|(_, number)| *number));
-        self.fetch(&mut conflicts, departed).await?;
+        wanted.extend(accounted.iter().map(|(_, number)| *number));
+        self.fetch(&mut conflicts, wanted).await?;
         let mut positions = Vec::new();
         for (at, _) in accounted {
             if let Item::Decoded(_, _, Decoded::Document(document)) = &mut items[at] {
@@ -181,8 +185,8 @@ impl Writer {
     /// Resolves one document of the batch whose sequence may have been accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
-        let departed = self.look_up_named(document, conflicts).await?;
-        self.readmit(&departed).await?;
+        let positions = self.look_up_named(document, conflicts).await?;
+        self.readmit(&positions).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
         let Some(number) = self.accounted(document) else { return Ok(()) };
@@ -246,12 +250,13 @@ impl Writer {
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
         let is_shared = !self.shared.is_empty() && self.shared.contains(number);
-        let is_known = is_shared || sequencer.is_accounted(number);
+        // A later revision may have accounted for it before it was readmitted.
+        let is_known = is_shared || sequencer.is_accounted(number) || sequencer.is_readmitted(number);
         (is_known && !sequencer.is_before_start(number)).then_some(number)
     }
 
     /// Finds the entries at these positions, including those that are not stored yet.
-    async fn fetch(&mut self, conflicts: &mut Conflicts, mut positions: Vec<Sequence>) -> Result<()> {
+    pub(super) async fn fetch(&mut self, conflicts: &mut Conflicts, mut positions: Vec<Sequence>) -> Result<()> {
         positions.sort_unstable();
         positions.dedup();
         let publishing = self.publishing.iter().map(|publishing| &publishing.record);
@@ -308,6 +313,9 @@ impl Writer {
             match if is_gone { Claim::Taken } else { claim(&document.entry, &stored) } {
                 // An entry that was stored, and not published before a crash, is still expected.
                 Claim::Duplicate if self.assembler.sequencer().is_readmitted(position) => {
+                    if let Named::Own(entry) = self.named(&document.entry, position).await? {
+                        later = Some(entry);
+                    }
                     free = Some(slot);
                     break;
                 }
@@ -421,7 +429,7 @@ impl Writer {
                 }
                 // The position is marked, and there is no document. The entry that names it is
                 // mostly near, and mostly above it.
-                let (mut first, mut count) = (number, NEAR);
+                let (mut first, mut count) = (number, SEARCHED_FIRST);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
                     let named = scan::logged(store, codec, &star, range).await?;
                     let named = named.iter().fold(Named::Nobody, add);

@@ -266,8 +266,10 @@ impl Writer {
             }
         }
         self.tracker.advance(partition, seqno);
-        if let Decoded::Document(document) | Decoded::Foreign(document) = &decoded {
-            self.known.take(document, &self.shared);
+        match &decoded {
+            Decoded::Document(document) => self.known.take(document, &self.shared),
+            Decoded::Foreign(document) => self.known.take_foreign(document),
+            _ => {}
         }
         self.assembler.apply(decoded, batch.now);
         // A feed batch may fill several of ours; they queue as in flight, and no more is applied

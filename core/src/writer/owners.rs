@@ -1,4 +1,4 @@
-//! Which document a sequence belongs to that a document names.
+//! Finds the owners of the sequences that a document names.
 //!
 //! A document names the sequences of its earlier revisions, and its channel map those at which it
 //! left channels. The feed may have left out these revisions. Mostly such a sequence is accounted
@@ -12,7 +12,7 @@ use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
-use super::conflict::Conflicts;
+use super::conflict::{Conflicts, slots_of};
 use super::{Writer, notices};
 use crate::decode::DecodedDocument;
 use crate::document::{DocumentId, DocumentRef};
@@ -21,11 +21,14 @@ use crate::entry::ChangeEntry;
 use crate::error::Result;
 use crate::sequence::{Sequence, SequenceList};
 
-/// The limit for documents of which is remembered what was found.
+/// The maximum number of documents in the cache of look-ups.
 const DOCUMENTS: usize = 32_768;
 
+/// The limit for sequences in that cache, for each document. Others are looked up each time.
+const SEQUENCES: usize = 64;
+
 /// The distance from a shared sequence within which others are expected.
-const NEAR: u64 = 10_000;
+const SHARED_MARGIN: u64 = 10_000;
 
 /// Sequences that several documents have.
 ///
@@ -57,14 +60,13 @@ impl SharedSequences {
     /// Whether others are expected around `sequence`.
     fn are_near(&self, sequence: Sequence) -> bool {
         let is_near = |(lowest, highest): (Sequence, Sequence)| {
-            sequence.0 >= lowest.0.saturating_sub(NEAR) && sequence.0 <= highest.0.saturating_add(NEAR)
+            sequence.0 >= lowest.0.saturating_sub(SHARED_MARGIN) && sequence.0 <= highest.0.saturating_add(SHARED_MARGIN)
         };
         self.ends.is_some_and(is_near)
     }
 }
 
-/// Sequences that were looked up for the documents that name them, or that their entries have: of
-/// the documents that were used last.
+/// For each recently used document, the sequences whose owner is known.
 #[derive(Debug)]
 pub(super) struct KnownSequences(Cache<DocumentId, SequenceList, UnitWeighter, FxBuildHasher>);
 
@@ -97,12 +99,24 @@ impl KnownSequences {
         let departed = document.departures.iter().map(|departure| departure.sequence.number());
         let named = entry.supersedes().iter().map(|position| position.number());
         let sequences = own.into_iter().chain(departed).chain(named.filter(|sequence| is_checked(*sequence)));
+        self.add(id, sequences);
+    }
+
+    /// As [`take`](Self::take), for a document that is not shown. Nothing is stored under the other
+    /// sequences that it names.
+    pub(super) fn take_foreign(&mut self, document: &DecodedDocument) {
+        if !document.departures.is_empty() {
+            self.add(document.entry.document(), document.departures.iter().map(|departure| departure.sequence.number()));
+        }
+    }
+
+    fn add(&mut self, id: DocumentRef<'_>, sequences: impl Iterator<Item = Sequence> + Clone) {
         if let Some(known) = self.0.get(&id)
             && sequences.clone().all(|sequence| known.contains(&sequence))
         {
             return;
         }
-        let sequences: SequenceList = sequences.collect();
+        let sequences: SequenceList = sequences.take(SEQUENCES).collect();
         if !sequences.is_empty() {
             self.0.insert(id.into(), sequences);
         }
@@ -121,11 +135,9 @@ impl Writer {
         self.assembler.set_reused(true);
     }
 
-    /// The sequences that a document names and that are to be looked up: they are accounted for, it
-    /// is not known by what, and that matters. It matters for departures, which may have to be
-    /// stored, and for sequences that another document may have, whose row must not be marked:
-    /// those near others that are shared, and those of a document whose sequences have become
-    /// lower.
+    /// The sequences that a document names and that are to be looked up: they are accounted for, and
+    /// their owner is not known. These are departures; sequences near shared ones; and all that a
+    /// document with a low sequence names.
     pub(super) fn uncertain<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
         let (sequencer, id) = (self.assembler.sequencer(), document.entry.document());
         let departed = document.departures.iter().map(|departure| departure.sequence);
@@ -158,25 +170,27 @@ impl Writer {
         let mut placed = Vec::new();
         for sequence in uncertain {
             let stored = self.entry_at(conflicts, sequence).await?;
-            let is_own = |entry: &ChangeEntry| entry.document() == document.entry.document();
+            // One that was stored, and not published before a crash, is still expected.
+            let is_expected = self.assembler.sequencer().is_readmitted(sequence);
             match stored {
-                Some(stored) if is_own(&stored) => continue,
-                Some(_) => self.share(sequence),
-                None => {}
+                Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
+                Some(stored) if !is_expected && is_of(&stored, sequence, document) => continue,
+                _ => {}
             }
             placed.extend(self.place_departure(document, sequence, conflicts).await?);
         }
         Ok(placed)
     }
 
-    /// Returns the position that a departure was given; `None` if there is none with this sequence,
-    /// if it is stored, or if it cannot be.
+    /// Returns the position that a departure was given; `None` if no departure has this sequence, if
+    /// it is stored already, or if no slot is free.
     async fn place_departure(
         &mut self,
         document: &mut DecodedDocument,
         sequence: Sequence,
         conflicts: &mut Conflicts,
     ) -> Result<Option<Sequence>> {
+        // What it supersedes does not matter here: the assembler makes the entry that is stored.
         let departure = departure_entry(&document.entry, sequence, &document.departures, true);
         let Some(departure) = departure else { return Ok(None) };
         // What was looked up with the batch may be outdated by what came before in it.
@@ -200,10 +214,11 @@ impl Writer {
     /// has an entry with its sequence, or if no slot is free.
     async fn free_slot(&mut self, departure: &ChangeEntry, conflicts: &mut Conflicts) -> Result<Option<u8>> {
         let (sequence, mut free) = (departure.sequence(), None);
+        self.fetch(conflicts, slots_of(sequence).collect()).await?;
         for slot in 0..Sequence::SLOTS {
             let Some(position) = sequence.in_slot(slot) else { break };
             match self.entry_at(conflicts, position).await? {
-                Some(stored) if stored.document() != departure.document() => {}
+                Some(stored) if stored.document() != departure.document() || stored.revision() != departure.revision() => {}
                 // It was stored, and not published before a crash.
                 Some(_) if self.assembler.sequencer().is_readmitted(position) => return Ok(Some(slot)),
                 Some(_) => return Ok(None),
@@ -217,6 +232,13 @@ impl Writer {
         }
         Ok(free)
     }
+}
+
+/// Whether `stored` is the entry of the document's revision that had `sequence`, as far as a
+/// departure tells.
+fn is_of(stored: &ChangeEntry, sequence: Sequence, document: &DecodedDocument) -> bool {
+    let mut departures = document.departures.iter().filter(|departure| departure.sequence == sequence);
+    departures.all(|departure| *departure.revision == *stored.revision())
 }
 
 #[cfg(test)]

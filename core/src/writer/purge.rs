@@ -45,8 +45,8 @@ struct Pending {
     partition: PartitionId,
     /// In order. The feed may roll the last one back.
     purges: Vec<Origin>,
-    /// A revision after a purge that the feed left out.
-    made_anew: Option<MadeAnew>,
+    /// Revisions after a purge that the feed left out, in order.
+    made_anew: Vec<MadeAnew>,
     /// The position of its partition before them. A restart continues from there.
     before: Option<PartitionPosition>,
 }
@@ -65,11 +65,16 @@ impl MadeAnew {
     fn purge<'a>(&self, entries: impl Iterator<Item = &'a ChangeEntry>) -> Option<Origin> {
         let is_named = |change: &ChannelChange| self.channels.contains(&change.channel);
         let others = entries.filter(|entry| {
-            let cas = entry.origin().cas;
-            cas > 0 && cas < self.origin.cas && !entry.channels().iter().all(is_named)
+            let Origin { partition, seqno, cas } = entry.origin();
+            let is_before = match cas {
+                0 => partition == self.origin.partition && seqno.0 > 0 && seqno < self.origin.seqno,
+                _ => cas < self.origin.cas,
+            };
+            is_before && !entry.channels().iter().all(is_named)
         });
-        let last = others.map(ChangeEntry::origin).max_by_key(|origin| origin.cas)?;
-        Some(Origin { partition: last.partition, seqno: PartitionSeqno(last.seqno.0 + 1), cas: last.cas + 1 })
+        let last = others.map(ChangeEntry::origin).max_by_key(|origin| (origin.cas, origin.seqno))?;
+        let cas = if last.cas > 0 { last.cas + 1 } else { 0 };
+        Some(Origin { partition: last.partition, seqno: PartitionSeqno(last.seqno.0 + 1), cas })
     }
 }
 
@@ -88,14 +93,17 @@ impl Purges {
     }
 
     /// Takes a revision that names all channels of its document, and whose document has a row in
-    /// another one. `before` is the position of its partition before it. Returns whether no revision
-    /// of the document waits already.
+    /// another one. `before` is the position of its partition before it. Returns whether no purge of
+    /// the document waits already.
     pub(super) fn take_made_anew(&mut self, document: &DecodedDocument, before: Option<PartitionPosition>, now: Instant) -> bool {
         let (entry, departures) = (&document.entry, &document.departures);
         let named = entry.channels().iter().map(|change| &change.channel);
         let channels = named.chain(departures.iter().map(|departure| &departure.channel)).cloned().collect();
         let made_anew = MadeAnew { origin: entry.origin(), channels };
-        self.pending_of(entry.document().into(), entry.origin(), before, now).made_anew.replace(made_anew).is_none()
+        let pending = self.pending_of(entry.document().into(), entry.origin(), before, now);
+        let is_new = pending.purges.is_empty() && pending.made_anew.is_empty();
+        pending.made_anew.push(made_anew);
+        is_new
     }
 
     fn pending_of(
@@ -106,7 +114,7 @@ impl Purges {
         now: Instant,
     ) -> &mut Pending {
         self.next.get_or_insert(now);
-        let first = || Pending { partition: origin.partition, purges: Vec::new(), made_anew: None, before };
+        let first = || Pending { partition: origin.partition, purges: Vec::new(), made_anew: Vec::new(), before };
         self.pending.entry(document).or_insert_with(first)
     }
 
@@ -120,8 +128,8 @@ impl Purges {
         let is_kept = |origin: &Origin| origin.partition != partition || origin.seqno <= to;
         self.pending.retain(|_, pending| {
             pending.purges.retain(is_kept);
-            pending.made_anew.take_if(|made_anew| !is_kept(&made_anew.origin));
-            !pending.purges.is_empty() || pending.made_anew.is_some()
+            pending.made_anew.retain(|made_anew| is_kept(&made_anew.origin));
+            !pending.purges.is_empty() || !pending.made_anew.is_empty()
         });
     }
 
@@ -247,7 +255,7 @@ impl Writer {
     }
 }
 
-/// The last purge of each document that the feed delivered, and the one that it left out.
+/// For each document, the last purge that was delivered and the one that was left out.
 type Limits = HashMap<DocumentId, Vec<Origin>>;
 
 fn limits(pending: &HashMap<DocumentId, Pending>, known: &BySequence) -> Limits {
@@ -257,7 +265,7 @@ fn limits(pending: &HashMap<DocumentId, Pending>, known: &BySequence) -> Limits 
     }
     let limits = |(document, pending): (&DocumentId, &Pending)| {
         let own = entries.get(&document.as_ref()).into_iter().flatten().copied();
-        let left_out = pending.made_anew.as_ref().and_then(|made_anew| made_anew.purge(own));
+        let left_out = pending.made_anew.last().and_then(|made_anew| made_anew.purge(own));
         (document.clone(), pending.purges.last().copied().into_iter().chain(left_out).collect())
     };
     pending.iter().map(limits).collect()

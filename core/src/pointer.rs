@@ -88,8 +88,8 @@ impl Pointer {
         place.is_err()
     }
 
-    /// Whether it has a row in a channel that a later revision does not name, although that names all
-    /// its channels.
+    /// Whether it has a row in a channel that a later revision does not name, although that names
+    /// all its channels.
     #[cfg(feature = "runtime")]
     pub(crate) fn is_of_purged(&self, document: &DecodedDocument) -> bool {
         let cas = document.entry.origin().cas;

@@ -24,10 +24,11 @@ use crate::sequence::{Sequence, SequenceList, SequenceRange};
 
 /// Understands the values of one kind of feed.
 ///
-/// A decoder has no state that matters: decoding the same mutation twice gives the same result, and mutations may be decoded in any
-/// order and on any thread.
+/// A decoder has no state that matters: decoding the same mutation twice gives the same result, and
+/// mutations may be decoded in any order and on any thread.
 pub trait MutationDecoder: Send + Sync + fmt::Debug + 'static {
-    /// What the mutation means. Must not fail on any input: what cannot be understood is [`Decoded::Invalid`].
+    /// What the mutation means. Must not fail on any input: what cannot be understood is
+    /// [`Decoded::Invalid`].
     fn decode(&self, mutation: &Mutation) -> Decoded;
 }
 
@@ -61,22 +62,24 @@ pub enum Decoded {
 /// A document revision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodedDocument {
-    /// The entry. What it supersedes is accounted for by it: if such a sequence has not arrived, it will not.
+    /// The entry. What it supersedes is accounted for by it: if such a sequence has not arrived, it
+    /// will not.
     pub entry: ChangeEntry,
     /// Sequences that its write allocated and did not use.
     pub unused: SequenceList,
-    /// Earlier sequences at which the document left channels, as its channel map remembers: for the case that the feed
-    /// never delivers those revisions. Some are among the entry's superseded sequences. Others are older than what it names as
-    /// superseded: they matter where a feed begins with what a server still has, one revision a document; they are
-    /// accounted for as well, and need no marks.
+    /// Earlier sequences at which the document left channels, as its channel map remembers: for the
+    /// case that the feed never delivers those revisions. Some are among the entry's superseded
+    /// sequences. Others are older than what it names as superseded: they matter where a feed
+    /// begins with what a server still has, one revision a document; they are accounted for as
+    /// well, and need no marks.
     pub departures: Vec<Departure>,
     /// More sequences of its earlier revisions. They are accounted for as the superseded ones are,
     /// but are too many to mark: only the rows of the newest are marked. A row stays unmarked only
     /// if the feed left out all revisions between it and the oldest marked one.
     pub accounted: SequenceList,
-    /// Whether the entry and the departures name all channels in which the document has been since it
-    /// was created. If the cache has it in another channel, that is from before: the document was
-    /// purged and made anew. False if the decoder does not know.
+    /// Whether the entry and the departures name all channels in which the document has been since
+    /// it was created. If the cache has it in another channel, that is from before: the document
+    /// was purged and made anew. False if the decoder does not know.
     pub names_all_channels: bool,
     /// The parts that were left out; `None` for nearly all documents.
     pub left_out: Option<Box<LeftOut>>,
@@ -150,8 +153,8 @@ impl DecodedDocument {
         self.entry.supersedes().iter().chain(&self.accounted).copied().chain(departed)
     }
 
-    /// Takes over what `stored`, an entry of one of this document's sequences, knows to be superseded. What a number stood for before a rollback
-    /// is another revision.
+    /// Takes over what `stored`, an entry of one of this document's sequences, knows to be
+    /// superseded. What a number stood for before a rollback is another revision.
     pub fn recall(&mut self, stored: &ChangeEntry) {
         if stored.document() != self.entry.document() {
             return;

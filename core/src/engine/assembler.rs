@@ -295,9 +295,9 @@ impl Assembler {
         self.stats.conflicts += 1;
     }
 
-    /// Counts a purge that the feed left out, if it `is_new`.
-    pub fn count_purged(&mut self, is_new: bool) {
-        self.stats.purged += u64::from(is_new);
+    /// Counts a purge that the feed left out.
+    pub fn count_purged(&mut self) {
+        self.stats.purged += 1;
     }
 
     /// Counts a document that is left out, because no position is free for its sequence. The other

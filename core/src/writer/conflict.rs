@@ -86,7 +86,7 @@ enum Named {
 }
 
 impl Named {
-    /// Whether `other` names the `position` that `entry` could take.
+    /// The result for one stored entry, `other`, if `entry` could take `position`.
     fn by(other: &Arc<ChangeEntry>, entry: &ChangeEntry, position: Sequence) -> Named {
         match other.supersedes().contains(&position) {
             false => Named::Nobody,
@@ -97,6 +97,7 @@ impl Named {
         }
     }
 
+    /// The result for both. Of two later revisions, the latest.
     fn or(self, other: Named) -> Named {
         match (&self, &other) {
             (Named::Another, _) | (_, Named::Nobody) => self,
@@ -250,7 +251,7 @@ impl Writer {
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
         let is_shared = !self.shared.is_empty() && self.shared.contains(number);
-        // A later revision may have accounted for it before it was readmitted.
+        // A readmission that was published before a crash makes it missing again.
         let is_known = is_shared || sequencer.is_accounted(number) || sequencer.is_readmitted(number);
         (is_known && !sequencer.is_before_start(number)).then_some(number)
     }

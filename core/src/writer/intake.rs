@@ -261,8 +261,9 @@ impl Writer {
             let is_made_anew = cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
             if is_made_anew && let Decoded::Document(document) = &decoded {
                 let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
-                let is_new = self.purges.take_made_anew(document, before, Instant::now());
-                self.assembler.count_purged(is_new);
+                if self.purges.take_made_anew(document, before, Instant::now()) {
+                    self.assembler.count_purged();
+                }
             }
         }
         self.tracker.advance(partition, seqno);

@@ -161,7 +161,10 @@ impl Notices {
             tracing::warn!(more, "more documents had metadata with parts that were left out");
         }
         if let Some(more) = CONFLICTS.take_refused(now) {
-            tracing::warn!(more, "more documents had a sequence that was in use already, and are shown as late changes");
+            tracing::warn!(
+                more,
+                "more documents had a sequence that was in use already, or left channels at one; they are shown as late changes"
+            );
         }
         if let Some(more) = FULL.take_refused(now) {
             tracing::error!(more, "more documents were left out, because no position was free for their sequence");
@@ -238,14 +241,22 @@ impl Missing {
     }
 }
 
-/// Logs that a document gets a position of its own, because its sequence was accounted for already.
+/// Logs that a document or a departure gets a position of its own, because its sequence was
+/// accounted for already.
 pub(super) fn tell_conflict(entry: &ChangeEntry) {
-    if CONFLICTS.admits(BEGINNING.elapsed()) {
+    if !CONFLICTS.admits(BEGINNING.elapsed()) {
+        return;
+    }
+    let (sequence, document, revision) = (entry.sequence(), entry.document(), entry.revision());
+    if entry.in_star() {
         tracing::warn!(
-            sequence = %entry.sequence(),
-            document = %entry.document(),
-            revision = entry.revision(),
+            %sequence, %document, revision,
             "a document came with a sequence that was in use already; it is shown as a late change"
+        );
+    } else {
+        tracing::warn!(
+            %sequence, %document, revision,
+            "a document left channels at a sequence that was in use already; the removal is shown as a late change"
         );
     }
 }

@@ -135,9 +135,9 @@ impl Writer {
         self.assembler.set_reused(true);
     }
 
-    /// The sequences that a document names and that are to be looked up: they are accounted for, and
-    /// their owner is not known. These are departures; sequences near shared ones; and all that a
-    /// document with a low sequence names.
+    /// The sequences that a document names and that are to be looked up: they are accounted for,
+    /// and their owner is not known. These are departures; sequences near shared ones; and all that
+    /// a document with a low sequence names.
     pub(super) fn uncertain<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
         let (sequencer, id) = (self.assembler.sequencer(), document.entry.document());
         let departed = document.departures.iter().map(|departure| departure.sequence);
@@ -182,8 +182,8 @@ impl Writer {
         Ok(placed)
     }
 
-    /// Returns the position that a departure was given; `None` if no departure has this sequence, if
-    /// it is stored already, or if no slot is free.
+    /// Returns the position that a departure was given; `None` if no departure has this sequence,
+    /// if it is stored already, or if no slot is free.
     async fn place_departure(
         &mut self,
         document: &mut DecodedDocument,

@@ -5,8 +5,8 @@
 //! collected, and searched together: by one read each if all writers of the cache have kept
 //! pointers, and otherwise by reading the star channels once for all.
 //!
-//! The feed leaves out a purge if the document is made anew soon. Pointers tell: they have a row in a
-//! channel that the new document does not name.
+//! The feed leaves out a purge if the document is made anew soon. Pointers tell: they have a row in
+//! a channel that the new document does not name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ struct Pending {
     partition: PartitionId,
     /// In order. The feed may roll the last one back.
     purges: Vec<Origin>,
-    /// Revisions after a purge that the feed left out, in order.
+    /// The first revision after each purge that the feed left out, in order.
     made_anew: Vec<MadeAnew>,
     /// The position of its partition before them. A restart continues from there.
     before: Option<PartitionPosition>,
@@ -93,8 +93,8 @@ impl Purges {
     }
 
     /// Takes a revision that names all channels of its document, and whose document has a row in
-    /// another one. `before` is the position of its partition before it. Returns whether no purge of
-    /// the document waits already.
+    /// another one. `before` is the position of its partition before it. Returns whether no purge
+    /// of the document waits already.
     pub(super) fn take_made_anew(&mut self, document: &DecodedDocument, before: Option<PartitionPosition>, now: Instant) -> bool {
         let (entry, departures) = (&document.entry, &document.departures);
         let named = entry.channels().iter().map(|change| &change.channel);
@@ -102,7 +102,10 @@ impl Purges {
         let made_anew = MadeAnew { origin: entry.origin(), channels };
         let pending = self.pending_of(entry.document().into(), entry.origin(), before, now);
         let is_new = pending.purges.is_empty() && pending.made_anew.is_empty();
-        pending.made_anew.push(made_anew);
+        // One that names all channels of the one before is a later revision of the same document.
+        if !pending.made_anew.last().is_some_and(|last| last.channels.iter().all(|channel| document.names(channel))) {
+            pending.made_anew.push(made_anew);
+        }
         is_new
     }
 
@@ -255,7 +258,7 @@ impl Writer {
     }
 }
 
-/// For each document, the last purge that was delivered and the one that was left out.
+/// For each document, the last purge that was delivered and those that were left out.
 type Limits = HashMap<DocumentId, Vec<Origin>>;
 
 fn limits(pending: &HashMap<DocumentId, Pending>, known: &BySequence) -> Limits {
@@ -265,7 +268,7 @@ fn limits(pending: &HashMap<DocumentId, Pending>, known: &BySequence) -> Limits 
     }
     let limits = |(document, pending): (&DocumentId, &Pending)| {
         let own = entries.get(&document.as_ref()).into_iter().flatten().copied();
-        let left_out = pending.made_anew.last().and_then(|made_anew| made_anew.purge(own));
+        let left_out = pending.made_anew.iter().filter_map(|made_anew| made_anew.purge(own.clone()));
         (document.clone(), pending.purges.last().copied().into_iter().chain(left_out).collect())
     };
     pending.iter().map(limits).collect()

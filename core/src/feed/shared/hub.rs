@@ -153,11 +153,11 @@ fn others_ended() -> Error {
     Error::new(ErrorKind::Unavailable, "the writer of another database of this feed has ended; all writers start again")
 }
 
-/// The task that distributes the events is gone, and has not said why.
+/// The task that distributes the events ended without an error.
 fn failed() -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        "reading the feed for several databases failed by a panic, which the log names; all writers start again",
+        "the task that reads the feed for all databases ended, probably by a panic that is in the log; all writers start again",
     )
 }
 

@@ -12,7 +12,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 pub use term::{TakenOver, take_over};
 #[cfg(feature = "runtime")]
 pub(crate) use term::{begin_term, stamp_checkpoint};
-use update::CAS_ROUNDS;
+pub(crate) use update::CAS_ROUNDS;
 pub use update::{update, update_many};
 
 use crate::batch::{BatchRecord, BlockDelta, Checkpoint, CommitReceipt, Entries, LatePage, Publication, WriteBatch};

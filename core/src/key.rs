@@ -42,6 +42,8 @@ pub enum CacheKey {
     Collections,
     /// The coordination document.
     Writer,
+    /// The positions of entries that commits in progress may have stored.
+    Intent,
 }
 
 /// Longest key text before the channel name is replaced by a hash (Couchbase allows 250 bytes; the rest is room for a namespace).
@@ -76,6 +78,7 @@ impl CacheKey {
             CacheKey::Document(id) => write!(out, ":_doc:[{}]", qualified(id.collection, &id.key)),
             CacheKey::Collections => write!(out, ":_collections"),
             CacheKey::Writer => write!(out, ":_writer"),
+            CacheKey::Intent => write!(out, ":_intent"),
         };
         out
     }
@@ -151,6 +154,7 @@ mod tests {
             CacheKey::Meta,
             CacheKey::Clock,
             CacheKey::Writer,
+            CacheKey::Intent,
             CacheKey::Sequence(Sequence(n)),
             CacheKey::Batch(n),
             CacheKey::Late(n),

@@ -19,6 +19,8 @@ pub mod error;
 pub mod feed;
 #[cfg(feature = "runtime")]
 mod fenced;
+#[cfg(feature = "runtime")]
+mod intent;
 pub mod key;
 pub mod meta;
 #[cfg(feature = "runtime")]

@@ -13,6 +13,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::batch::Gap;
 use sluicegate_core::engine::{Arrival, Noted, Sequencer, SequencerConfig, SequencerState};
+use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{Sequence, SequenceRange};
 
 fn ms(n: u64) -> Duration {
@@ -472,6 +473,25 @@ fn that_a_document_is_expected_outlasts_a_marker_for_its_sequence() {
         assert_eq!(resumed.arrived_at(Sequence(5), ms(0)), Arrival::Late);
         assert!(!resumed.is_readmitted(Sequence(5)) && resumed.abandoned().is_empty());
     }
+}
+
+#[test]
+fn only_what_is_missing_is_expected_again() {
+    let mut sequencer = Sequencer::new(SequencerConfig { max_pending: 2, ..SequencerConfig::default() });
+    for s in [1, 2, 5, 6, 7, 12, 14] {
+        sequencer.arrived(Sequence(s), ms(0));
+    }
+    sequencer.readmit(Sequence(6));
+    let positions = RangeSet::from(vec![(2, 20), (30, 30)]);
+    let expected: Vec<(u64, u64)> = sequencer.expect_again(&positions).iter().collect();
+    assert_eq!(expected, [(3, 4), (8, 11), (13, 13), (15, 20), (30, 30)], "6 was expected before");
+    let is_expected: Vec<u64> = (0..40).filter(|s| sequencer.is_readmitted(Sequence(*s))).collect();
+    assert_eq!(is_expected, [3, 4, 6, 8, 9, 10, 11, 13, 15, 16, 17, 18, 19, 20, 30]);
+    // A marker accounts for one of them.
+    sequencer.unused(range("3"), ms(0));
+    assert!(sequencer.is_accounted(Sequence(3)) && sequencer.is_readmitted(Sequence(3)));
+    sequencer.arrived_at(Sequence(4), ms(0));
+    assert!(!sequencer.is_readmitted(Sequence(4)));
 }
 
 #[test]

@@ -88,7 +88,8 @@ pub(crate) async fn clear(store: &Arc<dyn CacheStore>, load: &Load, feed: &str, 
     let keys = keys.chain(of_channels).chain((0..meta.ring).map(CacheKey::Batch));
     let keys = keys.chain((0..=LatePage::of(clock.late)).map(CacheKey::Late));
     // What makes it a cache goes last.
-    let keys = keys.chain([CacheKey::Checkpoint(feed.to_owned()), CacheKey::Writer, CacheKey::Clock, CacheKey::Meta]);
+    let keys =
+        keys.chain([CacheKey::Checkpoint(feed.to_owned()), CacheKey::Writer, CacheKey::Intent, CacheKey::Clock, CacheKey::Meta]);
     let removals = keys.map(|key| {
         let store = store.clone();
         async move { store.remove(&key, None).await }

@@ -59,6 +59,8 @@ impl Faults {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Step {
+    /// The list of commits in progress.
+    Intent,
     /// Sequence documents.
     SequenceDocuments,
     /// Blocks.
@@ -81,7 +83,8 @@ pub enum Step {
 
 impl Step {
     /// All steps, in the order of the algorithm.
-    pub const ALL: [Step; 8] = [
+    pub const ALL: [Step; 9] = [
+        Step::Intent,
         Step::SequenceDocuments,
         Step::Blocks,
         Step::Directories,
@@ -95,6 +98,7 @@ impl Step {
     /// The step that writes `key`; `None` for keys that no batch writes.
     pub fn of(key: &CacheKey) -> Option<Step> {
         match key {
+            CacheKey::Intent => Some(Step::Intent),
             CacheKey::Sequence(_) => Some(Step::SequenceDocuments),
             CacheKey::Block(..) => Some(Step::Blocks),
             CacheKey::Directory(_) => Some(Step::Directories),

@@ -143,7 +143,7 @@ async fn a_crash_is_for_good_until_revived() {
         store.revive();
         insert(&store, 3).await.unwrap();
     }
-    assert_eq!(CrashPoint::all(1).count(), 24);
+    assert_eq!(CrashPoint::all(1).count(), 27);
 }
 
 #[tokio::test]
@@ -259,7 +259,9 @@ async fn commits_and_publications_come_through_every_fault() {
 
 #[tokio::test]
 async fn whatever_step_a_crash_cuts_the_next_attempt_makes_good() {
-    for point in [1, 2, 7].into_iter().flat_map(CrashPoint::all) {
+    // A store's commit does not write the list of commits in progress; a writer does.
+    let of_commits = |point: &CrashPoint| point.step != Step::Intent;
+    for point in [1, 2, 7].into_iter().flat_map(CrashPoint::all).filter(of_commits) {
         let batches = batches(point.nth, 8);
         let expected = undisturbed(&batches).await;
         let store = faulty(point.nth, Faults::none());

@@ -9,7 +9,7 @@ use crate::store::{CacheStore, Write};
 
 /// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most
 /// meet on a document, so a loop that long is no contention but a store whose versions are broken.
-pub(super) const CAS_ROUNDS: usize = 1000;
+pub(crate) const CAS_ROUNDS: usize = 1000;
 
 /// Reads, changes and writes one document until no one else did so in between. `change` gets what
 /// is stored and says what to store, or `None` to leave it.

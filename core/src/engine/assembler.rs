@@ -18,7 +18,7 @@ use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
 use crate::document::{CollectionId, DocumentRef};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
 use crate::feed::FeedPosition;
-use crate::sequence::{Sequence, SequenceList, SequenceRange};
+use crate::sequence::{RangeSet, Sequence, SequenceList, SequenceRange};
 
 /// Marks are put off until so many entries wait for them for each that is stored.
 const MARKS_AN_ENTRY: usize = 4;
@@ -224,7 +224,12 @@ impl Assembler {
                         self.sequencer.forget_readmitted(old);
                         self.store(departed, arrival);
                     }
-                    None => self.stats.superseded += 1,
+                    None => {
+                        self.stats.superseded += 1;
+                        if is_shown {
+                            self.sequencer.forget_readmitted(old);
+                        }
+                    }
                 }
             }
         }
@@ -283,6 +288,12 @@ impl Assembler {
     /// `position`, so that it is new when it is applied.
     pub fn readmit(&mut self, position: Sequence) {
         self.sequencer.readmit(position);
+    }
+
+    /// Expects entries again that the former term may have stored without publishing them. Returns
+    /// the sequences of those that were not expected before, as [`Sequencer::expect_again`].
+    pub fn expect_again(&mut self, positions: &RangeSet) -> RangeSet {
+        self.sequencer.expect_again(positions)
     }
 
     /// Expects no document at `position` any more, since it has been given another one.

@@ -430,6 +430,60 @@ impl Sequencer {
         }
     }
 
+    /// Expects entries again at those of these positions that are not accounted for. An earlier term
+    /// may have stored them without publishing them: something else may account for their sequences
+    /// before they come, and then they are no duplicates.
+    ///
+    /// Returns the sequences of those that were not [readmitted](Self::readmit) before. Positions in
+    /// slots are expected already.
+    pub fn expect_again(&mut self, positions: &RangeSet) -> RangeSet {
+        let mut expected = RangeSet::new();
+        for (first, last) in positions.within(0, Sequence::MAX_NUMBER_IN_SLOT.0) {
+            for (first, last) in self.missing_in(first, last) {
+                expected.insert(first, last);
+            }
+        }
+        for (first, last) in positions.within(0, Sequence::MAX_NUMBER_IN_SLOT.0) {
+            let notes = (Sequence(first).readmitted(), Sequence(last).readmitted());
+            let (Some(first), Some(last)) = notes else { continue };
+            for (first, last) in self.abandoned.within(first.0, last.0) {
+                expected.remove(first & Sequence::MAX_NUMBER_IN_SLOT.0, last & Sequence::MAX_NUMBER_IN_SLOT.0);
+            }
+        }
+        for (first, last) in expected.iter() {
+            if let (Some(first), Some(last)) = (Sequence(first).readmitted(), Sequence(last).readmitted()) {
+                self.abandoned.insert(first.0, last.0);
+            }
+        }
+        self.update_has_readmitted();
+        expected
+    }
+
+    /// The parts of `first..=last` that are not accounted for.
+    fn missing_in(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
+        let mut missing = RangeSet::new();
+        let below = last.min(self.next - 1);
+        for (first, last) in self.abandoned.within(first, below) {
+            missing.insert(first, last);
+        }
+        let before = self.skipped.range(..first).next_back();
+        for (a, skip) in before.into_iter().chain(self.skipped.range(first..).take_while(|(a, _)| **a <= below)) {
+            missing.insert((*a).max(first), skip.last.min(below));
+        }
+        missing.insert(first.max(self.next), last);
+        let before = self.pending.range(..first).next_back();
+        for (a, run) in before.into_iter().chain(self.pending.range(first..).take_while(|(a, _)| **a <= last)) {
+            missing.remove(*a, run.last);
+        }
+        missing.iter().collect()
+    }
+
+    /// Whether any document that was readmitted in slot 0 has not arrived yet.
+    #[inline]
+    pub fn has_readmitted(&self) -> bool {
+        self.has_readmitted
+    }
+
     /// Whether a document that was readmitted at this position has not arrived yet.
     pub fn is_readmitted(&self, position: Sequence) -> bool {
         let note = match position.slot() {
@@ -448,7 +502,11 @@ impl Sequencer {
 
     /// Expects no document at this position any more.
     pub fn forget_readmitted(&mut self, position: Sequence) {
-        let note = if position.slot() > 0 { Some(position) } else { position.readmitted() };
+        let note = match position.slot() {
+            0 if !self.has_readmitted => None,
+            0 => position.readmitted(),
+            _ => Some(position),
+        };
         if let Some(note) = note
             && self.abandoned.remove(note.0, note.0) > 0
         {

@@ -135,6 +135,7 @@ async fn look_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Lo
     pass.check_clock();
     pass.records().await?;
     pass.late_pages().await?;
+    pass.intent().await?;
     if let Some(feed) = &options.feed {
         pass.checkpoint(feed, false).await?;
     }

@@ -9,9 +9,12 @@ use super::findings::{Action, Finding, Problem};
 use super::pass::{Change, Document, Pass};
 use crate::batch::{BatchRecord, Checkpoint, LATE_PAGE, LateEntry, LatePage};
 use crate::block::BlockState;
+use crate::clock::Epoch;
+use crate::commit::{clock_lost, read_clock};
 use crate::directory::Directory;
 use crate::entry::ChangeEntry;
 use crate::error::{ErrorKind, Result};
+use crate::intent::Intent;
 use crate::key::CacheKey;
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence};
@@ -105,6 +108,38 @@ impl Pass<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The list of commits in progress. Without it, the next writer takes entries of a commit that was
+    /// cut off for published ones if something else accounts for their sequences before they come
+    /// again. No reader needs it, so a broken one is removed.
+    pub(super) async fn intent(&mut self) -> Result<()> {
+        let key = CacheKey::Intent;
+        let Some(stored) = self.get(&key).await? else { return Ok(()) };
+        let (bytes, read) = apart(stored, Intent::from_bytes);
+        let wrong = match read {
+            Ok(intent) if !self.is_after_the_clock(intent.epoch).await? => return Ok(()),
+            Ok(intent) => {
+                let detail = format!("it is of epoch {}, after the clock's, {}", intent.epoch, self.clock.epoch);
+                Finding { problem: Problem::Contradiction, key: key.clone(), detail }
+            }
+            Err(e) => Finding::unreadable(key.clone(), &e),
+        };
+        self.push(wrong);
+        if self.term.is_some() && self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
+            let detail = "the next writer makes a new one";
+            self.did(Action::Removed, key, detail);
+        }
+        Ok(())
+    }
+
+    /// Whether an epoch is later than that of the clock, which a writer may have moved meanwhile.
+    async fn is_after_the_clock(&self, epoch: Epoch) -> Result<bool> {
+        if !epoch.supersedes(self.clock.epoch) {
+            return Ok(false);
+        }
+        let clock = read_clock(self.store).await?.ok_or_else(clock_lost)?;
+        Ok(epoch.supersedes(clock.value.epoch))
     }
 
     /// What is wrong with a record by itself and beside the clock.

@@ -173,6 +173,7 @@ async fn repair_once(
     let feed = options.verify.feed.as_deref();
     pass.records().await?;
     pass.late_pages().await?;
+    pass.intent().await?;
     let swept = Sweep::run(&mut pass, &found.known).await?;
     let done = pass.repairs.len() as u64 + pass.more_repairs;
     pass.lose(&swept.lost, feed).await?;

@@ -9,6 +9,7 @@ mod conflict;
 mod floors;
 mod inherited;
 mod intake;
+mod intents;
 mod notices;
 mod output;
 mod owners;
@@ -56,6 +57,7 @@ use crate::withdraw;
 pub use config::WriterConfig;
 use floors::Floors;
 use intake::{DecodedBatch, decode};
+use intents::Intents;
 use output::{InFlight, Publishing};
 use owners::{KnownSequences, SharedSequences};
 use pointers::PointerCache;
@@ -142,6 +144,10 @@ pub struct Writer {
     shared: SharedSequences,
     /// Sequences that were looked up.
     known: KnownSequences,
+    /// Commits in progress.
+    intents: Arc<Intents>,
+    /// Sequences under which the former term may have stored entries without publishing them.
+    unpublished: RangeSet,
     /// Names of collections, as the feed has reported them.
     collections: Collections,
     /// The part of the list of collections that is known to be stored.
@@ -236,10 +242,13 @@ impl Writer {
         let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
         let mut last = clock.clone();
         last.batch = last.batch.max(checkpoint.batch);
+        let attempt = || async { Intents::take_over(store.as_ref(), epoch, last.batch).await };
+        let (intents, unpublished) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         let mut assembler =
             Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.checkpoint().to_owned(), last, checkpoint.late);
 
         assembler.announce(gone.entries(), gone.room, restored);
+        let unpublished = assembler.expect_again(&unpublished);
 
         let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
@@ -278,6 +287,8 @@ impl Writer {
             has_pointers: taken.meta.has_pointers,
             shared,
             known: KnownSequences::default(),
+            intents: Arc::new(intents),
+            unpublished,
             collections: Collections::new(),
             registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),

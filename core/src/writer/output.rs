@@ -70,6 +70,8 @@ impl Writer {
         if let Some(cache) = &self.pointers {
             publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
         }
+        self.intents.add(publication.record.number, batch.entries.iter().map(Arc::as_ref));
+        let (intents, number) = (self.intents.clone(), publication.record.number);
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         let (collections, registered) = (self.unregistered_collections(), self.registered.clone());
         let (term, codec, is_confirmed) = (self.clock.value.epoch, self.codec.clone(), self.may_find_unpublished());
@@ -80,6 +82,7 @@ impl Writer {
                     commit::register_collections(store.as_ref(), collections).await?;
                     registered.lock().merge(collections);
                 }
+                intents.store(store.as_ref(), number).await?;
                 store.commit(&batch).await
             };
             let receipt = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
@@ -131,6 +134,7 @@ impl Writer {
             }
             self.queued_bytes -= bytes;
             self.assembler.published(&self.clock.value);
+            self.intents.published(record.number);
             self.drop_emptied();
             self.tell_progress();
         } else if let Some(front) = self.in_flight.front_mut() {

@@ -135,28 +135,31 @@ impl Writer {
         self.assembler.set_reused(true);
     }
 
-    /// The sequences that a document names and that are to be looked up: they are accounted for,
-    /// and their owner is not known. These are departures; sequences near shared ones; and all that
-    /// a document with a low sequence names.
+    /// The sequences that a document names and that are to be looked up: they are accounted for or
+    /// expected again, and their owner is not known. These are departures; sequences near shared
+    /// ones; those that are expected again; and all that a document with a low sequence names.
     pub(super) fn uncertain<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
         let (sequencer, id) = (self.assembler.sequencer(), document.entry.document());
         let departed = document.departures.iter().map(|departure| departure.sequence);
         let is_low = document.entry.is_low();
-        let superseded = if self.shared.is_empty() && !is_low { &[] } else { document.entry.supersedes() };
-        let named = superseded.iter().copied().filter(move |sequence| is_low || self.shared.are_near(*sequence));
-        departed.chain(named).filter(move |sequence| {
-            sequence.slot() == 0
-                && sequencer.is_accounted(*sequence)
-                && !sequencer.is_before_start(*sequence)
-                && !self.known.contains(id, *sequence)
+        let has_others = is_low || !self.shared.is_empty() || sequencer.has_readmitted();
+        let superseded = if has_others { document.entry.supersedes() } else { &[] };
+        let is_uncertain =
+            move |sequence: &Sequence| is_low || self.shared.are_near(*sequence) || sequencer.is_readmitted(*sequence);
+        let is_accounted = move |sequence: &Sequence| sequencer.is_accounted(*sequence);
+        let is_expected = move |sequence: &Sequence| sequencer.is_readmitted(*sequence);
+        let named = superseded.iter().copied().filter(is_uncertain);
+        let named = named.filter(move |sequence| is_accounted(sequence) || is_expected(sequence));
+        departed.filter(is_accounted).chain(named).filter(move |sequence| {
+            sequence.slot() == 0 && !sequencer.is_before_start(*sequence) && !self.known.contains(id, *sequence)
         })
     }
 
     /// Whether there are any: there can be only for few documents.
     #[inline]
     pub(super) fn has_uncertain(&self, document: &DecodedDocument) -> bool {
-        (!document.departures.is_empty() || !self.shared.is_empty() || document.entry.is_low())
-            && self.uncertain(document).next().is_some()
+        let has_others = !self.shared.is_empty() || self.assembler.sequencer().has_readmitted();
+        (has_others || !document.departures.is_empty() || document.entry.is_low()) && self.uncertain(document).next().is_some()
     }
 
     /// Looks up what a document names. Departures get a position of their own if their sequence is

@@ -45,6 +45,7 @@ pub(super) async fn clear(store: &Arc<dyn CacheStore>, used: &Used, feed: &str) 
     let keys = keys.chain([
         CacheKey::Checkpoint(feed.to_owned()),
         CacheKey::Writer,
+        CacheKey::Intent,
         CacheKey::Collections,
         CacheKey::Clock,
         CacheKey::Meta,

@@ -350,7 +350,7 @@ pub async fn odd_channel_names_do_not_collide(store: Store) {
         keys.push(CacheKey::Checkpoint(name.name().to_owned()));
     }
     keys.extend((0..2).flat_map(|n| [CacheKey::Sequence(Sequence(n)), CacheKey::Batch(n), CacheKey::Late(n)]));
-    keys.extend([CacheKey::Meta, CacheKey::Clock, CacheKey::Writer]);
+    keys.extend([CacheKey::Meta, CacheKey::Clock, CacheKey::Writer, CacheKey::Intent]);
     each_key_its_own_value(&store, keys).await;
     for (n, name) in (1..).zip(names) {
         assert_eq!(store.increment(&CacheKey::Counter(channel(name)), n).await.must("count"), n, "{name:?} shares a counter");

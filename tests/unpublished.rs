@@ -1,0 +1,196 @@
+//! Entries of a commit that was cut off. They are stored and not published, and something else
+//! accounts for their sequences before they come again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sluicegate::changes::{ChangesOptions, Delivery};
+use sluicegate::pointer::Supersession;
+use sluicegate::verify::{VerifyOptions, verify};
+use sluicegate::{
+    CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Writer,
+    WriterConfig,
+};
+use sluicegate_replay::MemoryFeed;
+use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults, Step, When};
+use sluicegate_testkit::plain::PlainStore;
+
+/// Row of a channel: sequence, document, whether it was removed.
+type Row = (u64, String, bool);
+
+fn document(key: &str, generation: u64, sequence: u64, recent: &[u64], channels: &Value) -> Mutation {
+    let revision = format!("{generation}-{sequence}");
+    let metadata = json!({"rev": revision, "sequence": sequence, "recent_sequences": recent, "channels": channels});
+    Mutation { cas: sequence << 16, ..Mutation::new(key.to_owned(), json!({"_sync": metadata}).to_string()) }
+}
+
+/// What the feed delivers before the crash, what it still delivers after it, and what the channel
+/// `a` shows in the end. The event at `cut_off` is the one that is committed when the writer is
+/// killed, and `before` is delivered before it comes again.
+struct Case {
+    name: &'static str,
+    first: Vec<Mutation>,
+    cut_off: Mutation,
+    before: Vec<Mutation>,
+    after: Vec<Mutation>,
+    shown: Vec<Row>,
+}
+
+fn cases() -> Vec<Case> {
+    let other = |mutation: Mutation| Mutation { partition: PartitionId(1), ..mutation };
+    let marker = || other(Mutation::new("_sync:unusedSeq:2", ""));
+    let markers = || other(Mutation::new("_sync:unusedSeqs:2:3", ""));
+    let user = || other(Mutation::new("_sync:user:u", r#"{"name":"u","sequence":2}"#));
+    let names = || other(document("e", 2, 5, &[2, 5], &json!({"b": null})));
+    let begun = || document("d", 1, 1, &[1], &json!({"a": null}));
+    let entered = || document("x", 1, 2, &[2], &json!({"a": null}));
+    let left = || document("d", 2, 2, &[1, 2], &json!({"a": {"seq": 2, "rev": "2-2"}}));
+    let later = || document("d", 3, 4, &[1, 2, 4], &json!({"a": {"seq": 2, "rev": "2-2"}}));
+    let row = |sequence, key: &str, removed| (sequence, key.to_owned(), removed);
+    let document = |name, before: Vec<Mutation>| {
+        let shown = vec![row(1, "d", false), row(2, "x", false)];
+        Case { name, first: vec![begun()], cut_off: entered(), before, after: vec![entered()], shown }
+    };
+    let departure = |name, before: Vec<Mutation>| {
+        let shown = vec![row(2, "d", true)];
+        Case { name, first: vec![begun()], cut_off: left(), before, after: vec![later()], shown }
+    };
+    vec![
+        document("a marker before a document", vec![marker()]),
+        document("a range of markers before a document", vec![markers()]),
+        document("a user before a document", vec![user()]),
+        document("another document that names it", vec![names()]),
+        document("nothing before a document", vec![]),
+        departure("a marker before a departure", vec![marker()]),
+        departure("a user before a departure", vec![user()]),
+        departure("nothing before a departure", vec![]),
+    ]
+}
+
+fn feed(events: &[&[Mutation]]) -> MemoryFeed {
+    MemoryFeed::new("cut off", events.concat()).with_batch(1).unwrap()
+}
+
+async fn writer(store: Arc<dyn CacheStore>, supersession: Supersession) -> Result<Writer> {
+    let config = WriterConfig::default().with_supersession(supersession).with_batch(2);
+    Writer::alone(store, Arc::new(GatewayDecoder::default()), "cut off", config).await
+}
+
+async fn run(store: Arc<dyn CacheStore>, events: &[&[Mutation]], supersession: Supersession) -> Result<Writer> {
+    let mut writer = writer(store, supersession).await?;
+    writer.run(&feed(events), std::future::pending()).await?;
+    Ok(writer)
+}
+
+/// A client of channel `a` that begins again where it was.
+struct Client {
+    reader: ReaderNode,
+    options: ChangesOptions,
+    told: BTreeSet<Row>,
+}
+
+impl Client {
+    async fn new(store: &Arc<dyn CacheStore>) -> Client {
+        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+        let options = ChangesOptions::new().delivery(Delivery::Eager).late(Default::default());
+        let mut client = Client { reader, options, told: BTreeSet::new() };
+        client.look().await;
+        client
+    }
+
+    async fn look(&mut self) {
+        self.reader.refresh().await.unwrap();
+        let answer = self.reader.changes(&[Channel::new("a").unwrap()], &self.options).await.unwrap().answer();
+        self.options.since = answer.last.sequence.into();
+        self.options.late = Some(answer.late);
+        let row = |row: &sluicegate::changes::AnswerRow| (row.id.sequence.0, row.entry.key().to_owned(), !row.removed.is_empty());
+        self.told.extend(answer.rows.iter().map(row));
+    }
+}
+
+/// Kills a writer at a step, and compares what the next ones make of it. `is_killed_again` after the
+/// sequence was accounted for. Returns whether the step was reached.
+async fn check(case: &Case, point: CrashPoint, supersession: Supersession, is_killed_again: bool) -> bool {
+    let what = format!("{}, {point}, {supersession:?}, killed again: {is_killed_again}", case.name);
+    let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+    drop(run(store.clone(), &[&case.first], supersession).await.unwrap());
+    let mut client = Client::new(&store).await;
+
+    let faulty = Arc::new(FaultStore::new(store.clone(), 1, Faults::none()));
+    let mut killed = writer(faulty.clone(), supersession).await.unwrap();
+    faulty.crash_at(point);
+    let cut_off = std::slice::from_ref(&case.cut_off);
+    let _ = killed.run(&feed(&[&case.first, cut_off]), std::future::pending()).await;
+    let is_reached = faulty.crashed();
+    drop(killed);
+    client.look().await;
+
+    if is_killed_again {
+        drop(run(store.clone(), &[&case.first, &case.before], supersession).await.unwrap());
+        client.look().await;
+    }
+    let all: [&[Mutation]; 3] = [&case.first, &case.before, &case.after];
+    drop(run(store.clone(), &all, supersession).await.unwrap());
+    client.look().await;
+
+    let told: Vec<&Row> = case.shown.iter().filter(|row| !client.told.contains(row)).collect();
+    assert!(told.is_empty(), "{what}: the client was not told of {told:?}");
+    let fresh = Client::new(&store).await.told;
+    assert_eq!(fresh.into_iter().collect::<Vec<_>>(), case.shown, "{what}");
+    let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+    assert!(report.is_clean(), "{what}: {:#?}", report.findings);
+    is_reached
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_of_a_commit_that_was_cut_off_is_shown_although_its_sequence_is_accounted_for() {
+    let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
+    let points: Vec<CrashPoint> = (1..4).flat_map(CrashPoint::all).chain(pointers).collect();
+    for case in cases() {
+        for supersession in [Supersession::Recents, Supersession::Pointers] {
+            let mut reached = BTreeSet::new();
+            for point in &points {
+                for is_killed_again in [false, true] {
+                    if check(&case, *point, supersession, is_killed_again).await {
+                        reached.insert(format!("{:?}", point.step));
+                    }
+                }
+            }
+            assert!(reached.len() >= 6, "{}: only these steps were reached: {reached:?}", case.name);
+        }
+    }
+}
+
+/// A writer that was deposed and does not know it must not store what the next term does not know of.
+#[tokio::test(start_paused = true)]
+async fn a_deposed_writer_begins_no_more_commits() {
+    let case = cases().remove(0);
+    let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+    let mut deposed = writer(store.clone(), Supersession::Recents).await.unwrap();
+    drop(writer(store.clone(), Supersession::Recents).await.unwrap());
+    let error = deposed.run(&feed(&[&case.first]), std::future::pending()).await.unwrap_err();
+    assert_eq!((error.kind(), error.context("key")), (ErrorKind::Fenced, Some("_cache:_intent")));
+    assert!(store.entries(&[sluicegate::Sequence(1)]).await.unwrap()[0].is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_commits_that_cannot_be_read_is_removed_by_a_repair() {
+    use sluicegate::store::Expiry;
+    use sluicegate::verify::{RepairOptions, repair};
+    let case = cases().remove(0);
+    for garbage in ["{", r#"{"epoch":{"counter":9,"writer":1},"batches":[]}"#] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        drop(run(store.clone(), &[&case.first], Supersession::Recents).await.unwrap());
+        let stored = store.get(&CacheKey::Intent).await.unwrap().unwrap();
+        store.replace(&CacheKey::Intent, garbage.into(), stored.version, Expiry::Never).await.unwrap();
+        let error = run(store.clone(), &[&case.first], Supersession::Recents).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Fenced), "{error:?}");
+        let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+        assert_eq!(report.findings.iter().map(|finding| &finding.key).collect::<Vec<_>>(), [&CacheKey::Intent]);
+        let report = repair(store.as_ref(), &RepairOptions::default()).await.unwrap();
+        assert!(report.left.is_clean(), "{:#?}", report.left.findings);
+        let all: [&[Mutation]; 2] = [&case.first, &case.after];
+        drop(run(store.clone(), &all, Supersession::Recents).await.unwrap());
+    }
+}

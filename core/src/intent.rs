@@ -8,6 +8,9 @@
 //!
 //! A take-over stamps the document with its epoch, so that the old writer begins no more commits.
 
+use std::fmt::Write as _;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +19,7 @@ use crate::commit::{CAS_ROUNDS, guard};
 use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
-use crate::sequence::{RangeSet, SequenceRange};
+use crate::sequence::RangeSet;
 use crate::store::{CacheStore, Expiry, Version, Versioned};
 
 /// The stored document [`CacheKey::Intent`].
@@ -40,21 +43,55 @@ pub(crate) struct IntendedBatch {
     pub(crate) positions: Positions,
 }
 
-/// Positions in ascending order, as runs of consecutive ones. Stored as a list of numbers: how many
-/// positions are left out, how many follow, and so on.
+/// Positions, as they are stored: runs of consecutive ones in ascending order, separated by spaces.
+/// Each run is the number of positions that are left out before it, and if it is longer than 1, `x`
+/// and its length: `5x3 12` stands for 5, 6, 7 and 20. A batch is stored several times, so this is
+/// made once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
-pub(crate) struct Positions(Vec<SequenceRange>);
+#[serde(transparent)]
+pub(crate) struct Positions(Arc<str>);
 
 impl Positions {
     /// The positions of some entries, in any order.
     pub(crate) fn of<'a>(entries: impl Iterator<Item = &'a ChangeEntry>) -> Self {
         let mut positions: Vec<u64> = entries.map(|entry| entry.position().0).collect();
-        // Nearly always sorted already.
-        positions.sort_unstable();
+        if !positions.is_sorted() {
+            positions.sort_unstable();
+        }
         positions.dedup();
         let runs = positions.chunk_by(|a, b| a.checked_add(1) == Some(*b));
-        Positions(runs.filter_map(|run| SequenceRange::new(*run.first()?, *run.last()?)).collect())
+        Positions::of_runs(runs.filter_map(|run| Some((*run.first()?, *run.last()?))))
+    }
+
+    fn of_runs(runs: impl Iterator<Item = (u64, u64)>) -> Self {
+        let (mut text, mut end) = (String::new(), 0);
+        for (first, last) in runs {
+            if !text.is_empty() {
+                text.push(' ');
+            }
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{}", first - end);
+            if last > first {
+                let _ = write!(text, "x{}", (last - first).saturating_add(1));
+            }
+            end = last.saturating_add(1);
+        }
+        Positions(text.into())
+    }
+
+    /// The runs, each with its first and last position.
+    fn runs(&self) -> impl Iterator<Item = Result<(u64, u64)>> + '_ {
+        let mut end = Some(0u64);
+        self.0.split_ascii_whitespace().map(move |run| {
+            let (skipped, count) = run.split_once('x').unwrap_or((run, "1"));
+            let place = || {
+                let first = end?.checked_add(skipped.parse().ok()?)?;
+                Some((first, first.checked_add(count.parse::<u64>().ok()?.checked_sub(1)?)?))
+            };
+            let (first, last) = place().ok_or_else(|| Error::corrupt(format!("`{run}` is no run of positions")))?;
+            end = last.checked_add(1);
+            Ok((first, last))
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -64,50 +101,21 @@ impl Positions {
 
 impl From<&RangeSet> for Positions {
     fn from(set: &RangeSet) -> Self {
-        Positions(set.iter().filter_map(|(first, last)| SequenceRange::new(first, last)).collect())
-    }
-}
-
-impl From<Positions> for Vec<u64> {
-    fn from(positions: Positions) -> Self {
-        let mut numbers = Vec::with_capacity(2 * positions.0.len());
-        let mut end = 0;
-        for run in positions.0 {
-            numbers.extend([run.first().0 - end, run.count()]);
-            end = run.last().0.saturating_add(1);
-        }
-        numbers
-    }
-}
-
-impl TryFrom<Vec<u64>> for Positions {
-    type Error = &'static str;
-
-    fn try_from(numbers: Vec<u64>) -> std::result::Result<Self, Self::Error> {
-        let (pairs, []) = numbers.as_chunks::<2>() else { return Err("a run of positions has no length") };
-        let mut end = Some(0u64);
-        let mut runs = Vec::with_capacity(pairs.len());
-        for [skipped, count] in pairs {
-            let first = end.and_then(|end| end.checked_add(*skipped)).ok_or("a position is too high")?;
-            let last = first.checked_add(count.checked_sub(1).ok_or("a run of positions is empty")?);
-            let last = last.ok_or("a position is too high")?;
-            runs.extend(SequenceRange::new(first, last));
-            end = last.checked_add(1);
-        }
-        Ok(Positions(runs))
+        Positions::of_runs(set.iter())
     }
 }
 
 impl Intent {
     /// The positions of batches after `published`.
-    fn after(&self, published: u64) -> RangeSet {
+    fn after(&self, published: u64) -> Result<RangeSet> {
         let mut positions = RangeSet::new();
         for batch in self.batches.iter().filter(|batch| batch.number > published) {
-            for run in &batch.positions.0 {
-                positions.insert(run.first().0, run.last().0);
+            for run in batch.positions.runs() {
+                let (first, last) = run?;
+                positions.insert(first, last);
             }
         }
-        positions
+        Ok(positions)
     }
 
     /// JSON.
@@ -120,7 +128,9 @@ impl Intent {
     /// # Errors
     /// `Corrupt` if it is none.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        from_json(bytes, "list of commits in progress")
+        let intent: Intent = from_json(bytes, "list of commits in progress")?;
+        intent.batches.iter().flat_map(|batch| batch.positions.runs()).try_for_each(|run| run.map(drop))?;
+        Ok(intent)
     }
 }
 
@@ -135,7 +145,7 @@ async fn replace(
     epoch: Epoch,
     mut known: Option<Version>,
     mut intent: Bytes,
-    mut change: impl FnMut(Option<Intent>) -> Bytes + Send,
+    mut change: impl FnMut(Option<Intent>) -> Result<Bytes> + Send,
 ) -> Result<Version> {
     let key = CacheKey::Intent;
     for _ in 0..CAS_ROUNDS {
@@ -154,7 +164,7 @@ async fn replace(
         };
         let stored = found.as_ref().map(read).transpose().map_err(|e| e.with_context("key", &key))?;
         known = found.map(|found| found.version);
-        intent = change(stored);
+        intent = change(stored)?;
     }
     Err(Error::new(ErrorKind::Conflict, format!("{CAS_ROUNDS} compare-and-swaps in a row were refused")).with_context("key", key))
 }
@@ -174,8 +184,8 @@ pub(crate) async fn take_over(store: &dyn CacheStore, epoch: Epoch, published: u
     };
     let beginning = stamped(&left);
     let version = replace(store, epoch, None, beginning, |stored| {
-        left = stored.map(|stored| stored.after(published)).unwrap_or_default();
-        stamped(&left)
+        left = stored.map(|stored| stored.after(published)).transpose()?.unwrap_or_default();
+        Ok(stamped(&left))
     })
     .await?;
     Ok((version, left))
@@ -188,7 +198,7 @@ pub(crate) async fn take_over(store: &dyn CacheStore, epoch: Epoch, published: u
 /// that cannot be read; what the store says.
 pub(crate) async fn store(store: &dyn CacheStore, intent: &Intent, known: Version) -> Result<Version> {
     let bytes = intent.to_bytes();
-    replace(store, intent.epoch, Some(known), bytes.clone(), |_| bytes.clone()).await
+    replace(store, intent.epoch, Some(known), bytes.clone(), |_| Ok(bytes.clone())).await
 }
 
 #[cfg(test)]
@@ -216,25 +226,26 @@ mod tests {
             let mut expected = of;
             expected.sort_unstable();
             expected.dedup();
-            let after: Vec<u64> = read.after(6).iter().flat_map(|(first, last)| first..=last).collect();
+            let after: Vec<u64> = read.after(6).unwrap().iter().flat_map(|(first, last)| first..=last).collect();
             prop_assert_eq!(after, expected);
-            prop_assert!(read.after(7).is_empty());
-        }
-
-        #[test]
-        fn numbers_that_are_no_positions_are_refused(numbers in prop::collection::vec(any::<u64>(), 0..6)) {
-            if let Ok(positions) = Positions::try_from(numbers.clone()) {
-                prop_assert_eq!(Vec::from(positions), numbers);
-            }
+            prop_assert!(read.after(7).unwrap().is_empty());
         }
     }
 
     #[test]
-    fn runs_are_stored_as_what_is_skipped_and_what_follows() {
-        assert_eq!(Vec::from(positions(&[5, 6, 7, 20])), [5, 3, 12, 1]);
-        assert_eq!(Positions::try_from(vec![5, 0]).unwrap_err(), "a run of positions is empty");
-        assert_eq!(Positions::try_from(vec![5]).unwrap_err(), "a run of positions has no length");
-        assert_eq!(Positions::try_from(vec![u64::MAX, 2]).unwrap_err(), "a position is too high");
-        assert_eq!(Positions::try_from(vec![u64::MAX, 1, 0, 1]).unwrap_err(), "a position is too high");
+    fn runs_are_stored_as_what_is_left_out_and_how_many_follow() {
+        assert_eq!(&*positions(&[20, 7, 5, 6, 6]).0, "5x3 12");
+        assert!(positions(&[]).is_empty());
+        let top = Positions::of_runs([(0, 0), (u64::MAX, u64::MAX)].into_iter());
+        assert_eq!(top.runs().map(Result::unwrap).collect::<Vec<_>>(), [(0, 0), (u64::MAX, u64::MAX)]);
+    }
+
+    #[test]
+    fn what_is_no_list_of_commits_is_corrupt() {
+        let top = format!("{}x2", u64::MAX);
+        for wrong in ["5x0", "5x", "x3", "-1", "5 a", &top, &format!("{} 0", u64::MAX)] {
+            let text = format!(r#"{{"epoch":{{"counter":1,"writer":1}},"batches":[{{"number":1,"positions":"{wrong}"}}]}}"#);
+            assert_eq!(Intent::from_bytes(text.as_bytes()).unwrap_err().kind(), ErrorKind::Corrupt, "{wrong}");
+        }
     }
 }

@@ -1,30 +1,26 @@
 //! Stores which entries are about to be stored, see [`Intent`].
 
-use std::collections::VecDeque;
-
 use parking_lot::Mutex;
 
 use crate::clock::Epoch;
-use crate::entry::ChangeEntry;
 use crate::error::Result;
 use crate::intent::{self, IntendedBatch, Intent, Positions};
 use crate::sequence::RangeSet;
 use crate::store::{CacheStore, Version};
 
-/// The batches whose commits have begun and that are not published.
+/// The batches whose commits begin or have begun, and that are not published.
 #[derive(Debug)]
 pub(super) struct Intents {
     epoch: Epoch,
-    batches: Mutex<VecDeque<IntendedBatch>>,
-    stored: tokio::sync::Mutex<Stored>,
+    batches: Mutex<Vec<Begun>>,
+    /// The version of the stored intent.
+    version: tokio::sync::Mutex<Version>,
 }
 
-/// What is stored.
 #[derive(Debug)]
-struct Stored {
-    version: Version,
-    /// The last batch in it.
-    last: u64,
+struct Begun {
+    batch: IntendedBatch,
+    is_stored: bool,
 }
 
 impl Intents {
@@ -35,43 +31,42 @@ impl Intents {
     /// As [`intent::take_over`].
     pub(super) async fn take_over(store: &dyn CacheStore, epoch: Epoch, published: u64) -> Result<(Self, RangeSet)> {
         let (version, left) = intent::take_over(store, epoch, published).await?;
-        let first = IntendedBatch { number: published + 1, positions: Positions::from(&left) };
-        let batches = if left.is_empty() { VecDeque::new() } else { VecDeque::from([first]) };
-        let stored = Stored { version, last: published };
-        Ok((Intents { epoch, batches: Mutex::new(batches), stored: tokio::sync::Mutex::new(stored) }, left))
+        let batch = IntendedBatch { number: published + 1, positions: Positions::from(&left) };
+        let batches = if left.is_empty() { Vec::new() } else { vec![Begun { batch, is_stored: true }] };
+        Ok((Intents { epoch, batches: Mutex::new(batches), version: tokio::sync::Mutex::new(version) }, left))
     }
 
-    /// Adds a batch that is about to be committed. Must be called in the order of batches.
-    pub(super) fn add<'a>(&self, number: u64, entries: impl Iterator<Item = &'a ChangeEntry>) {
-        let positions = Positions::of(entries);
+    /// Adds a batch that is about to be committed.
+    pub(super) fn add(&self, number: u64, positions: Positions) {
         if !positions.is_empty() {
-            self.batches.lock().push_back(IntendedBatch { number, positions });
+            let batch = IntendedBatch { number, positions };
+            self.batches.lock().push(Begun { batch, is_stored: false });
         }
     }
 
-    /// Makes sure that batch `number` is in the store. Before this, its commit must not begin. May be
-    /// repeated. Writes nothing if a later batch has been written with it, or if it has no entries.
+    /// Makes sure that batch `number` is in the store: its commit must not begin before. May be
+    /// repeated. Writes nothing if it has been written with another batch, or has no entries.
     ///
     /// # Errors
     /// As [`intent::store`].
     pub(super) async fn store(&self, store: &dyn CacheStore, number: u64) -> Result<()> {
-        let mut stored = self.stored.lock().await;
-        if stored.last >= number {
-            return Ok(());
-        }
-        let batches: Vec<IntendedBatch> = self.batches.lock().iter().cloned().collect();
-        let last = batches.last().map_or(0, |batch| batch.number);
-        if batches.iter().all(|batch| batch.number != number) {
-            return Ok(());
-        }
+        let mut version = self.version.lock().await;
+        let batches: Vec<IntendedBatch> = {
+            let batches = self.batches.lock();
+            if batches.iter().all(|begun| begun.batch.number != number || begun.is_stored) {
+                return Ok(());
+            }
+            batches.iter().map(|begun| begun.batch.clone()).collect()
+        };
         let intent = Intent { epoch: self.epoch, batches };
-        stored.version = intent::store(store, &intent, stored.version).await?;
-        stored.last = last;
+        *version = intent::store(store, &intent, *version).await?;
+        let is_in = |begun: &Begun| intent.batches.contains(&begun.batch);
+        self.batches.lock().iter_mut().filter(|begun| is_in(begun)).for_each(|begun| begun.is_stored = true);
         Ok(())
     }
 
     /// Batches up to `number` have been published.
     pub(super) fn published(&self, number: u64) {
-        self.batches.lock().retain(|batch| batch.number > number);
+        self.batches.lock().retain(|begun| begun.batch.number > number);
     }
 }

@@ -18,6 +18,7 @@ use crate::commit;
 use crate::engine::Prepared;
 use crate::error::{Error, Result};
 use crate::fenced::Fenced;
+use crate::intent::Positions;
 use crate::store::Versioned;
 use crate::withdraw;
 
@@ -70,12 +71,12 @@ impl Writer {
         if let Some(cache) = &self.pointers {
             publication.pointers = cache.of(batch.entries.iter().map(Arc::as_ref));
         }
-        self.intents.add(publication.record.number, batch.entries.iter().map(Arc::as_ref));
         let (intents, number) = (self.intents.clone(), publication.record.number);
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         let (collections, registered) = (self.unregistered_collections(), self.registered.clone());
         let (term, codec, is_confirmed) = (self.clock.value.epoch, self.codec.clone(), self.may_find_unpublished());
         let commit = async move {
+            intents.add(number, Positions::of(batch.entries.iter().map(Arc::as_ref)));
             let attempt = || async {
                 // First: readers do not find an entry of a collection that is not registered.
                 if let Some(collections) = &collections {

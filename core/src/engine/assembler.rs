@@ -23,6 +23,9 @@ use crate::sequence::{RangeSet, Sequence, SequenceList, SequenceRange};
 /// Marks are put off until so many entries wait for them for each that is stored.
 const MARKS_AN_ENTRY: usize = 4;
 
+/// The limit for entries whose marks go with one batch.
+const MAX_MARKS: usize = 16_384;
+
 /// One batch, ready to be committed and then published.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -56,6 +59,8 @@ pub struct Assembler {
     /// Collections of the entries so far, without the default one.
     collections: BTreeSet<CollectionId>,
     entries: Vec<Arc<ChangeEntry>>,
+    /// In how many channels they are, added up.
+    memberships: usize,
     late: Vec<LateEntry>,
     principals: Vec<PrincipalChange>,
     withdrawn: Withdrawn,
@@ -92,6 +97,7 @@ impl Assembler {
             listed: Arc::default(),
             collections: BTreeSet::new(),
             entries: Vec::new(),
+            memberships: 0,
             late: Vec::new(),
             principals: Vec::new(),
             withdrawn: Withdrawn::default(),
@@ -131,6 +137,11 @@ impl Assembler {
     /// How many entries wait to be prepared.
     pub fn waiting(&self) -> usize {
         self.entries.len()
+    }
+
+    /// In how many channels these entries are, added up.
+    pub fn waiting_memberships(&self) -> usize {
+        self.memberships
     }
 
     /// Takes an entry stored in an earlier term whose marks may not have been written.
@@ -252,6 +263,7 @@ impl Assembler {
     fn store(&mut self, entry: ChangeEntry, arrival: Arrival) {
         let entry = Arc::new(entry);
         self.stats.cached += 1;
+        self.memberships += entry.channels().len();
         if !entry.collection().is_default() {
             self.collections.insert(entry.collection());
         }
@@ -425,13 +437,14 @@ impl Assembler {
 
     /// The entries whose marks go with a batch of what is collected. Under load they wait until
     /// there are several times as many: the more there are, the more fall into each block that has
-    /// to be written. When nothing is collected all go. Late ones that the clock says to be marked
-    /// never wait: after a crash nobody would look for them.
+    /// to be written. When nothing is collected all go, up to a limit. Late ones that the clock says
+    /// to be marked never wait: after a crash nobody would look for them.
     fn take_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
-        let due = self.unmarked.range(..=(self.published_stable, u8::MAX)).count();
-        let all = due >= MARKS_AN_ENTRY * self.entries.len();
-        let due = if all { due } else { self.unmarked.range(..=(self.clock.marked, u8::MAX)).count() };
-        std::iter::from_fn(|| self.unmarked.pop_first()).take(due).map(|(_, entry)| entry).collect()
+        let due = self.unmarked.range(..=(self.published_stable, u8::MAX)).take(MAX_MARKS).count();
+        let enough = (MARKS_AN_ENTRY * self.entries.len()).min(MAX_MARKS);
+        let never_wait = self.unmarked.range(..=(self.clock.marked, u8::MAX)).count();
+        let count = if due >= enough { due.max(never_wait) } else { never_wait };
+        std::iter::from_fn(|| self.unmarked.pop_first()).take(count).map(|(_, entry)| entry).collect()
     }
 
     fn next_clock(&mut self, now: Duration) -> PublishedClock {
@@ -468,6 +481,7 @@ impl Assembler {
             let floor = floor.unwrap_or(Floor { stable: self.clock.stable, late });
             (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer, floor })
         });
+        self.memberships = 0;
         let entries = Entries::from(std::mem::take(&mut self.entries));
         let Withdrawn { gone, room, restored } = std::mem::take(&mut self.withdrawn);
         let announced = match restored.is_empty() {

@@ -17,6 +17,9 @@ use crate::sequence::Sequence;
 pub struct WriterConfig {
     /// Entries a batch, at most. The ring of batch records holds up to `ring` times as many.
     pub max_batch: usize,
+    /// Memberships a batch: in how many channels its entries are, added up. A batch is cut after the
+    /// entry with which it reaches this number. The memory of a batch follows its memberships.
+    pub max_batch_memberships: usize,
     /// Batches being committed at the same time, at most.
     pub max_in_flight: usize,
     /// Bytes of feed events taken and not yet published, at most (one more feed batch may be on
@@ -64,6 +67,7 @@ impl Default for WriterConfig {
     fn default() -> Self {
         WriterConfig {
             max_batch: 4_000,
+            max_batch_memberships: 100_000,
             max_in_flight: 4,
             max_queue_bytes: 64 << 20,
             max_wait_ms: 5_000,
@@ -117,6 +121,7 @@ impl WriterConfig {
         let mut wrong = Vec::new();
         for (name, value) in [
             ("max_batch", self.max_batch as u64),
+            ("max_batch_memberships", self.max_batch_memberships as u64),
             ("max_in_flight", self.max_in_flight as u64),
             ("max_queue_bytes", self.max_queue_bytes as u64),
             ("max_wait_ms", self.max_wait_ms),

@@ -50,6 +50,16 @@ struct Batch {
     conflicts: Option<Conflicts>,
 }
 
+/// Why the items of a feed batch are not taken further for now.
+enum Pause {
+    /// There are no more.
+    End,
+    /// A batch is full, and must be launched first.
+    Full,
+    /// The next one may conflict with what is stored.
+    Conflict,
+}
+
 impl Item {
     /// Whether it is taken back with everything of the partition after `to`.
     pub(super) fn is_void(&self, partition: PartitionId, to: PartitionSeqno) -> bool {
@@ -172,7 +182,15 @@ impl Writer {
 
     async fn take_batch(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
         let count = batch.items.len();
-        while self.take_plain(batch, ended) {
+        loop {
+            match self.take_plain(batch, ended) {
+                Pause::End => return Ok(()),
+                Pause::Full => {
+                    self.launch_full().await?;
+                    continue;
+                }
+                Pause::Conflict => {}
+            }
             let at = count - batch.items.len();
             let conflicts = match &mut batch.conflicts {
                 Some(conflicts) => conflicts,
@@ -193,16 +211,28 @@ impl Writer {
                 self.take_one(partition, seqno, one, batch);
             }
         }
+    }
+
+    /// Begins to commit a full batch as soon as there is room.
+    async fn launch_full(&mut self) -> Result<()> {
+        while self.in_flight.len() >= self.config.max_in_flight {
+            self.settle().await?;
+        }
+        self.launch(None);
         Ok(())
     }
 
-    /// Takes the items of a batch up to the first that may conflict with what is stored, if there
-    /// is one: it is left. Not async: the items would be copied into the future and out of it.
-    fn take_plain(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> bool {
+    /// Takes the items of a feed batch up to the first that may conflict with what is stored, which
+    /// is left, or until a batch is full. Not async: the items would be copied into the future and
+    /// out of it.
+    fn take_plain(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> Pause {
         while let Some(item) = batch.items.as_slice().first() {
+            if self.is_batch_full() {
+                return Pause::Full;
+            }
             let waits = batch.released.is_none() && self.must_wait(item);
             if !waits && self.may_conflict(item) {
-                return true;
+                return Pause::Conflict;
             }
             match batch.items.next() {
                 Some(Item::Decoded(partition, seqno, decoded)) if waits => {
@@ -215,7 +245,7 @@ impl Writer {
                 None => {}
             }
         }
-        false
+        Pause::End
     }
 
     fn control(&mut self, event: &FeedEvent, ended: &mut BTreeSet<PartitionId>) {
@@ -273,11 +303,6 @@ impl Writer {
             _ => {}
         }
         self.assembler.apply(decoded, batch.now);
-        // A feed batch may fill several of ours; they queue as in flight, and no more is applied
-        // until there is room.
-        if self.assembler.waiting() >= self.config.max_batch {
-            self.launch(None);
-        }
     }
 
     pub(super) fn taken(&mut self, bytes: usize) {

@@ -491,13 +491,19 @@ impl Writer {
         self.publishing.is_some() || !self.in_flight.is_empty()
     }
 
+    /// Whether as many entries, or memberships, are collected as a batch may have.
+    fn is_batch_full(&self) -> bool {
+        self.assembler.waiting() >= self.config.max_batch
+            || self.assembler.waiting_memberships() >= self.config.max_batch_memberships
+    }
+
     /// A full batch goes as soon as there is room; a smaller one when nothing else is under way, so
     /// that an idle writer adds no delay.
     fn should_launch(&mut self) -> bool {
         if self.in_flight.len() >= self.config.max_in_flight {
             return false;
         }
-        if self.assembler.waiting() >= self.config.max_batch {
+        if self.is_batch_full() {
             return true;
         }
         if self.is_busy() {

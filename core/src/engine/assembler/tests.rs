@@ -108,6 +108,17 @@ fn what_an_earlier_term_names_is_not_superseded_if_it_comes_as_another_document(
 }
 
 #[test]
+fn marks_that_have_waited_for_long_are_written_a_limited_number_at_a_time() {
+    let mut assembler = assembler();
+    for number in 1..=20_000 {
+        apply(&mut assembler, 2 * number, Some(2 * number - 1));
+    }
+    assert!(marks(&mut assembler).is_empty());
+    assert_eq!([marks(&mut assembler).len(), marks(&mut assembler).len()], [MAX_MARKS, 20_000 - MAX_MARKS]);
+    assert!(!assembler.marks_due());
+}
+
+#[test]
 fn marks_of_what_is_late_never_wait() {
     let mut assembler = assembler();
     for n in [1, 2, 4, 6] {

@@ -289,10 +289,14 @@ impl Writer {
             let conflicts = batch.conflicts.as_ref();
             let is_placed = conflicts.is_some_and(|conflicts| conflicts.has_placed(&decoded));
             let is_made_anew = cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
-            if is_made_anew && let Decoded::Document(document) = &decoded {
-                let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
-                if self.purges.take_made_anew(document, before, Instant::now()) {
-                    self.assembler.count_purged();
+            if let Decoded::Document(document) = &decoded {
+                if !is_made_anew {
+                    self.purges.follow(document);
+                } else {
+                    let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
+                    if self.purges.take_made_anew(document, before, Instant::now()) {
+                        self.assembler.count_purged();
+                    }
                 }
             }
         }

@@ -51,12 +51,31 @@ struct Pending {
     before: Option<PartitionPosition>,
 }
 
+impl Pending {
+    /// Takes a later revision of the document that was made anew last: it names all channels of the
+    /// revisions since. Returns false for one of another document, which was made anew after that.
+    fn follow(&mut self, document: &DecodedDocument) -> bool {
+        let is_same = |last: &&mut MadeAnew| last.latest.iter().all(|channel| document.names(channel));
+        let Some(last) = self.made_anew.last_mut().filter(is_same) else { return false };
+        last.latest = named(document);
+        true
+    }
+}
+
 /// A revision of a document whose rows in other channels than it names are from before a purge.
 #[derive(Clone, Debug)]
 struct MadeAnew {
     origin: Origin,
     /// All channels in which the document has been since it was made anew.
     channels: Vec<Channel>,
+    /// The same of its last revision so far.
+    latest: Vec<Channel>,
+}
+
+/// All channels that a document names.
+fn named(document: &DecodedDocument) -> Vec<Channel> {
+    let of_entry = document.entry.channels().iter().map(|change| &change.channel);
+    of_entry.chain(document.departures.iter().map(|departure| &departure.channel)).cloned().collect()
 }
 
 impl MadeAnew {
@@ -96,17 +115,23 @@ impl Purges {
     /// another one. `before` is the position of its partition before it. Returns whether no purge
     /// of the document waits already.
     pub(super) fn take_made_anew(&mut self, document: &DecodedDocument, before: Option<PartitionPosition>, now: Instant) -> bool {
-        let (entry, departures) = (&document.entry, &document.departures);
-        let named = entry.channels().iter().map(|change| &change.channel);
-        let channels = named.chain(departures.iter().map(|departure| &departure.channel)).cloned().collect();
-        let made_anew = MadeAnew { origin: entry.origin(), channels };
+        let entry = &document.entry;
         let pending = self.pending_of(entry.document().into(), entry.origin(), before, now);
         let is_new = pending.purges.is_empty() && pending.made_anew.is_empty();
-        // One that names all channels of the one before is a later revision of the same document.
-        if !pending.made_anew.last().is_some_and(|last| last.channels.iter().all(|channel| document.names(channel))) {
-            pending.made_anew.push(made_anew);
+        if !pending.follow(document) {
+            let channels = named(document);
+            pending.made_anew.push(MadeAnew { origin: entry.origin(), latest: channels.clone(), channels });
         }
         is_new
+    }
+
+    /// Takes a revision of a document whose rows are not those of a purged one.
+    pub(super) fn follow(&mut self, document: &DecodedDocument) {
+        if !self.pending.is_empty()
+            && let Some(pending) = self.pending.get_mut(&document.entry.document())
+        {
+            pending.follow(document);
+        }
     }
 
     fn pending_of(

@@ -54,6 +54,8 @@ async fn main() -> Result<()> {
     // When so many have arrived after a missing sequence, they are published without it, and it comes late.
     let mut config = WriterConfig::default();
     config.max_pending = 200;
+    // Otherwise nothing is late before the feed has delivered what is there.
+    config.hold_first_read = false;
     let mut cache = Sluicegate::builder()
         .writer_config(config)
         .store(argument("--store", "memory:"))

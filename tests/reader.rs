@@ -32,7 +32,7 @@ fn load(seed: u64, gaps: f64) -> Generated {
 }
 
 async fn writer(store: &Arc<dyn CacheStore>) -> Writer {
-    let config = r#"{"max_batch": 16, "max_pending": 15, "codec": "two-bit", "block_capacity": 64}"#;
+    let config = r#"{"max_batch": 16, "max_pending": 15, "hold_first_read": false, "codec": "two-bit", "block_capacity": 64}"#;
     let decoder = Arc::new(GatewayDecoder::default());
     Writer::alone(store.clone(), decoder, "load", serde_json::from_str::<WriterConfig>(config).unwrap()).await.unwrap()
 }

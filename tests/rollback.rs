@@ -214,7 +214,7 @@ impl World {
 }
 
 fn config(seed: u64) -> WriterConfig {
-    let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": 8, "gather_rollbacks_ms": 0,
+    let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": 8, "gather_rollbacks_ms": 0,
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
     let config: WriterConfig = serde_json::from_str(text).unwrap();
     config.with_supersession(if seed % 4 < 2 { Supersession::Recents } else { Supersession::Pointers })

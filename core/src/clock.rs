@@ -114,6 +114,28 @@ pub struct PublishedClock {
     pub marked: Sequence,
     /// Number of the batch that the stored checkpoint belongs to; 0 if that is the feed's beginning.
     pub checkpoint: u64,
+    /// How far the first read of the feed is; `None` if it is over. Until then sequences come in any
+    /// order, and high and stable stay below the first that is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub building: Option<Progress>,
+}
+
+/// How far the first read of a feed is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// The number of sequences that are accounted for. A range that is unused counts as one.
+    pub arrived: u64,
+    /// The highest of them.
+    pub highest: Sequence,
+}
+
+impl Progress {
+    /// The percentage of the sequences up to the highest that are accounted for, at most 99. Those
+    /// that the feed never delivers are not.
+    pub fn percent(self) -> u64 {
+        (self.arrived as f64 / self.highest.0.max(1) as f64 * 100.0).clamp(0.0, 99.0) as u64
+    }
 }
 
 impl PublishedClock {
@@ -131,6 +153,7 @@ impl PublishedClock {
             batch: 0,
             marked: Sequence::ZERO,
             checkpoint: 0,
+            building: None,
         }
     }
 

@@ -6,7 +6,8 @@
 //! comes is no duplicate, even if another document, a marker or a user has accounted for its
 //! sequence by then.
 //!
-//! A take-over stamps the document with its epoch, so that the old writer begins no more commits.
+//! A take-over stamps the document with its epoch, so that the old writer adds no more batches: it
+//! stores only entries that the next term knows of. A repair does not stamp it.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -21,6 +22,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::sequence::RangeSet;
 use crate::store::{CacheStore, Expiry, Version, Versioned};
+
+/// The limit for positions in the list: more can only come of a damaged document.
+const MAX_POSITIONS: u64 = 1 << 24;
 
 /// The stored document [`CacheKey::Intent`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +133,15 @@ impl Intent {
     /// `Corrupt` if it is none.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let intent: Intent = from_json(bytes, "list of commits in progress")?;
-        intent.batches.iter().flat_map(|batch| batch.positions.runs()).try_for_each(|run| run.map(drop))?;
+        let mut count = 0u64;
+        for run in intent.batches.iter().flat_map(|batch| batch.positions.runs()) {
+            let (first, last) = run?;
+            count = count.saturating_add((last - first).saturating_add(1));
+        }
+        if count > MAX_POSITIONS {
+            let message = format!("the list of commits in progress names {count} positions, over the limit of {MAX_POSITIONS}");
+            return Err(Error::corrupt(message));
+        }
         Ok(intent)
     }
 }
@@ -236,6 +248,11 @@ mod tests {
     fn runs_are_stored_as_what_is_left_out_and_how_many_follow() {
         assert_eq!(&*positions(&[20, 7, 5, 6, 6]).0, "5x3 12");
         assert!(positions(&[]).is_empty());
+        let damaged = Intent {
+            epoch: Epoch::default(),
+            batches: vec![IntendedBatch { number: 1, positions: Positions::of_runs([(0, 1 << 50)].into_iter()) }],
+        };
+        assert_eq!(Intent::from_bytes(&damaged.to_bytes()).unwrap_err().kind(), ErrorKind::Corrupt);
         let top = Positions::of_runs([(0, 0), (u64::MAX, u64::MAX)].into_iter());
         assert_eq!(top.runs().map(Result::unwrap).collect::<Vec<_>>(), [(0, 0), (u64::MAX, u64::MAX)]);
     }

@@ -212,6 +212,7 @@ fn profile(rng: &mut ChaCha8Rng) -> Profile {
             // The model does not cover this; the text cases do.
             max_jump: 0,
             is_partial: false,
+            holds: false,
         },
         odd: pick(rng, &[10, 50, 200, 500]),
         spread: pick(rng, &[1, 2, 8, 20, 60]),
@@ -476,6 +477,27 @@ fn that_a_document_is_expected_outlasts_a_marker_for_its_sequence() {
 }
 
 #[test]
+fn nothing_is_skipped_while_the_sequencer_holds() {
+    let mut sequencer = Sequencer::new(SequencerConfig { max_pending: 2, ..SequencerConfig::default() });
+    sequencer.hold();
+    for s in [9, 3, 5, 4, 1, 20, 1 << 40] {
+        sequencer.arrived(Sequence(s), ms(0));
+        sequencer.tick(ms(60_000));
+    }
+    let progress = sequencer.progress();
+    assert_eq!((sequencer.high(), sequencer.skipped_count()), (Sequence(1), 0));
+    assert_eq!((progress.arrived, progress.highest, progress.percent()), (7, Sequence(20), 35), "2^40 is implausible");
+    assert_eq!(sequencer.arrived(Sequence(2), ms(60_000)), Arrival::InOrder);
+    assert_eq!(sequencer.high(), Sequence(5));
+    sequencer.release(ms(60_000));
+    assert!(!sequencer.holds());
+    let gaps: Vec<SequenceRange> = sequencer.gaps(ms(60_000)).iter().map(|gap| gap.range).collect();
+    assert_eq!((sequencer.high(), gaps), (Sequence(20), vec![range("6-8"), range("10-19")]));
+    assert_eq!(sequencer.settled(ms(60_000)), Sequence(20), "they have been missed for long");
+    assert_eq!(sequencer.arrived(Sequence(7), ms(60_000)), Arrival::Late);
+}
+
+#[test]
 fn only_what_is_missing_is_expected_again() {
     let mut sequencer = Sequencer::new(SequencerConfig { max_pending: 2, ..SequencerConfig::default() });
     for s in [1, 2, 5, 6, 7, 12, 14] {
@@ -484,7 +506,9 @@ fn only_what_is_missing_is_expected_again() {
     sequencer.readmit(Sequence(6));
     let positions = RangeSet::from(vec![(2, 20), (30, 30)]);
     let expected: Vec<(u64, u64)> = sequencer.expect_again(&positions).iter().collect();
-    assert_eq!(expected, [(3, 4), (8, 11), (13, 13), (15, 20), (30, 30)], "6 was expected before");
+    assert_eq!(expected, [(3, 4), (8, 11), (13, 13), (15, 20), (30, 30)], "6 was readmitted below high");
+    let again: Vec<(u64, u64)> = sequencer.expect_again(&positions).iter().collect();
+    assert_eq!(again, expected, "so it is for the next term");
     let is_expected: Vec<u64> = (0..40).filter(|s| sequencer.is_readmitted(Sequence(*s))).collect();
     assert_eq!(is_expected, [3, 4, 6, 8, 9, 10, 11, 13, 15, 16, 17, 18, 19, 20, 30]);
     // A marker accounts for one of them.

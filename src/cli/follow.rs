@@ -57,7 +57,7 @@ async fn follow(args: &FollowArgs, reader: &ReaderNode, ended: impl Future<Outpu
     let mut ended = std::pin::pin!(ended);
     let mut last_batch = None;
     while options.limit != Some(0) {
-        let changes = reader.changes(&asked.channels, &options).await?;
+        let changes = reader.changes_when_ready(&asked.channels, &options).await?;
         // A collection may have got its first documents after the channels were listed. An answer
         // that leaves it out would move `since` past them.
         let now = args.request.channels(reader).await?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sluicegate::WriterStatus;
+use sluicegate::core::clock::Progress;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing_subscriber::fmt::MakeWriter;
@@ -96,11 +97,32 @@ impl Drop for Meter {
     }
 }
 
+/// The time that the rest of a first read takes at the rate since `begun`, when `arrived` sequences had
+/// arrived.
+fn remaining(now: Progress, arrived: u64, begun: Duration) -> Option<Duration> {
+    let (done, left) = (now.arrived.saturating_sub(arrived), now.highest.0.saturating_sub(now.arrived));
+    (done > 0).then(|| Duration::try_from_secs_f64(begun.as_secs_f64() * left as f64 / done as f64).ok()).flatten()
+}
+
+/// Tells how far a first read is.
+#[derive(Debug, Default)]
+struct FirstRead(Option<(Instant, u64)>);
+
+impl FirstRead {
+    /// The percentage, and how many seconds are left if that can be said.
+    fn tell(&mut self, progress: Option<Progress>) -> Option<(u64, Option<u64>)> {
+        let progress = progress?;
+        let (begun, arrived) = *self.0.get_or_insert_with(|| (Instant::now(), progress.arrived));
+        Some((progress.percent(), remaining(progress, arrived, begun.elapsed()).map(|left| left.as_secs())))
+    }
+}
+
 async fn draw(bar: ProgressBar, status: watch::Receiver<WriterStatus>) {
     let mut ticks = tokio::time::interval(DRAWN);
     // Of the last second or so.
     let mut from = (Instant::now(), 0);
     let mut rate = 0.0;
+    let mut first_read = FirstRead::default();
     loop {
         ticks.tick().await;
         let status = status.borrow().clone();
@@ -112,8 +134,13 @@ async fn draw(bar: ProgressBar, status: watch::Receiver<WriterStatus>) {
         let (stable, high) = status.clock.as_ref().map_or((0, 0), |clock| (clock.stable.0, clock.high.0));
         let skipped = status.clock.as_ref().map_or(0, |clock| clock.gaps);
         let trouble = status.trouble.map(|e| format!("  trying again: {e}")).unwrap_or_default();
+        let building = match first_read.tell(status.clock.as_ref().and_then(|clock| clock.building)) {
+            Some((percent, Some(left))) => format!("building: {percent} %, about {left} s left  "),
+            Some((percent, None)) => format!("building: {percent} %  "),
+            None => String::new(),
+        };
         bar.set_message(format!(
-            "{} events  {}/s  stable {stable}  high {high}  pending {}  skipped {skipped}{trouble}",
+            "{building}{} events  {}/s  stable {stable}  high {high}  pending {}  skipped {skipped}{trouble}",
             grouped(seen),
             grouped(rate as u64),
             status.pending
@@ -125,11 +152,32 @@ async fn draw(bar: ProgressBar, status: watch::Receiver<WriterStatus>) {
 async fn log(database: Option<String>, status: watch::Receiver<WriterStatus>) {
     let mut ticks = tokio::time::interval(LOGGED);
     ticks.tick().await;
+    let mut first_read = FirstRead::default();
     loop {
         ticks.tick().await;
         let status = status.borrow().clone();
         let Some(clock) = status.clock else { continue };
         let (events, pending, skipped) = (status.stats.received, status.pending, clock.gaps);
+        if let Some((percent, seconds_left)) = first_read.tell(clock.building) {
+            tracing::info!(database, events, percent, seconds_left, "building the cache");
+            continue;
+        }
         tracing::info!(database, events, stable = clock.stable.0, high = clock.high.0, pending, skipped, "progress");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluicegate::Sequence;
+
+    use super::*;
+
+    #[test]
+    fn the_rest_of_a_first_read_is_estimated_from_its_rate() {
+        let progress = |arrived, highest| Progress { arrived, highest: Sequence(highest) };
+        let ten = Duration::from_secs(10);
+        assert_eq!(remaining(progress(400, 1_000), 100, ten), Some(Duration::from_secs(20)));
+        assert_eq!(remaining(progress(100, 1_000), 100, ten), None);
+        assert_eq!(remaining(progress(5, 3), 1, ten), Some(Duration::ZERO));
     }
 }

@@ -162,7 +162,8 @@ fn table(summary: &Summary) -> String {
     let rate = summary.events_per_second as u64;
     let clock_text = |clock: &Option<PublishedClock>| match clock {
         Some(clock) => format!(
-            "stable {}, high {}, {} skipped, batch {}, epoch {}",
+            "{}stable {}, high {}, {} skipped, batch {}, epoch {}",
+            clock.building.map(|progress| format!("building, {} %; ", progress.percent())).unwrap_or_default(),
             clock.stable,
             clock.high,
             grouped(clock.gaps),

@@ -32,7 +32,7 @@ pub(crate) struct Case {
 
 pub(crate) fn config(seed: u64, ring: u64) -> WriterConfig {
     let text = format!(
-        r#"{{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": {ring},
+        r#"{{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": {ring},
         "codec": "{CODEC}", "block_capacity": {CAPACITY}}}"#
     );
     let config: WriterConfig = serde_json::from_str(&text).unwrap();

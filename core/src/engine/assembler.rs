@@ -388,6 +388,17 @@ impl Assembler {
         self.withdrawn.restored.push(entry);
     }
 
+    /// Begins the first read of a feed: see [`Sequencer::hold`].
+    pub fn hold(&mut self) {
+        self.sequencer.hold();
+    }
+
+    /// The first read of the feed is over; what was skipped.
+    pub fn release(&mut self, now: Duration) -> Vec<Noted> {
+        self.sequencer.release(now);
+        self.take_noted()
+    }
+
     /// Time has passed; what was skipped or given up meanwhile.
     pub fn tick(&mut self, now: Duration) -> Vec<Noted> {
         self.sequencer.tick(now);
@@ -460,6 +471,7 @@ impl Assembler {
             settled: self.sequencer.settled(now).max(self.clock.settled),
             gaps: self.sequencer.skipped_count(),
             marked: stable.min(first_unmarked).max(self.clock.marked),
+            building: self.sequencer.holds().then(|| self.sequencer.progress()),
             ..self.clock.clone()
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Gap;
+use crate::clock::Progress;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 
 /// How long the sequencer waits for a missing number.
@@ -27,6 +28,8 @@ pub struct SequencerConfig {
     /// missing number is then passed after `max_wait`, and not put on the skipped list: most will
     /// never arrive.
     pub is_partial: bool,
+    /// Whether nothing is skipped at first: see [`Sequencer::hold`].
+    pub holds: bool,
 }
 
 /// The default of [`SequencerConfig::max_jump`]: ten times what a gateway releases at once.
@@ -41,6 +44,7 @@ impl Default for SequencerConfig {
             skip_wait: Duration::from_secs(3600),
             max_jump: MAX_JUMP,
             is_partial: false,
+            holds: false,
         }
     }
 }
@@ -160,6 +164,8 @@ pub struct Sequencer {
     counter: Option<Sequence>,
     /// The lowest implausible sequence that was noted.
     implausible: Option<u64>,
+    /// Whether nothing is skipped for now.
+    holds: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -206,6 +212,7 @@ impl Sequencer {
             noted: Vec::new(),
             counter: None,
             implausible: None,
+            holds: config.holds,
         }
     }
 
@@ -355,6 +362,35 @@ impl Sequencer {
         std::mem::take(&mut self.noted)
     }
 
+    /// Skips nothing from here on, however long a number is missing and however many wait for it,
+    /// until [`release`](Self::release). For a feed that delivers what is there already: its numbers
+    /// come in any order.
+    pub fn hold(&mut self) {
+        self.holds = true;
+    }
+
+    /// Whether nothing is skipped for now.
+    pub fn holds(&self) -> bool {
+        self.holds
+    }
+
+    /// The feed has delivered what was there: what is missing below pending numbers is skipped at
+    /// once. Later numbers are waited for as usual.
+    pub fn release(&mut self, now: Duration) {
+        self.holds = false;
+        let now = internal(now);
+        let since = now.saturating_sub(self.config.max_wait);
+        self.pending.values_mut().for_each(|run| run.since = run.since.min(since));
+        self.drain(now);
+    }
+
+    /// How many numbers have arrived, and the highest of them, as far as it is plausible.
+    pub fn progress(&self) -> Progress {
+        let plausible = self.pending.iter().rev().find(|(first, _)| self.is_plausible(Sequence(**first)));
+        let arrived = self.high().0.saturating_add(self.pending_count as u64);
+        Progress { arrived, highest: Sequence(plausible.map_or(self.high().0, |(_, run)| run.last)) }
+    }
+
     /// A number arrived: its document is there, or a newer revision says that it was superseded.
     #[inline]
     pub fn arrived(&mut self, sequence: Sequence, now: Duration) -> Arrival {
@@ -434,10 +470,10 @@ impl Sequencer {
     /// may have stored them without publishing them: something else may account for their sequences
     /// before they come, and then they are no duplicates.
     ///
-    /// Returns the sequences of those that were not [readmitted](Self::readmit) before. Positions in
-    /// slots are expected already.
+    /// Returns the sequences of those that can be taken as any other when they come: not those that
+    /// were [readmitted](Self::readmit) below high. Positions in slots are expected already.
     pub fn expect_again(&mut self, positions: &RangeSet) -> RangeSet {
-        let mut expected = RangeSet::new();
+        let (mut expected, mut readmitted) = (RangeSet::new(), Vec::new());
         for (first, last) in positions.within(0, Sequence::MAX_NUMBER_IN_SLOT.0) {
             for (first, last) in self.missing_in(first, last) {
                 expected.insert(first, last);
@@ -447,7 +483,8 @@ impl Sequencer {
             let notes = (Sequence(first).readmitted(), Sequence(last).readmitted());
             let (Some(first), Some(last)) = notes else { continue };
             for (first, last) in self.abandoned.within(first.0, last.0) {
-                expected.remove(first & Sequence::MAX_NUMBER_IN_SLOT.0, last & Sequence::MAX_NUMBER_IN_SLOT.0);
+                let (first, last) = (first & Sequence::MAX_NUMBER_IN_SLOT.0, last & Sequence::MAX_NUMBER_IN_SLOT.0);
+                readmitted.extend(self.abandoned.within(first, last.min(self.next - 1)));
             }
         }
         for (first, last) in expected.iter() {
@@ -456,6 +493,9 @@ impl Sequencer {
             }
         }
         self.update_has_readmitted();
+        for (first, last) in readmitted {
+            expected.remove(first, last);
+        }
         expected
     }
 
@@ -537,8 +577,17 @@ impl Sequencer {
             || number.0.saturating_sub(self.next) <= max_jump
             || match self.counter {
                 Some(counter) => number.0 <= counter.0.saturating_add(max_jump),
-                None => self.pending_count > self.config.max_pending,
+                None => self.has_many_from(number),
             }
+    }
+
+    /// Whether more than `max_pending` have arrived that are pending from `number` on.
+    fn has_many_from(&self, number: Sequence) -> bool {
+        let mut count = 0;
+        self.pending.range(number.0..).any(|(_, run)| {
+            count += run.count;
+            count > self.config.max_pending
+        })
     }
 
     /// Notes once that a sequence is implausible.
@@ -634,6 +683,7 @@ impl Sequencer {
     /// The feed has ended: nothing pending waits any longer, what is missing below it is skipped at
     /// once, and everything that is missing counts as settled.
     pub fn end_of_feed(&mut self, now: Duration) {
+        self.holds = false;
         let now = internal(now);
         let settled = now.saturating_sub(self.config.max_wait);
         while let Some((&first, _)) = self.pending.iter().next() {
@@ -707,6 +757,8 @@ impl Sequencer {
                 self.pending.pop_first();
                 self.pending_count -= run.count;
                 self.next = self.next.max(run.last + 1);
+            } else if self.holds {
+                break;
             } else if self.pending_count > self.config.max_pending || now.saturating_sub(run.since) >= self.config.max_wait {
                 if !self.is_plausible(Sequence(first)) {
                     self.note_implausible(first);

@@ -23,8 +23,24 @@ pub struct ReaderConfig {
     pub poll_min_ms: u64,
     /// How long the store may not answer before the node is offline.
     pub offline_after_ms: u64,
+    /// How requests are answered while a new cache is built.
+    pub while_building: WhileBuilding,
     /// Late entries kept in memory for late cursors; older ones are read from the store.
     pub late_kept: usize,
+}
+
+/// How requests are answered while a new cache is built: until the feed has delivered what was there
+/// when the writer began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum WhileBuilding {
+    /// With an error that tells how far the first read is.
+    #[default]
+    Refuse,
+    /// With what is complete, up to the first sequence that is missing. The node holds all entries
+    /// above that in memory.
+    Show,
 }
 
 impl Default for ReaderConfig {
@@ -37,6 +53,7 @@ impl Default for ReaderConfig {
             poll_max_ms: 1_000,
             poll_min_ms: 5,
             offline_after_ms: 10_000,
+            while_building: WhileBuilding::default(),
             late_kept: 10_000,
         }
     }

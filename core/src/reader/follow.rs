@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use tokio::time::Instant;
 
 use super::state::{State, Status};
-use super::{Cut, Node};
+use super::{Cut, Node, WhileBuilding};
 use crate::batch::BatchRecord;
 use crate::clock::PublishedClock;
 use crate::commit::read_clock;
@@ -81,6 +81,10 @@ impl Node {
             self.set_status(Status::Lost(format!("{why}: {OPEN_AGAIN}")));
             return Ok(false);
         }
+        if let Some(progress) = clock.building.filter(|_| self.config.while_building == WhileBuilding::Refuse) {
+            self.set_status(Status::Building(progress));
+            return Ok(false);
+        }
         if clock == known {
             self.set_status(Status::Ready);
             return Ok(false);
@@ -137,6 +141,7 @@ impl Node {
         }
         match &status {
             Status::Ready => tracing::info!("ready"),
+            Status::Building(progress) => tracing::debug!(percent = progress.percent(), "the cache is being built"),
             Status::Offline(reason) | Status::Lost(reason) => tracing::error!(reason, "offline"),
         }
         let mut state = self.state.write();
@@ -144,6 +149,14 @@ impl Node {
         state.tails.values().for_each(|tail| tail.changed.notify_waiters());
         self.followed.send_modify(|followed| followed.status = status);
     }
+}
+
+/// What the error of a cache that is being built has in its context, and no other.
+const PERCENT: &str = "percent";
+
+/// Whether a request was refused because the cache is being built.
+pub(super) fn is_building(error: &Error) -> bool {
+    error.kind() == crate::ErrorKind::Unavailable && error.context(PERCENT).is_some()
 }
 
 impl Status {
@@ -154,6 +167,11 @@ impl Status {
             Status::Offline(reason) => {
                 Err(Error::new(crate::ErrorKind::Unavailable, format!("offline: the store does not answer: {reason}")))
             }
+            Status::Building(progress) => Err(Error::new(crate::ErrorKind::Unavailable, "the cache is being built")
+                .with_context(PERCENT, progress.percent())
+                .with_context("arrived", progress.arrived)
+                .with_context("highest", progress.highest)
+                .with_next_step("try again later; reader.while_building = \"show\" answers with what is complete")),
             Status::Lost(reason) => Err(Error::corrupt(format!("offline: {reason}"))),
         }
     }

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, Span};
 
-pub use config::ReaderConfig;
+pub use config::{ReaderConfig, WhileBuilding};
 pub use subscribe::LateSubscription;
 pub use tail::ChannelView;
 
@@ -218,11 +218,22 @@ impl ReaderNode {
         // Before the clock is read, so that nothing published after it is missed.
         let wakes = store.wakes();
         let clock = read_clock(store.as_ref()).await?.ok_or_else(absent)?.value;
-        let above = scan::stored_above(store.as_ref(), codec.as_ref(), clock.high).await?;
-        let record = store.record(clock.batch, meta.ring).await?;
+        let state = match clock.building.filter(|_| config.while_building == WhileBuilding::Refuse) {
+            // It begins when the cache is built. All entries are above high until then.
+            Some(progress) => {
+                let mut state = State::new(PublishedClock::new(clock.cache), None, Vec::new());
+                state.status = Status::Building(progress);
+                state
+            }
+            None => {
+                let above = scan::stored_above(store.as_ref(), codec.as_ref(), clock.high).await?;
+                let record = store.record(clock.batch, meta.ring).await?;
+                State::new(clock, record.as_deref(), above)
+            }
+        };
         let node = Arc::new(Node {
-            followed: watch::Sender::new(Followed { cut: Cut::of(&clock), status: Status::Ready }),
-            state: parking_lot::RwLock::new(State::new(clock, record.as_deref(), above)),
+            followed: watch::Sender::new(Followed { cut: state.cut, status: state.status.clone() }),
+            state: parking_lot::RwLock::new(state),
             following: tokio::sync::Mutex::default(),
             span: Span::current(),
             store,
@@ -294,6 +305,18 @@ impl ReaderNode {
         }
     }
 
+    /// Waits until the cache is built, if the node refuses requests until then. Cancel safe.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Corrupt` when the node is offline; `Closed` if the node ends first.
+    pub async fn ready(&self) -> Result<Cut> {
+        let mut followed = self.node.followed.subscribe();
+        let is_built = |followed: &Followed| !matches!(followed.status, Status::Building(_));
+        let told = followed.wait_for(is_built).await.map_err(closed)?;
+        told.status.check()?;
+        Ok(told.cut)
+    }
+
     /// Waits until the node has followed the writer to `clock`'s batch; also while the store does
     /// not answer.
     ///
@@ -323,7 +346,8 @@ impl ReaderNode {
     /// What is in memory for `channel` since `options.since`, if that is all there is to say; `None` if blocks must be read. Copies no rows and does no I/O.
     ///
     /// # Errors
-    /// `Unavailable` or `Corrupt` when the node is offline.
+    /// `Unavailable` when the cache is being built, see [`ReaderConfig::while_building`]; `Unavailable` or
+    /// `Corrupt` when the node is offline.
     pub fn cached_changes(&self, channel: &Channel, options: &ChangesOptions) -> Result<Option<Changes>> {
         self.node.cached(std::slice::from_ref(channel), options)
     }
@@ -334,12 +358,27 @@ impl ReaderNode {
     /// than the limit needs. Cancel safe; may be repeated.
     ///
     /// # Errors
-    /// `Unavailable` or `Corrupt` when the node is offline; `Corrupt`, naming the key, for what cannot be read.
+    /// `Unavailable` when the cache is being built, see [`ReaderConfig::while_building`]; `Unavailable` or
+    /// `Corrupt` when the node is offline; `Corrupt`, naming the key, for what cannot be read.
     pub async fn changes(&self, channels: &[Channel], options: &ChangesOptions) -> Result<Changes> {
         if let Some(changes) = self.node.cached(channels, options)? {
             return Ok(changes);
         }
         self.changes_from_blocks(channels, options).await
+    }
+
+    /// As [`changes`](Self::changes), but waits until the cache is built. Cancel safe.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Corrupt` when the node is offline; `Corrupt`, naming the key, for what cannot be read.
+    pub async fn changes_when_ready(&self, channels: &[Channel], options: &ChangesOptions) -> Result<Changes> {
+        loop {
+            self.ready().await?;
+            match self.changes(channels, options).await {
+                Err(e) if follow::is_building(&e) => {}
+                changes => return changes,
+            }
+        }
     }
 
     fn changes_from_blocks<'a>(&'a self, channels: &'a [Channel], options: &'a ChangesOptions) -> BoxFuture<'a, Result<Changes>> {

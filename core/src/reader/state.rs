@@ -14,7 +14,7 @@ use super::{Cut, ReaderConfig};
 use crate::batch::{BatchRecord, LateEntry};
 use crate::changes::Row;
 use crate::channel::{Channel, ChannelMap};
-use crate::clock::PublishedClock;
+use crate::clock::{Progress, PublishedClock};
 use crate::entry::ChangeEntry;
 use crate::sequence::{RangeSet, Sequence};
 
@@ -24,6 +24,8 @@ pub(crate) enum Status {
     Ready,
     /// The store does not answer; back by itself.
     Offline(String),
+    /// The cache is built, and the node was told to refuse requests until then.
+    Building(Progress),
     /// The store lost what it had acknowledged, or is another cache now: nothing known here holds.
     Lost(String),
 }

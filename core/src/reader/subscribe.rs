@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
 
+use super::follow::is_building;
 use super::state::Status;
 use super::{Cut, Node, ReaderNode, closed};
 use crate::batch::{LateEntry, LatePage};
@@ -33,6 +34,16 @@ impl ReaderNode {
         if channels.is_empty() {
             return Err(Error::config("no channel is named to wait for, so that nothing can ever change; name at least one"));
         }
+        loop {
+            self.ready().await?;
+            match self.wait_while_ready(channels, seen).await {
+                Err(e) if is_building(&e) => {}
+                waited => return waited,
+            }
+        }
+    }
+
+    async fn wait_while_ready(&self, channels: &[Channel], seen: &Cut) -> Result<Cut> {
         loop {
             let mut pins = Vec::with_capacity(channels.len());
             for channel in channels {
@@ -92,7 +103,7 @@ impl ReaderNode {
                 }
                 options.late.get_or_insert(node.cut().late);
                 options.limit = left;
-                let changes = node.changes(&channels, &options).await?;
+                let changes = node.changes_when_ready(&channels, &options).await?;
                 let answer: Answer = changes.answer();
                 // With everything below `last` sent, what is missing there comes through the late cursor.
                 options.since = answer.last.sequence.into();

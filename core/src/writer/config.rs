@@ -29,6 +29,10 @@ pub struct WriterConfig {
     pub max_wait_ms: u64,
     /// How many arrived numbers may wait.
     pub max_pending: usize,
+    /// Whether nothing is skipped while a new cache is built, until the feed has delivered all that
+    /// was there when it was opened. Its sequences come in any order. Readers refuse requests until
+    /// then, see [`ReaderConfig::while_building`](crate::reader::ReaderConfig::while_building).
+    pub hold_first_read: bool,
     /// How long a skipped number is waited for before it is given up.
     pub skip_wait_ms: u64,
     /// The limit for missing sequences directly below one that arrived; 0 for no limit. A sequence
@@ -72,6 +76,7 @@ impl Default for WriterConfig {
             max_queue_bytes: 64 << 20,
             max_wait_ms: 5_000,
             max_pending: 10_000,
+            hold_first_read: true,
             skip_wait_ms: 3_600_000,
             max_jump: MAX_JUMP,
             partial_feed: None,
@@ -143,7 +148,7 @@ impl WriterConfig {
         if wrong.is_empty() { Ok(()) } else { Err(Error::config(wrong.join("; "))) }
     }
 
-    pub(super) fn sequencer(&self) -> SequencerConfig {
+    pub(super) fn sequencer(&self, holds: bool) -> SequencerConfig {
         SequencerConfig {
             initial: Sequence(self.initial_sequence),
             max_wait: Duration::from_millis(self.max_wait_ms),
@@ -151,6 +156,7 @@ impl WriterConfig {
             skip_wait: Duration::from_millis(self.skip_wait_ms),
             max_jump: self.max_jump,
             is_partial: self.partial_feed.unwrap_or(false),
+            holds,
         }
     }
 }

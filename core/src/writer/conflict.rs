@@ -185,8 +185,9 @@ impl Writer {
 
     /// Resolves one document of the batch whose sequence may have been accounted for since.
     pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
+        let is_shown = matches!(decoded, Decoded::Document(_));
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
-        let positions = self.look_up_named(document, conflicts).await?;
+        let positions = self.look_up_named(document, is_shown, conflicts).await?;
         self.readmit(&positions).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
@@ -427,11 +428,11 @@ impl Writer {
         let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), self.assembler.sequencer().high());
         let attempt = || async {
             for star in scan::stars(store).await? {
-                if scan::star_state(store, codec, star.collection(), position).await? == BlockState::Absent {
+                if scan::star_state(store, codec, star.collection(), position).await? != BlockState::Superseded {
                     continue;
                 }
-                // The position is marked, and there is no document. The entry that names it is
-                // mostly near, and mostly above it.
+                // The position is marked. The entry that names it is mostly near, and mostly above
+                // it.
                 let (mut first, mut count) = (number, SEARCHED_FIRST);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
                     let named = scan::logged(store, codec, &star, range).await?;

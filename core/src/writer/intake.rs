@@ -151,6 +151,7 @@ impl Writer {
         if !ended.is_empty() {
             self.end_rollbacks(ended).await?;
         }
+        self.end_first_read();
         if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
             self.launch(Some(()));
         }
@@ -254,7 +255,7 @@ impl Writer {
             FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(*partition) => {
                 ended.insert(*partition);
             }
-            FeedEvent::CaughtUp => self.is_caught_up = true,
+            FeedEvent::CaughtUp => _ = self.caught_up_at.get_or_insert_with(Instant::now),
             FeedEvent::CollectionNames(names) => {
                 for (collection, name) in names {
                     self.collections.name(CollectionId(*collection), name);

@@ -132,8 +132,9 @@ pub struct Writer {
     /// Where entries lie that came from after a position: as the checkpoint said, and as this term
     /// has found.
     floors: Floors,
-    /// All that earlier terms can have taken of the feed has come again.
-    is_caught_up: bool,
+    /// When the feed had delivered all that was there when it was opened, which includes all that
+    /// earlier terms can have taken of it.
+    caught_up_at: Option<Instant>,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
     /// Purged documents whose rows are not removed yet.
@@ -239,10 +240,11 @@ impl Writer {
                 (clock.high, ranges.map(|range| Gap { range, age_ms: 0 }).collect(), None)
             }
         };
-        let sequencer = Sequencer::resume(config.sequencer(), high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
+        let sequencer_config = config.sequencer(clock.building.is_some());
+        let sequencer = Sequencer::resume(sequencer_config, high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
         let mut last = clock.clone();
         last.batch = last.batch.max(checkpoint.batch);
-        let attempt = || async { Intents::take_over(store.as_ref(), epoch, last.batch).await };
+        let attempt = || async { Intents::take_over(store.as_ref(), epoch, clock.batch).await };
         let (intents, unpublished) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         let mut assembler =
             Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.checkpoint().to_owned(), last, checkpoint.late);
@@ -252,6 +254,8 @@ impl Writer {
 
         let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        // An entry that was not published supersedes nothing before it comes again.
+        let unmarked = unmarked.into_iter().filter(|entry| !assembler.sequencer().is_readmitted(entry.position())).collect();
         let unmarked = inherited::without_others(store.as_ref(), backoff(&config), unmarked).await?;
         unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
 
@@ -281,7 +285,7 @@ impl Writer {
             deferred: Vec::new(),
             deferred_since: None,
             floors: Floors::of(checkpoint),
-            is_caught_up: false,
+            caught_up_at: None,
             begun: 0,
             purges: Purges::default(),
             has_pointers: taken.meta.has_pointers,
@@ -389,6 +393,14 @@ impl Writer {
                 max_wait_ms = self.config.max_wait_ms,
                 "the feed is restricted: sequences that it does not deliver within max_wait_ms are taken for those of \
                  other collections; if it covers all collections of the database, set writer.partial_feed to false"
+            );
+        }
+        if self.clock.value.batch == 0 && self.config.hold_first_read {
+            self.assembler.hold();
+            tracing::info!(
+                feed = feed.info().name,
+                "building a new cache: no sequence is skipped until the feed has delivered what is there, and readers refuse \
+                 requests until then"
             );
         }
         // This may take long: a shared feed is opened when all databases have opened it.
@@ -517,7 +529,19 @@ impl Writer {
         !idle
     }
 
+    /// Ends the first read if the feed has delivered all that was there, and nothing is missing.
+    /// Otherwise `max_wait` later: what a gateway was just writing comes by then.
+    fn end_first_read(&mut self) {
+        let Some(caught_up_at) = self.caught_up_at.filter(|_| self.assembler.sequencer().holds()) else { return };
+        let is_complete = self.assembler.sequencer().pending_count() == 0;
+        if is_complete || caught_up_at.elapsed() >= Duration::from_millis(self.config.max_wait_ms) {
+            notices::tell_noted(&self.assembler.release(self.now()));
+            tracing::info!(high = self.assembler.sequencer().high().0, "the new cache is built: readers answer requests");
+        }
+    }
+
     fn tick(&mut self) {
+        self.end_first_read();
         notices::tell_noted(&self.assembler.tick(self.now()));
         self.tell_progress();
         let due = self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms);

@@ -51,7 +51,7 @@ impl Writer {
     pub(super) fn launch(&mut self, checkpoint: Option<()>) {
         let position = checkpoint.filter(|()| self.has_positions).map(|()| {
             let mut position = self.tracker.position();
-            let is_reached = self.is_caught_up && self.rollbacks.is_settled() && self.purges.due().is_none();
+            let is_reached = self.caught_up_at.is_some() && self.rollbacks.is_settled() && self.purges.due().is_none();
             self.rollbacks.limit(&mut position);
             self.purges.limit(&mut position);
             // Otherwise there are entries from after the position: those of an earlier term, or of
@@ -104,7 +104,7 @@ impl Writer {
     /// rolled back since can have such entries.
     fn may_find_unpublished(&self) -> bool {
         let are_earlier = self.clock.value.epoch.counter > 1;
-        are_earlier && (!self.is_caught_up || self.rollbacks.have_been())
+        are_earlier && (self.caught_up_at.is_none() || self.rollbacks.have_been())
     }
 
     /// The collections that this term has seen, in entries or by name, if some may not be

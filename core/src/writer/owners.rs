@@ -167,6 +167,7 @@ impl Writer {
     pub(super) async fn look_up_named(
         &mut self,
         document: &mut DecodedDocument,
+        is_shown: bool,
         conflicts: &mut Conflicts,
     ) -> Result<Vec<Sequence>> {
         let uncertain: BTreeSet<Sequence> = self.uncertain(document).collect();
@@ -175,12 +176,19 @@ impl Writer {
             let stored = self.entry_at(conflicts, sequence).await?;
             // One that was stored, and not published before a crash, is still expected.
             let is_expected = self.assembler.sequencer().is_readmitted(sequence);
+            let is_own = stored.as_ref().is_some_and(|stored| stored.document() == document.entry.document());
             match stored {
                 Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
                 Some(stored) if !is_expected && is_of(&stored, sequence, document) => continue,
                 _ => {}
             }
-            placed.extend(self.place_departure(document, sequence, conflicts).await?);
+            let position = self.place_departure(document, sequence, conflicts).await?;
+            // A revision that is shown takes the place of its document's earlier one: that is not
+            // expected any more.
+            if is_shown && is_own && position.is_none() && document.entry.supersedes().contains(&sequence) {
+                self.assembler.forget_readmitted(sequence);
+            }
+            placed.extend(position);
         }
         Ok(placed)
     }
@@ -199,6 +207,10 @@ impl Writer {
         // What was looked up with the batch may be outdated by what came before in it.
         conflicts.forget(sequence);
         let Some(slot) = self.free_slot(&departure, conflicts).await? else { return Ok(None) };
+        if slot == 0 && !self.assembler.sequencer().is_accounted(sequence) {
+            // It is stored as any other.
+            return Ok(None);
+        }
         let departure = departure.with_slot(slot);
         self.assembler.count_conflict();
         notices::tell_conflict(&departure);

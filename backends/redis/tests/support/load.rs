@@ -51,7 +51,7 @@ impl Load {
     /// Small batches, small blocks, an early skipped list: so that few events reach every step often.
     pub(crate) fn config(&self, give_up_after_ms: u64) -> WriterConfig {
         let text = format!(
-            r#"{{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "checkpoint_interval_ms": 1, "ring": 8,
+            r#"{{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": 8,
                 "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": {give_up_after_ms}}}"#
         );
         let config: WriterConfig = serde_json::from_str(&text).unwrap();

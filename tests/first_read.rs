@@ -1,0 +1,170 @@
+//! The first read of a bucket that is there already: partition after partition, so that sequences
+//! come in any order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use serde_json::json;
+use sluicegate::changes::ChangesOptions;
+use sluicegate::feed::{FeedIdentity, FeedInfo};
+use sluicegate::reader::WhileBuilding;
+use sluicegate::{
+    CacheKey, CacheStore, Channel, ErrorKind, Feed, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, ReaderConfig,
+    ReaderNode, Result, Writer, WriterConfig,
+};
+use sluicegate_replay::MemoryFeed;
+use sluicegate_testkit::PausingFeed;
+use sluicegate_testkit::plain::PlainStore;
+
+/// Documents of so many partitions, each partition's after those of the one before. `is_left_out`
+/// says which sequences never come.
+fn bucket(documents: u64, partitions: u64, is_left_out: impl Fn(u64) -> bool) -> Vec<Mutation> {
+    let mut mutations = Vec::new();
+    for partition in 0..partitions {
+        for sequence in (1..=documents).filter(|sequence| sequence % partitions == partition && !is_left_out(*sequence)) {
+            let metadata = json!({"rev": "1-a", "sequence": sequence, "recent_sequences": [sequence], "channels": {"a": null}});
+            let mutation = Mutation::new(format!("d{sequence}"), json!({"_sync": metadata}).to_string());
+            mutations.push(Mutation { cas: sequence << 16, partition: PartitionId(partition as u16), ..mutation });
+        }
+    }
+    mutations
+}
+
+fn feed(mutations: Vec<Mutation>) -> MemoryFeed {
+    MemoryFeed::new("bucket", mutations).with_batch(10).unwrap()
+}
+
+/// A feed that waits for more at its end.
+#[derive(Debug)]
+struct Live(MemoryFeed);
+
+#[async_trait]
+impl Feed for Live {
+    fn info(&self) -> FeedInfo {
+        self.0.info()
+    }
+    fn identity(&self) -> FeedIdentity {
+        self.0.identity()
+    }
+    async fn open(&self, start: FeedStart) -> Result<FeedStream> {
+        Ok(self.0.open(start).await?.chain(futures::stream::pending()).boxed())
+    }
+}
+
+async fn writer(store: &Arc<dyn CacheStore>, hold_first_read: bool) -> Writer {
+    let mut config: WriterConfig = serde_json::from_value(json!({"max_batch": 20, "max_pending": 5})).unwrap();
+    (config.checkpoint_interval_ms, config.hold_first_read) = (1, hold_first_read);
+    Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), "bucket", config).await.unwrap()
+}
+
+fn store() -> Arc<dyn CacheStore> {
+    Arc::new(PlainStore::new())
+}
+
+async fn reader(store: &Arc<dyn CacheStore>, while_building: WhileBuilding) -> ReaderNode {
+    let mut config = ReaderConfig::default();
+    config.while_building = while_building;
+    ReaderNode::open(store.clone(), config).await.unwrap()
+}
+
+async fn rows(reader: &ReaderNode) -> Result<Vec<u64>> {
+    let changes = reader.changes(&[Channel::new("a").unwrap()], &ChangesOptions::new()).await?;
+    Ok(changes.answer().rows.iter().map(|row| row.id.sequence.0).collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_late_or_skipped_in_whatever_order_sequences_come() {
+    for (hold, is_late) in [(true, false), (false, true)] {
+        let store = store();
+        let mut writer = writer(&store, hold).await;
+        writer.run(&feed(bucket(2_000, 64, |_| false)), std::future::pending()).await.unwrap();
+        let (stats, clock) = (writer.stats(), writer.clock().clone());
+        assert_eq!((stats.late > 0, stats.skipped > 0), (is_late, is_late), "hold_first_read {hold}");
+        assert_eq!((clock.stable.0, clock.building), (2_000, None));
+        let answer = rows(&reader(&store, WhileBuilding::Refuse).await).await.unwrap();
+        assert_eq!(answer, (1..=2_000).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_refuse_requests_or_show_what_is_complete_until_the_cache_is_built() {
+    let store = store();
+    // Sequence 1 comes in the second partition, so nothing is complete before it.
+    let bucket = feed(bucket(400, 4, |_| false));
+    let paused = PausingFeed::new(Arc::new(bucket));
+    let mut pause = paused.pause_at(25);
+    let mut building = writer(&store, true).await;
+    let running = tokio::spawn(async move { building.run(&paused, std::future::pending()).await.map(|_| building) });
+    assert!(pause.reached().await);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+
+    let refusing = reader(&store, WhileBuilding::Refuse).await;
+    let error = rows(&refusing).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let told = ["percent", "arrived", "highest"].map(|name| error.context(name).unwrap_or_default());
+    assert_eq!(told, ["60", "240", "400"], "{error}");
+    let showing = reader(&store, WhileBuilding::Show).await;
+    assert_eq!(rows(&showing).await.unwrap(), [1, 2], "3 is of the last partition");
+
+    let waiting = tokio::spawn({
+        let refusing = refusing.clone();
+        async move { refusing.ready().await.map(|cut| cut.stable.0) }
+    });
+    pause.resume();
+    let writer = running.await.unwrap().unwrap();
+    assert_eq!((writer.stats().late, writer.clock().building), (0, None));
+    assert_eq!(waiting.await.unwrap().unwrap(), 400);
+    for reader in [refusing, showing] {
+        reader.wait_for_batch(writer.clock().batch).await.unwrap();
+        assert_eq!(rows(&reader).await.unwrap(), (1..=400).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_is_killed_in_the_first_read_is_followed_by_one_that_goes_on() {
+    let store = store();
+    let bucket = bucket(1_000, 16, |_| false);
+    let (mut received, mut terms) = (0, 0);
+    loop {
+        terms += 1;
+        let paused = PausingFeed::new(Arc::new(feed(bucket.clone())));
+        let mut pause = paused.pause_at(15);
+        let mut killed = writer(&store, true).await;
+        let ended = tokio::select! {
+            ended = killed.run(&paused, std::future::pending()) => { ended.unwrap(); true }
+            // What has been read is stored, with a checkpoint.
+            () = async { assert!(pause.reached().await); tokio::time::sleep(Duration::from_secs(5)).await } => false,
+        };
+        received += killed.stats().received;
+        assert_eq!((killed.stats().late, killed.stats().skipped), (0, 0));
+        if ended {
+            assert_eq!((killed.clock().stable.0, killed.clock().building), (1_000, None));
+            break;
+        }
+        assert!(killed.clock().building.is_some());
+    }
+    assert!(terms > 5 && received < 1_400, "{received} events in {terms} terms");
+    assert_eq!(rows(&reader(&store, WhileBuilding::Refuse).await).await.unwrap(), (1..=1_000).collect::<Vec<_>>());
+}
+
+/// What the bucket does not have is waited for as long as usual after the feed has caught up, since a
+/// gateway may just be writing it.
+#[tokio::test(start_paused = true)]
+async fn sequences_that_never_come_are_skipped_once_the_feed_has_caught_up() {
+    let store = store();
+    let left_out = Live(feed(bucket(200, 8, |sequence| sequence % 50 == 7)));
+    let mut building = writer(&store, true).await;
+    let progress = building.progress();
+    let running = tokio::spawn(async move { building.run(&left_out, std::future::pending()).await });
+    tokio::time::sleep(Duration::from_millis(4_900)).await;
+    assert!(progress.borrow().clock.building.is_some());
+    let waiting = reader(&store, WhileBuilding::Refuse).await;
+    let cut = waiting.ready().await.unwrap();
+    assert!(cut.has_gaps && cut.stable.0 == 6);
+    assert_eq!(rows(&waiting).await.unwrap().len(), 196);
+    let record = store.get(&CacheKey::Clock).await.unwrap().unwrap();
+    assert!(!String::from_utf8_lossy(&record.value).contains("building"));
+    running.abort();
+}

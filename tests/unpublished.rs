@@ -186,7 +186,7 @@ async fn an_entry_of_a_commit_that_was_cut_off_is_shown_although_its_sequence_is
 
 /// A writer that was deposed and does not know it must not store what the next term does not know of.
 #[tokio::test(start_paused = true)]
-async fn a_deposed_writer_begins_no_more_commits() {
+async fn a_deposed_writer_adds_no_more_batches() {
     let case = cases().remove(0);
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
     let mut deposed = writer(store.clone(), Supersession::Recents).await.unwrap();

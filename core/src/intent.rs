@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Epoch, from_json, to_json};
-use crate::commit::{CAS_ROUNDS, guard};
+use crate::commit::{CAS_ROUNDS, guard, writes_lost};
 use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
@@ -210,7 +210,9 @@ pub(crate) async fn take_over(store: &dyn CacheStore, epoch: Epoch, published: u
 /// that cannot be read; what the store says.
 pub(crate) async fn store(store: &dyn CacheStore, intent: &Intent, known: Version) -> Result<Version> {
     let bytes = intent.to_bytes();
-    replace(store, intent.epoch, Some(known), bytes.clone(), |_| Ok(bytes.clone())).await
+    let gone = || writes_lost("the list of commits in progress is gone").with_context("key", CacheKey::Intent);
+    // A take-over has stored it, so that it is there.
+    replace(store, intent.epoch, Some(known), bytes.clone(), |stored| stored.map(|_| bytes.clone()).ok_or_else(gone)).await
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl Pass<'_> {
         };
         self.push(wrong);
         if self.term.is_some() && self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
-            let detail = "the next writer makes a new one";
+            let detail = "the next writer makes a new one; entries of a commit that was cut off may be taken for duplicates";
             self.did(Action::Removed, key, detail);
         }
         Ok(())

@@ -96,3 +96,11 @@ async fn one_large_batch_of_the_feed_is_not_committed_all_at_once() {
     let (_, commits) = most(documents(std::iter::repeat_n(1, 1_000)), r#"{"max_batch": 10, "max_in_flight": 2}"#).await;
     assert_eq!(commits, 2);
 }
+
+#[test]
+fn more_entries_in_progress_than_their_list_can_name_are_refused() {
+    let mut config = WriterConfig::default();
+    (config.max_batch, config.max_in_flight) = (1 << 21, 3);
+    let error = config.validate().unwrap_err().to_string();
+    assert!(error.contains("max_batch times max_in_flight is 6291456, must be at most 4194304"), "{error}");
+}

@@ -149,8 +149,8 @@ async fn a_writer_that_is_killed_in_the_first_read_is_followed_by_one_that_goes_
     assert_eq!(rows(&reader(&store, WhileBuilding::Refuse).await).await.unwrap(), (1..=1_000).collect::<Vec<_>>());
 }
 
-/// What the bucket does not have is waited for as long as usual after the feed has caught up, since a
-/// gateway may just be writing it.
+/// What the bucket does not have is waited for as long as usual after the feed has caught up, since
+/// a gateway may just be writing it.
 #[tokio::test(start_paused = true)]
 async fn sequences_that_never_come_are_skipped_once_the_feed_has_caught_up() {
     let store = store();

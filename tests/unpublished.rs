@@ -121,9 +121,9 @@ async fn check_between(case: &Case, store: &Arc<dyn CacheStore>, what: &str) {
     assert!(report.findings.iter().all(|finding| is_unfinished(&finding.detail)), "{what}: {:#?}", report.findings);
 }
 
-/// Kills a writer at a step, and compares what the next ones make of it. `is_killed_again`: the next
-/// one is killed at the same step, and another one accounts for the sequence. Returns whether the
-/// step was reached.
+/// Kills a writer at a step, and compares what the next ones make of it. `is_killed_again`: the
+/// next one is killed at the same step, and another one accounts for the sequence. Returns whether
+/// the step was reached.
 async fn check(case: &Case, point: CrashPoint, supersession: Supersession, is_killed_again: bool) -> bool {
     let what = format!("{}, {point}, {supersession:?}, killed again: {is_killed_again}", case.name);
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
@@ -184,7 +184,8 @@ async fn an_entry_of_a_commit_that_was_cut_off_is_shown_although_its_sequence_is
     }
 }
 
-/// A writer that was deposed and does not know it must not store what the next term does not know of.
+/// A writer that was deposed and does not know it must not store what the next term does not know
+/// of.
 #[tokio::test(start_paused = true)]
 async fn a_deposed_writer_adds_no_more_batches() {
     let case = cases().remove(0);

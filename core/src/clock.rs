@@ -58,8 +58,9 @@ impl fmt::Display for CacheId {
     }
 }
 
-/// Fencing number of a writer's term. The counter grows by one with each change of writer; the writer's random id is part of it, so
-/// that a counter that was lost with a store and issued again is noticed.
+/// Fencing number of a writer's term. The counter grows by one with each change of writer; the
+/// writer's random id is part of it, so that a counter that was lost with a store and issued again
+/// is noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch {
     /// The term.
@@ -87,8 +88,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// What readers may believe: the only commit point of the cache. Every field but the epoch's holder only grows
-/// (gaps excepted, which come and go).
+/// What readers may believe: the only commit point of the cache. Every field but the epoch's holder
+/// only grows (gaps excepted, which come and go).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishedClock {
@@ -100,7 +101,8 @@ pub struct PublishedClock {
     pub epoch: Epoch,
     /// Every sequence at or below it is accounted for: cached, unused, or given up.
     pub stable: Sequence,
-    /// Up to here every gap is older than the configured wait: what `Delivery::Auto` shows. Between stable and high.
+    /// Up to here every gap is older than the configured wait: what `Delivery::Auto` shows. Between
+    /// stable and high.
     pub settled: Sequence,
     /// Every sequence at or below it is accounted for or is on the skipped list.
     pub high: Sequence,
@@ -112,10 +114,11 @@ pub struct PublishedClock {
     pub batch: u64,
     /// Every entry at or below it has its superseded predecessors marked in the blocks.
     pub marked: Sequence,
-    /// Number of the batch that the stored checkpoint belongs to; 0 if that is the feed's beginning.
+    /// Number of the batch that the stored checkpoint belongs to; 0 if that is the feed's
+    /// beginning.
     pub checkpoint: u64,
-    /// How far the first read of the feed is; `None` if it is over. Until then sequences come in any
-    /// order, and high and stable stay below the first that is missing.
+    /// How far the first read of the feed is; `None` if it is over. Until then sequences come in
+    /// any order, and high and stable stay below the first that is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub building: Option<Progress>,
 }
@@ -157,7 +160,8 @@ impl PublishedClock {
         }
     }
 
-    /// Whether this clock, seen after `earlier`, means that the store lost acknowledged writes or is another cache.
+    /// Whether this clock, seen after `earlier`, means that the store lost acknowledged writes or
+    /// is another cache.
     pub fn lost_since(&self, earlier: &PublishedClock) -> Option<&'static str> {
         if self.cache != earlier.cache {
             Some("another cache id")

@@ -150,8 +150,8 @@ impl Intent {
 /// `change` gets the stored one if another version is there. Returns the version written.
 ///
 /// # Errors
-/// `Fenced` if a later term has written it; `Corrupt`, naming the key, if it cannot be read; what the
-/// store says.
+/// `Fenced` if a later term has written it; `Corrupt`, naming the key, if it cannot be read; what
+/// the store says.
 async fn replace(
     store: &dyn CacheStore,
     epoch: Epoch,
@@ -181,9 +181,9 @@ async fn replace(
     Err(Error::new(ErrorKind::Conflict, format!("{CAS_ROUNDS} compare-and-swaps in a row were refused")).with_context("key", key))
 }
 
-/// Stamps the stored intent with the term `epoch`. Returns its version, and the positions of batches
-/// after `published`: entries may be stored there that no reader was told of. They belong to the
-/// term's first batch from here on. May be repeated.
+/// Stamps the stored intent with the term `epoch`. Returns its version, and the positions of
+/// batches after `published`: entries may be stored there that no reader was told of. They belong
+/// to the term's first batch from here on. May be repeated.
 ///
 /// # Errors
 /// As for [`store`].
@@ -203,7 +203,8 @@ pub(crate) async fn take_over(store: &dyn CacheStore, epoch: Epoch, published: u
     Ok((version, left))
 }
 
-/// Stores an intent over the version that the writer knows. Returns the new version. May be repeated.
+/// Stores an intent over the version that the writer knows. Returns the new version. May be
+/// repeated.
 ///
 /// # Errors
 /// `Fenced` if a later term has stamped it; `Corrupt`, naming the key, if another version is there

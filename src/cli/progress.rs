@@ -54,7 +54,8 @@ impl<'a> MakeWriter<'a> for Terminal {
     }
 }
 
-/// Shows how far a writer is: as a line on a terminal, else now and then in the log. Until it is finished or dropped.
+/// Shows how far a writer is: as a line on a terminal, else now and then in the log. Until it is
+/// finished or dropped.
 #[derive(Debug)]
 pub(crate) struct Meter {
     terminal: Terminal,
@@ -97,8 +98,8 @@ impl Drop for Meter {
     }
 }
 
-/// The time that the rest of a first read takes at the rate since `begun`, when `arrived` sequences had
-/// arrived.
+/// The time that the rest of a first read takes at the rate since `begun`, when `arrived` sequences
+/// had arrived.
 fn remaining(now: Progress, arrived: u64, begun: Duration) -> Option<Duration> {
     let (done, left) = (now.arrived.saturating_sub(arrived), now.highest.0.saturating_sub(now.arrived));
     (done > 0).then(|| Duration::try_from_secs_f64(begun.as_secs_f64() * left as f64 / done as f64).ok()).flatten()

@@ -308,7 +308,7 @@ impl Assembler {
         self.sequencer.expect_again(positions)
     }
 
-    /// Expects no document at `position` any more, since it has been given another one.
+    /// Expects no document at `position` any more.
     pub fn forget_readmitted(&mut self, position: Sequence) {
         self.sequencer.forget_readmitted(position);
     }
@@ -448,8 +448,8 @@ impl Assembler {
 
     /// The entries whose marks go with a batch of what is collected. Under load they wait until
     /// there are several times as many: the more there are, the more fall into each block that has
-    /// to be written. When nothing is collected all go, up to a limit. Late ones that the clock says
-    /// to be marked never wait: after a crash nobody would look for them.
+    /// to be written. When nothing is collected all go, up to a limit. Late ones that the clock
+    /// says to be marked never wait: after a crash nobody would look for them.
     fn take_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
         let due = self.unmarked.range(..=(self.published_stable, u8::MAX)).take(MAX_MARKS).count();
         let enough = (MARKS_AN_ENTRY * self.entries.len()).min(MAX_MARKS);

@@ -363,8 +363,8 @@ impl Sequencer {
     }
 
     /// Skips nothing from here on, however long a number is missing and however many wait for it,
-    /// until [`release`](Self::release). For a feed that delivers what is there already: its numbers
-    /// come in any order.
+    /// until [`release`](Self::release). For a feed that delivers what is there already: its
+    /// numbers come in any order.
     pub fn hold(&mut self) {
         self.holds = true;
     }
@@ -466,9 +466,9 @@ impl Sequencer {
         }
     }
 
-    /// Expects entries again at those of these positions that are not accounted for. An earlier term
-    /// may have stored them without publishing them: something else may account for their sequences
-    /// before they come, and then they are no duplicates.
+    /// Expects entries again at those of these positions that are not accounted for. An earlier
+    /// term may have stored them without publishing them: something else may account for their
+    /// sequences before they come, and then they are no duplicates.
     ///
     /// Returns the sequences of those that can be taken as any other when they come: not those that
     /// were [readmitted](Self::readmit) below high. Positions in slots are expected already.

@@ -29,8 +29,8 @@ pub struct ReaderConfig {
     pub late_kept: usize,
 }
 
-/// How requests are answered while a new cache is built: until the feed has delivered what was there
-/// when the writer began.
+/// How requests are answered while a new cache is built: until the feed has delivered what was
+/// there when the writer began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

@@ -1,4 +1,5 @@
-//! The reader: answers "what changed in these channels since?" from the store and from what it follows of it.
+//! The reader: answers "what changed in these channels since?" from the store and from what it
+//! follows of it.
 
 mod config;
 mod follow;
@@ -101,8 +102,8 @@ pub struct ReaderStats {
     pub resyncs: u64,
 }
 
-/// A node that answers changes requests. Cheap to clone; all clones share their memory and one task that follows the clock,
-/// which ends with the last clone.
+/// A node that answers changes requests. Cheap to clone; all clones share their memory and one task
+/// that follows the clock, which ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct ReaderNode {
     node: Arc<Node>,
@@ -145,7 +146,8 @@ pub struct Changes {
     /// Where the request starts, and how far it may see.
     start: Sequence,
     channels: SmallVec<[(Channel, ChannelView); 1]>,
-    /// Late rows below the start, by channel asked for; and where the late cursor stands after them.
+    /// Late rows below the start, by channel asked for; and where the late cursor stands after
+    /// them.
     late: Vec<Vec<Row>>,
     late_cursor: LateCursor,
 }
@@ -156,7 +158,8 @@ impl Changes {
         &self.cut
     }
 
-    /// The channels asked for and their rows since the start; neither filtered nor limited, late ones left out.
+    /// The channels asked for and their rows since the start; neither filtered nor limited, late
+    /// ones left out.
     pub fn channels(&self) -> &[(Channel, ChannelView)] {
         &self.channels
     }
@@ -204,7 +207,8 @@ impl ReaderNode {
     /// logs later is in the span in which it was opened.
     ///
     /// # Errors
-    /// `NotFound` if the store holds no cache yet; `Corrupt` or `ConfigInvalid` if this build cannot read it.
+    /// `NotFound` if the store holds no cache yet; `Corrupt` or `ConfigInvalid` if this build
+    /// cannot read it.
     pub fn open(store: Arc<dyn CacheStore>, config: ReaderConfig) -> BoxFuture<'static, Result<Self>> {
         Box::pin(ReaderNode::open_and_follow(store, config))
     }
@@ -343,23 +347,26 @@ impl ReaderNode {
         })
     }
 
-    /// What is in memory for `channel` since `options.since`, if that is all there is to say; `None` if blocks must be read. Copies no rows and does no I/O.
+    /// What is in memory for `channel` since `options.since`, if that is all there is to say;
+    /// `None` if blocks must be read. Copies no rows and does no I/O.
     ///
     /// # Errors
-    /// `Unavailable` when the cache is being built, see [`ReaderConfig::while_building`]; `Unavailable` or
-    /// `Corrupt` when the node is offline.
+    /// `Unavailable` when the cache is being built, see [`ReaderConfig::while_building`];
+    /// `Unavailable` or `Corrupt` when the node is offline.
     pub fn cached_changes(&self, channel: &Channel, options: &ChangesOptions) -> Result<Option<Changes>> {
         self.node.cached(std::slice::from_ref(channel), options)
     }
 
-    /// The rows of `channels` since `options.since`: one cut for all, each document once a channel at its newest sequence.
+    /// The rows of `channels` since `options.since`: one cut for all, each document once a channel
+    /// at its newest sequence.
     ///
-    /// What the tails hold is answered from memory; below that, directory and blocks are read, and no more sequence documents
-    /// than the limit needs. Cancel safe; may be repeated.
+    /// What the tails hold is answered from memory; below that, directory and blocks are read, and
+    /// no more sequence documents than the limit needs. Cancel safe; may be repeated.
     ///
     /// # Errors
-    /// `Unavailable` when the cache is being built, see [`ReaderConfig::while_building`]; `Unavailable` or
-    /// `Corrupt` when the node is offline; `Corrupt`, naming the key, for what cannot be read.
+    /// `Unavailable` when the cache is being built, see [`ReaderConfig::while_building`];
+    /// `Unavailable` or `Corrupt` when the node is offline; `Corrupt`, naming the key, for what
+    /// cannot be read.
     pub async fn changes(&self, channels: &[Channel], options: &ChangesOptions) -> Result<Changes> {
         if let Some(changes) = self.node.cached(channels, options)? {
             return Ok(changes);
@@ -370,7 +377,8 @@ impl ReaderNode {
     /// As [`changes`](Self::changes), but waits until the cache is built. Cancel safe.
     ///
     /// # Errors
-    /// `Unavailable` or `Corrupt` when the node is offline; `Corrupt`, naming the key, for what cannot be read.
+    /// `Unavailable` or `Corrupt` when the node is offline; `Corrupt`, naming the key, for what
+    /// cannot be read.
     pub async fn changes_when_ready(&self, channels: &[Channel], options: &ChangesOptions) -> Result<Changes> {
         loop {
             self.ready().await?;
@@ -385,7 +393,8 @@ impl ReaderNode {
         Box::pin(self.node.changes_from_blocks(channels, options).instrument(self.node.span.clone()))
     }
 
-    /// Every entry of `channel` from after `since` on up to high, superseded ones included: raw, for inspection.
+    /// Every entry of `channel` from after `since` on up to high, superseded ones included: raw,
+    /// for inspection.
     ///
     /// # Errors
     /// As [`changes`](Self::changes).
@@ -395,7 +404,8 @@ impl ReaderNode {
         scan::logged(self.node.store.as_ref(), self.node.codec.as_ref(), channel, range).await
     }
 
-    /// Lets rows in memory go: at most `keep` a channel stay (rows above stable come on top). What goes is read from blocks again when asked for.
+    /// Lets rows in memory go: at most `keep` a channel stay (rows above stable come on top). What
+    /// goes is read from blocks again when asked for.
     pub fn prune(&self, keep: usize) -> usize {
         let mut state = self.node.state.write();
         let stable = state.clock.stable;

@@ -24,7 +24,7 @@ pub(crate) enum Status {
     Ready,
     /// The store does not answer; back by itself.
     Offline(String),
-    /// The cache is built, and the node was told to refuse requests until then.
+    /// The cache is being built, and the node was told to refuse requests until then.
     Building(Progress),
     /// The store lost what it had acknowledged, or is another cache now: nothing known here holds.
     Lost(String),

@@ -64,8 +64,9 @@ impl Pass<'_> {
         }
     }
 
-    /// The ring of batch records: what readers follow the writer by. One that is gone is no fault, unless it is the last: whoever
-    /// needs it is behind, and begins again from the clock. So a broken one is best gone.
+    /// The ring of batch records: what readers follow the writer by. One that is gone is no fault,
+    /// unless it is the last: whoever needs it is behind, and begins again from the clock. So a
+    /// broken one is best gone.
     pub(super) async fn records(&mut self) -> Result<()> {
         let ring = self.meta.ring.max(1);
         let last = self.clock.batch;
@@ -110,9 +111,9 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The list of commits in progress. Without it, the next writer takes entries of a commit that was
-    /// cut off for published ones if something else accounts for their sequences before they come
-    /// again. No reader needs it, so a broken one is removed.
+    /// The list of commits in progress. Without it, the next writer takes entries of a commit that
+    /// was cut off for published ones if something else accounts for their sequences before they
+    /// come again. No reader needs it, so a broken one is removed.
     pub(super) async fn intent(&mut self) -> Result<()> {
         let key = CacheKey::Intent;
         let Some(stored) = self.get(&key).await? else { return Ok(()) };
@@ -186,7 +187,8 @@ impl Pass<'_> {
         }
     }
 
-    /// An entry as the record of its batch has it, stored again where its document is gone or broken.
+    /// An entry as the record of its batch has it, stored again where its document is gone or
+    /// broken.
     pub(super) async fn restore(&mut self, sequence: Sequence) -> Result<Option<Arc<ChangeEntry>>> {
         let Published { batches, announced, .. } = &self.published;
         let Some(&batch) = batches.get(&sequence).or_else(|| announced.get(&sequence)) else { return Ok(None) };
@@ -260,8 +262,9 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// What a page must hold, given what it holds: each late number once, in order. One whose sequence is not known has the sequence 0: so
-    /// the writer can go on with the page, and readers that need that one fail rather than miss it.
+    /// What a page must hold, given what it holds: each late number once, in order. One whose
+    /// sequence is not known has the sequence 0: so the writer can go on with the page, and readers
+    /// that need that one fail rather than miss it.
     fn late_entries(&self, page: u64, stored: &[LateEntry]) -> Vec<LateEntry> {
         let range = page * LATE_PAGE + 1..=(page + 1) * LATE_PAGE;
         let mut by_number: BTreeMap<u64, Sequence> = BTreeMap::new();
@@ -316,7 +319,8 @@ impl Pass<'_> {
         }
     }
 
-    /// The checkpoint of `feed`. A repair puts one that is of no use back to the feed's beginning: what is cached already comes as duplicates.
+    /// The checkpoint of `feed`. A repair puts one that is of no use back to the feed's beginning:
+    /// what is cached already comes as duplicates.
     pub(super) async fn checkpoint(&mut self, feed: &str, forget: bool) -> Result<()> {
         let key = CacheKey::Checkpoint(feed.to_owned());
         let (batch, high) = (self.clock.batch, self.clock.high);
@@ -378,8 +382,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Puts sequences that are lost among those given up, so that a writer takes them when the feed brings them again, and announces them as
-    /// late; whether that is done.
+    /// Puts sequences that are lost among those given up, so that a writer takes them when the feed
+    /// brings them again, and announces them as late; whether that is done.
     async fn give_up(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<bool> {
         let Some(epoch) = self.term else { return Ok(false) };
         let add = |set: &mut RangeSet| lost.iter().fold(false, |any, (first, last)| set.insert(first, last) | any);
@@ -437,7 +441,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Reports sequences as lost, and takes away what is left of their documents: nothing could be stored in their place.
+    /// Reports sequences as lost, and takes away what is left of their documents: nothing could be
+    /// stored in their place.
     pub(super) async fn lose(&mut self, lost: &RangeSet, feed: Option<&str>) -> Result<()> {
         if lost.is_empty() {
             return Ok(());

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::pointer::Supersession;
 use crate::sequence::Sequence;
 
+/// The limit for entries in commits in progress, whose positions are in one document.
+const MAX_IN_PROGRESS: usize = 1 << 22;
+
 /// How a writer works. Times in milliseconds where the name says so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -17,8 +20,8 @@ use crate::sequence::Sequence;
 pub struct WriterConfig {
     /// Entries a batch, at most. The ring of batch records holds up to `ring` times as many.
     pub max_batch: usize,
-    /// Memberships a batch: in how many channels its entries are, added up. A batch is cut after the
-    /// entry with which it reaches this number. The memory of a batch follows its memberships.
+    /// Memberships a batch: in how many channels its entries are, added up. A batch is cut after
+    /// the entry with which it reaches this number. The memory of a batch follows its memberships.
     pub max_batch_memberships: usize,
     /// Batches being committed at the same time, at most.
     pub max_in_flight: usize,
@@ -135,6 +138,10 @@ impl WriterConfig {
             if value == 0 {
                 wrong.push(format!("{name} is 0, must be at least 1"));
             }
+        }
+        let in_progress = self.max_batch.saturating_mul(self.max_in_flight);
+        if in_progress > MAX_IN_PROGRESS {
+            wrong.push(format!("max_batch times max_in_flight is {in_progress}, must be at most {MAX_IN_PROGRESS}"));
         }
         if self.skip_wait_ms < self.max_wait_ms {
             wrong.push(format!("skip_wait_ms is {}, must be at least max_wait_ms, {}", self.skip_wait_ms, self.max_wait_ms));

@@ -253,7 +253,8 @@ impl Writer {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
         let is_shared = !self.shared.is_empty() && self.shared.contains(number);
         // A readmission that was published before a crash makes it missing again. An entry that was
-        // stored in a commit that was cut off is like a new one, as long as its sequence is missing.
+        // stored in a commit that was cut off is like a new one, as long as its sequence is
+        // missing.
         let is_expected = || sequencer.is_readmitted(number) && !self.unpublished.contains(number.0);
         let is_known = is_shared || sequencer.is_accounted(number) || is_expected();
         (is_known && !sequencer.is_before_start(number)).then_some(number)

@@ -24,8 +24,8 @@ struct Begun {
 }
 
 impl Intents {
-    /// Takes over the stored intent for the term `epoch`. Also returns the positions of batches after
-    /// `published`.
+    /// Takes over the stored intent for the term `epoch`. Also returns the positions of batches
+    /// after `published`.
     ///
     /// # Errors
     /// As [`intent::take_over`].

@@ -84,8 +84,6 @@ const PARTITIONS: u16 = 4;
 struct Gateway {
     last: Arc<Mutex<u64>>,
     revisions: u64,
-    /// Whether documents stay in their channels.
-    keeps_channels: bool,
 }
 
 impl Gateway {
@@ -115,18 +113,9 @@ impl Gateway {
     fn some(&mut self, count: usize, documents: usize, random: &mut ChaCha8Rng) -> Vec<Act> {
         let mut acts = Vec::new();
         for _ in 0..count {
-            let mut channels: Vec<String> =
-                CHANNELS.iter().filter(|_| random.random_bool(0.4)).map(ToString::to_string).collect();
+            let channels: Vec<String> = CHANNELS.iter().filter(|_| random.random_bool(0.4)).map(ToString::to_string).collect();
             let number = random.random_range(0..documents);
             let document = format!("doc{number}");
-            if self.keeps_channels {
-                channels = CHANNELS
-                    .iter()
-                    .enumerate()
-                    .filter(|(at, _)| number >> at & 1 == 1)
-                    .map(|(_, name)| name.to_string())
-                    .collect();
-            }
             acts.push(self.write(&document, channels));
         }
         acts
@@ -158,11 +147,9 @@ impl World {
     }
 
     /// A world whose gateway allocates sequences again, and whose feed may deliver them before it
-    /// reports that their first use was lost. Departures that only a later revision names at such a
-    /// sequence are left out, see ARCHITECTURE.md: so documents leave no channels.
+    /// reports that their first use was lost.
     fn telling_late(seed: u64) -> World {
-        let gateway = Gateway { keeps_channels: true, ..Gateway::default() };
-        World::of(BranchingFeed::new(PARTITIONS, seed), gateway, true, seed)
+        World::of(BranchingFeed::new(PARTITIONS, seed), Gateway::default(), true, seed)
     }
 
     fn of(feed: BranchingFeed, gateway: Gateway, loses_counter: bool, seed: u64) -> World {

@@ -38,6 +38,9 @@ const KEYS: usize = 40;
 /// Longest time in which all is taken that there is.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Slots of the ring of batch records.
+const RING: u64 = 16;
+
 /// Collections of all databases.
 const COLLECTIONS: usize = 5;
 
@@ -106,15 +109,11 @@ struct Way {
 }
 
 /// Every change comes that the bucket has: nothing that gateways and others do is left out.
-const ALL_CHANGES: Way = Way {
-    options: "&history=true",
-    supersession: Supersession::Recents,
-    manners: Manners { only_gateways: false, is_careful: true },
-};
+const ALL_CHANGES: Way =
+    Way { options: "&history=true", supersession: Supersession::Recents, manners: Manners { only_gateways: false } };
 
 /// The server leaves out all but the last change of a key.
-const LAST_CHANGES: Way =
-    Way { options: "", supersession: Supersession::Pointers, manners: Manners { only_gateways: true, is_careful: true } };
+const LAST_CHANGES: Way = Way { options: "", supersession: Supersession::Pointers, manners: Manners { only_gateways: true } };
 
 on_every_store! {
     several_databases_in_trouble_answer_what_the_bucket_has
@@ -159,9 +158,11 @@ async fn bucket(seed: u64) -> Cluster {
 }
 
 fn config(supersession: Supersession) -> WriterConfig {
-    let text = r#"{"max_batch": 50, "max_wait_ms": 200, "checkpoint_interval_ms": 20, "gather_rollbacks_ms": 20, "ring": 16,
+    let text = r#"{"max_batch": 50, "max_wait_ms": 200, "checkpoint_interval_ms": 20, "gather_rollbacks_ms": 20,
         "codec": "two-bit", "block_capacity": 256}"#;
-    serde_json::from_str::<WriterConfig>(text).unwrap().with_supersession(supersession)
+    let mut config = serde_json::from_str::<WriterConfig>(text).unwrap().with_supersession(supersession);
+    config.ring = RING;
+    config
 }
 
 /// The process is held up until the server has sent all it may, a node is killed and started again,
@@ -307,16 +308,24 @@ impl Scene<'_> {
             let names = || CHANNELS.iter().chain(["*"].iter());
             let each = |number: &u32| names().map(|name| vec![channel(name, *number)]).collect::<Vec<_>>();
             let last = clock(store).await;
-            assert!(last.gaps == 0 && last.stable == last.high && last.high.0 == self.traffic.top(number), "{what}: {last:?}");
+            assert!(last.high.0 == self.traffic.top(number), "{what}: {last:?}");
+            let missing = store.record(last.batch, RING).await.unwrap().unwrap().gaps.clone();
+            // A revision that the feed left out may have a number that another document had, too,
+            // until a failover. It is waited for.
+            let missing = missing.iter().flat_map(|gap| gap.range.first().0..=gap.range.last().0);
+            let wrong: Vec<u64> = missing.filter(|missing| self.traffic.is_of_revision(number, *missing)).collect();
+            assert!(wrong.is_empty(), "{what}: {wrong:?} are missing, {last:?}");
+            let delivery = if last.stable == last.high { Delivery::Strict } else { Delivery::Eager };
             let mut asked: Vec<Vec<Channel>> = database.collections.iter().flat_map(each).collect();
             // Of several channels, and of one name in all collections.
             asked.extend(database.collections.iter().map(|number| vec![channel("a", *number), channel("b", *number)]));
             asked.extend(names().map(|name| database.collections.iter().map(|number| channel(name, *number)).collect()));
             for channels in asked {
                 let expected = model.changes(&channels, Sequence::ZERO, None, false);
-                let whole = asked_of(&reader, &channels, None).await;
+                let whole = asked_of(&reader, &channels, None, delivery).await;
                 assert_same(&whole, &expected, &format!("{what}, {channels:?}"));
-                assert_same(&asked_of(&reader, &channels, Some(7)).await, &expected, &format!("{what}, {channels:?}, in pages"));
+                let pages = asked_of(&reader, &channels, Some(7), delivery).await;
+                assert_same(&pages, &expected, &format!("{what}, {channels:?}, in pages"));
                 rows += whole.len() as u64;
             }
             let feed = self.feed("").await.info().checkpoint_name();
@@ -328,8 +337,8 @@ impl Scene<'_> {
 }
 
 /// The rows of an answer, whole or in pages. Documents with one sequence come in any order.
-async fn asked_of(reader: &ReaderNode, channels: &[Channel], limit: Option<usize>) -> Vec<AnswerRow> {
-    let mut options = ChangesOptions::new().delivery(Delivery::Strict);
+async fn asked_of(reader: &ReaderNode, channels: &[Channel], limit: Option<usize>, delivery: Delivery) -> Vec<AnswerRow> {
+    let mut options = ChangesOptions::new().delivery(delivery);
     let mut rows = Vec::new();
     loop {
         let asked = if let Some(limit) = limit { options.clone().limit(limit) } else { options.clone() };

@@ -51,10 +51,6 @@ pub(crate) struct Manners {
     /// No other programs write, and nothing is purged: where the server leaves out changes, not all
     /// of that can be made out.
     pub(crate) only_gateways: bool,
-    /// Counters are not lost, nothing is purged after the first failover, and two gateways do not
-    /// write one document at once: not all of what comes of that is right, see ARCHITECTURE.md,
-    /// "Known limits".
-    pub(crate) is_careful: bool,
 }
 
 /// How often something was done.
@@ -72,7 +68,6 @@ pub(crate) struct Traffic<'a> {
     manners: Manners,
     random: ChaCha8Rng,
     writes: u64,
-    has_failed_over: bool,
     /// Each document that was purged, and where in its vbucket.
     purges: Vec<(u16, u64, Place)>,
     pub(crate) counts: Counts,
@@ -106,7 +101,6 @@ impl<'a> Traffic<'a> {
             manners,
             random: ChaCha8Rng::seed_from_u64(seed),
             writes: 0,
-            has_failed_over: false,
             purges: Vec::new(),
             counts: Counts::new(),
         }
@@ -122,7 +116,6 @@ impl<'a> Traffic<'a> {
             let place = self.place();
             match self.random.random_range(0..100) {
                 0..42 => self.write(&place, false, false),
-                42..44 if self.manners.is_careful => self.write(&place, false, false),
                 42..44 => self.contend(&place),
                 44..52 => self.write(&place, true, false),
                 52..58 => self.write(&place, false, true),
@@ -284,8 +277,7 @@ impl<'a> Traffic<'a> {
 
     /// Nothing is left of a document, nor of what the gateway kept of it.
     fn purge(&mut self, place: &Place) {
-        let is_wrong = self.manners.only_gateways || (self.manners.is_careful && self.has_failed_over);
-        if is_wrong || self.known(place).0.is_none() {
+        if self.manners.only_gateways || self.known(place).0.is_none() {
             return;
         }
         let stored = self.cluster.write_naming(place.1, place.2.clone(), true, |_| Content::default()).unwrap();
@@ -357,16 +349,14 @@ impl Traffic<'_> {
     /// any; those of the counters lose all of them. Documents whose purge is lost are changed by
     /// the gateway: a cache does not know them any more, until then.
     pub(crate) fn fail_over(&mut self, first: usize, since: &[u64]) {
-        self.has_failed_over = true;
         let mut kept = BTreeMap::new();
         for (vbucket, since) in since.iter().enumerate() {
             let vbucket = vbucket as u16;
             let high = self.cluster.high_seqno(vbucket);
-            let purges = self.purges.iter().filter(|(at, ..)| self.manners.is_careful && *at == vbucket);
-            let since = purges.map(|(_, seqno, _)| *seqno).fold(*since, u64::max);
+            let since = *since;
             let keep = match self.has_counter(vbucket) {
                 _ if high <= since => continue,
-                true if !self.manners.is_careful => since,
+                true => since,
                 false if usize::from(vbucket) % 3 == first => high.saturating_sub(self.random.random_range(1..5)).max(since),
                 _ => continue,
             };
@@ -431,13 +421,25 @@ impl Traffic<'_> {
                 Standing::Member => None,
             }));
         }
-        for name in USERS {
-            if let Some(item) = self.cluster.last_change(0, self.key(database, "user", name)) {
-                let body: serde_json::Value = serde_json::from_slice(&item.value).unwrap();
-                told.insert(body["sequence"].as_u64().unwrap());
-            }
-        }
+        told.extend(self.users(database));
         told
+    }
+
+    /// Whether a number is that of the last revision of a document that the bucket has, or of a
+    /// user.
+    pub(crate) fn is_of_revision(&self, database: usize, number: u64) -> bool {
+        let documents = self.documents().into_iter().filter(|place| place.0 == database);
+        let is_of_document = documents.filter_map(|place| self.known(&place).0).any(|kept| kept.sequence == number);
+        is_of_document || self.users(database).any(|sequence| sequence == number)
+    }
+
+    /// The numbers of a database's users.
+    fn users(&self, database: usize) -> impl Iterator<Item = u64> + '_ {
+        USERS.iter().filter_map(move |name| {
+            let item = self.cluster.last_change(0, self.key(database, "user", name))?;
+            let body: serde_json::Value = serde_json::from_slice(&item.value).unwrap();
+            Some(body["sequence"].as_u64().unwrap())
+        })
     }
 
     /// The highest number that a database has given out.

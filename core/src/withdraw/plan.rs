@@ -124,8 +124,12 @@ impl Plan {
                 marked.insert((change.channel.clone(), change.sequence));
             });
         }
-        let is_known =
-            |number: &Sequence| named.contains_key(number) || surviving.iter().any(|entry| entry.supersedes().contains(number));
+        // A revision accounts for lower sequences that its document had not used, too, and its entry
+        // does not name them.
+        let highest = surviving.iter().filter(|entry| entry.in_star()).map(|entry| entry.sequence()).max();
+        let is_below = |number: &Sequence| number.slot() == 0 && highest.is_some_and(|highest| *number < highest);
+        let is_named = |number: &Sequence| surviving.iter().any(|entry| entry.supersedes().contains(number));
+        let is_known = |number: &Sequence| named.contains_key(number) || is_below(number) || is_named(number);
         let mut restored: BTreeSet<Sequence> = BTreeSet::new();
         let mut edit = |channel: &Channel, sequence: Sequence, edit: Edit| {
             let (index, offset) = Block::locate(sequence, capacity);
@@ -238,6 +242,15 @@ mod tests {
         assert_eq!(edits(&plan, "b"), [restored, (5, Edit::Clear), (6, Edit::Clear), (7, Edit::Clear)]);
         assert_eq!(plan.restored, [first, second]);
         assert_eq!(plan.numbers, [Sequence(7), Sequence(6)]);
+    }
+
+    #[test]
+    fn sequences_below_the_revision_that_survives_stay_accounted_for() {
+        // A revision names its unused sequences in its metadata, and its entry does not: 4 is one.
+        let first = entry(5, 1, &[3], &[("a", Membership::Present)], PLAIN);
+        let gone = entry(9, 8, &[3, 4, 5, 7], &[("a", Membership::Present)], PLAIN);
+        let plan = Plan::new(&by(&[&gone]).into(), &by(&[&first]), 100);
+        assert_eq!(plan.numbers, [Sequence(9), Sequence(7)]);
     }
 
     #[test]

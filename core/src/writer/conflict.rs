@@ -11,6 +11,7 @@ use backon::Retryable as _;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::intake::Item;
+use super::pointers::Pointers;
 use super::purge::is_older;
 use super::{Writer, backoff, log_retry, notices};
 use crate::block::BlockState;
@@ -135,7 +136,7 @@ impl Writer {
     /// Gives documents whose sequence is accounted for already a position of their own, and
     /// publishes that they may still come. Duplicates are left as they are. `first` is the index of
     /// the first item in its batch.
-    pub(super) async fn resolve_conflicts(&mut self, first: usize, items: &mut [Item]) -> Result<Conflicts> {
+    pub(super) async fn resolve_conflicts(&mut self, first: usize, items: &mut [Item], pointers: &Pointers) -> Result<Conflicts> {
         let mut conflicts = Conflicts::default();
         let (mut accounted, mut wanted) = (Vec::new(), Vec::new());
         for (at, item) in items.iter().enumerate() {
@@ -143,6 +144,7 @@ impl Writer {
                 Item::Decoded(_, _, Decoded::Document(document)) => {
                     accounted.extend(self.accounted(document).map(|number| (at, number)));
                     wanted.extend(self.uncertain(document));
+                    wanted.extend(self.stored_earlier(document, pointers));
                 }
                 Item::Decoded(_, _, Decoded::Foreign(document)) => wanted.extend(self.uncertain(document)),
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
@@ -167,14 +169,17 @@ impl Writer {
 
     /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do: hardly ever.
     #[inline]
-    pub(super) fn may_conflict(&self, item: &Item) -> bool {
+    pub(super) fn may_conflict(&self, item: &Item, pointers: &Pointers) -> bool {
         match item {
             Item::Decoded(_, _, Decoded::Document(document)) => {
                 self.accounted(document).is_some()
                     || !self.shared.is_empty() && self.names_shared(document)
                     || self.has_uncertain(document)
+                    || self.stored_earlier(document, pointers).is_some()
             }
-            Item::Decoded(_, _, Decoded::Foreign(document)) => self.has_uncertain(document),
+            Item::Decoded(_, _, Decoded::Foreign(document)) => {
+                !self.shared.is_empty() && self.names_shared(document) || self.has_uncertain(document)
+            }
             _ => false,
         }
     }
@@ -184,13 +189,24 @@ impl Writer {
     }
 
     /// Resolves one document of the batch whose sequence may have been accounted for since.
-    pub(super) async fn resolve_conflict(&mut self, at: usize, decoded: &mut Decoded, conflicts: &mut Conflicts) -> Result<()> {
+    pub(super) async fn resolve_conflict(
+        &mut self,
+        at: usize,
+        decoded: &mut Decoded,
+        conflicts: &mut Conflicts,
+        pointers: &Pointers,
+    ) -> Result<()> {
         let is_shown = matches!(decoded, Decoded::Document(_));
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
         let positions = self.look_up_named(document, is_shown, conflicts).await?;
         self.readmit(&positions).await?;
-        let Decoded::Document(document) = decoded else { return Ok(()) };
         self.name_own(document, conflicts).await?;
+        let Decoded::Document(document) = decoded else { return Ok(()) };
+        if let Some(position) = self.stored_earlier(document, pointers)
+            && let Some(stored) = self.entry_at(conflicts, position).await?
+        {
+            document.recall_earlier(&stored);
+        }
         let Some(number) = self.accounted(document) else { return Ok(()) };
         // A document before it in the batch may account for the sequence that it was given.
         let is_lost = self.assembler.sequencer().is_accounted(number)
@@ -212,7 +228,7 @@ impl Writer {
     /// such a sequence, too, finds the position of the document's own revision. The channels that
     /// this revision left are known then.
     async fn name_own(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
-        let DecodedDocument { entry, departures, names_all_channels, .. } = document;
+        let DecodedDocument { entry, departures, accounted, names_all_channels, .. } = document;
         let departed = departures.iter().map(|departure| departure.sequence);
         let mut shared: Vec<Sequence> = entry.supersedes().iter().copied().chain(departed).collect();
         shared.retain(|number| self.shared.contains(*number));
@@ -237,6 +253,11 @@ impl Writer {
             if is_known {
                 departures.retain(|departure| departure.sequence != number);
                 *names_all_channels = false;
+                // Another document may have had the sequence until a rollback.
+                let sequencer = self.assembler.sequencer();
+                if !sequencer.is_accounted(number) && !sequencer.is_readmitted(number) {
+                    accounted.push(number);
+                }
             }
             if is_free && own.is_empty() {
                 own.push(number);
@@ -379,9 +400,9 @@ impl Writer {
     /// Whether the document of `stored` was purged since, and `entry` is of the document that was
     /// made anew.
     fn is_purged(&self, entry: &ChangeEntry, stored: &ChangeEntry, conflicts: &Conflicts) -> bool {
-        let pending = self.purges.origin(entry.document());
+        let pending = self.purges.origins(entry.document());
         let in_batch = conflicts.purges.get(&DocumentId::from(entry.document()));
-        let mut purges = pending.into_iter().chain(in_batch.into_iter().flatten().copied());
+        let mut purges = pending.chain(in_batch.into_iter().flatten().copied());
         purges.any(|purge| is_older(stored, purge) && !is_older(entry, purge))
     }
 

@@ -16,7 +16,7 @@ use crate::decode::{Decoded, Invalid, MutationDecoder};
 use crate::document::CollectionId;
 use crate::entry::Origin;
 use crate::error::Result;
-use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionPosition, PartitionSeqno};
+use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
 use crate::sequence::Sequence;
 
 /// A feed batch, decoded.
@@ -41,9 +41,8 @@ pub(super) enum Item {
 struct Batch {
     items: std::vec::IntoIter<Item>,
     pointers: Pointers,
-    /// If all of it has waited for a rollback that has ended: where its partition was before each
-    /// of the items that are left.
-    released: Option<std::vec::IntoIter<Option<PartitionPosition>>>,
+    /// Whether all of it has waited for a rollback that has ended.
+    is_released: bool,
     /// When this part of it is taken.
     now: Duration,
     /// Findings about documents whose numbers are accounted for; made when the first one comes.
@@ -161,7 +160,7 @@ impl Writer {
     pub(super) async fn apply_now(&mut self, decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
         let number = decoded.number;
         let (items, now) = (decoded.items.into_iter(), self.now());
-        let mut batch = Batch { items, pointers: decoded.pointers, released: None, now, conflicts: None };
+        let mut batch = Batch { items, pointers: decoded.pointers, is_released: false, now, conflicts: None };
         self.take_batch(&mut batch, ended).await?;
         if let Some(cache) = &mut self.pointers {
             cache.used(number);
@@ -170,12 +169,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes mutations that no rollback keeps waiting any more. `before` is where its partition was
-    /// before each of them.
-    pub(super) async fn take(&mut self, decoded: DecodedBatch, before: Vec<Option<PartitionPosition>>) -> Result<()> {
+    /// Takes the mutations that no rollback keeps waiting any more, see [`Rollbacks::release`].
+    ///
+    /// [`Rollbacks::release`]: super::rollback::Rollbacks::release
+    pub(super) async fn take_released(&mut self, decoded: DecodedBatch) -> Result<()> {
         let (items, now) = (decoded.items.into_iter(), self.now());
-        let released = Some(before.into_iter());
-        let mut batch = Batch { items, pointers: decoded.pointers, released, now, conflicts: None };
+        let mut batch = Batch { items, pointers: decoded.pointers, is_released: true, now, conflicts: None };
         self.take_batch(&mut batch, &mut BTreeSet::new()).await?;
         self.taken(decoded.bytes);
         Ok(())
@@ -198,12 +197,12 @@ impl Writer {
                 // What follows is looked up with it, unless some of that may have to wait.
                 none => {
                     let all = batch.items.as_mut_slice();
-                    let some = if batch.released.is_some() || self.rollbacks.is_idle() { all } else { &mut all[..1] };
-                    none.insert(self.resolve_conflicts(at, some).await?)
+                    let some = if batch.is_released || self.rollbacks.is_idle() { all } else { &mut all[..1] };
+                    none.insert(self.resolve_conflicts(at, some, &batch.pointers).await?)
                 }
             };
             if let Some(Item::Decoded(partition, seqno, mut one)) = batch.items.next() {
-                self.resolve_conflict(at, &mut one, conflicts).await?;
+                self.resolve_conflict(at, &mut one, conflicts, &batch.pointers).await?;
                 if let Some(later) = conflicts.later(&one).filter(|later| later.sequence() <= self.assembler.clock().high) {
                     self.assembler.show_again(later);
                 }
@@ -231,8 +230,8 @@ impl Writer {
             if self.is_batch_full() {
                 return Pause::Full;
             }
-            let waits = batch.released.is_none() && self.must_wait(item);
-            if !waits && self.may_conflict(item) {
+            let waits = !batch.is_released && self.must_wait(item);
+            if !waits && self.may_conflict(item, &batch.pointers) {
                 return Pause::Conflict;
             }
             match batch.items.next() {
@@ -273,15 +272,15 @@ impl Writer {
             && self.has_positions
             && self.assembler.sequencer().is_accounted(document.entry.position())
         {
-            let released = batch.released.as_ref().and_then(|before| before.as_slice().first());
-            let before = released.cloned().unwrap_or_else(|| self.tracker.at(partition).cloned());
+            let released = batch.is_released.then(|| self.rollbacks.first_released()).flatten();
+            let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
             self.rollbacks.remember(Held { partition, seqno, decoded: decoded.clone(), before });
         }
     }
 
     #[inline]
     fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, batch: &mut Batch) {
-        let released = batch.released.as_mut().map(|before| before.next().flatten());
+        let released = batch.is_released.then(|| self.rollbacks.take_released()).flatten();
         if let Decoded::Purged(purged) = &decoded {
             let origin = Origin { partition, seqno, cas: purged.cas };
             let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());

@@ -13,6 +13,7 @@ use quick_cache::unsync::{Cache, DefaultLifecycle};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use super::conflict::{Conflicts, slots_of};
+use super::pointers::Pointers;
 use super::{Writer, notices};
 use crate::decode::DecodedDocument;
 use crate::document::{DocumentId, DocumentRef};
@@ -162,6 +163,18 @@ impl Writer {
         (has_others || !document.departures.is_empty() || document.entry.is_low()) && self.uncertain(document).next().is_some()
     }
 
+    /// The position of an earlier revision of this document that a former term has stored, if that
+    /// revision may not come again. Only after a take-over: the pointer names it, and its sequence
+    /// is missing, as it came after the checkpoint.
+    pub(super) fn stored_earlier(&self, document: &DecodedDocument, pointers: &Pointers) -> Option<Sequence> {
+        if self.clock.value.epoch.counter <= 1 || self.caught_up_at.is_some() {
+            return None;
+        }
+        let row = pointers.get(&document.entry.document())?.row(document.entry.star())?;
+        let is_earlier = row.slot() == 0 && row < document.entry.sequence();
+        (is_earlier && !self.assembler.sequencer().is_accounted(row)).then_some(row)
+    }
+
     /// Looks up what a document names. Departures get a position of their own if their sequence is
     /// accounted for by something else. Returns these positions.
     pub(super) async fn look_up_named(
@@ -180,6 +193,7 @@ impl Writer {
             match stored {
                 Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
                 Some(stored) if !is_expected && is_of(&stored, sequence, document) => continue,
+                Some(stored) if is_expected => document.recall_earlier(&stored),
                 _ => {}
             }
             let position = self.place_departure(document, sequence, conflicts).await?;

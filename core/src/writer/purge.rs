@@ -142,13 +142,18 @@ impl Purges {
         now: Instant,
     ) -> &mut Pending {
         self.next.get_or_insert(now);
-        let first = || Pending { partition: origin.partition, purges: Vec::new(), made_anew: Vec::new(), before };
-        self.pending.entry(document).or_insert_with(first)
+        let first = || Pending { partition: origin.partition, purges: Vec::new(), made_anew: Vec::new(), before: before.clone() };
+        let pending = self.pending.entry(document).or_insert_with(first);
+        if seqno_of(before.as_ref()) < seqno_of(pending.before.as_ref()) {
+            pending.before = before;
+        }
+        pending
     }
 
-    /// The origin of the last purge of a document that is not carried out yet.
-    pub(super) fn origin(&self, document: DocumentRef<'_>) -> Option<Origin> {
-        self.pending.get(&document).and_then(|pending| pending.purges.last().copied())
+    /// The origins of the purges of a document that are not carried out yet. In any order: one that
+    /// has waited for a rollback may be older than those that came before it.
+    pub(super) fn origins(&self, document: DocumentRef<'_>) -> impl Iterator<Item = Origin> + '_ {
+        self.pending.get(&document).into_iter().flat_map(|pending| pending.purges.iter().copied())
     }
 
     /// The feed has rolled the partition back to `to`.
@@ -188,7 +193,11 @@ impl Purges {
 }
 
 fn place(pending: &Pending) -> u64 {
-    pending.before.as_ref().map_or(0, |before| before.seqno)
+    seqno_of(pending.before.as_ref())
+}
+
+fn seqno_of(position: Option<&PartitionPosition>) -> u64 {
+    position.map_or(0, |position| position.seqno)
 }
 
 /// Whether an entry is from before the purge of its document, rather than written after it.
@@ -283,7 +292,7 @@ impl Writer {
     }
 }
 
-/// For each document, the last purge that was delivered and those that were left out.
+/// For each document, the purges that were delivered and those that were left out.
 type Limits = HashMap<DocumentId, Vec<Origin>>;
 
 fn limits(pending: &HashMap<DocumentId, Pending>, known: &BySequence) -> Limits {
@@ -294,7 +303,7 @@ fn limits(pending: &HashMap<DocumentId, Pending>, known: &BySequence) -> Limits 
     let limits = |(document, pending): (&DocumentId, &Pending)| {
         let own = entries.get(&document.as_ref()).into_iter().flatten().copied();
         let left_out = pending.made_anew.iter().filter_map(|made_anew| made_anew.purge(own.clone()));
-        (document.clone(), pending.purges.last().copied().into_iter().chain(left_out).collect())
+        (document.clone(), pending.purges.iter().copied().chain(left_out).collect())
     };
     pending.iter().map(limits).collect()
 }
@@ -361,6 +370,24 @@ mod tests {
     }
 
     #[test]
+    fn the_latest_of_several_purges_counts_in_whatever_order_they_come() {
+        let entry = |cas| {
+            let entry = ChangeEntry::new(Sequence(cas), "d", "1-a", EntryFlags::default()).unwrap();
+            Arc::new(entry.with_origin(P, PartitionSeqno(cas)).with_cas(cas))
+        };
+        let entries = [10, 30, 50].map(entry);
+        let known: BySequence = entries.iter().map(|entry| (entry.position(), entry.clone())).collect();
+        for order in [[20, 40], [40, 20]] {
+            let mut purges = Purges::default();
+            for cas in order {
+                purges.take(Purged { document: "d".into(), cas }, origin(cas, cas), None, Instant::now());
+            }
+            let limits = limits(&purges.pending, &known);
+            assert_eq!(entries.each_ref().map(|entry| is_purged(&limits, entry)), [true, true, false], "{order:?}");
+        }
+    }
+
+    #[test]
     fn a_purge_that_was_left_out_is_after_the_last_row_in_another_channel() {
         let entry = |cas, name: &str| {
             let entry = ChangeEntry::new(Sequence(cas), "d", "1-a", EntryFlags::default()).unwrap();
@@ -404,8 +431,11 @@ mod tests {
         // The second purge of `a` is rolled back, the first one stays.
         purges.roll_back(P, PartitionSeqno(8));
         assert_eq!((purges.pending.len(), limited(&purges, 20)), (1, (Some(4), 7)));
-        assert_eq!(purges.origin("a".into()).map(|origin| origin.seqno.0), Some(5));
+        assert_eq!(purges.origins("a".into()).map(|origin| origin.seqno.0).collect::<Vec<_>>(), [5]);
         assert_eq!(limited(&purges, 3), (Some(3), 7), "it is before them anyway");
+        // It has waited for a rollback.
+        purges.take(Purged { document: "a".into(), cas: 0 }, origin(3, 0), Some(at(2)), now);
+        assert_eq!(limited(&purges, 20), (Some(2), 7));
         let mut purges = Purges::default();
         purges.take(Purged { document: "a".into(), cas: 0 }, origin(1, 0), None, now);
         assert_eq!(limited(&purges, 20), (None, 7), "nothing was known of the partition");

@@ -61,9 +61,12 @@ pub(super) struct Rollbacks {
     named: RangeSet,
     /// In the order in which they came.
     held: Vec<Held>,
+    /// Where its partition was before each mutation that need not wait any longer and has not been
+    /// applied.
+    released: VecDeque<(PartitionId, Option<PartitionPosition>)>,
     held_documents: HashSet<DocumentId>,
-    /// Candidates that came again as something else: another entry has the number now, or the whole
-    /// one of which only a departure was known.
+    /// Candidates whose document came again with the same number as something else: another
+    /// revision, or the whole one of which only a departure was known.
     replaced: BTreeSet<Rank>,
     recent: VecDeque<Held>,
 }
@@ -77,7 +80,7 @@ impl Rollbacks {
 
     /// Whether that is so, and nothing waits.
     pub(super) fn is_settled(&self) -> bool {
-        self.partitions.is_empty() && self.held.is_empty()
+        self.partitions.is_empty() && self.held.is_empty() && self.released.is_empty()
     }
 
     /// Whether there ever was a rollback.
@@ -160,7 +163,8 @@ impl Rollbacks {
                 self.confirm(&same);
                 return false;
             }
-            let replaced: Vec<Rank> = self.candidates_of(entry.sequence()).map(|candidate| candidate.position().rank()).collect();
+            let own = self.candidates_of(entry.sequence()).filter(|candidate| candidate.document() == entry.document());
+            let replaced: Vec<Rank> = own.map(|candidate| candidate.position().rank()).collect();
             self.replaced.extend(replaced);
         }
         self.must_wait(decoded)
@@ -271,7 +275,8 @@ impl Rollbacks {
         Gone { entries, room }
     }
 
-    /// What need not wait any longer, in the order in which it came.
+    /// What need not wait any longer, in the order in which it came. Until a mutation is applied and
+    /// [`take_released`](Self::take_released) is called for it, a restart must go on before it.
     pub(super) fn release(&mut self) -> Vec<Held> {
         self.held_documents.clear();
         let mut released = Vec::new();
@@ -279,16 +284,29 @@ impl Rollbacks {
             if self.must_wait(&held.decoded) {
                 self.hold(held);
             } else {
+                self.released.push_back((held.partition, held.before.clone()));
                 released.push(held);
             }
         }
         released
     }
 
-    /// Takes a position back to where a restart must go on: before what was taken back, and before
-    /// what waits.
+    /// Where the partition of the first of the released mutations was before it.
+    pub(super) fn first_released(&self) -> Option<Option<PartitionPosition>> {
+        self.released.front().map(|(_, before)| before.clone())
+    }
+
+    /// As [`first_released`](Self::first_released), of the mutation that is being applied.
+    pub(super) fn take_released(&mut self) -> Option<Option<PartitionPosition>> {
+        self.released.pop_front().map(|(_, before)| before)
+    }
+
+    /// Takes a position back to where a restart must go on: before what was taken back, before what
+    /// waits, and before what has waited and is not applied.
     pub(super) fn limit(&self, position: &mut FeedPosition) {
-        let waiting = self.held.iter().rev().map(|held| (held.partition, &held.before));
+        let held = self.held.iter().map(|held| (held.partition, &held.before));
+        let released = self.released.iter().map(|(partition, before)| (*partition, before));
+        let waiting = released.chain(held).rev();
         let unresolved = self.partitions.iter().map(|(partition, unresolved)| (*partition, &unresolved.before));
         for (partition, before) in waiting.chain(unresolved) {
             match before {
@@ -375,7 +393,9 @@ mod tests {
     }
 
     fn released(rollbacks: &mut Rollbacks) -> Vec<u64> {
-        rollbacks.release().iter().filter_map(Held::sequence).map(|sequence| sequence.0).collect()
+        let released = rollbacks.release();
+        released.iter().for_each(|_| assert!(rollbacks.take_released().is_some()));
+        released.iter().filter_map(Held::sequence).map(|sequence| sequence.0).collect()
     }
 
     #[test]
@@ -386,6 +406,23 @@ mod tests {
         assert!(!comes(&mut rollbacks, &second));
         assert_eq!(sequences(&rollbacks.end(&[P].into())), [13]);
         assert!(rollbacks.is_settled());
+    }
+
+    #[test]
+    fn an_earlier_revision_stays_with_the_later_one_though_another_document_has_its_number() {
+        let (earlier, later) = (entry(10, "d", &[], (P, 6)), entry(12, "d", &[10], (P, 8)));
+        for is_first in [true, false] {
+            let mut rollbacks = rollback(5, &[&earlier, &later]);
+            let another = entry(10, "another", &[], (OTHER, 3));
+            if is_first {
+                assert!(comes(&mut rollbacks, &another));
+            }
+            assert!(!comes(&mut rollbacks, &later));
+            if !is_first {
+                comes(&mut rollbacks, &another);
+            }
+            assert_eq!(sequences(&rollbacks.end(&[P].into())), [0; 0]);
+        }
     }
 
     #[test]
@@ -432,10 +469,17 @@ mod tests {
         let mut limited = position();
         rollbacks.limit(&mut limited);
         assert_eq!(limited.partitions, [(P, at(7).unwrap()), (OTHER, at(20).unwrap())].into(), "these wait still");
-        rollbacks.release();
+        assert_eq!(rollbacks.release().len(), 2);
+        for seqno in [20, 22] {
+            let mut limited = position();
+            rollbacks.limit(&mut limited);
+            assert_eq!(limited.partitions, [(P, at(7).unwrap()), (OTHER, at(seqno).unwrap())].into(), "not applied yet");
+            assert!(!rollbacks.is_settled());
+            assert_eq!(rollbacks.take_released(), Some(at(seqno)));
+        }
         let mut limited = position();
         rollbacks.limit(&mut limited);
-        assert_eq!(limited, position());
+        assert_eq!((limited, rollbacks.is_settled()), (position(), true));
     }
 
     #[test]

@@ -2,16 +2,20 @@
 //! else meanwhile.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use backon::Retryable as _;
 use tokio::time::Instant;
 
+use super::conflict::slots_of;
 use super::intake::{DecodedBatch, Item};
 use super::rollback::Held;
 use super::{Writer, backoff, log_retry};
+use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::feed::{FeedEvent, PartitionId};
 use crate::fenced::Fenced;
+use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::withdraw::{self, BySequence, Gone, Search};
 
@@ -129,12 +133,10 @@ impl Writer {
         let released = self.rollbacks.release();
         tracing::info!(partitions = ended.len(), waited = released.len(), "rollbacks have ended");
         if !released.is_empty() {
-            let items = released
-                .into_iter()
-                .map(|Held { partition, seqno, decoded, before }| (Item::Decoded(partition, seqno, decoded), before));
-            let (items, before) = items.unzip();
-            let decoded = self.pointer_reader().read(items, 0).await?;
-            self.take(decoded, before).await?;
+            let items =
+                released.into_iter().map(|Held { partition, seqno, decoded, .. }| Item::Decoded(partition, seqno, decoded));
+            let decoded = self.pointer_reader().read(items.collect(), 0).await?;
+            self.take_released(decoded).await?;
         }
         self.dirty = true;
         Ok(())
@@ -155,10 +157,28 @@ impl Writer {
         let attempt = || async { withdraw::plan(store.as_ref(), codec.as_ref(), &gone).await };
         let (plan, _) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
         tracing::warn!(entries = gone.entries.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
-        self.assembler.withdraw(gone.entries(), gone.room.iter().copied(), &plan.numbers);
+        let held = self.held_in_slots(&plan.numbers, &gone).await?;
+        let missing: Vec<Sequence> = plan.numbers.iter().copied().filter(|number| !held.contains(number)).collect();
+        self.assembler.withdraw(gone.entries(), gone.room.iter().copied(), &missing);
         self.rollbacks.recall(&plan.numbers);
         self.publish_with_checkpoint().await?;
         self.carry_out(gone).await
+    }
+
+    /// Those of `numbers` that other documents, which stay, have in slots. These documents account
+    /// for the numbers, and do not come again.
+    async fn held_in_slots(&mut self, numbers: &[Sequence], gone: &Gone) -> Result<BTreeSet<Sequence>> {
+        let shared = numbers.iter().copied().filter(|number| number.slot() == 0 && self.shared.contains(*number));
+        let slots: Vec<Sequence> = shared.flat_map(|number| slots_of(number).skip(1)).collect();
+        let mut held = BTreeSet::new();
+        let (store, policy) = (self.store.clone(), backoff(&self.config));
+        for page in slots.chunks(scan::PAGE) {
+            let attempt = || async { store.entries(page).await };
+            let found = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            let stays = |entry: &Arc<ChangeEntry>| !gone.entries.contains_key(&entry.position());
+            held.extend(found.into_iter().flatten().filter(stays).map(|entry| entry.sequence()));
+        }
+        Ok(held)
     }
 
     /// Applies the announcement that all these are `gone`.

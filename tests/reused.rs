@@ -1,0 +1,161 @@
+//! A gateway has lost its counter and allocates sequences again, and the feed rolls back: two
+//! documents have one sequence, and one of them is lost.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sluicegate::changes::{ChangesOptions, Delivery};
+use sluicegate::core::decode::attributes;
+use sluicegate::pointer::Supersession;
+use sluicegate::verify::{VerifyOptions, verify};
+use sluicegate::{
+    CacheStore, Channel, FeedBatch, FeedEvent, FeedStart, GatewayDecoder, Mutation, PartitionId, PartitionSeqno, ReaderConfig,
+    ReaderNode, Writer, WriterConfig,
+};
+use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults, Step, When};
+use sluicegate_testkit::gateway::Kept;
+use sluicegate_testkit::plain::PlainStore;
+
+const FEED: &str = "feed";
+
+/// Row of a channel: sequence, document, whether it was removed.
+type Row = (u64, String, bool);
+
+/// A revision of a document, at a place of its partition.
+fn revision(key: &str, generation: u64, sequence: u64, recent: &[u64], channels: &Value, at: (u16, u64)) -> Mutation {
+    let revision = format!("{generation}-{sequence}");
+    let metadata = json!({"rev": revision, "sequence": sequence, "recent_sequences": recent, "channels": channels});
+    let (partition, seqno) = (PartitionId(at.0), PartitionSeqno(at.1));
+    let value = json!({"_sync": metadata}).to_string();
+    Mutation { partition, seqno, cas: at.1 << 16, ..Mutation::new(key.to_owned(), value) }
+}
+
+/// A partition has lost all it had.
+fn lost(partition: u16) -> [FeedEvent; 2] {
+    let partition = PartitionId(partition);
+    [FeedEvent::Rollback { partition, to: PartitionSeqno(0) }, FeedEvent::RollbackEnded { partition }]
+}
+
+fn config(supersession: Supersession) -> WriterConfig {
+    let text = r#"{"hold_first_read": false, "gather_rollbacks_ms": 0, "codec": "two-bit", "block_capacity": 64}"#;
+    serde_json::from_str::<WriterConfig>(text).unwrap().with_supersession(supersession)
+}
+
+async fn writer(store: Arc<dyn CacheStore>, supersession: Supersession) -> sluicegate::Result<Writer> {
+    Writer::alone(store, Arc::new(GatewayDecoder::default()), FEED, config(supersession)).await
+}
+
+async fn rows(store: &Arc<dyn CacheStore>, channel: &str) -> Vec<Row> {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let options = ChangesOptions::new().delivery(Delivery::Strict);
+    let answer = reader.changes(&[Channel::new(channel).unwrap()], &options).await.unwrap().answer();
+    answer.rows.iter().map(|row| (row.id.sequence.0, row.entry.key().to_owned(), !row.removed.is_empty())).collect()
+}
+
+async fn assert_sound(store: &Arc<dyn CacheStore>) {
+    let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
+    assert!(report.is_clean(), "{:#?}", report.findings);
+    let clock = report.clock.unwrap();
+    assert_eq!((clock.gaps, clock.stable), (0, clock.high), "nothing is missing");
+}
+
+fn row(sequence: u64, key: &str, removed: bool) -> Row {
+    (sequence, key.to_owned(), removed)
+}
+
+/// `e` has the sequence first, and is lost. While it waits for lower ones, stable waited for the
+/// sequence, although `d` has it.
+#[tokio::test]
+async fn a_sequence_stays_accounted_for_if_another_document_has_it_in_a_slot() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        let first =
+            [revision("e", 1, 3, &[3], &json!({"a": null}), (0, 1)), revision("d", 1, 3, &[3], &json!({"a": null}), (1, 2))];
+        writer.process(first.map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        writer.process(lost(0).to_vec().into()).await.unwrap();
+        let lower = [(1, 3), (2, 4)].map(|(n, at)| revision(&format!("x{n}"), 1, n, &[n], &json!({"b": null}), (1, at)));
+        writer.process(lower.map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        writer.finish().await.unwrap();
+        assert_sound(&store).await;
+        assert_eq!(rows(&store, "a").await, [row(3, "d", false)]);
+    }
+}
+
+/// `e` has the sequence first, and is lost. `d` has it in a slot, and left a channel with it. Then
+/// another program writes over `d`: its metadata name the departure.
+#[tokio::test]
+async fn a_departure_is_stored_once_if_its_revision_is_in_a_slot() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        let mut kept = Kept::default();
+        let mut next = |sequence, channels: &[&str], at| {
+            let channels: Vec<String> = channels.iter().map(ToString::to_string).collect();
+            kept.write("x", sequence, &[], &channels, false, false);
+            let (partition, seqno, cas) = (PartitionId(1), PartitionSeqno(at), at << 16);
+            Mutation { partition, seqno, cas, ..kept.mutation("d", cas, b"{}") }
+        };
+        let begun = next(1, &["a"], 1);
+        let left = next(3, &["b"], 3);
+        let last = next(4, &[], 7);
+        let pairs = attributes::iter(&left.value).unwrap().map(|pair| pair.unwrap());
+        let value = attributes::encode(pairs, br#"{"written":"by another program"}"#).unwrap().into();
+        let foreign = Mutation { seqno: PartitionSeqno(5), cas: 5 << 16, value, ..left.clone() };
+        let e = revision("e", 1, 3, &[3], &json!({"a": null}), (0, 2));
+        writer.process([begun, e, left].map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        writer.process(lost(0).to_vec().into()).await.unwrap();
+        let x = revision("x", 1, 2, &[2], &json!({"b": null}), (1, 6));
+        writer.process([foreign, x, last].map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        writer.finish().await.unwrap();
+        assert_sound(&store).await;
+        assert_eq!(rows(&store, "a").await, [row(3, "d", true)]);
+        assert_eq!(rows(&store, "b").await, [row(2, "x", false), row(4, "d", true)]);
+    }
+}
+
+/// A mutation that waited for a rollback is applied, and a checkpoint stored with it; then the
+/// writer is killed. What waited behind it must come again.
+#[tokio::test]
+async fn a_writer_that_is_killed_after_a_rollback_goes_on_before_what_waited() {
+    let (mut crashes, mut missed) = (0, Vec::new());
+    for nth in 1..12 {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let faulty = Arc::new(FaultStore::new(store.clone(), nth, Faults::none()));
+        let mut first = writer(faulty.clone(), Supersession::Recents).await.unwrap();
+        let both =
+            [revision("e", 1, 1, &[1], &json!({"a": null}), (0, 1)), revision("f", 1, 1, &[1], &json!({"a": null}), (2, 2))];
+        first.process(both.map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        // They wait for the end of the rollback: `e`, which may be lost, has the sequence.
+        let waits = [
+            revision("d", 1, 1, &[1], &json!({"a": null}), (1, 3)),
+            revision("d", 2, 2, &[1, 2], &json!({"a": null}), (1, 4)),
+            revision("d", 3, 3, &[1, 2, 3], &json!({"a": null}), (1, 5)),
+        ];
+        let [rollback, ended] = lost(0);
+        first.process(vec![rollback].into()).await.unwrap();
+        first.process(waits.clone().map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        faulty.crash_at(CrashPoint { step: Step::Clock, when: When::After, nth });
+        let outcome = async {
+            first.process(vec![ended].into()).await?;
+            first.finish().await
+        };
+        if outcome.await.is_err() {
+            crashes += 1;
+        }
+        drop(first);
+        // The feed continues where the checkpoint says.
+        let mut second = writer(store.clone(), Supersession::Recents).await.unwrap();
+        let FeedStart::At(position) = second.start() else { panic!("no checkpoint") };
+        let at = position.partitions.get(&PartitionId(1)).map_or(0, |at| at.seqno);
+        let rest = waits.into_iter().filter(|mutation| mutation.seqno.0 > at).map(FeedEvent::Mutation);
+        second.process(FeedBatch::from(rest.collect::<Vec<_>>())).await.unwrap();
+        second.finish().await.unwrap();
+        let found = rows(&store, "a").await;
+        if found != [row(1, "f", false), row(3, "d", false)] {
+            missed.push((nth, found));
+        }
+    }
+    assert!(crashes >= 3, "{crashes}");
+    assert!(missed.is_empty(), "{missed:?}");
+}

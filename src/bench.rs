@@ -1,5 +1,6 @@
 //! Benchmarks that anyone can run: rates, CPU seconds and memory on the loads of the gateway's own cache benchmark.
 
+mod cold;
 mod stores;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use sluicegate_memory::MemoryStore;
 use sluicegate_replay::peer;
 pub use sluicegate_replay::peer::PeerLoad;
 
+pub use cold::{ColdLoad, ColdStart, cold};
 use stores::ObservedStore;
 
 const FIRST_EPOCH: Epoch = Epoch { counter: 1, writer: 1 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use sluicegate::bench::{self, Backpressure, Measured, PeerLoad, ReadCost};
+use sluicegate::bench::{self, Backpressure, ColdLoad, ColdStart, Measured, PeerLoad, ReadCost};
 use sluicegate::{CacheStore, Result, Sequence, WriterConfig};
 use sluicegate_memory::MemoryStore;
 
@@ -27,6 +27,9 @@ pub(crate) struct BenchArgs {
     /// How often each writing load is run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
+    /// Orders of `cold`: how many documents of a vbucket come before some of the next one
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 100, 4_000], value_parser = clap::value_parser!(u64).range(1..))]
+    chunk: Vec<u64>,
     /// How the results are printed
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -40,6 +43,8 @@ enum Which {
     Decoded,
     /// Twice the channels, twice the documents
     Scaling,
+    /// A whole bucket into a new cache, vbucket by vbucket beside the order of the sequences
+    Cold,
     /// Reads that the tail answers
     Tail,
     /// Reads far below the tail, in a long channel that is mostly superseded
@@ -51,6 +56,8 @@ enum Which {
 #[derive(Debug, Default, Serialize)]
 struct Results {
     rates: Vec<Rate>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cold: Vec<ColdRate>,
     reads: Vec<ReadCost>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tail_bytes_an_entry: Option<f64>,
@@ -67,6 +74,15 @@ struct Rate {
     /// Wall time against the named other load of the same round, median.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio: Option<(f64, &'static str)>,
+}
+
+#[derive(Debug, Serialize)]
+struct ColdRate {
+    #[serde(flatten)]
+    median: ColdStart,
+    per_second: f64,
+    /// Its rate divided by that of the order of the sequences in the same round, median.
+    rate_ratio: f64,
 }
 
 /// One load: its name, what it is, whether raw, and which other it is set against.
@@ -105,6 +121,9 @@ pub(crate) async fn run(args: BenchArgs) -> Outcome<Exit> {
         sorted.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
         let median = sorted.swap_remove(sorted.len() / 2);
         results.rates.push(Rate { per_second: median.rate(), per_cpu_second: median.rate_per_cpu(), median, ratio });
+    }
+    if wanted(Which::Cold) {
+        results.cold = cold(&args).await?;
     }
     if wanted(Which::Tail) {
         let (reads, bytes) = bench::tail().await?;
@@ -149,6 +168,30 @@ fn loads(args: &BenchArgs, wanted: impl Fn(Which) -> bool) -> Vec<Load> {
     loads
 }
 
+/// Cold starts in each order, in interleaved rounds.
+async fn cold(args: &BenchArgs) -> Result<Vec<ColdRate>> {
+    let documents = args.documents as u64;
+    let orders: Vec<(String, Option<u64>)> = std::iter::once(("in order".to_owned(), None))
+        .chain(args.chunk.iter().map(|chunk| (format!("by vbucket, {} at a time", grouped(*chunk)), Some(*chunk))))
+        .collect();
+    let mut runs: Vec<Vec<ColdStart>> = orders.iter().map(|_| Vec::new()).collect();
+    for _ in 0..args.rounds {
+        for ((what, chunk), runs) in orders.iter().zip(&mut runs) {
+            let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+            runs.push(bench::cold(what, store, ColdLoad { documents, chunk: *chunk }).await?);
+        }
+    }
+    let in_order: Vec<f64> = runs[0].iter().map(|run| run.measured.rate()).collect();
+    let rate = |mut of_order: Vec<ColdStart>| {
+        let mut ratios: Vec<f64> = of_order.iter().zip(&in_order).map(|(run, other)| run.measured.rate() / other).collect();
+        ratios.sort_by(f64::total_cmp);
+        of_order.sort_by(|a, b| a.measured.seconds.total_cmp(&b.measured.seconds));
+        let median = of_order.swap_remove(of_order.len() / 2);
+        ColdRate { per_second: median.measured.rate(), median, rate_ratio: ratios[ratios.len() / 2] }
+    };
+    Ok(runs.into_iter().map(rate).collect())
+}
+
 async fn measure(load: &Load) -> Result<Measured> {
     let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
     // The load's first sequence is 2.
@@ -178,6 +221,24 @@ fn table(results: &Results) -> String {
             ]);
         }
         out.push_str(&table.render(0));
+    }
+    if !results.cold.is_empty() {
+        let mut table =
+            Table::new(["cold start", ">documents/s", ">rate / in order", ">CPU s", ">wall s", ">most MiB", ">late", ">skipped"]);
+        for ColdRate { median, per_second, rate_ratio } in &results.cold {
+            let m = &median.measured;
+            table.row([
+                m.what.clone(),
+                grouped(*per_second as u64),
+                format!("{rate_ratio:.2}"),
+                format!("{:.2}", m.cpu_seconds),
+                format!("{:.2}", m.seconds),
+                format!("{:.0}", median.most_mib),
+                grouped(median.late),
+                grouped(median.skipped),
+            ]);
+        }
+        out.push_str(&format!("\n{}", table.render(0)));
     }
     if !results.reads.is_empty() {
         let mut table = Table::new(["read", ">rows", ">median us", ">least us", ">store operations"]);

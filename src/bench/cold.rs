@@ -1,0 +1,177 @@
+//! A cold start: a whole bucket is read into a new cache.
+//!
+//! A server sends what it has vbucket by vbucket, so the sequences of a gateway come in an order
+//! that has little to do with their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use sluicegate_core::feed::{FeedBatch, FeedCapabilities, FeedInfo};
+use sluicegate_core::{
+    CacheStore, Feed, FeedEvent, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, PartitionSeqno, Result, Writer,
+    WriterConfig,
+};
+
+use super::{FIRST_EPOCH, Measured, Watch, check, resident};
+
+const VBUCKETS: u64 = 1_024;
+
+/// Events of a batch.
+const BATCH: usize = 512;
+
+/// Channels, of which each document is in one.
+const CHANNELS: u64 = 1_000;
+
+/// How often memory is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A bucket, and the order in which it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColdLoad {
+    /// How many documents it has. Each has one sequence.
+    pub documents: u64,
+    /// How many documents of a vbucket are sent before some of the next one; `None` for the order
+    /// of the sequences.
+    pub chunk: Option<u64>,
+}
+
+/// One document: its sequence and its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    sequence: u64,
+    vbucket: u64,
+    seqno: u64,
+}
+
+/// The vbucket of a number's document: `nth` are the numbers from `nth * VBUCKETS` on, of which
+/// each vbucket has one.
+fn rotation(nth: u64) -> u64 {
+    (nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % VBUCKETS
+}
+
+impl ColdLoad {
+    fn places(self) -> Box<dyn Iterator<Item = Place> + Send> {
+        let documents = self.documents;
+        let Some(chunk) = self.chunk else {
+            let place = |sequence: u64| {
+                let (nth, at) = ((sequence - 1) / VBUCKETS, (sequence - 1) % VBUCKETS);
+                Place { sequence, vbucket: (at + VBUCKETS - rotation(nth)) % VBUCKETS, seqno: nth + 1 }
+            };
+            return Box::new((1..=documents).map(place));
+        };
+        let (each, chunk) = (documents.div_ceil(VBUCKETS), chunk.max(1));
+        let place = |vbucket: u64, nth: u64| {
+            let sequence = 1 + nth * VBUCKETS + (vbucket + rotation(nth)) % VBUCKETS;
+            Place { sequence, vbucket, seqno: nth + 1 }
+        };
+        let chunks = (0..each.div_ceil(chunk)).flat_map(|turn| (0..VBUCKETS).map(move |vbucket| (turn, vbucket)));
+        let of_chunk = move |(turn, vbucket)| (turn * chunk..each.min((turn + 1) * chunk)).map(move |nth| place(vbucket, nth));
+        Box::new(chunks.flat_map(of_chunk).filter(move |place| place.sequence <= documents))
+    }
+
+    fn batches(self) -> impl Iterator<Item = FeedBatch> + Send {
+        let mut places = self.places();
+        let mut is_over = false;
+        std::iter::from_fn(move || {
+            let mut events: Vec<FeedEvent> =
+                places.by_ref().take(BATCH).map(|place| FeedEvent::Mutation(mutation(place))).collect();
+            if events.is_empty() && !std::mem::replace(&mut is_over, true) {
+                events.push(FeedEvent::CaughtUp);
+            }
+            (!events.is_empty()).then(|| FeedBatch::from(events))
+        })
+    }
+}
+
+fn mutation(Place { sequence, vbucket, seqno }: Place) -> Mutation {
+    let channel = sequence % CHANNELS;
+    let value = format!(
+        r#"{{"_sync":{{"rev":"1-cd809becc169215072fd567eebd8b8de","sequence":{sequence},"recent_sequences":[{sequence}],"channels":{{"test-{channel}":null}}}},"n":{sequence}}}"#
+    );
+    let (partition, seqno) = (PartitionId(vbucket as u16), PartitionSeqno(seqno));
+    Mutation { partition, seqno, cas: sequence << 16, ..Mutation::new(format!("doc-{sequence}"), value) }
+}
+
+#[async_trait::async_trait]
+impl Feed for ColdLoad {
+    fn info(&self) -> FeedInfo {
+        let capabilities = FeedCapabilities { finite: true, positions: true, ..FeedCapabilities::default() };
+        FeedInfo { scheme: "cold", name: "bench".to_owned(), partitions: VBUCKETS as u16, capabilities }
+    }
+
+    async fn open(&self, _start: FeedStart) -> Result<FeedStream> {
+        Ok(Box::pin(futures::stream::iter(self.batches().map(Ok))))
+    }
+}
+
+/// What a cold start costs.
+#[derive(Clone, Debug, Serialize)]
+pub struct ColdStart {
+    /// How long it took.
+    #[serde(flatten)]
+    pub measured: Measured,
+    /// How many documents came after readers had passed their sequence.
+    pub late: u64,
+    /// How many sequences were skipped.
+    pub skipped: u64,
+    /// The most resident memory of the process, in MiB. It keeps some of what earlier runs had.
+    pub most_mib: f64,
+}
+
+/// Reads a bucket into `store`, which must be empty.
+///
+/// # Errors
+/// What the writer says.
+pub async fn cold(what: &str, store: Arc<dyn CacheStore>, load: ColdLoad) -> Result<ColdStart> {
+    let (decoder, config) = (Arc::new(GatewayDecoder::default()), WriterConfig::default());
+    let mut writer = Writer::take_over(store, decoder, "bench", FIRST_EPOCH, config).await?;
+    let mut most_mib = resident();
+    let watch = Watch::start();
+    {
+        let mut running = writer.run(&load, std::future::pending());
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                ended = &mut running => { ended?; break }
+                _ = looks.tick() => most_mib = most_mib.max(resident()),
+            }
+        }
+    }
+    let measured = watch.stop(what, load.documents);
+    check(&writer, load.documents)?;
+    let stats = writer.stats();
+    Ok(ColdStart { most_mib: most_mib.max(measured.resident_mib), measured, late: stats.late, skipped: stats.skipped })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    #[test]
+    fn each_order_has_all_documents_once_and_each_vbucket_in_order() {
+        let all = |chunk| ColdLoad { documents: 10_000, chunk }.places().collect::<Vec<_>>();
+        let in_order = all(None);
+        assert!(in_order.iter().map(|place| place.sequence).eq(1..=10_000));
+        let sorted = |places: &[Place]| places.iter().map(|p| (p.sequence, p.vbucket, p.seqno)).collect::<BTreeSet<_>>();
+        for chunk in [1, 3, 100] {
+            let places = all(Some(chunk));
+            assert_eq!((places.len(), sorted(&places)), (10_000, sorted(&in_order)), "{chunk}");
+            let mut last = BTreeMap::new();
+            assert!(places.iter().all(|p| last.insert(p.vbucket, p.seqno).is_none_or(|before| before < p.seqno)), "{chunk}");
+        }
+        let changes = |places: &[Place]| places.windows(2).filter(|two| two[0].vbucket != two[1].vbucket).count();
+        assert_eq!(changes(&all(Some(100))), 1_023, "vbucket by vbucket");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_late_or_skipped_in_any_order() {
+        for chunk in [None, Some(1), Some(5), Some(1_000)] {
+            let store: Arc<dyn CacheStore> = Arc::new(sluicegate_memory::MemoryStore::new());
+            let start = cold("small", store, ColdLoad { documents: 20_000, chunk }).await.unwrap();
+            assert_eq!((start.late, start.skipped), (0, 0), "{chunk:?}");
+        }
+    }
+}

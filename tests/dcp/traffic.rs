@@ -48,8 +48,8 @@ type Place = (usize, u32, String);
 /// What traffic leaves out.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Manners {
-    /// No other programs write, and nothing is purged: where the server leaves out changes, not all
-    /// of that can be made out.
+    /// No other programs write, and nothing is purged. Where the server leaves out changes, some of
+    /// that comes out wrong, see ARCHITECTURE.md, "Known limits".
     pub(crate) only_gateways: bool,
 }
 
@@ -350,10 +350,9 @@ impl Traffic<'_> {
     /// the gateway: a cache does not know them any more, until then.
     pub(crate) fn fail_over(&mut self, first: usize, since: &[u64]) {
         let mut kept = BTreeMap::new();
-        for (vbucket, since) in since.iter().enumerate() {
+        for (vbucket, &since) in since.iter().enumerate() {
             let vbucket = vbucket as u16;
             let high = self.cluster.high_seqno(vbucket);
-            let since = *since;
             let keep = match self.has_counter(vbucket) {
                 _ if high <= since => continue,
                 true => since,
@@ -425,12 +424,11 @@ impl Traffic<'_> {
         told
     }
 
-    /// Whether a number is that of the last revision of a document that the bucket has, or of a
-    /// user.
-    pub(crate) fn is_of_revision(&self, database: usize, number: u64) -> bool {
+    /// The numbers of the last revisions of a database's documents, and of its users.
+    pub(crate) fn last_revisions(&self, database: usize) -> BTreeSet<u64> {
         let documents = self.documents().into_iter().filter(|place| place.0 == database);
-        let is_of_document = documents.filter_map(|place| self.known(&place).0).any(|kept| kept.sequence == number);
-        is_of_document || self.users(database).any(|sequence| sequence == number)
+        let of_documents = documents.filter_map(|place| self.known(&place).0).map(|kept| kept.sequence);
+        of_documents.chain(self.users(database)).collect()
     }
 
     /// The numbers of a database's users.

@@ -43,7 +43,7 @@ const DUTY: u32 = 10;
 #[derive(Clone, Debug)]
 struct Pending {
     partition: PartitionId,
-    /// In order. The feed may roll the last one back.
+    /// In any order. The feed may roll some of them back.
     purges: Vec<Origin>,
     /// The first revision after each purge that the feed left out, in order.
     made_anew: Vec<MadeAnew>,
@@ -196,7 +196,8 @@ fn place(pending: &Pending) -> u64 {
     seqno_of(pending.before.as_ref())
 }
 
-fn seqno_of(position: Option<&PartitionPosition>) -> u64 {
+/// The seqno of a position; 0 if nothing of the partition was known.
+pub(super) fn seqno_of(position: Option<&PartitionPosition>) -> u64 {
     position.map_or(0, |position| position.seqno)
 }
 

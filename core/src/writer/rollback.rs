@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::purge::seqno_of;
 use crate::decode::{Decoded, DecodedDocument, Purged};
 use crate::document::{DocumentId, DocumentRef};
 use crate::entry::{ChangeEntry, Origin};
@@ -61,8 +62,8 @@ pub(super) struct Rollbacks {
     named: RangeSet,
     /// In the order in which they came.
     held: Vec<Held>,
-    /// Where its partition was before each mutation that need not wait any longer and has not been
-    /// applied.
+    /// The released mutations that are not applied yet: the partition, and its position before the
+    /// mutation.
     released: VecDeque<(PartitionId, Option<PartitionPosition>)>,
     held_documents: HashSet<DocumentId>,
     /// Candidates whose document came again with the same number as something else: another
@@ -280,11 +281,11 @@ impl Rollbacks {
     pub(super) fn release(&mut self) -> Vec<Held> {
         self.held_documents.clear();
         let mut released = Vec::new();
-        for held in std::mem::take(&mut self.held) {
+        for mut held in std::mem::take(&mut self.held) {
             if self.must_wait(&held.decoded) {
                 self.hold(held);
             } else {
-                self.released.push_back((held.partition, held.before.clone()));
+                self.released.push_back((held.partition, held.before.take()));
                 released.push(held);
             }
         }
@@ -306,9 +307,15 @@ impl Rollbacks {
     pub(super) fn limit(&self, position: &mut FeedPosition) {
         let held = self.held.iter().map(|held| (held.partition, &held.before));
         let released = self.released.iter().map(|(partition, before)| (*partition, before));
-        let waiting = released.chain(held).rev();
         let unresolved = self.partitions.iter().map(|(partition, unresolved)| (*partition, &unresolved.before));
-        for (partition, before) in waiting.chain(unresolved) {
+        let mut first: BTreeMap<PartitionId, &Option<PartitionPosition>> = BTreeMap::new();
+        for (partition, before) in held.chain(released).chain(unresolved) {
+            let known = first.entry(partition).or_insert(before);
+            if seqno_of(before.as_ref()) < seqno_of(known.as_ref()) {
+                *known = before;
+            }
+        }
+        for (partition, before) in first {
             match before {
                 Some(before) => drop(position.partitions.insert(partition, before.clone())),
                 None => drop(position.partitions.remove(&partition)),
@@ -338,8 +345,12 @@ fn document_of(decoded: &Decoded) -> Option<&DecodedDocument> {
     }
 }
 
+/// The document that a mutation changes or purges.
 fn document(decoded: &Decoded) -> Option<DocumentRef<'_>> {
-    document_of(decoded).map(|document| document.entry.document())
+    match decoded {
+        Decoded::Purged(purged) => Some(purged.document.as_ref()),
+        other => document_of(other).map(|document| document.entry.document()),
+    }
 }
 
 #[cfg(test)]
@@ -480,6 +491,33 @@ mod tests {
         let mut limited = position();
         rollbacks.limit(&mut limited);
         assert_eq!((limited, rollbacks.is_settled()), (position(), true));
+    }
+
+    #[test]
+    fn a_position_stays_before_the_first_that_waits_though_a_later_one_is_released() {
+        let mut rollbacks = Rollbacks::default();
+        let (of_p, of_other) = (entry(10, "d", &[], (P, 6)), entry(11, "e", &[], (OTHER, 6)));
+        rollbacks.begin(P, PartitionSeqno(5), at(9));
+        rollbacks.begin(OTHER, PartitionSeqno(5), at(9));
+        rollbacks.found(vec![Arc::new(of_p), Arc::new(of_other)]);
+        let third = PartitionId(7);
+        assert!(comes(&mut rollbacks, &entry(11, "waits for the other", &[], (third, 3))));
+        assert!(comes(&mut rollbacks, &entry(10, "waits", &[], (third, 5))));
+        rollbacks.end(&[P].into());
+        assert_eq!(rollbacks.release().len(), 1);
+        let mut position = FeedPosition { partitions: [(third, at(8).unwrap())].into() };
+        rollbacks.limit(&mut position);
+        assert_eq!(position.partitions[&third].seqno, 2);
+    }
+
+    #[test]
+    fn a_position_stays_before_what_waits_though_its_partition_is_taken_back_to_a_later_place() {
+        let mut rollbacks = rollback(5, &[&entry(10, "d", &[], (P, 6))]);
+        assert!(comes(&mut rollbacks, &entry(10, "waits", &[], (OTHER, 3))));
+        rollbacks.begin(OTHER, PartitionSeqno(5), at(9));
+        let mut position = FeedPosition { partitions: [(OTHER, at(9).unwrap())].into() };
+        rollbacks.limit(&mut position);
+        assert_eq!(position.partitions[&OTHER].seqno, 2);
     }
 
     #[test]

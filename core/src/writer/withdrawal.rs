@@ -157,28 +157,28 @@ impl Writer {
         let attempt = || async { withdraw::plan(store.as_ref(), codec.as_ref(), &gone).await };
         let (plan, _) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
         tracing::warn!(entries = gone.entries.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
-        let held = self.held_in_slots(&plan.numbers, &gone).await?;
-        let missing: Vec<Sequence> = plan.numbers.iter().copied().filter(|number| !held.contains(number)).collect();
+        let in_slots = self.used_in_slots(&plan.numbers, &gone).await?;
+        let missing: Vec<Sequence> = plan.numbers.iter().copied().filter(|number| !in_slots.contains(number)).collect();
         self.assembler.withdraw(gone.entries(), gone.room.iter().copied(), &missing);
         self.rollbacks.recall(&plan.numbers);
         self.publish_with_checkpoint().await?;
         self.carry_out(gone).await
     }
 
-    /// Those of `numbers` that other documents, which stay, have in slots. These documents account
-    /// for the numbers, and do not come again.
-    async fn held_in_slots(&mut self, numbers: &[Sequence], gone: &Gone) -> Result<BTreeSet<Sequence>> {
+    /// Those of `numbers` that entries in slots have which stay. These account for the numbers, and
+    /// do not come again.
+    async fn used_in_slots(&mut self, numbers: &[Sequence], gone: &Gone) -> Result<BTreeSet<Sequence>> {
         let shared = numbers.iter().copied().filter(|number| number.slot() == 0 && self.shared.contains(*number));
         let slots: Vec<Sequence> = shared.flat_map(|number| slots_of(number).skip(1)).collect();
-        let mut held = BTreeSet::new();
+        let mut used = BTreeSet::new();
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         for page in slots.chunks(scan::PAGE) {
             let attempt = || async { store.entries(page).await };
             let found = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
             let stays = |entry: &Arc<ChangeEntry>| !gone.entries.contains_key(&entry.position());
-            held.extend(found.into_iter().flatten().filter(stays).map(|entry| entry.sequence()));
+            used.extend(found.into_iter().flatten().filter(stays).map(|entry| entry.sequence()));
         }
-        Ok(held)
+        Ok(used)
     }
 
     /// Applies the announcement that all these are `gone`.

@@ -10,6 +10,7 @@ use futures::StreamExt as _;
 use futures::future::try_join_all;
 use sluicegate::collections::Collections;
 use sluicegate::core::feed::{FeedInfo, SharedFeed, Territory};
+use sluicegate::core::meta::Meta;
 use sluicegate::databases::{DatabaseConfig, Keyspace, listed, number_of, store_url, store_urls};
 use sluicegate::decode::databases::Databases;
 use sluicegate::registry::Location;
@@ -191,7 +192,9 @@ impl Session {
     pub(crate) async fn filled_store(&self, which: &Which) -> Outcome<(Arc<dyn CacheStore>, Option<FeedInfo>)> {
         let wanted = which.database()?;
         if !self.fed_by_flag {
-            return Ok((self.stored(wanted).await?, None));
+            let store = self.stored(wanted).await?;
+            check_database(store.as_ref(), wanted).await?;
+            return Ok((store, None));
         }
         let feed = self.feed().await?;
         let info = feed.info();
@@ -268,6 +271,20 @@ impl Session {
         let (store, _) = self.filled_store(which).await?;
         let database = DatabaseIdentity { name: which.database()?.map(str::to_owned), ..DatabaseIdentity::default() };
         Ok(ReaderNode::open(store, self.settings.reader.clone()).instrument(database.span()).await?)
+    }
+}
+
+/// Refuses a cache that was made from another database than the wanted one.
+async fn check_database(store: &dyn CacheStore, wanted: Option<&str>) -> Outcome<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let Some(stored) = store.get(&CacheKey::Meta).await? else { return Ok(()) };
+    match Meta::from_bytes(&stored.value)?.source {
+        Some(source) if source.database.name.as_deref().is_some_and(|name| name != wanted) => {
+            let message = format!("the cache was made from {source}, and database {wanted} was asked for");
+            let next = "ask for the database that the cache was made from, or name the store or namespace of the other one";
+            Err(Error::config(message).with_next_step(next).into())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -427,5 +444,28 @@ mod tests {
             assert!(error.to_string().contains(word), "{error}");
         }
         assert!(check_filter("replay:x?collections=1", &databases).is_ok());
+    }
+
+    #[cfg(feature = "memory")]
+    #[tokio::test]
+    async fn a_cache_of_another_database_is_not_read() {
+        use sluicegate::core::block::codec_named;
+        use sluicegate::core::store::Expiry;
+        use sluicegate::feed::FeedIdentity;
+        use sluicegate::source::CacheSource;
+
+        let store = sluicegate::open_store("memory:").await.unwrap();
+        assert!(check_database(store.as_ref(), Some("orders")).await.is_ok(), "it has no cache yet");
+        let mut meta = Meta::new(codec_named("adaptive", 40_000).unwrap().as_ref(), 128, 0);
+        let database = DatabaseIdentity { name: Some("orders".to_owned()), ..DatabaseIdentity::default() };
+        meta.source = Some(CacheSource { feed: FeedIdentity::new("dcp:b"), database });
+        store.insert(&CacheKey::Meta, meta.to_bytes(), Expiry::Never).await.unwrap();
+        for wanted in [None, Some("orders")] {
+            assert!(check_database(store.as_ref(), wanted).await.is_ok(), "{wanted:?}");
+        }
+        let refused = check_database(store.as_ref(), Some("people")).await;
+        let Err(super::super::output::Failure::Error(error)) = refused else { panic!("it was read") };
+        let text = error.to_string();
+        assert!(text.contains("dcp:b, database orders") && text.contains("database people"), "{text}");
     }
 }

@@ -403,6 +403,13 @@ impl Writer {
                  requests until then"
             );
         }
+        if let Some(progress) = self.clock.value.building {
+            tracing::info!(
+                feed = feed.info().name,
+                arrived = progress.arrived,
+                "continuing to build the new cache; readers refuse requests until the feed has delivered what is there"
+            );
+        }
         // This may take long: a shared feed is opened when all databases have opened it.
         let opened = tokio::select! {
             biased;

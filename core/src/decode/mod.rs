@@ -153,6 +153,15 @@ impl DecodedDocument {
         self.entry.supersedes().iter().chain(&self.accounted).copied().chain(departed)
     }
 
+    /// Takes over what `stored`, the entry of an earlier revision that may not come again, knows to
+    /// be superseded: the document's pointer may have passed that.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn recall_earlier(&mut self, stored: &ChangeEntry) {
+        if stored.document() == self.entry.document() && !stored.is_newer_than(&self.entry) {
+            self.entry.recall(stored);
+        }
+    }
+
     /// Takes over what `stored`, an entry of one of this document's sequences, knows to be
     /// superseded. What a number stood for before a rollback is another revision.
     pub fn recall(&mut self, stored: &ChangeEntry) {

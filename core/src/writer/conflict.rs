@@ -116,11 +116,6 @@ pub(super) fn slots_of(number: Sequence) -> impl Iterator<Item = Sequence> {
     (0..Sequence::SLOTS).map_while(move |slot| number.in_slot(slot))
 }
 
-/// Whether both are one revision of their document.
-fn is_revision(a: &ChangeEntry, b: &ChangeEntry) -> bool {
-    (a.sequence(), a.revision()) == (b.sequence(), b.revision())
-}
-
 fn claim(entry: &ChangeEntry, stored: &ChangeEntry) -> Claim {
     if stored.document() != entry.document() {
         return Claim::Taken;
@@ -151,10 +146,7 @@ impl Writer {
                     wanted.extend(self.uncertain(document));
                     wanted.extend(self.stored_earlier(document, pointers));
                 }
-                Item::Decoded(_, _, Decoded::Foreign(document)) => {
-                    wanted.extend(self.uncertain(document));
-                    wanted.extend(self.stored_earlier(document, pointers));
-                }
+                Item::Decoded(_, _, Decoded::Foreign(document)) => wanted.extend(self.uncertain(document)),
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
                     let origin = Origin { partition: *partition, seqno: *seqno, cas: purged.cas };
                     conflicts.purges.entry(purged.document.clone()).or_default().push(origin);
@@ -186,9 +178,7 @@ impl Writer {
                     || self.stored_earlier(document, pointers).is_some()
             }
             Item::Decoded(_, _, Decoded::Foreign(document)) => {
-                !self.shared.is_empty() && self.names_shared(document)
-                    || self.has_uncertain(document)
-                    || self.stored_earlier(document, pointers).is_some()
+                !self.shared.is_empty() && self.names_shared(document) || self.has_uncertain(document)
             }
             _ => false,
         }
@@ -210,13 +200,13 @@ impl Writer {
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
         let positions = self.look_up_named(document, is_shown, conflicts).await?;
         self.readmit(&positions).await?;
+        self.name_own(document, conflicts).await?;
+        let Decoded::Document(document) = decoded else { return Ok(()) };
         if let Some(position) = self.stored_earlier(document, pointers)
             && let Some(stored) = self.entry_at(conflicts, position).await?
         {
-            self.recall_earlier(document, stored, conflicts).await?;
+            document.recall_earlier(&stored);
         }
-        self.name_own(document, conflicts).await?;
-        let Decoded::Document(document) = decoded else { return Ok(()) };
         let Some(number) = self.accounted(document) else { return Ok(()) };
         // A document before it in the batch may account for the sequence that it was given.
         let is_lost = self.assembler.sequencer().is_accounted(number)
@@ -250,11 +240,7 @@ impl Writer {
             for slot in 0..Sequence::SLOTS {
                 let Some(position) = number.in_slot(slot) else { break };
                 match self.entry_at(conflicts, position).await? {
-                    // What another program has written over the revision names it, too.
-                    Some(found) if found.document() == entry.document() && found.in_star() && is_revision(&found, entry) => {
-                        is_known = true;
-                    }
-                    // A later revision that has come already.
+                    // The entry itself, or a later revision that has come already.
                     Some(found) if found.document() == entry.document() && !entry.is_newer_than(&found) => {}
                     Some(found) if found.document() == entry.document() => {
                         own.push(position);
@@ -269,8 +255,7 @@ impl Writer {
                 *names_all_channels = false;
                 // Another document may have had the sequence until a rollback.
                 let sequencer = self.assembler.sequencer();
-                let is_missing = !sequencer.is_accounted(number) && !sequencer.is_readmitted(number);
-                if is_missing && number != entry.sequence() {
+                if !sequencer.is_accounted(number) && !sequencer.is_readmitted(number) {
                     accounted.push(number);
                 }
             }

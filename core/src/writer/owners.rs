@@ -7,7 +7,6 @@
 //! document, not for each of its revisions.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
@@ -164,55 +163,16 @@ impl Writer {
         (has_others || !document.departures.is_empty() || document.entry.is_low()) && self.uncertain(document).next().is_some()
     }
 
-    /// The position of an earlier revision of this document, if a former term has stored its entry
-    /// and not accounted for it in the last checkpoint or clock. The document's pointer names the
-    /// position. The feed may have left out the revision since. Only after a take-over.
+    /// The position of an earlier revision of this document that a former term has stored, if that
+    /// revision may not come again. Only after a take-over: the pointer names it, and its sequence
+    /// is missing, as it came after the checkpoint.
     pub(super) fn stored_earlier(&self, document: &DecodedDocument, pointers: &Pointers) -> Option<Sequence> {
         if self.clock.value.epoch.counter <= 1 || self.caught_up_at.is_some() {
             return None;
         }
         let row = pointers.get(&document.entry.document())?.row(document.entry.star())?;
-        (row != document.entry.position() && self.is_unaccounted(row)).then_some(row)
-    }
-
-    fn is_unaccounted(&self, position: Sequence) -> bool {
-        let sequencer = self.assembler.sequencer();
-        sequencer.is_readmitted(position) || position.slot() == 0 && !sequencer.is_accounted(position)
-    }
-
-    /// Takes over what `stored`, the entry of an earlier revision that the feed may have left out,
-    /// knows to be superseded: the document's pointer may have passed that. What another document
-    /// has by now is left out.
-    pub(super) async fn recall_earlier(
-        &mut self,
-        document: &mut DecodedDocument,
-        stored: Arc<ChangeEntry>,
-        conflicts: &mut Conflicts,
-    ) -> Result<()> {
-        let mut next = vec![stored];
-        while let Some(stored) = next.pop() {
-            if stored.document() != document.entry.document() || stored.is_newer_than(&document.entry) {
-                continue;
-            }
-            let is_new = |position: &Sequence| !document.entry.supersedes().contains(position);
-            let new: Vec<Sequence> = stored.supersedes().iter().copied().filter(is_new).collect();
-            document.recall(&stored);
-            document.entry.recall(&stored);
-            self.fetch(conflicts, new.clone()).await?;
-            let mut others = Vec::new();
-            for position in new {
-                match self.entry_at(conflicts, position).await? {
-                    Some(found) if !document.entry.counts_on(&found) => others.push(position),
-                    Some(found) if self.is_unaccounted(position) => next.push(found),
-                    _ => {}
-                }
-            }
-            if !others.is_empty() {
-                let kept = document.entry.supersedes().iter().copied().filter(|position| !others.contains(position));
-                document.entry = document.entry.clone().with_supersedes(kept.collect::<Vec<_>>());
-            }
-        }
-        Ok(())
+        let is_earlier = row.slot() == 0 && row < document.entry.sequence();
+        (is_earlier && !self.assembler.sequencer().is_accounted(row)).then_some(row)
     }
 
     /// Looks up what a document names. Departures get a position of their own if their sequence is
@@ -233,7 +193,7 @@ impl Writer {
             match stored {
                 Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
                 Some(stored) if !is_expected && is_of(&stored, sequence, document) => continue,
-                Some(stored) if is_expected => self.recall_earlier(document, stored, conflicts).await?,
+                Some(stored) if is_expected => document.recall_earlier(&stored),
                 _ => {}
             }
             let position = self.place_departure(document, sequence, conflicts).await?;

@@ -69,7 +69,7 @@ impl PointerReader {
 async fn recall(store: &dyn CacheStore, policy: ExponentialBuilder, batch: &mut DecodedBatch) -> Result<()> {
     let mut passed = Vec::new();
     for item in &mut batch.items {
-        if let Item::Decoded(_, _, Decoded::Document(document) | Decoded::Foreign(document)) = item
+        if let Item::Decoded(_, _, Decoded::Document(document)) = item
             && let Some(row) =
                 batch.pointers.get(&document.entry.document()).and_then(|pointer| pointer.row(document.entry.star()))
             && row.number() >= document.entry.sequence()

@@ -345,12 +345,8 @@ fn document_of(decoded: &Decoded) -> Option<&DecodedDocument> {
     }
 }
 
-/// The document that a mutation changes or purges.
 fn document(decoded: &Decoded) -> Option<DocumentRef<'_>> {
-    match decoded {
-        Decoded::Purged(purged) => Some(purged.document.as_ref()),
-        other => document_of(other).map(|document| document.entry.document()),
-    }
+    document_of(decoded).map(|document| document.entry.document())
 }
 
 #[cfg(test)]

@@ -44,8 +44,8 @@ struct Place {
     seqno: u64,
 }
 
-/// The vbucket of a number's document: `nth` are the numbers from `nth * VBUCKETS` on, of which
-/// each vbucket has one.
+/// By how many places the vbuckets are shifted in the `nth` run of `VBUCKETS` sequences. Each
+/// vbucket has one document in each run.
 fn rotation(nth: u64) -> u64 {
     (nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % VBUCKETS
 }

@@ -153,8 +153,8 @@ impl DecodedDocument {
         self.entry.supersedes().iter().chain(&self.accounted).copied().chain(departed)
     }
 
-    /// Takes over what `stored`, the entry of an earlier revision that may not come again, knows to
-    /// be superseded: the document's pointer may have passed that.
+    /// Takes over what `stored`, the entry of an earlier revision, supersedes. The document's pointer
+    /// does not name those rows any more, and the feed may have left out the earlier revision.
     #[cfg(feature = "runtime")]
     pub(crate) fn recall_earlier(&mut self, stored: &ChangeEntry) {
         if stored.document() == self.entry.document() && !stored.is_newer_than(&self.entry) {

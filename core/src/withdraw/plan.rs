@@ -124,8 +124,8 @@ impl Plan {
                 marked.insert((change.channel.clone(), change.sequence));
             });
         }
-        // A revision accounts for lower sequences that its document had not used, too, and its entry
-        // does not name them.
+        // A revision accounts for lower sequences that its document did not use, too. Its entry does
+        // not name them.
         let highest = surviving.iter().filter(|entry| entry.in_star()).map(|entry| entry.sequence()).max();
         let is_below = |number: &Sequence| number.slot() == 0 && highest.is_some_and(|highest| *number < highest);
         let is_named = |number: &Sequence| surviving.iter().any(|entry| entry.supersedes().contains(number));

@@ -163,9 +163,9 @@ impl Writer {
         (has_others || !document.departures.is_empty() || document.entry.is_low()) && self.uncertain(document).next().is_some()
     }
 
-    /// The position of an earlier revision of this document that a former term has stored, if that
-    /// revision may not come again. Only after a take-over: the pointer names it, and its sequence
-    /// is missing, as it came after the checkpoint.
+    /// The position of an earlier revision of this document, if a former term has stored its entry
+    /// and neither the last checkpoint nor the clock accounts for it. The document's pointer names
+    /// the position. The feed may have left out the revision since. Only after a take-over.
     pub(super) fn stored_earlier(&self, document: &DecodedDocument, pointers: &Pointers) -> Option<Sequence> {
         if self.clock.value.epoch.counter <= 1 || self.caught_up_at.is_some() {
             return None;

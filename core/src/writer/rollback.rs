@@ -276,8 +276,9 @@ impl Rollbacks {
         Gone { entries, room }
     }
 
-    /// What need not wait any longer, in the order in which it came. Until a mutation is applied and
-    /// [`take_released`](Self::take_released) is called for it, a restart must go on before it.
+    /// The mutations that need not wait any longer, in the order in which they came. A restart
+    /// begins before each of them until it is applied, which
+    /// [`take_released`](Self::take_released) says.
     pub(super) fn release(&mut self) -> Vec<Held> {
         self.held_documents.clear();
         let mut released = Vec::new();

@@ -92,14 +92,15 @@ fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
 /// Where one of them was in a history that another knows to be left, the feed must find that out:
 /// it is opened in that history, at a place before all of them at which nothing was left out. Then
 /// the feed takes back what of that history is lost, and whoever is ahead of where it goes back to
-/// is told.
+/// is told. Of several such histories the oldest counts: it was left first.
 fn place_for_all(places: &[&PartitionPosition]) -> Option<PartitionPosition> {
     let first = places.iter().min_by_key(|at| at.seqno)?;
-    let is_left = |at: &PartitionPosition| {
-        let is_earlier = |log: &[(u64, u64)]| log.iter().skip(1).any(|(uuid, _)| *uuid == at.uuid);
-        at.uuid != 0 && places.iter().any(|other| other.uuid != at.uuid && is_earlier(&other.failover_log))
-    };
-    let Some(left) = places.iter().find(|at| is_left(at)) else { return Some((*first).clone()) };
+    let knows = |at: &PartitionPosition, uuid: u64| at.failover_log.iter().skip(1).any(|(earlier, _)| *earlier == uuid);
+    let is_left =
+        |at: &PartitionPosition| at.uuid != 0 && places.iter().any(|other| other.uuid != at.uuid && knows(other, at.uuid));
+    let left: Vec<&PartitionPosition> = places.iter().copied().filter(|at| is_left(at)).collect();
+    let is_oldest = |at: &&&PartitionPosition| !left.iter().any(|other| other.uuid != at.uuid && knows(at, other.uuid));
+    let Some(left) = left.iter().find(is_oldest) else { return Some((*first).clone()) };
     let mut place = (*left).clone();
     place.roll_back(places.iter().map(|at| at.last_end(first.seqno)).min()?);
     Some(place)

@@ -52,8 +52,7 @@ impl Writer {
         let position = checkpoint.filter(|()| self.has_positions).map(|()| {
             let mut position = self.tracker.position();
             let is_reached = self.caught_up_at.is_some() && self.rollbacks.is_settled() && self.purges.due().is_none();
-            self.rollbacks.limit(&mut position);
-            self.purges.limit(&mut position);
+            self.rollbacks.limit(&mut position, self.purges.befores());
             // Otherwise there are entries from after the position: those of an earlier term, or of
             // after what waits: mutations, and purges.
             let known = (!is_reached).then(|| self.floors.of_position(&position));

@@ -8,7 +8,6 @@
 //! The feed leaves out a purge if the document is made anew soon. Pointers tell: they have a row in
 //! a channel that the new document does not name.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::decode::{DecodedDocument, Purged};
 use crate::document::{DocumentId, DocumentRef};
 use crate::entry::{ChangeEntry, ChannelChange, Origin};
 use crate::error::{Error, Result};
-use crate::feed::{FeedPosition, PartitionId, PartitionPosition, PartitionSeqno};
+use crate::feed::{PartitionId, PartitionPosition, PartitionSeqno};
 use crate::key::CacheKey;
 use crate::pointer::Pointer;
 use crate::scan;
@@ -172,28 +171,10 @@ impl Purges {
         if is_full { Some(Instant::now()) } else { self.next.filter(|_| !self.pending.is_empty()) }
     }
 
-    /// Moves a position back to before the purges that are not carried out yet.
-    pub(super) fn limit(&self, position: &mut FeedPosition) {
-        let mut first: BTreeMap<PartitionId, &Pending> = BTreeMap::new();
-        for pending in self.pending.values() {
-            let known = first.entry(pending.partition).or_insert(pending);
-            if place(pending) < place(known) {
-                *known = pending;
-            }
-        }
-        for (partition, pending) in first {
-            let is_beyond = position.partitions.get(&partition).is_some_and(|at| at.seqno > place(pending));
-            match &pending.before {
-                Some(before) if is_beyond => drop(position.partitions.insert(partition, before.clone())),
-                None if is_beyond => drop(position.partitions.remove(&partition)),
-                _ => {}
-            }
-        }
+    /// The positions before those that are not carried out yet.
+    pub(super) fn befores(&self) -> impl Iterator<Item = (PartitionId, Option<&PartitionPosition>)> {
+        self.pending.values().map(|pending| (pending.partition, pending.before.as_ref()))
     }
-}
-
-fn place(pending: &Pending) -> u64 {
-    seqno_of(pending.before.as_ref())
 }
 
 /// The seqno of a position; 0 if nothing of the partition was known.
@@ -351,7 +332,8 @@ async fn pointed_to(store: &dyn CacheStore, pending: &HashMap<DocumentId, Pendin
 mod tests {
     use super::*;
     use crate::EntryFlags;
-    use crate::feed::PartitionSeqno;
+    use crate::feed::{FeedPosition, PartitionSeqno};
+    use crate::writer::rollback::Rollbacks;
 
     const P: PartitionId = PartitionId(3);
 
@@ -424,7 +406,7 @@ mod tests {
         take("a", 12);
         let limited = |purges: &Purges, seqno| {
             let mut position = FeedPosition { partitions: [(P, at(seqno)), (PartitionId(4), at(7))].into() };
-            purges.limit(&mut position);
+            Rollbacks::default().limit(&mut position, purges.befores());
             (position.partitions.get(&P).map(|at| at.seqno), position.partitions[&PartitionId(4)].seqno)
         };
         purges.roll_back(P, PartitionSeqno(29));

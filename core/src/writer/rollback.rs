@@ -42,6 +42,8 @@ struct Unresolved {
     /// What lies after it is to be looked for.
     after: u64,
     is_collected: bool,
+    /// The lowest seqno to which it was taken back.
+    to: PartitionSeqno,
     /// Where the partition was before it was first taken back. A restart goes on from there, so
     /// that it is taken back again.
     before: Option<PartitionPosition>,
@@ -101,8 +103,9 @@ impl Rollbacks {
         self.held.retain(holds);
         self.recent.retain(holds);
         self.held_documents = self.held.iter().filter_map(|held| document(&held.decoded)).map(Into::into).collect();
-        let unresolved = Unresolved { after: to.0, is_collected: false, before };
+        let unresolved = Unresolved { after: to.0, is_collected: false, to, before };
         let known = self.partitions.entry(partition).or_insert(unresolved);
+        known.to = known.to.min(to);
         // What was found by then and has not come again is a candidate still; what has come since
         // up to `to` holds.
         known.after = if known.is_collected { to.0 } else { known.after.min(to.0) };
@@ -304,19 +307,36 @@ impl Rollbacks {
     }
 
     /// Takes a position back to where a restart must go on: before what was taken back, before what
-    /// waits, and before what has waited and is not applied.
-    pub(super) fn limit(&self, position: &mut FeedPosition) {
-        let held = self.held.iter().map(|held| (held.partition, &held.before));
-        let released = self.released.iter().map(|(partition, before)| (*partition, before));
-        let unresolved = self.partitions.iter().map(|(partition, unresolved)| (*partition, &unresolved.before));
-        let mut first: BTreeMap<PartitionId, &Option<PartitionPosition>> = BTreeMap::new();
-        for (partition, before) in held.chain(released).chain(unresolved) {
+    /// waits, and before what has waited and is not applied. `purges` are the positions before the
+    /// purges that are not carried out.
+    ///
+    /// A partition that is taken back goes on where it was before that, in the history that was
+    /// lost: so the feed takes it back again. What has come after that place comes again, too, and
+    /// the position before it is in the new history, where nothing would be taken back.
+    pub(super) fn limit<'a>(
+        &'a self,
+        position: &mut FeedPosition,
+        purges: impl Iterator<Item = (PartitionId, Option<&'a PartitionPosition>)>,
+    ) {
+        let mut first: BTreeMap<PartitionId, Option<&PartitionPosition>> =
+            self.partitions.iter().map(|(partition, unresolved)| (*partition, unresolved.before.as_ref())).collect();
+        let held = self.held.iter().map(|held| (held.partition, held.before.as_ref()));
+        let released = self.released.iter().map(|(partition, before)| (*partition, before.as_ref()));
+        for (partition, before) in held.chain(released).chain(purges) {
+            let comes_again = |unresolved: &Unresolved| seqno_of(before) >= unresolved.to.0;
+            if self.partitions.get(&partition).is_some_and(comes_again) {
+                continue;
+            }
             let known = first.entry(partition).or_insert(before);
-            if seqno_of(before.as_ref()) < seqno_of(known.as_ref()) {
+            if seqno_of(before) < seqno_of(*known) {
                 *known = before;
             }
         }
         for (partition, before) in first {
+            let is_beyond = |at: &PartitionPosition| at.seqno > seqno_of(before) || self.is_unresolved(partition);
+            if !position.partitions.get(&partition).is_some_and(is_beyond) {
+                continue;
+            }
             match before {
                 Some(before) => drop(position.partitions.insert(partition, before.clone())),
                 None => drop(position.partitions.remove(&partition)),
@@ -471,22 +491,22 @@ mod tests {
         assert!(comes(&mut rollbacks, &entry(15, "d", &[], (OTHER, 23))));
         let position = || FeedPosition { partitions: [(P, at(7).unwrap()), (OTHER, at(30).unwrap())].into() };
         let mut limited = position();
-        rollbacks.limit(&mut limited);
+        rollbacks.limit(&mut limited, std::iter::empty());
         assert_eq!(limited.partitions, [(P, at(9).unwrap()), (OTHER, at(20).unwrap())].into());
         rollbacks.end(&[P].into());
         let mut limited = position();
-        rollbacks.limit(&mut limited);
+        rollbacks.limit(&mut limited, std::iter::empty());
         assert_eq!(limited.partitions, [(P, at(7).unwrap()), (OTHER, at(20).unwrap())].into(), "these wait still");
         assert_eq!(rollbacks.release().len(), 2);
         for seqno in [20, 22] {
             let mut limited = position();
-            rollbacks.limit(&mut limited);
+            rollbacks.limit(&mut limited, std::iter::empty());
             assert_eq!(limited.partitions, [(P, at(7).unwrap()), (OTHER, at(seqno).unwrap())].into(), "not applied yet");
             assert!(!rollbacks.is_settled());
             assert_eq!(rollbacks.take_released(), Some(at(seqno)));
         }
         let mut limited = position();
-        rollbacks.limit(&mut limited);
+        rollbacks.limit(&mut limited, std::iter::empty());
         assert_eq!((limited, rollbacks.is_settled()), (position(), true));
     }
 
@@ -503,7 +523,7 @@ mod tests {
         rollbacks.end(&[P].into());
         assert_eq!(rollbacks.release().len(), 1);
         let mut position = FeedPosition { partitions: [(third, at(8).unwrap())].into() };
-        rollbacks.limit(&mut position);
+        rollbacks.limit(&mut position, std::iter::empty());
         assert_eq!(position.partitions[&third].seqno, 2);
     }
 
@@ -513,8 +533,29 @@ mod tests {
         assert!(comes(&mut rollbacks, &entry(10, "waits", &[], (OTHER, 3))));
         rollbacks.begin(OTHER, PartitionSeqno(5), at(9));
         let mut position = FeedPosition { partitions: [(OTHER, at(9).unwrap())].into() };
-        rollbacks.limit(&mut position);
+        rollbacks.limit(&mut position, std::iter::empty());
         assert_eq!(position.partitions[&OTHER].seqno, 2);
+    }
+
+    #[test]
+    fn a_partition_that_is_taken_back_goes_on_in_the_history_that_was_lost() {
+        let of = |uuid, seqno| Some(PartitionPosition { uuid, seqno, ..PartitionPosition::default() });
+        let mut rollbacks = Rollbacks::default();
+        rollbacks.begin(P, PartitionSeqno(5), of(1, 9));
+        rollbacks.found(vec![Arc::new(entry(10, "d", &[], (P, 6)))]);
+        // The new history is behind the place where the partition was in the old one.
+        rollbacks.hold(Held { before: of(2, 5), ..held(&entry(10, "waits", &[], (P, 6))) });
+        rollbacks.hold(Held { before: of(2, 6), ..held(&entry(11, "waits", &[], (P, 7))) });
+        let limited = |rollbacks: &Rollbacks, purge: Option<PartitionPosition>| {
+            let mut position = FeedPosition { partitions: [(P, of(2, 7).unwrap())].into() };
+            rollbacks.limit(&mut position, [(P, purge.as_ref())].into_iter());
+            position.partitions.get(&P).map(|at| (at.uuid, at.seqno))
+        };
+        assert_eq!(limited(&rollbacks, of(2, 7)), Some((1, 9)));
+        assert_eq!(limited(&rollbacks, of(1, 3)), Some((1, 3)), "a purge from before the rollback");
+        assert_eq!(limited(&rollbacks, None), None);
+        rollbacks.begin(P, PartitionSeqno(8), of(2, 8));
+        assert_eq!(limited(&rollbacks, of(2, 7)), Some((1, 9)), "the lowest place counts");
     }
 
     #[test]
@@ -522,7 +563,7 @@ mod tests {
         let mut rollbacks = Rollbacks::default();
         rollbacks.begin(P, PartitionSeqno(0), None);
         let mut position = FeedPosition { partitions: [(P, at(7).unwrap())].into() };
-        rollbacks.limit(&mut position);
+        rollbacks.limit(&mut position, std::iter::empty());
         assert_eq!(position, FeedPosition::default());
     }
 
@@ -536,7 +577,7 @@ mod tests {
         assert_eq!(rollbacks.wanted(), [(P, 6)].into(), "what was found by then is a candidate still");
         rollbacks.found(Vec::new());
         let mut position = FeedPosition { partitions: [(P, at(6).unwrap())].into() };
-        rollbacks.limit(&mut position);
+        rollbacks.limit(&mut position, std::iter::empty());
         assert_eq!(position.partitions[&P].seqno, 9, "the first is not over");
         assert_eq!(sequences(&rollbacks.end(&[P].into())), [12]);
         assert_eq!(released(&mut rollbacks), [0; 0]);

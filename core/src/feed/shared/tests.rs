@@ -142,6 +142,16 @@ fn where_one_was_in_a_history_that_another_knows_to_be_left_the_feed_is_opened_i
     assert_eq!(opened(&place(old, 8, true, &[3, 5]), &place(new, 8, true, &[3])), (1, 8));
     assert_eq!(opened(&place(old, 6, true, &[3, 5]), &place(new, 20, true, &[3, 12])), (1, 3));
     assert_eq!(opened(&place(old, 6, false, &[]), &place(new, 20, true, &[3, 12])), (1, 0));
+    // History 1 was left at 5, and history 2 at 30.
+    let places = [
+        place(&[(2, 5), (1, 0)], 20, true, &[7]),
+        place(old, 9, false, &[3, 7]),
+        place(&[(3, 30), (2, 5), (1, 0)], 40, true, &[7]),
+    ];
+    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0]] {
+        let place = place_for_all(&order.map(|at: usize| &places[at])).unwrap();
+        assert_eq!((place.uuid, place.seqno), (1, 7), "{order:?}");
+    }
 }
 
 #[test]

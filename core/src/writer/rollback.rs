@@ -149,12 +149,13 @@ impl Rollbacks {
 
     /// Whether a mutation must wait; to be asked once, in the order of the feed. What comes again
     /// as it was, is no candidate any more, nor is what its document had before: it is what the
-    /// document came from.
+    /// document came from. It waits nevertheless if it tells of a departure that has the origin of a
+    /// later revision: if that is withdrawn, the departure goes with it, and is stored anew.
     pub(super) fn judge(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
         if self.candidates.is_empty() && self.held.is_empty() {
             return false;
         }
-        if let Some(DecodedDocument { entry, .. }) = document_of(decoded) {
+        if let Some(DecodedDocument { entry, departures, .. }) = document_of(decoded) {
             let is_same = |candidate: &ChangeEntry| {
                 // A write of another program keeps the metadata of the revision, at a seqno of its
                 // own.
@@ -165,7 +166,8 @@ impl Rollbacks {
             let same = self.candidates_of(entry.sequence()).find(|candidate| is_same(candidate)).cloned();
             if let Some(same) = same {
                 self.confirm(&same);
-                return false;
+                let is_left = |candidate: &Arc<ChangeEntry>| candidate.document() == entry.document() && !candidate.in_star();
+                return departures.iter().any(|departure| self.candidates_of(departure.sequence.number()).any(is_left));
             }
             let own = self.candidates_of(entry.sequence()).filter(|candidate| candidate.document() == entry.document());
             let replaced: Vec<Rank> = own.map(|candidate| candidate.position().rank()).collect();
@@ -373,6 +375,7 @@ fn document(decoded: &Decoded) -> Option<DocumentRef<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::Departure;
     use crate::decode::{Principal, PrincipalKind};
     use crate::entry::EntryFlags;
 
@@ -434,6 +437,35 @@ mod tests {
         assert!(!comes(&mut rollbacks, &second));
         assert_eq!(sequences(&rollbacks.end(&[P].into())), [13]);
         assert!(rollbacks.is_settled());
+    }
+
+    #[test]
+    fn what_tells_of_a_departure_waits_if_a_later_revision_has_told_of_it_last() {
+        let whole = |sequence, seqno| entry(sequence, "d", &[10], (P, seqno)).with_cas(seqno);
+        let departure = |told_by| {
+            let entry = ChangeEntry::new(Sequence(10), "d", "10-a", EntryFlags::DEPARTURE).unwrap();
+            entry.with_origin(P, PartitionSeqno(told_by)).with_cas(told_by)
+        };
+        let (earlier, later) = (whole(12, 8), whole(13, 9));
+        let channel = crate::channel::Channel::new("a").unwrap();
+        let membership = crate::Membership::Removed;
+        let told = Departure { sequence: Sequence(10), revision: "10-a".into(), channel, membership, since: Sequence(10) };
+        let comes = |rollbacks: &mut Rollbacks, entry: &ChangeEntry| {
+            let document = DecodedDocument { departures: vec![told.clone()], ..entry.clone().into() };
+            let held = Held { decoded: Decoded::Document(document), ..held(entry) };
+            let waits = rollbacks.judge(held.partition, held.seqno, &held.decoded);
+            if waits {
+                rollbacks.hold(held);
+            }
+            waits
+        };
+        let mut rollbacks = rollback(5, &[&earlier, &later, &departure(9)]);
+        assert!(comes(&mut rollbacks, &earlier));
+        assert_eq!(sequences(&rollbacks.end(&[P].into())), [10, 13]);
+        assert_eq!(released(&mut rollbacks), [12]);
+        let mut rollbacks = rollback(5, &[&earlier, &departure(8)]);
+        assert!(!comes(&mut rollbacks, &earlier));
+        assert_eq!(sequences(&rollbacks.end(&[P].into())), [0; 0], "its own departure comes again with it");
     }
 
     #[test]

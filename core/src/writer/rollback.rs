@@ -71,6 +71,9 @@ pub(super) struct Rollbacks {
     /// Candidates whose document came again with the same number as something else: another
     /// revision, or the whole one of which only a departure was known.
     replaced: BTreeSet<Rank>,
+    /// Departures among these over which a later revision stays, with the seqno at which that came
+    /// again.
+    left: BTreeMap<Rank, PartitionSeqno>,
     recent: VecDeque<Held>,
 }
 
@@ -103,6 +106,10 @@ impl Rollbacks {
         self.held.retain(holds);
         self.recent.retain(holds);
         self.held_documents = self.held.iter().filter_map(|held| document(&held.decoded)).map(Into::into).collect();
+        let stays = |number: &Rank, seqno: PartitionSeqno| {
+            seqno <= to || self.candidates.get(number).is_none_or(|candidate| candidate.origin().partition != partition)
+        };
+        self.left.retain(|number, seqno| stays(number, *seqno));
         let unresolved = Unresolved { after: to.0, is_collected: false, to, before };
         let known = self.partitions.entry(partition).or_insert(unresolved);
         known.to = known.to.min(to);
@@ -205,12 +212,15 @@ impl Rollbacks {
         }
     }
 
-    fn confirm(&mut self, confirmed: &ChangeEntry) {
-        let document = confirmed.document();
+    fn confirm(&mut self, confirmed_by: &ChangeEntry) {
+        let document = confirmed_by.document();
         let Some(numbers) = self.documents.get_mut(&document) else { return };
-        let is_newer = |number: &Rank| self.candidates.get(number).is_some_and(|other| other.is_newer_than(confirmed));
-        let confirmed: Vec<Rank> =
-            numbers.iter().filter(|number| !self.replaced.contains(number) && !is_newer(number)).copied().collect();
+        let is_newer = |number: &Rank| self.candidates.get(number).is_some_and(|other| other.is_newer_than(confirmed_by));
+        let is_departure = |number: &Rank| self.candidates.get(number).is_some_and(|other| !other.in_star());
+        let (replaced, confirmed): (Vec<Rank>, Vec<Rank>) =
+            numbers.iter().filter(|number| !is_newer(number)).partition(|number| self.replaced.contains(number));
+        let seqno = confirmed_by.origin().seqno;
+        self.left.extend(replaced.into_iter().filter(is_departure).map(|number| (number, seqno)));
         for number in &confirmed {
             numbers.remove(number);
             self.candidates.remove(number);
@@ -261,23 +271,25 @@ impl Rollbacks {
         self.named = RangeSet::new();
         self.candidates.values().for_each(|entry| name(&mut self.named, entry));
         let gone: BTreeMap<Rank, Arc<ChangeEntry>> = gone;
+        let left: BTreeSet<Rank> = gone.keys().filter(|number| self.left.remove(number).is_some()).copied().collect();
         for entry in gone.values() {
             self.documents.remove(&entry.document());
             self.replaced.remove(&entry.position().rank());
         }
         let entries: BySequence = gone.into_values().map(|entry| (entry.position(), entry)).collect();
         let whole: HashSet<(DocumentRef<'_>, Sequence)> = self.held.iter().filter_map(whole_revision).collect();
-        let tellers: HashSet<(DocumentRef<'_>, PartitionSeqno)> =
-            entries.values().filter(|entry| entry.in_star()).map(|entry| (entry.document(), entry.origin().seqno)).collect();
+        let named: HashSet<(DocumentRef<'_>, Sequence)> =
+            entries.values().flat_map(|entry| entry.supersedes().iter().map(|position| (entry.document(), *position))).collect();
         // A departure whose revision has come as a whole, while the later revision that told of it
-        // stays.
+        // stays: that came again, or nothing is gone that told of it.
         let is_room = |entry: &ChangeEntry| {
+            let position = entry.position();
             !entry.in_star()
                 && whole.contains(&(entry.document(), entry.sequence()))
-                && !tellers.contains(&(entry.document(), entry.origin().seqno))
+                && (left.contains(&position.rank()) || !named.contains(&(entry.document(), position)))
         };
         let room = entries.values().filter(|entry| is_room(entry)).map(|entry| entry.position()).collect();
-        drop(tellers);
+        drop(named);
         Gone { entries, room }
     }
 
@@ -466,6 +478,39 @@ mod tests {
         let mut rollbacks = rollback(5, &[&earlier, &departure(8)]);
         assert!(!comes(&mut rollbacks, &earlier));
         assert_eq!(sequences(&rollbacks.end(&[P].into())), [0; 0], "its own departure comes again with it");
+    }
+
+    #[test]
+    fn a_departure_makes_room_for_its_whole_revision_only_while_a_later_one_stays() {
+        let departure = |sequence, told_by: u64| {
+            let entry = ChangeEntry::new(Sequence(sequence), "d", &format!("{sequence}-a"), EntryFlags::DEPARTURE).unwrap();
+            entry
+                .with_origin(P, PartitionSeqno(told_by))
+                .with_cas(told_by)
+                .with_supersedes([Sequence(10)].into_iter().filter(|s| s.0 < sequence))
+        };
+        let later = |sequence, over: &[u64], seqno: u64| entry(sequence, "d", over, (P, seqno)).with_cas(seqno);
+        let whole = later(10, &[], 6);
+        // The one that told of it has become a departure itself.
+        let found = [departure(10, 8), departure(12, 9), later(13, &[10, 12], 9)];
+        let all: Vec<&ChangeEntry> = found.iter().collect();
+        let mut rollbacks = rollback(5, &all);
+        assert!(comes(&mut rollbacks, &whole));
+        let gone = rollbacks.end(&[P].into());
+        assert_eq!((sequences(&gone), gone.room.len()), (vec![10, 12, 13], 0));
+        let mut rollbacks = rollback(5, &all);
+        assert!(comes(&mut rollbacks, &whole));
+        comes(&mut rollbacks, &found[2]);
+        let gone = rollbacks.end(&[P].into());
+        assert_eq!((sequences(&gone), gone.room), (vec![10], [Sequence(10)].into()));
+        // What came again is taken back once more.
+        let mut rollbacks = rollback(5, &all);
+        assert!(comes(&mut rollbacks, &whole));
+        comes(&mut rollbacks, &found[2]);
+        rollbacks.begin(P, PartitionSeqno(7), at(9));
+        rollbacks.found(vec![Arc::new(found[2].clone())]);
+        let gone = rollbacks.end(&[P].into());
+        assert_eq!((sequences(&gone), gone.room.len()), (vec![10, 13], 0));
     }
 
     #[test]

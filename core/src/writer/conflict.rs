@@ -5,6 +5,7 @@
 //! that lost its counter allocates sequences again. So the entry that is stored under the sequence
 //! is read, and only the same revision of the same document is a duplicate.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use backon::Retryable as _;
@@ -146,7 +147,10 @@ impl Writer {
                     wanted.extend(self.uncertain(document));
                     wanted.extend(self.stored_earlier(document, pointers));
                 }
-                Item::Decoded(_, _, Decoded::Foreign(document)) => wanted.extend(self.uncertain(document)),
+                Item::Decoded(_, _, Decoded::Foreign(document)) => {
+                    wanted.extend(self.uncertain(document));
+                    wanted.extend(self.stored_earlier(document, pointers));
+                }
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
                     let origin = Origin { partition: *partition, seqno: *seqno, cas: purged.cas };
                     conflicts.purges.entry(purged.document.clone()).or_default().push(origin);
@@ -175,10 +179,12 @@ impl Writer {
                 self.accounted(document).is_some()
                     || !self.shared.is_empty() && self.names_shared(document)
                     || self.has_uncertain(document)
-                    || self.stored_earlier(document, pointers).is_some()
+                    || self.stored_earlier(document, pointers).next().is_some()
             }
             Item::Decoded(_, _, Decoded::Foreign(document)) => {
-                !self.shared.is_empty() && self.names_shared(document) || self.has_uncertain(document)
+                !self.shared.is_empty() && self.names_shared(document)
+                    || self.has_uncertain(document)
+                    || self.stored_earlier(document, pointers).next().is_some()
             }
             _ => false,
         }
@@ -200,13 +206,14 @@ impl Writer {
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
         let positions = self.look_up_named(document, is_shown, conflicts).await?;
         self.readmit(&positions).await?;
+        let earlier: BTreeSet<Sequence> = self.stored_earlier(document, pointers).collect();
+        for position in earlier {
+            if let Some(stored) = self.entry_at(conflicts, position).await? {
+                document.recall_earlier(&stored);
+            }
+        }
         self.name_own(document, conflicts).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
-        if let Some(position) = self.stored_earlier(document, pointers)
-            && let Some(stored) = self.entry_at(conflicts, position).await?
-        {
-            document.recall_earlier(&stored);
-        }
         let Some(number) = self.accounted(document) else { return Ok(()) };
         // A document before it in the batch may account for the sequence that it was given.
         let is_lost = self.assembler.sequencer().is_accounted(number)

@@ -163,16 +163,22 @@ impl Writer {
         (has_others || !document.departures.is_empty() || document.entry.is_low()) && self.uncertain(document).next().is_some()
     }
 
-    /// The position of an earlier revision of this document, if a former term has stored its entry
-    /// and neither the last checkpoint nor the clock accounts for it. The document's pointer names
-    /// the position. The feed may have left out the revision since. Only after a take-over.
-    pub(super) fn stored_earlier(&self, document: &DecodedDocument, pointers: &Pointers) -> Option<Sequence> {
-        if self.clock.value.epoch.counter <= 1 || self.caught_up_at.is_some() {
-            return None;
-        }
-        let row = pointers.get(&document.entry.document())?.row(document.entry.star())?;
-        let is_earlier = row.slot() == 0 && row < document.entry.sequence();
-        (is_earlier && !self.assembler.sequencer().is_accounted(row)).then_some(row)
+    /// The positions of an earlier revision of this document and of its departures, if a former term
+    /// may have stored their entries and neither the last checkpoint nor the clock accounts for them.
+    /// The document's pointer names the earlier revision. The feed may have left out the revision
+    /// since, and the one that told of the departures. Only after a take-over.
+    pub(super) fn stored_earlier<'a>(
+        &'a self,
+        document: &'a DecodedDocument,
+        pointers: &Pointers,
+    ) -> impl Iterator<Item = Sequence> + 'a {
+        let may_be = self.clock.value.epoch.counter > 1 && self.caught_up_at.is_none();
+        let pointer = may_be.then(|| pointers.get(&document.entry.document())).flatten();
+        let row = pointer.and_then(|pointer| pointer.row(document.entry.star()));
+        let earlier = row.filter(|row| *row < document.entry.sequence());
+        let departed = if may_be { document.departures.as_slice() } else { &[] };
+        let all = earlier.into_iter().chain(departed.iter().map(|departure| departure.sequence));
+        all.filter(|position| position.slot() == 0 && !self.assembler.sequencer().is_accounted(*position))
     }
 
     /// Looks up what a document names. Departures get a position of their own if their sequence is

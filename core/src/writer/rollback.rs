@@ -44,8 +44,8 @@ struct Unresolved {
     is_collected: bool,
     /// The lowest seqno to which it was taken back.
     to: PartitionSeqno,
-    /// Where the partition was before it was first taken back. A restart goes on from there, so
-    /// that it is taken back again.
+    /// Where a restart would have gone on before the partition was first taken back. It goes on from
+    /// there, so that the partition is taken back again.
     before: Option<PartitionPosition>,
 }
 
@@ -99,9 +99,20 @@ impl Rollbacks {
         self.partitions.contains_key(&partition)
     }
 
-    /// A partition, which was at `before`, is taken back to `to`.
-    pub(super) fn begin(&mut self, partition: PartitionId, to: PartitionSeqno, before: Option<PartitionPosition>) {
+    /// A partition, which is at `at`, is taken back to `to`. `purges` are the positions before the
+    /// purges that are not carried out. What waited and comes again is forgotten here, but a restart
+    /// must go on before it: the feed may then go back to a later place than `to`.
+    pub(super) fn begin<'a>(
+        &mut self,
+        partition: PartitionId,
+        to: PartitionSeqno,
+        at: Option<PartitionPosition>,
+        purges: impl Iterator<Item = (PartitionId, Option<&'a PartitionPosition>)>,
+    ) {
         self.has_been = true;
+        let mut restart = FeedPosition { partitions: at.into_iter().map(|at| (partition, at)).collect() };
+        self.limit(&mut restart, purges.filter(|(id, _)| *id == partition));
+        let before = restart.partitions.remove(&partition);
         let holds = |held: &Held| held.partition != partition || held.seqno <= to;
         self.held.retain(holds);
         self.recent.retain(holds);
@@ -110,9 +121,9 @@ impl Rollbacks {
             seqno <= to || self.candidates.get(number).is_none_or(|candidate| candidate.origin().partition != partition)
         };
         self.left.retain(|number, seqno| stays(number, *seqno));
-        let unresolved = Unresolved { after: to.0, is_collected: false, to, before };
+        let unresolved = Unresolved { after: to.0, is_collected: false, to, before: before.clone() };
         let known = self.partitions.entry(partition).or_insert(unresolved);
-        known.to = known.to.min(to);
+        (known.to, known.before) = (known.to.min(to), before);
         // What was found by then and has not come again is a candidate still; what has come since
         // up to `to` holds.
         known.after = if known.is_collected { to.0 } else { known.after.min(to.0) };
@@ -328,7 +339,7 @@ impl Rollbacks {
     /// lost: so the feed takes it back again. What has come after that place comes again, too, and
     /// the position before it is in the new history, where nothing would be taken back.
     pub(super) fn limit<'a>(
-        &'a self,
+        &self,
         position: &mut FeedPosition,
         purges: impl Iterator<Item = (PartitionId, Option<&'a PartitionPosition>)>,
     ) {
@@ -336,16 +347,18 @@ impl Rollbacks {
             self.partitions.iter().map(|(partition, unresolved)| (*partition, unresolved.before.as_ref())).collect();
         let held = self.held.iter().map(|held| (held.partition, held.before.as_ref()));
         let released = self.released.iter().map(|(partition, before)| (*partition, before.as_ref()));
-        for (partition, before) in held.chain(released).chain(purges) {
+        let mut take = |partition: PartitionId, before| {
             let comes_again = |unresolved: &Unresolved| seqno_of(before) >= unresolved.to.0;
             if self.partitions.get(&partition).is_some_and(comes_again) {
-                continue;
+                return;
             }
             let known = first.entry(partition).or_insert(before);
             if seqno_of(before) < seqno_of(*known) {
                 *known = before;
             }
-        }
+        };
+        held.chain(released).for_each(|(partition, before)| take(partition, before));
+        purges.for_each(|(partition, before)| take(partition, before));
         for (partition, before) in first {
             let is_beyond = |at: &PartitionPosition| at.seqno > seqno_of(before) || self.is_unresolved(partition);
             if !position.partitions.get(&partition).is_some_and(is_beyond) {
@@ -424,7 +437,7 @@ mod tests {
     /// The partition was at 9 and is taken back to `to`; these were found.
     fn rollback(to: u64, found: &[&ChangeEntry]) -> Rollbacks {
         let mut rollbacks = Rollbacks::default();
-        rollbacks.begin(P, PartitionSeqno(to), at(9));
+        rollbacks.begin(P, PartitionSeqno(to), at(9), std::iter::empty());
         assert_eq!(rollbacks.wanted(), [(P, to)].into());
         rollbacks.found(found.iter().map(|entry| Arc::new((*entry).clone())).collect());
         assert!(rollbacks.wanted().is_empty());
@@ -507,7 +520,7 @@ mod tests {
         let mut rollbacks = rollback(5, &all);
         assert!(comes(&mut rollbacks, &whole));
         comes(&mut rollbacks, &found[2]);
-        rollbacks.begin(P, PartitionSeqno(7), at(9));
+        rollbacks.begin(P, PartitionSeqno(7), at(9), std::iter::empty());
         rollbacks.found(vec![Arc::new(found[2].clone())]);
         let gone = rollbacks.end(&[P].into());
         assert_eq!((sequences(&gone), gone.room.len()), (vec![10, 13], 0));
@@ -591,8 +604,8 @@ mod tests {
     fn a_position_stays_before_the_first_that_waits_though_a_later_one_is_released() {
         let mut rollbacks = Rollbacks::default();
         let (of_p, of_other) = (entry(10, "d", &[], (P, 6)), entry(11, "e", &[], (OTHER, 6)));
-        rollbacks.begin(P, PartitionSeqno(5), at(9));
-        rollbacks.begin(OTHER, PartitionSeqno(5), at(9));
+        rollbacks.begin(P, PartitionSeqno(5), at(9), std::iter::empty());
+        rollbacks.begin(OTHER, PartitionSeqno(5), at(9), std::iter::empty());
         rollbacks.found(vec![Arc::new(of_p), Arc::new(of_other)]);
         let third = PartitionId(7);
         assert!(comes(&mut rollbacks, &entry(11, "waits for the other", &[], (third, 3))));
@@ -608,7 +621,7 @@ mod tests {
     fn a_position_stays_before_what_waits_though_its_partition_is_taken_back_to_a_later_place() {
         let mut rollbacks = rollback(5, &[&entry(10, "d", &[], (P, 6))]);
         assert!(comes(&mut rollbacks, &entry(10, "waits", &[], (OTHER, 3))));
-        rollbacks.begin(OTHER, PartitionSeqno(5), at(9));
+        rollbacks.begin(OTHER, PartitionSeqno(5), at(9), std::iter::empty());
         let mut position = FeedPosition { partitions: [(OTHER, at(9).unwrap())].into() };
         rollbacks.limit(&mut position, std::iter::empty());
         assert_eq!(position.partitions[&OTHER].seqno, 2);
@@ -618,7 +631,7 @@ mod tests {
     fn a_partition_that_is_taken_back_goes_on_in_the_history_that_was_lost() {
         let of = |uuid, seqno| Some(PartitionPosition { uuid, seqno, ..PartitionPosition::default() });
         let mut rollbacks = Rollbacks::default();
-        rollbacks.begin(P, PartitionSeqno(5), of(1, 9));
+        rollbacks.begin(P, PartitionSeqno(5), of(1, 9), std::iter::empty());
         rollbacks.found(vec![Arc::new(entry(10, "d", &[], (P, 6)))]);
         // The new history is behind the place where the partition was in the old one.
         rollbacks.hold(Held { before: of(2, 5), ..held(&entry(10, "waits", &[], (P, 6))) });
@@ -631,14 +644,33 @@ mod tests {
         assert_eq!(limited(&rollbacks, of(2, 7)), Some((1, 9)));
         assert_eq!(limited(&rollbacks, of(1, 3)), Some((1, 3)), "a purge from before the rollback");
         assert_eq!(limited(&rollbacks, None), None);
-        rollbacks.begin(P, PartitionSeqno(8), of(2, 8));
+        rollbacks.begin(P, PartitionSeqno(8), of(2, 8), std::iter::empty());
         assert_eq!(limited(&rollbacks, of(2, 7)), Some((1, 9)), "the lowest place counts");
+    }
+
+    #[test]
+    fn a_restart_goes_on_before_what_waited_when_the_partition_was_taken_back() {
+        let limited = |rollbacks: &Rollbacks| {
+            let mut position = FeedPosition { partitions: [(OTHER, at(8).unwrap())].into() };
+            rollbacks.limit(&mut position, std::iter::empty());
+            position.partitions[&OTHER].seqno
+        };
+        let mut rollbacks = rollback(5, &[&entry(10, "d", &[], (P, 6))]);
+        assert!(comes(&mut rollbacks, &entry(10, "waits", &[], (OTHER, 7))));
+        rollbacks.begin(OTHER, PartitionSeqno(5), at(9), std::iter::empty());
+        assert_eq!((limited(&rollbacks), rollbacks.held.len()), (6, 0));
+        // A purge that is not carried out.
+        let mut rollbacks = Rollbacks::default();
+        rollbacks.begin(OTHER, PartitionSeqno(5), at(9), [(P, at(2).as_ref()), (OTHER, at(6).as_ref())].into_iter());
+        assert_eq!(limited(&rollbacks), 6);
+        rollbacks.begin(OTHER, PartitionSeqno(2), at(8), [(OTHER, at(3).as_ref())].into_iter());
+        assert_eq!(limited(&rollbacks), 3);
     }
 
     #[test]
     fn a_partition_of_which_nothing_was_known_goes_on_at_its_beginning() {
         let mut rollbacks = Rollbacks::default();
-        rollbacks.begin(P, PartitionSeqno(0), None);
+        rollbacks.begin(P, PartitionSeqno(0), None, std::iter::empty());
         let mut position = FeedPosition { partitions: [(P, at(7).unwrap())].into() };
         rollbacks.limit(&mut position, std::iter::empty());
         assert_eq!(position, FeedPosition::default());
@@ -650,7 +682,7 @@ mod tests {
         let mut rollbacks = rollback(5, &[&kept, &lost]);
         assert!(!comes(&mut rollbacks, &kept));
         assert!(comes(&mut rollbacks, &entry(16, "e", &[], (P, 7))));
-        rollbacks.begin(P, PartitionSeqno(6), at(7));
+        rollbacks.begin(P, PartitionSeqno(6), at(7), std::iter::empty());
         assert_eq!(rollbacks.wanted(), [(P, 6)].into(), "what was found by then is a candidate still");
         rollbacks.found(Vec::new());
         let mut position = FeedPosition { partitions: [(P, at(6).unwrap())].into() };
@@ -660,9 +692,9 @@ mod tests {
         assert_eq!(released(&mut rollbacks), [0; 0]);
 
         let mut rollbacks = Rollbacks::default();
-        rollbacks.begin(P, PartitionSeqno(6), at(9));
-        rollbacks.begin(P, PartitionSeqno(4), at(6));
-        rollbacks.begin(P, PartitionSeqno(5), at(6));
+        rollbacks.begin(P, PartitionSeqno(6), at(9), std::iter::empty());
+        rollbacks.begin(P, PartitionSeqno(4), at(6), std::iter::empty());
+        rollbacks.begin(P, PartitionSeqno(5), at(6), std::iter::empty());
         assert_eq!(rollbacks.wanted(), [(P, 4)].into(), "nothing was looked for yet");
     }
 
@@ -670,7 +702,7 @@ mod tests {
     fn each_partition_ends_for_itself() {
         let (one, two) = (entry(10, "d", &[], (P, 6)), entry(11, "e", &[], (OTHER, 6)));
         let mut rollbacks = rollback(5, &[&one]);
-        rollbacks.begin(OTHER, PartitionSeqno(2), None);
+        rollbacks.begin(OTHER, PartitionSeqno(2), None, std::iter::empty());
         assert_eq!(rollbacks.wanted(), [(OTHER, 2)].into());
         rollbacks.found(vec![Arc::new(two)]);
         assert!(comes(&mut rollbacks, &entry(20, "e", &[], (OTHER, 7))));
@@ -688,7 +720,7 @@ mod tests {
         let mut rollbacks = Rollbacks::default();
         rollbacks.remember(held(&reused));
         rollbacks.remember(held(&duplicate));
-        rollbacks.begin(P, PartitionSeqno(5), at(9));
+        rollbacks.begin(P, PartitionSeqno(5), at(9), std::iter::empty());
         rollbacks.found(vec![Arc::new(entry(10, "d", &[], (P, 6)))]);
         assert_eq!(sequences(&rollbacks.end(&[P].into())), [10]);
         assert_eq!(released(&mut rollbacks), [10], "the number was given out again before anybody said that it was lost");

@@ -160,3 +160,37 @@ async fn a_writer_that_is_killed_after_a_rollback_goes_on_before_what_waited() {
     assert!(crashes >= 3, "{crashes}");
     assert!(missed.is_empty(), "{missed:?}");
 }
+
+/// A commit is cut off. The next writer is given only a later revision of its document, and that is
+/// lost: the rows that were not written are missing no longer.
+#[tokio::test]
+async fn a_revision_whose_commit_was_cut_off_is_shown_when_the_later_one_is_lost() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        for point in CrashPoint::all(1).chain(CrashPoint::all(2)) {
+            let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+            let faulty = Arc::new(FaultStore::new(store.clone(), 1, Faults::none()));
+            let first = revision("d", 1, 1, &[1], &json!({"a": null}), (0, 1));
+            let others = [("e", 2, (1, 2)), ("f", 3, (1, 3))];
+            let others = others.map(|(key, n, at)| revision(key, 1, n, &[n], &json!({"b": null}), at));
+            faulty.crash_at(point);
+            let cut_off = async {
+                let mut writer = writer(faulty.clone(), supersession).await?;
+                let all = [std::slice::from_ref(&first), &others].concat();
+                writer.process(all.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await?;
+                writer.finish().await
+            };
+            // It may also end before the point comes.
+            drop(cut_off.await);
+            let mut writer = writer(store.clone(), supersession).await.unwrap();
+            let later = revision("d", 2, 4, &[1, 4], &json!({"a": {"seq": 4, "rev": "2-4"}}), (0, 4));
+            let left = [&others[..], &[later]].concat();
+            writer.process(left.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+            let [rollback, ended] = lost(0);
+            writer.process(vec![rollback, FeedEvent::Mutation(first), ended].into()).await.unwrap();
+            writer.finish().await.unwrap();
+            assert_eq!(rows(&store, "a").await, [row(1, "d", false)], "{point}");
+            let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
+            assert!(report.is_clean(), "{point}: {:#?}", report.findings);
+        }
+    }
+}

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::batch::{Floor, LatePage};
-use crate::block::BlockCodec;
+use crate::block::{Block, BlockCodec};
 use crate::channel::Channel;
 use crate::commit::TakenOver;
 use crate::directory::Directory;
@@ -188,8 +188,8 @@ async fn edit_block(
 ) -> Result<()> {
     let key = CacheKey::Block(channel.clone(), index);
     let change = |stored: Option<&[u8]>| {
-        let Some(stored) = stored else { return Ok(Change::Keep) };
-        let edited = edited(&codec.decode(stored)?, edits);
+        let block = stored.map_or_else(|| Ok(Block::new(codec.capacity())), |stored| codec.decode(stored))?;
+        let edited = edited(&block, edits);
         Ok(edited.map_or(Change::Keep, |block| Change::Put(codec.encode(&block))))
     };
     fenced.rewrite(&key, change).await.map(drop)

@@ -40,7 +40,8 @@ impl From<BySequence> for Gone {
 pub(crate) enum Edit {
     /// Nothing is known of the sequence any more.
     Clear,
-    /// It is superseded no longer: the entry's own state.
+    /// It is superseded no longer: the entry's own state. Also if there is none, as a commit that was
+    /// cut off did not write it.
     Restore(BlockState),
 }
 
@@ -190,14 +191,18 @@ pub(crate) fn edited(block: &Block, edits: &Edits) -> Option<Block> {
         Some(Edit::Restore(own)) if state == BlockState::Superseded => *own,
         _ => state,
     };
-    if block.iter().all(|(offset, state)| after(offset, state) == state) {
-        return None;
-    }
     let mut edited = Block::new(block.capacity());
     for (offset, state) in block.iter() {
         edited.raise(offset, after(offset, state));
     }
-    Some(edited)
+    for (offset, edit) in edits {
+        if let Edit::Restore(own) = edit
+            && block.get(*offset) == BlockState::Absent
+        {
+            edited.raise(*offset, *own);
+        }
+    }
+    (edited != *block).then_some(edited)
 }
 
 #[cfg(test)]

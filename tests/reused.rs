@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::core::decode::attributes;
+use sluicegate::feed::MutationKind;
 use sluicegate::pointer::Supersession;
 use sluicegate::verify::{VerifyOptions, verify};
 use sluicegate::{
@@ -192,5 +193,36 @@ async fn a_revision_whose_commit_was_cut_off_is_shown_when_the_later_one_is_lost
             let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
             assert!(report.is_clean(), "{point}: {:#?}", report.findings);
         }
+    }
+}
+
+/// The writer is killed in the middle of a rollback, after mutations of the new history have come.
+/// The next one goes on in the history that was lost, so that the feed rolls back again.
+#[tokio::test]
+async fn a_writer_that_is_killed_in_a_rollback_is_told_of_it_again() {
+    let (partition, old, new) = (PartitionId(0), 1, 2);
+    let state = |uuid, log: &[(u64, u64)]| FeedEvent::PartitionState { partition, uuid, failover_log: log.to_vec() };
+    let in_a = |generation, sequence, seqno| {
+        FeedEvent::Mutation(revision("d", generation, sequence, &[sequence], &json!({"a": null}), (0, seqno)))
+    };
+    let purge = |seqno| {
+        let mutation = revision("other", 1, 1, &[1], &json!({}), (0, seqno));
+        FeedEvent::Mutation(Mutation { kind: MutationKind::Deletion, value: Default::default(), ..mutation })
+    };
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut first = writer(store.clone(), supersession).await.unwrap();
+        let log = [(old, 0)];
+        first.process(vec![state(old, &log), in_a(1, 1, 1), in_a(2, 2, 9)].into()).await.unwrap();
+        let rollback = FeedEvent::Rollback { partition, to: PartitionSeqno(1) };
+        let log = [(new, 1), (old, 0)];
+        // The first mutation waits: the second revision may come again.
+        first.process(vec![rollback, state(new, &log), in_a(2, 3, 2), purge(3)].into()).await.unwrap();
+        first.finish().await.unwrap();
+        drop(first);
+        let second = writer(store.clone(), supersession).await.unwrap();
+        let FeedStart::At(position) = second.start() else { panic!("no checkpoint") };
+        let at = &position.partitions[&partition];
+        assert_eq!((at.uuid, at.seqno), (old, 9), "{supersession:?}");
     }
 }

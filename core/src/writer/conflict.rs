@@ -215,6 +215,7 @@ impl Writer {
         self.name_own(document, conflicts).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
         let Some(number) = self.accounted(document) else { return Ok(()) };
+        self.store_again(document, conflicts).await?;
         // A document before it in the batch may account for the sequence that it was given.
         let is_lost = self.assembler.sequencer().is_accounted(number)
             && document.entry.position() == number
@@ -271,6 +272,27 @@ impl Writer {
             }
             let others = entry.supersedes().iter().copied().filter(|other| *other != number && !own.contains(other));
             *entry = entry.clone().with_supersedes(others.chain(own.iter().copied()).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+
+    /// In a rollback, a duplicate may know more than its stored entry: that an earlier revision is in
+    /// a slot by now, because another document has its sequence since. Then its entry is stored again
+    /// with that.
+    async fn store_again(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
+        let position = document.entry.position();
+        let is_assigned = |earlier: &&Sequence| self.shared.is_assigned(**earlier);
+        let mut assigned: Vec<Sequence> = document.entry.supersedes().iter().filter(is_assigned).copied().collect();
+        if assigned.is_empty() || !self.rollbacks.have_been() || !self.assembler.sequencer().is_accounted(position) {
+            return Ok(());
+        }
+        let Some(stored) = self.entry_at(conflicts, position).await? else { return Ok(()) };
+        let is_same = stored.document() == document.entry.document() && stored.revision() == document.entry.revision();
+        assigned.retain(|earlier| !stored.supersedes().contains(earlier));
+        if is_same && stored.in_star() && !assigned.is_empty() {
+            document.entry = ChangeEntry::clone(&stored);
+            assigned.into_iter().for_each(|earlier| document.entry.push_superseded(earlier));
+            self.readmit(&[position]).await?;
         }
         Ok(())
     }
@@ -375,10 +397,10 @@ impl Writer {
             self.assembler.count_conflict();
             notices::tell_conflict(&entry);
         }
-        if slot > 0 {
-            self.share(number);
-        }
         let position = entry.position();
+        if slot > 0 {
+            self.share(position);
+        }
         conflicts.entries.insert(position, Some(Arc::new(entry.clone())));
         conflicts.placed.insert(position);
         conflicts.later.extend(later.map(|later| (position, later)));

@@ -40,6 +40,8 @@ pub(super) struct SharedSequences {
     sequences: FxHashSet<Sequence>,
     /// The lowest and the highest.
     ends: Option<(Sequence, Sequence)>,
+    /// The positions in slots that this term has assigned.
+    assigned: FxHashSet<Sequence>,
 }
 
 impl SharedSequences {
@@ -56,6 +58,11 @@ impl SharedSequences {
         let (lowest, highest) = self.ends.unwrap_or((sequence, sequence));
         self.ends = Some((lowest.min(sequence), highest.max(sequence)));
         self.sequences.insert(sequence);
+    }
+
+    /// Whether this term has assigned the position, in a slot.
+    pub(super) fn is_assigned(&self, position: Sequence) -> bool {
+        self.assigned.contains(&position)
     }
 
     /// Whether others are expected around `sequence`.
@@ -130,9 +137,12 @@ impl KnownSequences {
 }
 
 impl Writer {
-    /// Another document has this sequence, too.
-    pub(super) fn share(&mut self, sequence: Sequence) {
-        self.shared.insert(sequence);
+    /// Another document has the sequence of this position, too.
+    pub(super) fn share(&mut self, position: Sequence) {
+        self.shared.insert(position.number());
+        if position.slot() > 0 {
+            self.shared.assigned.insert(position);
+        }
         self.assembler.set_reused(true);
     }
 
@@ -236,7 +246,7 @@ impl Writer {
         notices::tell_conflict(&departure);
         let position = departure.position();
         if slot > 0 {
-            self.share(sequence);
+            self.share(position);
         }
         for departure in document.departures.iter_mut().filter(|departure| departure.sequence == sequence) {
             departure.sequence = position;

@@ -40,8 +40,8 @@ impl From<BySequence> for Gone {
 pub(crate) enum Edit {
     /// Nothing is known of the sequence any more.
     Clear,
-    /// It is superseded no longer: the entry's own state. Also if there is none, as a commit that was
-    /// cut off did not write it.
+    /// It is superseded no longer: the entry's own state. An absent state is restored, too: a commit
+    /// that was cut off may not have written it.
     Restore(BlockState),
 }
 

@@ -283,7 +283,9 @@ impl Writer {
         let position = document.entry.position();
         let is_assigned = |earlier: &&Sequence| self.shared.is_assigned(**earlier);
         let mut assigned: Vec<Sequence> = document.entry.supersedes().iter().filter(is_assigned).copied().collect();
-        if assigned.is_empty() || !self.rollbacks.have_been() || !self.assembler.sequencer().is_accounted(position) {
+        // Otherwise, what is stored would not be replaced.
+        let is_replaced = self.rollbacks.have_been() && self.may_find_unpublished();
+        if assigned.is_empty() || !is_replaced || !self.assembler.sequencer().is_accounted(position) {
             return Ok(());
         }
         let Some(stored) = self.entry_at(conflicts, position).await? else { return Ok(()) };

@@ -52,7 +52,7 @@ impl Writer {
         let position = checkpoint.filter(|()| self.has_positions).map(|()| {
             let mut position = self.tracker.position();
             let is_reached = self.caught_up_at.is_some() && self.rollbacks.is_settled() && self.purges.due().is_none();
-            self.rollbacks.limit(&mut position, self.purges.befores());
+            self.rollbacks.limit(&mut position, self.purges.restart_positions());
             // Otherwise there are entries from after the position: those of an earlier term, or of
             // after what waits: mutations, and purges.
             let known = (!is_reached).then(|| self.floors.of_position(&position));
@@ -101,7 +101,7 @@ impl Writer {
     /// Whether earlier terms may have stored unpublished entries that do not come again unchanged.
     /// At first, all events that such a term had read come again; later, only events that were
     /// rolled back since can have such entries.
-    fn may_find_unpublished(&self) -> bool {
+    pub(super) fn may_find_unpublished(&self) -> bool {
         let are_earlier = self.clock.value.epoch.counter > 1;
         are_earlier && (self.caught_up_at.is_none() || self.rollbacks.have_been())
     }

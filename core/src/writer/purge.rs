@@ -171,8 +171,8 @@ impl Purges {
         if is_full { Some(Instant::now()) } else { self.next.filter(|_| !self.pending.is_empty()) }
     }
 
-    /// The positions before those that are not carried out yet.
-    pub(super) fn befores(&self) -> impl Iterator<Item = (PartitionId, Option<&PartitionPosition>)> {
+    /// For each purge that is not carried out yet: its partition, and the position before it.
+    pub(super) fn restart_positions(&self) -> impl Iterator<Item = (PartitionId, Option<&PartitionPosition>)> {
         self.pending.values().map(|pending| (pending.partition, pending.before.as_ref()))
     }
 }
@@ -406,7 +406,7 @@ mod tests {
         take("a", 12);
         let limited = |purges: &Purges, seqno| {
             let mut position = FeedPosition { partitions: [(P, at(seqno)), (PartitionId(4), at(7))].into() };
-            Rollbacks::default().limit(&mut position, purges.befores());
+            Rollbacks::default().limit(&mut position, purges.restart_positions());
             (position.partitions.get(&P).map(|at| at.seqno), position.partitions[&PartitionId(4)].seqno)
         };
         purges.roll_back(P, PartitionSeqno(29));

@@ -71,9 +71,9 @@ pub(super) struct Rollbacks {
     /// Candidates whose document came again with the same number as something else: another
     /// revision, or the whole one of which only a departure was known.
     replaced: BTreeSet<Rank>,
-    /// Departures among these over which a later revision stays, with the seqno at which that came
-    /// again.
-    left: BTreeMap<Rank, PartitionSeqno>,
+    /// Those of `replaced` that are departures of which a confirmed later revision still tells, with
+    /// the seqno of the first such revision.
+    still_told: BTreeMap<Rank, PartitionSeqno>,
     recent: VecDeque<Held>,
 }
 
@@ -100,8 +100,8 @@ impl Rollbacks {
     }
 
     /// A partition, which is at `at`, is taken back to `to`. `purges` are the positions before the
-    /// purges that are not carried out. What waited and comes again is forgotten here, but a restart
-    /// must go on before it: the feed may then go back to a later place than `to`.
+    /// purges that are not carried out. Mutations and purges that waited are dropped, because they
+    /// come again. A restart must still begin before them: the feed may go back less far then.
     pub(super) fn begin<'a>(
         &mut self,
         partition: PartitionId,
@@ -120,7 +120,7 @@ impl Rollbacks {
         let stays = |number: &Rank, seqno: PartitionSeqno| {
             seqno <= to || self.candidates.get(number).is_none_or(|candidate| candidate.origin().partition != partition)
         };
-        self.left.retain(|number, seqno| stays(number, *seqno));
+        self.still_told.retain(|number, seqno| stays(number, *seqno));
         let unresolved = Unresolved { after: to.0, is_collected: false, to, before: before.clone() };
         let known = self.partitions.entry(partition).or_insert(unresolved);
         (known.to, known.before) = (known.to.min(to), before);
@@ -167,8 +167,9 @@ impl Rollbacks {
 
     /// Whether a mutation must wait; to be asked once, in the order of the feed. What comes again
     /// as it was, is no candidate any more, nor is what its document had before: it is what the
-    /// document came from. It waits nevertheless if it tells of a departure that has the origin of a
-    /// later revision: if that is withdrawn, the departure goes with it, and is stored anew.
+    /// document came from. It still waits if it tells of a departure that was stored with the origin
+    /// of a later revision. If the later revision is withdrawn, its departure is withdrawn, too. This
+    /// mutation then stores the departure again.
     pub(super) fn judge(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
         if self.candidates.is_empty() && self.held.is_empty() {
             return false;
@@ -184,8 +185,9 @@ impl Rollbacks {
             let same = self.candidates_of(entry.sequence()).find(|candidate| is_same(candidate)).cloned();
             if let Some(same) = same {
                 self.confirm(&same);
-                let is_left = |candidate: &Arc<ChangeEntry>| candidate.document() == entry.document() && !candidate.in_star();
-                return departures.iter().any(|departure| self.candidates_of(departure.sequence.number()).any(is_left));
+                let is_departure =
+                    |candidate: &Arc<ChangeEntry>| candidate.document() == entry.document() && !candidate.in_star();
+                return departures.iter().any(|departure| self.candidates_of(departure.sequence.number()).any(is_departure));
             }
             let own = self.candidates_of(entry.sequence()).filter(|candidate| candidate.document() == entry.document());
             let replaced: Vec<Rank> = own.map(|candidate| candidate.position().rank()).collect();
@@ -231,7 +233,10 @@ impl Rollbacks {
         let (replaced, confirmed): (Vec<Rank>, Vec<Rank>) =
             numbers.iter().filter(|number| !is_newer(number)).partition(|number| self.replaced.contains(number));
         let seqno = confirmed_by.origin().seqno;
-        self.left.extend(replaced.into_iter().filter(is_departure).map(|number| (number, seqno)));
+        for number in replaced.into_iter().filter(is_departure) {
+            let first = self.still_told.entry(number).or_insert(seqno);
+            *first = seqno.min(*first);
+        }
         for number in &confirmed {
             numbers.remove(number);
             self.candidates.remove(number);
@@ -282,7 +287,7 @@ impl Rollbacks {
         self.named = RangeSet::new();
         self.candidates.values().for_each(|entry| name(&mut self.named, entry));
         let gone: BTreeMap<Rank, Arc<ChangeEntry>> = gone;
-        let left: BTreeSet<Rank> = gone.keys().filter(|number| self.left.remove(number).is_some()).copied().collect();
+        let still_told: BTreeSet<Rank> = gone.keys().filter(|number| self.still_told.remove(number).is_some()).copied().collect();
         for entry in gone.values() {
             self.documents.remove(&entry.document());
             self.replaced.remove(&entry.position().rank());
@@ -291,16 +296,20 @@ impl Rollbacks {
         let whole: HashSet<(DocumentRef<'_>, Sequence)> = self.held.iter().filter_map(whole_revision).collect();
         let named: HashSet<(DocumentRef<'_>, Sequence)> =
             entries.values().flat_map(|entry| entry.supersedes().iter().map(|position| (entry.document(), *position))).collect();
+        // A revision need not name a departure that is older than what it supersedes.
+        let tellers: HashSet<(DocumentRef<'_>, PartitionSeqno)> =
+            entries.values().filter(|entry| entry.in_star()).map(|entry| (entry.document(), entry.origin().seqno)).collect();
         // A departure whose revision has come as a whole, while the later revision that told of it
-        // stays: that came again, or nothing is gone that told of it.
+        // stays: that came again, or none that is gone told of it.
         let is_room = |entry: &ChangeEntry| {
-            let position = entry.position();
+            let (document, position) = (entry.document(), entry.position());
+            let is_told_by_gone = || named.contains(&(document, position)) || tellers.contains(&(document, entry.origin().seqno));
             !entry.in_star()
-                && whole.contains(&(entry.document(), entry.sequence()))
-                && (left.contains(&position.rank()) || !named.contains(&(entry.document(), position)))
+                && whole.contains(&(document, entry.sequence()))
+                && (still_told.contains(&position.rank()) || !is_told_by_gone())
         };
         let room = entries.values().filter(|entry| is_room(entry)).map(|entry| entry.position()).collect();
-        drop(named);
+        drop((named, tellers));
         Gone { entries, room }
     }
 
@@ -335,9 +344,9 @@ impl Rollbacks {
     /// waits, and before what has waited and is not applied. `purges` are the positions before the
     /// purges that are not carried out.
     ///
-    /// A partition that is taken back goes on where it was before that, in the history that was
-    /// lost: so the feed takes it back again. What has come after that place comes again, too, and
-    /// the position before it is in the new history, where nothing would be taken back.
+    /// A partition that is being taken back restarts at its place in the lost history, so that the
+    /// feed takes it back again. Positions of the new history are ignored: from there, the feed would
+    /// take nothing back.
     pub(super) fn limit<'a>(
         &self,
         position: &mut FeedPosition,
@@ -516,6 +525,20 @@ mod tests {
         comes(&mut rollbacks, &found[2]);
         let gone = rollbacks.end(&[P].into());
         assert_eq!((sequences(&gone), gone.room), (vec![10], [Sequence(10)].into()));
+        // Of two that came again, the later is taken back once more.
+        let earlier = later(12, &[10], 8);
+        let mut rollbacks = rollback(5, &[&found[0], &earlier, &found[2]]);
+        assert!(comes(&mut rollbacks, &whole));
+        comes(&mut rollbacks, &earlier);
+        comes(&mut rollbacks, &found[2]);
+        rollbacks.begin(P, PartitionSeqno(8), at(9), std::iter::empty());
+        rollbacks.found(vec![Arc::new(found[2].clone())]);
+        assert_eq!(rollbacks.end(&[P].into()).room, [Sequence(10)].into());
+        // The one that told of it does not name it: it is too old.
+        let mut rollbacks = rollback(5, &[&departure(10, 9), &later(13, &[12], 9)]);
+        assert!(comes(&mut rollbacks, &whole));
+        let gone = rollbacks.end(&[P].into());
+        assert_eq!((sequences(&gone), gone.room.len()), (vec![10, 13], 0));
         // What came again is taken back once more.
         let mut rollbacks = rollback(5, &all);
         assert!(comes(&mut rollbacks, &whole));

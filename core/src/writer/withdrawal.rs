@@ -49,7 +49,7 @@ impl Writer {
         for item in items {
             if let Item::Control(FeedEvent::Rollback { partition, to }) = item {
                 self.deferred.iter_mut().for_each(|batch| batch.items.retain(|item| !item.is_void(partition, to)));
-                self.rollbacks.begin(partition, to, self.tracker.at(partition).cloned(), self.purges.befores());
+                self.rollbacks.begin(partition, to, self.tracker.at(partition).cloned(), self.purges.restart_positions());
                 self.purges.roll_back(partition, to);
             }
             if let Some(batch) = self.deferred.last_mut() {

@@ -153,8 +153,8 @@ impl DecodedDocument {
         self.entry.supersedes().iter().chain(&self.accounted).copied().chain(departed)
     }
 
-    /// Takes over what `stored`, the entry of an earlier revision or of a departure, supersedes. The
-    /// document's pointer does not name those rows any more, and the feed may have left out the
+    /// Takes over what `stored`, the entry of an earlier revision or of a departure, supersedes.
+    /// The document's pointer does not name those rows any more, and the feed may have left out the
     /// revision that did.
     #[cfg(feature = "runtime")]
     pub(crate) fn recall_earlier(&mut self, stored: &ChangeEntry) {

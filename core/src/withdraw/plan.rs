@@ -40,8 +40,8 @@ impl From<BySequence> for Gone {
 pub(crate) enum Edit {
     /// Nothing is known of the sequence any more.
     Clear,
-    /// It is superseded no longer: the entry's own state. An absent state is restored, too: a commit
-    /// that was cut off may not have written it.
+    /// It is superseded no longer: the entry's own state. An absent state is restored, too: a
+    /// commit that was cut off may not have written it.
     Restore(BlockState),
 }
 
@@ -125,8 +125,8 @@ impl Plan {
                 marked.insert((change.channel.clone(), change.sequence));
             });
         }
-        // A revision accounts for lower sequences that its document did not use, too. Its entry does
-        // not name them.
+        // A revision accounts for lower sequences that its document did not use, too. Its entry
+        // does not name them.
         let highest = surviving.iter().filter(|entry| entry.in_star()).map(|entry| entry.sequence()).max();
         let is_below = |number: &Sequence| number.slot() == 0 && highest.is_some_and(|highest| *number < highest);
         let is_named = |number: &Sequence| surviving.iter().any(|entry| entry.supersedes().contains(number));

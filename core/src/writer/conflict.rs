@@ -171,7 +171,8 @@ impl Writer {
         Ok(conflicts)
     }
 
-    /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do: hardly ever.
+    /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do. That is rare,
+    /// except after a take-over for documents that have left channels.
     #[inline]
     pub(super) fn may_conflict(&self, item: &Item, pointers: &Pointers) -> bool {
         match item {
@@ -276,14 +277,14 @@ impl Writer {
         Ok(())
     }
 
-    /// In a rollback, a duplicate may know more than its stored entry: that an earlier revision is in
-    /// a slot by now, because another document has its sequence since. Then its entry is stored again
-    /// with that.
+    /// Stores the entry of a duplicate again, in a rollback, if the stored one lacks the position
+    /// of an earlier revision. That revision has moved to a slot since, because another document
+    /// has its sequence.
     async fn store_again(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
         let position = document.entry.position();
         let is_assigned = |earlier: &&Sequence| self.shared.is_assigned(**earlier);
         let mut assigned: Vec<Sequence> = document.entry.supersedes().iter().filter(is_assigned).copied().collect();
-        // Otherwise, what is stored would not be replaced.
+        // Otherwise the commit would leave the stored entry as it is.
         let is_replaced = self.rollbacks.have_been() && self.may_find_unpublished();
         if assigned.is_empty() || !is_replaced || !self.assembler.sequencer().is_accounted(position) {
             return Ok(());

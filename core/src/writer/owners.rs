@@ -173,10 +173,10 @@ impl Writer {
         (has_others || !document.departures.is_empty() || document.entry.is_low()) && self.uncertain(document).next().is_some()
     }
 
-    /// The positions of an earlier revision of this document and of its departures, if a former term
-    /// may have stored their entries and neither the last checkpoint nor the clock accounts for them.
-    /// The document's pointer names the earlier revision. The feed may have left out the revision
-    /// since, and the one that told of the departures. Only after a take-over.
+    /// The positions of an earlier revision of this document and of its departures, if a former
+    /// term may have stored their entries and neither the last checkpoint nor the clock accounts
+    /// for them. The document's pointer names the earlier revision. The feed may have left out that
+    /// revision since, and the one that told of the departures. Only after a take-over.
     pub(super) fn stored_earlier<'a>(
         &'a self,
         document: &'a DecodedDocument,

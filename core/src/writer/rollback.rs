@@ -44,8 +44,8 @@ struct Unresolved {
     is_collected: bool,
     /// The lowest seqno to which it was taken back.
     to: PartitionSeqno,
-    /// Where a restart would have gone on before the partition was first taken back. It goes on from
-    /// there, so that the partition is taken back again.
+    /// Where a restart would have gone on before the partition was first taken back. It goes on
+    /// from there, so that the partition is taken back again.
     before: Option<PartitionPosition>,
 }
 
@@ -71,8 +71,8 @@ pub(super) struct Rollbacks {
     /// Candidates whose document came again with the same number as something else: another
     /// revision, or the whole one of which only a departure was known.
     replaced: BTreeSet<Rank>,
-    /// Those of `replaced` that are departures of which a confirmed later revision still tells, with
-    /// the seqno of the first such revision.
+    /// Those of `replaced` that are departures of which a confirmed later revision still tells,
+    /// with the seqno of the first such revision.
     still_told: BTreeMap<Rank, PartitionSeqno>,
     recent: VecDeque<Held>,
 }
@@ -121,8 +121,8 @@ impl Rollbacks {
             seqno <= to || self.candidates.get(number).is_none_or(|candidate| candidate.origin().partition != partition)
         };
         self.still_told.retain(|number, seqno| stays(number, *seqno));
-        let unresolved = Unresolved { after: to.0, is_collected: false, to, before: before.clone() };
-        let known = self.partitions.entry(partition).or_insert(unresolved);
+        let new = || Unresolved { after: to.0, is_collected: false, to, before: None };
+        let known = self.partitions.entry(partition).or_insert_with(new);
         (known.to, known.before) = (known.to.min(to), before);
         // What was found by then and has not come again is a candidate still; what has come since
         // up to `to` holds.
@@ -167,9 +167,9 @@ impl Rollbacks {
 
     /// Whether a mutation must wait; to be asked once, in the order of the feed. What comes again
     /// as it was, is no candidate any more, nor is what its document had before: it is what the
-    /// document came from. It still waits if it tells of a departure that was stored with the origin
-    /// of a later revision. If the later revision is withdrawn, its departure is withdrawn, too. This
-    /// mutation then stores the departure again.
+    /// document came from. It still waits if it tells of a departure that was stored with the
+    /// origin of a later revision. If the later revision is withdrawn, the departure is withdrawn,
+    /// too. This mutation then stores the departure again.
     pub(super) fn judge(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &Decoded) -> bool {
         if self.candidates.is_empty() && self.held.is_empty() {
             return false;
@@ -345,8 +345,8 @@ impl Rollbacks {
     /// purges that are not carried out.
     ///
     /// A partition that is being taken back restarts at its place in the lost history, so that the
-    /// feed takes it back again. Positions of the new history are ignored: from there, the feed would
-    /// take nothing back.
+    /// feed takes it back again. Positions of the new history are ignored: from there, the feed
+    /// would take nothing back.
     pub(super) fn limit<'a>(
         &self,
         position: &mut FeedPosition,
@@ -357,6 +357,7 @@ impl Rollbacks {
         let held = self.held.iter().map(|held| (held.partition, held.before.as_ref()));
         let released = self.released.iter().map(|(partition, before)| (*partition, before.as_ref()));
         let mut take = |partition: PartitionId, before| {
+            // A position of the new history: what comes after it comes again.
             let comes_again = |unresolved: &Unresolved| seqno_of(before) >= unresolved.to.0;
             if self.partitions.get(&partition).is_some_and(comes_again) {
                 return;
@@ -409,8 +410,7 @@ fn document(decoded: &Decoded) -> Option<DocumentRef<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::Departure;
-    use crate::decode::{Principal, PrincipalKind};
+    use crate::decode::{Departure, Principal, PrincipalKind};
     use crate::entry::EntryFlags;
 
     const P: PartitionId = PartitionId(3);

@@ -1,0 +1,121 @@
+//! Finds the document whose entry names a position as superseded.
+
+use std::sync::Arc;
+
+use backon::Retryable as _;
+
+use super::{Writer, backoff, log_retry};
+use crate::block::BlockState;
+use crate::entry::ChangeEntry;
+use crate::error::{Error, Result};
+use crate::scan;
+use crate::sequence::{Sequence, SequenceRange};
+
+/// The document whose entry names a position as superseded.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Named {
+    Nobody,
+    /// A later revision of the same document.
+    Own(Arc<ChangeEntry>),
+    Another,
+}
+
+impl Named {
+    /// The result for one stored entry, `other`, if `entry` could take `position`.
+    fn by(other: &Arc<ChangeEntry>, entry: &ChangeEntry, position: Sequence) -> Named {
+        match other.supersedes().contains(&position) {
+            false => Named::Nobody,
+            true if other.document() == entry.document() && (other.is_newer_than(entry) || !entry.in_star()) => {
+                Named::Own(other.clone())
+            }
+            true => Named::Another,
+        }
+    }
+
+    /// The result for both. Of two later revisions, the latest.
+    fn or(self, other: Named) -> Named {
+        match (&self, &other) {
+            (Named::Another, _) | (_, Named::Nobody) => self,
+            (Named::Own(mine), Named::Own(others)) if mine.is_newer_than(others) => self,
+            _ => other,
+        }
+    }
+}
+
+/// This many sequences are searched first for the entry that names another.
+const SEARCHED_FIRST: u64 = 1_000;
+
+impl Writer {
+    /// The document whose later revision supersedes, or will supersede, a position that `entry`
+    /// could take.
+    pub(super) async fn named(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
+        // Marks that are being written are neither in the blocks nor waiting.
+        self.settle_all().await?;
+        match self.named_by(entry, position).await? {
+            // A purged document may have been there. Its next revision has then left marks in that
+            // revision's channels, but none in the star channel.
+            Named::Nobody if self.is_marked(entry, position).await? => Ok(Named::Another),
+            named => Ok(named),
+        }
+    }
+
+    /// Whether another document supersedes a position that `entry` could take.
+    pub(super) async fn is_named_by_another(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<bool> {
+        Ok(matches!(self.named(entry, position).await?, Named::Another))
+    }
+
+    /// Whether a position is marked as superseded in one of the channels of `entry`.
+    async fn is_marked(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<bool> {
+        let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
+        let attempt = || async {
+            for change in entry.channels() {
+                if scan::state(store, codec, &change.channel, position).await? == BlockState::Superseded {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+    }
+
+    /// The document whose entries name a position as their own, and so have a mark there, or will
+    /// have one.
+    async fn named_by(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
+        let number = entry.sequence();
+        let add = |known: Named, other: &Arc<ChangeEntry>| known.or(Named::by(other, entry, position));
+        let by_unmarked = self.assembler.unmarked().fold(Named::Nobody, add);
+        if by_unmarked != Named::Nobody {
+            return Ok(by_unmarked);
+        }
+        let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), self.assembler.sequencer().high());
+        let attempt = || async {
+            for star in scan::stars(store).await? {
+                if scan::star_state(store, codec, star.collection(), position).await? != BlockState::Superseded {
+                    continue;
+                }
+                // The position is marked. The entry that names it is mostly near, and mostly above
+                // it.
+                let (mut first, mut count) = (number, SEARCHED_FIRST);
+                while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
+                    let named = scan::logged(store, codec, &star, range).await?;
+                    let named = named.iter().fold(Named::Nobody, add);
+                    if named != Named::Nobody {
+                        return Ok(named);
+                    }
+                    (first, count) = (range.last().next(), count.saturating_mul(2));
+                }
+                let below = SequenceRange::new(Sequence::ZERO, number.previous());
+                let below = match below {
+                    Some(range) => scan::logged(store, codec, &star, range).await?,
+                    None => Vec::new(),
+                };
+                let named = below.iter().fold(Named::Nobody, add);
+                if named != Named::Nobody {
+                    return Ok(named);
+                }
+            }
+            Ok(Named::Nobody)
+        };
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+    }
+}

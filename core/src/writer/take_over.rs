@@ -1,0 +1,199 @@
+//! Beginning a term: what the former one left is finished, and it is found out where to go on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::Retryable as _;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::floors::Floors;
+use super::intents::Intents;
+use super::owners::{KnownSequences, SharedSequences};
+use super::pointers::PointerCache;
+use super::purge::Purges;
+use super::rollback::Rollbacks;
+use super::{Writer, WriterConfig, backoff, inherited, log_retry, name_repair};
+use crate::batch::Gap;
+use crate::block::codec_named;
+use crate::clock::Epoch;
+use crate::collections::Collections;
+use crate::commit;
+use crate::coordinate::next_epoch;
+use crate::decode::MutationDecoder;
+use crate::engine::{Assembler, Sequencer, SkippedRange};
+use crate::error::{Error, Result};
+use crate::feed::PositionTracker;
+use crate::fenced::Fenced;
+use crate::meta::Meta;
+use crate::pointer::Supersession;
+use crate::scan;
+use crate::sequence::{RangeSet, Sequence, SequenceRange};
+use crate::source::Following;
+use crate::store::CacheStore;
+use crate::withdraw;
+
+/// The limit for entries in slots that a term expects: more can only come of a damaged record.
+const MAX_EXPECTED: u64 = 1_000_000;
+
+impl Writer {
+    /// The writer of a cache that nobody else writes: begins the next term, whichever that is. For
+    /// tools and tests; two of them fence one another. Whoever elects takes over with
+    /// [`take_over`](Self::take_over).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn alone(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: impl Into<Following>,
+        config: WriterConfig,
+    ) -> Result<Writer> {
+        let feed = feed.into();
+        let epoch = next_epoch(store.as_ref()).await?;
+        Writer::take_over(store, decoder, feed, epoch, config).await
+    }
+
+    /// Begins the term `epoch` over `store`, for the feed called `feed`: fences whoever wrote
+    /// before, and finds out where to go on. Makes a new cache if there is none. May be repeated.
+    /// With no more than a name, it is not checked whether the cache was made from that feed.
+    ///
+    /// # Errors
+    /// `Fenced` if a later epoch is there; `ConfigInvalid`, also if the cache was made from another
+    /// feed; `Corrupt`, or what the store says.
+    pub async fn take_over(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: impl Into<Following>,
+        epoch: Epoch,
+        config: WriterConfig,
+    ) -> Result<Writer> {
+        Writer::begin(store, decoder, feed.into(), epoch, config).await.map_err(name_repair)
+    }
+
+    fn begin(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: Following,
+        epoch: Epoch,
+        config: WriterConfig,
+    ) -> BoxFuture<'static, Result<Writer>> {
+        Box::pin(Writer::begin_term(store, decoder, feed, epoch, config))
+    }
+
+    async fn begin_term(
+        store: Arc<dyn CacheStore>,
+        decoder: Arc<dyn MutationDecoder>,
+        feed: Following,
+        epoch: Epoch,
+        config: WriterConfig,
+    ) -> Result<Writer> {
+        config.validate()?;
+        let created_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut new = Meta::new(codec_named(&config.codec, config.block_capacity)?.as_ref(), config.ring, created_at);
+        new.has_pointers = config.supersession == Supersession::Pointers;
+        let attempt = || async { commit::begin_term(store.as_ref(), epoch, &feed, &new).await };
+        let taken = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let codec = taken.meta.block_codec()?;
+        let fenced = Fenced { store: store.as_ref(), term: epoch, removes_unreadable: false };
+        let attempt = || async { withdraw::finish(fenced, codec.as_ref(), &taken).await };
+        let (gone, restored) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+
+        // The checkpoint may be one batch ahead of the clock; then it knows what the clock does
+        // not.
+        let clock = &taken.clock.value;
+        let checkpoint = &taken.checkpoint;
+        let ahead = (checkpoint.batch > clock.batch).then_some(&checkpoint.sequencer);
+        let gap = |s: &SkippedRange| Gap { range: s.range, age_ms: s.missed_ms };
+        let (high, gaps, abandoned) = match (ahead, &taken.record) {
+            (Some(ahead), _) => (ahead.next.previous(), ahead.skipped.iter().map(gap).collect(), Some(&ahead.abandoned)),
+            (None, Some(record)) => (clock.high, record.gaps.clone(), Some(&record.abandoned)),
+            (None, None) if clock.gaps == 0 => (clock.high, Vec::new(), None),
+            (None, None) => {
+                tracing::warn!(batch = clock.batch, "the last batch record is gone: what was missing is announced again as late");
+                // What came after the checkpoint comes again. What had come before it does not:
+                // nobody may wait for that.
+                let missing =
+                    SequenceRange::new(clock.stable.next(), clock.high).map(|range| checkpoint.sequencer.missing_in(range));
+                let ranges = missing.iter().flat_map(RangeSet::iter).filter_map(|(first, last)| SequenceRange::new(first, last));
+                (clock.high, ranges.map(|range| Gap { range, age_ms: 0 }).collect(), None)
+            }
+        };
+        let sequencer_config = config.sequencer(clock.building.is_some());
+        let sequencer = Sequencer::resume(sequencer_config, high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
+        let mut last = clock.clone();
+        last.batch = last.batch.max(checkpoint.batch);
+        let attempt = || async { Intents::take_over(store.as_ref(), epoch, clock.batch).await };
+        let (intents, unpublished) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let mut assembler =
+            Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.checkpoint().to_owned(), last, checkpoint.late);
+
+        assembler.announce(gone.entries(), gone.room, restored);
+        let unpublished = assembler.expect_again(&unpublished);
+
+        let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
+        let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        // An entry that was not published supersedes nothing before it comes again.
+        let unmarked = unmarked.into_iter().filter(|entry| !assembler.sequencer().is_readmitted(entry.position())).collect();
+        let unmarked = inherited::without_others(store.as_ref(), backoff(&config), unmarked).await?;
+        unmarked.into_iter().for_each(|entry| assembler.remember_unmarked(entry));
+
+        let attempt = || async { scan::shared_numbers(store.as_ref(), codec.as_ref()).await };
+        let stored = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        // Expected entries in slots may be stored and not listed yet.
+        let expected = assembler.sequencer().readmitted_in_slots();
+        let count = expected.fold(0, |count: u64, range| count.saturating_add(range.count()));
+        if count > MAX_EXPECTED {
+            let message = format!(
+                "the last batch record or the checkpoint expects {count} entries in slots, over the limit of {MAX_EXPECTED}"
+            );
+            return Err(Error::corrupt(message));
+        }
+        let expected = assembler.sequencer().readmitted_in_slots();
+        let positions = expected.flat_map(|range| range.first().0..=range.last().0);
+        let mut shared = SharedSequences::default();
+        let expected = positions.map(|position| Sequence(position).number());
+        stored.into_iter().chain(expected).for_each(|sequence| shared.insert(sequence));
+        assembler.set_reused(!shared.is_empty());
+
+        let now = Instant::now();
+        let pointers = (config.supersession == Supersession::Pointers).then(PointerCache::default);
+        Ok(Writer {
+            pointers,
+            rollbacks: Rollbacks::default(),
+            deferred: Vec::new(),
+            deferred_since: None,
+            floors: Floors::of(checkpoint),
+            caught_up_at: None,
+            begun: 0,
+            purges: Purges::default(),
+            has_pointers: taken.meta.has_pointers,
+            shared,
+            known: KnownSequences::default(),
+            intents: Arc::new(intents),
+            unpublished,
+            collections: Collections::new(),
+            registered: Arc::default(),
+            tracker: PositionTracker::new(&checkpoint.position),
+            resume: !checkpoint.position.partitions.is_empty(),
+            has_positions: true,
+            store,
+            decoder,
+            config,
+            codec,
+            assembler,
+            began: now,
+            checkpointed: now,
+            dirty: false,
+            clock: taken.clock,
+            in_flight: VecDeque::new(),
+            publishing: None,
+            waiting_bytes: 0,
+            queued_bytes: 0,
+            emptied: BTreeMap::new(),
+            dropping: None,
+            progress: None,
+        })
+    }
+}

@@ -215,6 +215,28 @@ async fn each_document_is_shown_whatever_the_feed_leaves_out() {
     assert!(!are_usual() || sums["conflicts"] > 100, "{sums:?}");
 }
 
+/// The feed leaves out revisions, and some of them have a sequence that another document has, too.
+#[tokio::test(start_paused = true)]
+async fn each_document_is_shown_whoever_has_the_sequences_of_what_the_feed_leaves_out() {
+    let one = |seed| async move {
+        let mut world = World::new(seed, 60, false);
+        world.leave_out();
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut conflicts = 0;
+        // One writer after the other goes on.
+        let writers = 1 + seed as usize / 2 % 3;
+        for nth in 1..=writers {
+            let events = world.events[..world.events.len() * nth / writers].to_vec();
+            let feed = MemoryFeed::new("world", events).with_batch(1 + seed as usize % 7).unwrap();
+            conflicts += run(store.clone(), &feed, seed).await.unwrap();
+        }
+        assert_right(&store, &world, &format!("seed {seed}")).await;
+        vec![("conflicts".to_owned(), conflicts)]
+    };
+    let sums = campaign(5000..5400, one).await;
+    assert!(!are_usual() || sums["conflicts"] > 400, "{sums:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn each_document_is_shown_at_its_newest_revision_whoever_else_has_its_sequence() {
     let one = |seed| async move {

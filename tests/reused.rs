@@ -115,6 +115,71 @@ async fn a_departure_is_stored_once_if_its_revision_is_in_a_slot() {
     }
 }
 
+/// The feed left out the revision of `d` with the sequence of `e`. A later one names it. Another
+/// writer may have been at work in between.
+#[tokio::test]
+async fn a_document_stays_whose_sequence_a_later_revision_of_another_document_names() {
+    for (is_restarted, batches) in [(false, 1), (false, 2), (true, 2)] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), Supersession::Recents).await.unwrap();
+        let in_a = json!({"a": null});
+        let e = revision("e", 1, 3, &[3], &in_a, (0, 1));
+        let d = revision("d", 2, 4, &[3, 4], &in_a, (1, 9));
+        let lower = [(1, 2), (2, 3)].map(|(n, at)| revision(&format!("x{n}"), 1, n, &[n], &json!({"b": null}), (1, at)));
+        let all: Vec<FeedEvent> = lower.into_iter().chain([e, d]).map(FeedEvent::Mutation).collect();
+        for batch in all.chunks(all.len() - (batches - 1)) {
+            if is_restarted {
+                writer.flush().await.unwrap();
+                writer = self::writer(store.clone(), Supersession::Recents).await.unwrap();
+            }
+            writer.process(batch.to_vec().into()).await.unwrap();
+        }
+        writer.finish().await.unwrap();
+        assert_sound(&store).await;
+        assert_eq!(rows(&store, "a").await, [row(3, "e", false), row(4, "d", false)]);
+    }
+}
+
+/// As above, in one batch, where the later revision of `d` has a sequence that another document has,
+/// so that what it names was looked up before `e` came.
+#[tokio::test]
+async fn a_document_stays_whose_sequence_is_named_by_what_conflicts_in_the_same_batch() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        let in_a = json!({"a": null});
+        let x = revision("x", 1, 1, &[1], &in_a, (0, 1));
+        writer.process(vec![FeedEvent::Mutation(x.clone())].into()).await.unwrap();
+        let e = revision("e", 1, 3, &[3], &in_a, (0, 2));
+        let d = revision("d", 3, 1, &[2, 3, 1], &in_a, (1, 9));
+        writer.process([x, e, d].map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        writer.finish().await.unwrap();
+        assert_sound(&store).await;
+        assert_eq!(rows(&store, "a").await, [row(1, "x", false), row(1, "d", false), row(3, "e", false)]);
+    }
+}
+
+/// The feed left out the revision that left a channel. It has a lower sequence than the revision
+/// before it.
+#[tokio::test]
+async fn a_row_is_superseded_by_a_removal_with_a_lower_sequence_that_the_feed_left_out() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        let all = [
+            revision("d", 2, 3, &[1, 3], &json!({"a": null, "b": null}), (0, 1)),
+            revision("d", 4, 4, &[1, 3, 2, 4], &json!({"a": {"seq": 2, "rev": "3-2"}, "b": null}), (0, 3)),
+        ];
+        for one in all {
+            writer.process(vec![FeedEvent::Mutation(one)].into()).await.unwrap();
+            writer.flush().await.unwrap();
+        }
+        assert_sound(&store).await;
+        assert_eq!(rows(&store, "a").await, [row(2, "d", true)]);
+        assert_eq!(rows(&store, "b").await, [row(4, "d", false)]);
+    }
+}
+
 /// A mutation that waited for a rollback is applied, and a checkpoint stored with it; then the
 /// writer is killed. What waited behind it must come again.
 #[tokio::test]

@@ -200,7 +200,7 @@ impl Assembler {
 
     /// Takes a document. A document that is not shown accounts for its sequences, too.
     fn document(&mut self, mut document: DecodedDocument, is_shown: bool, now: Duration) {
-        if self.is_reused || document.entry.is_low() {
+        if self.is_reused || document.entry.is_low() || self.has_low_departure(&document) {
             self.is_reused = true;
             reach_all(&mut document);
         }
@@ -252,6 +252,17 @@ impl Assembler {
         if self.count(arrival).is_new() {
             self.store(entry, arrival);
         }
+    }
+
+    /// Whether a departure has a lower sequence than an earlier revision: that revision has come, and
+    /// did not tell of the departure.
+    fn has_low_departure(&self, document: &DecodedDocument) -> bool {
+        let is_accounted = |sequence: Sequence| self.sequencer.is_accounted(sequence);
+        let is_low = |departure: &Departure| {
+            let mut higher = document.entry.supersedes().iter().filter(|earlier| earlier.rank() > departure.sequence.rank());
+            !is_accounted(departure.sequence) && higher.any(|earlier| is_accounted(*earlier))
+        };
+        document.departures.iter().any(is_low)
     }
 
     fn count(&mut self, arrival: Arrival) -> Arrival {

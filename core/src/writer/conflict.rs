@@ -57,6 +57,16 @@ impl Conflicts {
         self.entries.insert(entry.position(), Some(Arc::new(entry)));
     }
 
+    /// A document was applied: where nothing was found before, its entry or departure may be now.
+    pub(super) fn applied(&mut self, document: &DecodedDocument) {
+        let departed = document.departures.iter().map(|departure| departure.sequence);
+        for position in departed.chain([document.entry.position()]) {
+            if self.entries.get(&position).is_some_and(Option::is_none) {
+                self.entries.remove(&position);
+            }
+        }
+    }
+
     /// Forgets the entries with a sequence: they are looked up again. Those of documents that come
     /// later in the batch stay.
     pub(super) fn forget(&mut self, number: Sequence) {

@@ -301,9 +301,19 @@ impl Writer {
             }
         }
         self.tracker.advance(partition, seqno);
+        if let (Some(conflicts), Decoded::Document(document) | Decoded::Foreign(document)) = (&mut batch.conflicts, &decoded) {
+            conflicts.applied(document);
+        }
         match &decoded {
-            Decoded::Document(document) => self.known.take(document, &self.shared),
-            Decoded::Foreign(document) => self.known.take_foreign(document),
+            Decoded::Document(document) => {
+                self.owners.take_departures(document);
+                self.owners.insert(document.entry.position(), document.entry.document());
+                self.known.take(document, &self.shared);
+            }
+            Decoded::Foreign(document) => {
+                self.owners.take_departures(document);
+                self.known.take_foreign(document);
+            }
             _ => {}
         }
         self.assembler.apply(decoded, batch.now);

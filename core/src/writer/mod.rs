@@ -52,7 +52,7 @@ use floors::Floors;
 use intake::{DecodedBatch, decode};
 use intents::Intents;
 use output::{InFlight, Publishing};
-use owners::{KnownSequences, SharedSequences};
+use owners::{KnownSequences, RecentOwners, SharedSequences};
 use pointers::PointerCache;
 use purge::Purges;
 use rollback::Rollbacks;
@@ -133,6 +133,8 @@ pub struct Writer {
     has_pointers: bool,
     /// Sequences that more than one document has.
     shared: SharedSequences,
+    /// Which document has each of the last sequences.
+    owners: RecentOwners,
     /// Sequences that were looked up.
     known: KnownSequences,
     /// Commits in progress.

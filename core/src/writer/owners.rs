@@ -7,6 +7,7 @@
 //! document, not for each of its revisions.
 
 use std::collections::BTreeSet;
+use std::hash::BuildHasher as _;
 
 use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
@@ -20,7 +21,7 @@ use crate::document::{DocumentId, DocumentRef};
 use crate::engine::departure_entry;
 use crate::entry::ChangeEntry;
 use crate::error::Result;
-use crate::sequence::{Sequence, SequenceList};
+use crate::sequence::{Sequence, SequenceList, SequenceRange};
 
 /// The maximum number of documents in the cache of look-ups.
 const DOCUMENTS: usize = 32_768;
@@ -136,6 +137,75 @@ impl KnownSequences {
     }
 }
 
+/// Which document has each of the last sequences, as far as they are known.
+///
+/// A gateway that lost its counter allocates its last sequences again. If the feed leaves out a
+/// revision with such a sequence, nothing tells that a second document has it but a later revision,
+/// which names it. The row of the first document must not be marked then. Documents are told apart
+/// by a hash: two that have the same are not told apart, one in 2^32.
+#[derive(Debug)]
+pub(super) struct RecentOwners {
+    /// By the lowest bits of the sequence: 1 more than the other bits of the sequence, and the hash
+    /// of the document. 0 if nothing is known. The operating system provides the memory as it is
+    /// used.
+    owners: Vec<u64>,
+    /// Sequences whose owners are in the store: the last ones of former terms.
+    stored: Option<SequenceRange>,
+}
+
+/// The bits of a sequence that select its place in [`RecentOwners`].
+const RECENT_BITS: u32 = 20;
+
+impl RecentOwners {
+    /// `high` is the highest sequence that former terms have published, and `arrived` the highest
+    /// that they have stored.
+    pub(super) fn new(high: Sequence, arrived: Sequence) -> Self {
+        let stored = SequenceRange::new(Sequence(high.0.saturating_sub(SHARED_MARGIN).max(1)), arrived);
+        RecentOwners { owners: vec![0; 1 << RECENT_BITS], stored }
+    }
+
+    fn place(sequence: Sequence) -> usize {
+        usize::try_from(sequence.0 & ((1 << RECENT_BITS) - 1)).unwrap_or_default()
+    }
+
+    /// 1 more than the bits of a sequence that do not select its place.
+    fn lap(sequence: Sequence) -> u64 {
+        ((sequence.0 >> RECENT_BITS) + 1) & u64::from(u32::MAX)
+    }
+
+    fn hash(document: DocumentRef<'_>) -> u64 {
+        FxBuildHasher.hash_one(document) >> 32
+    }
+
+    /// Takes that a document has a sequence.
+    #[inline]
+    pub(super) fn insert(&mut self, sequence: Sequence, document: DocumentRef<'_>) {
+        if sequence.slot() == 0 {
+            self.owners[Self::place(sequence)] = Self::lap(sequence) << 32 | Self::hash(document);
+        }
+    }
+
+    /// Takes that a document has the sequences at which it left channels.
+    #[inline]
+    pub(super) fn take_departures(&mut self, document: &DecodedDocument) {
+        document.departures.iter().for_each(|departure| self.insert(departure.sequence, document.entry.document()));
+    }
+
+    /// Those of `sequences` that another document has, or may have: it is to be looked up.
+    #[inline]
+    fn of_others<'a>(&'a self, document: DocumentRef<'_>, sequences: &'a [Sequence]) -> impl Iterator<Item = Sequence> + 'a {
+        let hash = if sequences.is_empty() { 0 } else { Self::hash(document) };
+        sequences.iter().copied().filter(move |sequence| {
+            let (known, lap) = (self.owners[Self::place(*sequence)], Self::lap(*sequence));
+            if known >> 32 == lap {
+                known != (lap << 32 | hash)
+            } else {
+                self.stored.is_some_and(|stored| stored.contains(*sequence))
+            }
+        })
+    }
+}
+
 impl Writer {
     /// Another document has the sequence of this position, too.
     pub(super) fn share(&mut self, position: Sequence) {
@@ -148,7 +218,8 @@ impl Writer {
 
     /// The sequences that a document names and that are to be looked up: they are accounted for or
     /// expected again, and their owner is not known. These are departures; sequences near shared
-    /// ones; those that are expected again; and all that a document with a low sequence names.
+    /// ones; those that are expected again; those that another document has; and all that a
+    /// document with a low sequence names. Some may be repeated.
     pub(super) fn uncertain<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
         let (sequencer, id) = (self.assembler.sequencer(), document.entry.document());
         let departed = document.departures.iter().map(|departure| departure.sequence);
@@ -157,9 +228,10 @@ impl Writer {
         let superseded = if has_others { document.entry.supersedes() } else { &[] };
         let is_uncertain =
             move |sequence: &Sequence| is_low || self.shared.are_near(*sequence) || sequencer.is_readmitted(*sequence);
+        let of_others = self.owners.of_others(id, document.entry.supersedes());
         let is_accounted = move |sequence: &Sequence| sequencer.is_accounted(*sequence);
         let is_expected = move |sequence: &Sequence| sequencer.is_readmitted(*sequence);
-        let named = superseded.iter().copied().filter(is_uncertain);
+        let named = superseded.iter().copied().filter(is_uncertain).chain(of_others);
         let named = named.filter(move |sequence| is_accounted(sequence) || is_expected(sequence));
         departed.filter(is_accounted).chain(named).filter(move |sequence| {
             sequence.slot() == 0 && !sequencer.is_before_start(*sequence) && !self.known.contains(id, *sequence)
@@ -170,7 +242,10 @@ impl Writer {
     #[inline]
     pub(super) fn has_uncertain(&self, document: &DecodedDocument) -> bool {
         let has_others = !self.shared.is_empty() || self.assembler.sequencer().has_readmitted();
-        (has_others || !document.departures.is_empty() || document.entry.is_low()) && self.uncertain(document).next().is_some()
+        let may_be = has_others || !document.departures.is_empty() || document.entry.is_low();
+        let entry = &document.entry;
+        (may_be || self.owners.of_others(entry.document(), entry.supersedes()).next().is_some())
+            && self.uncertain(document).next().is_some()
     }
 
     /// The positions of an earlier revision of this document and of its departures, if a former
@@ -203,6 +278,8 @@ impl Writer {
         let mut placed = Vec::new();
         for sequence in uncertain {
             let stored = self.entry_at(conflicts, sequence).await?;
+            let owner = stored.as_ref().map_or(document.entry.document(), |stored| stored.document());
+            self.owners.insert(sequence, owner);
             // One that was stored, and not published before a crash, is still expected.
             let is_expected = self.assembler.sequencer().is_readmitted(sequence);
             let is_own = stored.as_ref().is_some_and(|stored| stored.document() == document.entry.document());
@@ -304,6 +381,29 @@ mod tests {
         shared.insert(Sequence(90_000));
         let near = [39_999, 40_000, 70_000, 100_000, 100_001].map(|n| shared.are_near(Sequence(n)));
         assert_eq!(near, [false, true, true, true, false]);
+    }
+
+    #[test]
+    fn sequences_of_others_are_those_another_is_known_to_have_and_stored_ones() {
+        let mut owners = RecentOwners::new(Sequence(19_000), Sequence(20_000));
+        let of_others = |owners: &RecentOwners, document: &str, sequences: &[u64]| -> Vec<u64> {
+            let sequences: Vec<Sequence> = sequences.iter().copied().map(Sequence).collect();
+            owners.of_others(document.into(), &sequences).map(|sequence| sequence.0).collect()
+        };
+        assert_eq!(of_others(&owners, "d", &[8_999, 9_000, 20_000, 20_001]), [9_000, 20_000]);
+        owners.insert(Sequence(20_000), "d".into());
+        owners.insert(Sequence(20_001), "e".into());
+        assert_eq!(of_others(&owners, "d", &[20_000, 20_001]), [20_001]);
+        assert_eq!(of_others(&owners, "e", &[20_000, 20_001]), [20_000]);
+        // A later sequence with the same place.
+        let later = 20_001 + (1 << RECENT_BITS);
+        owners.insert(Sequence(later), "d".into());
+        assert_eq!(of_others(&owners, "d", &[20_001, later]), [0; 0]);
+        assert_eq!(of_others(&owners, "e", &[20_001, later]), [later]);
+        let highest = Sequence::MAX_NUMBER.0;
+        owners.insert(Sequence(highest), "d".into());
+        owners.insert(Sequence(5).in_slot(1).unwrap(), "d".into());
+        assert_eq!(of_others(&owners, "e", &[0, 5, highest]), [highest]);
     }
 
     #[test]

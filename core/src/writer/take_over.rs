@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::floors::Floors;
 use super::intents::Intents;
-use super::owners::{KnownSequences, SharedSequences};
+use super::owners::{KnownSequences, RecentOwners, SharedSequences};
 use super::pointers::PointerCache;
 use super::purge::Purges;
 use super::rollback::Rollbacks;
@@ -122,6 +122,7 @@ impl Writer {
         };
         let sequencer_config = config.sequencer(clock.building.is_some());
         let sequencer = Sequencer::resume(sequencer_config, high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
+        let arrived = checkpoint.sequencer.pending.last().map_or(high, |run| run.range.last().max(high));
         let mut last = clock.clone();
         last.batch = last.batch.max(checkpoint.batch);
         let attempt = || async { Intents::take_over(store.as_ref(), epoch, clock.batch).await };
@@ -170,6 +171,7 @@ impl Writer {
             purges: Purges::default(),
             has_pointers: taken.meta.has_pointers,
             shared,
+            owners: RecentOwners::new(high, arrived),
             known: KnownSequences::default(),
             intents: Arc::new(intents),
             unpublished,

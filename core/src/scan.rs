@@ -315,6 +315,17 @@ pub async fn for_each<S: CacheStore + ?Sized>(
     range: SequenceRange,
     mut take: impl FnMut(Arc<ChangeEntry>) -> Result<()> + Send,
 ) -> Result<()> {
+    for_each_state(store, codec, channel, range, |entry, _| take(entry)).await
+}
+
+/// As [`for_each`], with the state that each entry has in the channel.
+async fn for_each_state<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    channel: &Channel,
+    range: SequenceRange,
+    mut take: impl FnMut(Arc<ChangeEntry>, BlockState) -> Result<()> + Send,
+) -> Result<()> {
     let directory = directory(store, channel).await?;
     for range in position_ranges(&directory, codec.capacity(), range) {
         let (first, _) = Block::locate(range.first(), codec.capacity());
@@ -322,10 +333,12 @@ pub async fn for_each<S: CacheStore + ?Sized>(
         for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
             let base = Block::range(BlockIndex(index), codec.capacity()).first();
             let block = block(store, codec, channel, BlockIndex(index)).await?;
-            let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
-            let named: Vec<Sequence> = named.filter(|s| range.contains(*s)).collect();
-            for page in named.chunks(PAGE) {
-                store.entries(page).await?.into_iter().flatten().try_for_each(&mut take)?;
+            let named = block.iter().map(|(at, state)| (Sequence(base.0 + u64::from(at)), state));
+            let (named, states): (Vec<Sequence>, Vec<BlockState>) = named.filter(|(s, _)| range.contains(*s)).unzip();
+            for (page, states) in named.chunks(PAGE).zip(states.chunks(PAGE)) {
+                for (entry, state) in store.entries(page).await?.into_iter().zip(states) {
+                    entry.map_or(Ok(()), |entry| take(entry, *state))?;
+                }
             }
         }
     }
@@ -350,6 +363,38 @@ pub async fn stored_above<S: CacheStore + ?Sized>(
         above.extend(logged(store, codec, &star, range).await?);
     }
     above.sort_by_key(|entry| entry.position().rank());
+    Ok(above)
+}
+
+/// The entries above `high`, and for each the channels in which it is superseded already: a later
+/// revision has a lower sequence.
+///
+/// # Errors
+/// As [`directory`].
+#[cfg(feature = "runtime")]
+pub(crate) async fn waiting_above<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    high: Sequence,
+) -> Result<Vec<(Arc<ChangeEntry>, Vec<Channel>)>> {
+    let Some(range) = SequenceRange::new(high.next(), Sequence::MAX) else { return Ok(Vec::new()) };
+    let mut above = Vec::new();
+    for star in stars(store).await? {
+        let take = |entry: Arc<ChangeEntry>, state| {
+            // A departure is not in the star channel, where it is marked from the beginning.
+            let is_superseded = state == BlockState::Superseded && entry.in_star();
+            above.push((entry, if is_superseded { vec![star.clone()] } else { Vec::new() }));
+            Ok(())
+        };
+        for_each_state(store, codec, &star, range, take).await?;
+    }
+    for (entry, superseded) in above.iter_mut().filter(|(_, superseded)| !superseded.is_empty()) {
+        for change in entry.channels() {
+            if self::state(store, codec, &change.channel, entry.position()).await? == BlockState::Superseded {
+                superseded.push(change.channel.clone());
+            }
+        }
+    }
     Ok(above)
 }
 

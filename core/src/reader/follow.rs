@@ -128,7 +128,7 @@ impl Node {
     async fn resync(&self, clock: PublishedClock) -> Result<()> {
         tracing::info!(batch = clock.batch, "fell behind the ring of batch records: starting again from the clock");
         self.counters.resyncs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let above = scan::stored_above(self.store.as_ref(), self.codec.as_ref(), clock.high).await?;
+        let above = scan::waiting_above(self.store.as_ref(), self.codec.as_ref(), clock.high).await?;
         let record = self.store.record(clock.batch, self.ring).await?;
         let old = std::mem::replace(&mut *self.state.write(), State::new(clock, record.as_deref(), above));
         old.tails.values().for_each(|tail| tail.changed.notify_waiters());

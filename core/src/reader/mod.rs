@@ -230,7 +230,7 @@ impl ReaderNode {
                 state
             }
             None => {
-                let above = scan::stored_above(store.as_ref(), codec.as_ref(), clock.high).await?;
+                let above = scan::waiting_above(store.as_ref(), codec.as_ref(), clock.high).await?;
                 let record = store.record(clock.batch, meta.ring).await?;
                 State::new(clock, record.as_deref(), above)
             }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::tail::Tail;
 use super::{Cut, ReaderConfig};
-use crate::batch::{BatchRecord, LateEntry};
+use crate::batch::{BatchRecord, LateEntry, entry_marks};
 use crate::changes::Row;
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::{Progress, PublishedClock};
@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(crate) tails: ChannelMap<Tail>,
     /// Entries above high: not to be seen yet.
     pending: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
+    /// Channels in which some of them are superseded by revisions with lower sequences.
+    superseded: BTreeMap<(Sequence, u8), Vec<Channel>>,
     /// What is missing or given up by the clock. A block may name such a sequence already, when a
     /// writer has stored its document and not announced it yet: it is not to be seen before that.
     pub(crate) missing: Arc<RangeSet>,
@@ -101,19 +103,25 @@ fn numbers(entries: &[Arc<ChangeEntry>]) -> FxHashSet<Sequence> {
 impl State {
     /// The state at `clock`, whose batch left `record`. `above` are the entries stored above its
     /// high sequence.
-    pub(crate) fn new(clock: PublishedClock, record: Option<&BatchRecord>, mut above: Vec<Arc<ChangeEntry>>) -> Self {
+    pub(crate) fn new(
+        clock: PublishedClock,
+        record: Option<&BatchRecord>,
+        mut above: Vec<(Arc<ChangeEntry>, Vec<Channel>)>,
+    ) -> Self {
         if let Some(gone) = record.map(|record| &record.gone).filter(|gone| !gone.is_empty()) {
             // The star channel may name it still.
             let gone = numbers(gone);
-            above.retain(|entry| !gone.contains(&entry.position()));
+            above.retain(|(entry, _)| !gone.contains(&entry.position()));
         }
+        let superseded = above.iter().filter(|(_, channels)| !channels.is_empty());
         State {
             missing: Arc::new(record.map(missing).unwrap_or_default()),
             cut: Cut::of(&clock),
             clock,
             status: Status::Ready,
             tails: ChannelMap::default(),
-            pending: above.into_iter().map(|entry| (entry.position().rank(), entry)).collect(),
+            superseded: superseded.map(|(entry, channels)| (entry.position().rank(), channels.clone())).collect(),
+            pending: above.into_iter().map(|(entry, _)| (entry.position().rank(), entry)).collect(),
             late: VecDeque::new(),
             unsettled: ChannelMap::default(),
             withdrawals: 0,
@@ -131,9 +139,10 @@ impl State {
                 if entry.sequence() > clock.high {
                     self.pending.insert(entry.position().rank(), entry.clone());
                 } else {
-                    self.insert(entry, stable, &mut touched);
+                    self.insert(entry, &[], stable, &mut touched);
                 }
             }
+            self.note_superseded(&record.entries);
             if !record.late.is_empty() {
                 let entries: FxHashMap<Sequence, &Arc<ChangeEntry>> =
                     record.entries.iter().map(|entry| (entry.position(), entry)).collect();
@@ -150,10 +159,11 @@ impl State {
             && first.key().0 <= clock.high
         {
             let entry = first.remove();
+            let superseded = self.superseded.remove(&entry.position().rank()).unwrap_or_default();
             // What was found above high may be of a batch that is not published yet; its record
             // brings it again.
             if !self.missing.contains(entry.position().0) {
-                self.insert(&entry, stable, &mut touched);
+                self.insert(&entry, &superseded, stable, &mut touched);
             }
         }
         while self.late.len() > config.late_kept {
@@ -176,6 +186,26 @@ impl State {
         }
     }
 
+    /// Notes which entries above high these supersede. A later revision may have a lower sequence:
+    /// once high has passed the earlier one, a reader that goes on from the later one would be
+    /// shown it.
+    fn note_superseded(&mut self, entries: &[Arc<ChangeEntry>]) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let is_low =
+            |entry: &&Arc<ChangeEntry>| entry.supersedes().iter().any(|earlier| earlier.rank() > entry.position().rank());
+        for entry in entries.iter().filter(is_low) {
+            entry_marks(entry, |mark| {
+                let rank = mark.sequence.rank();
+                let is_waiting = || self.pending.get(&rank).is_some_and(|earlier| entry.counts_on(earlier));
+                if rank > entry.position().rank() && is_waiting() {
+                    self.superseded.entry(rank).or_default().push(mark.channel.clone());
+                }
+            });
+        }
+    }
+
     /// Forgets what is gone, and everything about the channels it was in: what they show instead is
     /// in their blocks by now.
     fn withdraw(&mut self, gone: &[Arc<ChangeEntry>]) {
@@ -186,6 +216,9 @@ impl State {
         let numbers = numbers(gone);
         self.late.retain(|(late, _)| !numbers.contains(&late.sequence));
         self.pending.retain(|_, entry| !numbers.contains(&entry.position()));
+        for earlier in gone.iter().flat_map(|entry| entry.supersedes()) {
+            self.superseded.remove(&earlier.rank());
+        }
         for entry in gone {
             for channel in entry.channels().iter().map(|change| &change.channel).chain([entry.star()]) {
                 if let Some(tail) = self.tails.remove(channel) {
@@ -195,17 +228,19 @@ impl State {
         }
     }
 
-    fn insert(&mut self, entry: &Arc<ChangeEntry>, stable: Sequence, touched: &mut ChannelMap<()>) {
+    /// Inserts the rows of an entry, except in channels in which it is `superseded`.
+    fn insert(&mut self, entry: &Arc<ChangeEntry>, superseded: &[Channel], stable: Sequence, touched: &mut ChannelMap<()>) {
         if self.tails.is_empty() {
             return;
         }
-        for change in entry.channels() {
+        for change in entry.channels().iter().filter(|change| !superseded.contains(&change.channel)) {
             if let Some(tail) = self.tails.get_mut(&change.channel) {
                 tail.insert(Row::new(entry.clone(), change.membership), stable);
                 touched.insert(change.channel.clone(), ());
             }
         }
         if entry.in_star()
+            && !superseded.contains(entry.star())
             && let Some(tail) = self.tails.get_mut(entry.star())
         {
             tail.insert(Row::new(entry.clone(), crate::Membership::Present), stable);
@@ -329,7 +364,7 @@ mod tests {
             gaps: u64::from(stable < high),
             ..PublishedClock::new(id.clone())
         };
-        let mut state = State::new(clock(1, 1, 1), None, vec![entry(2), entry(4)]);
+        let mut state = State::new(clock(1, 1, 1), None, vec![(entry(2), Vec::new()), (entry(4), Vec::new())]);
         state.open_tail(Channel::star(), Tail::new(Sequence(2)));
         state.fill(&Channel::star(), Vec::new());
 

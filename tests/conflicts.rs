@@ -7,6 +7,7 @@ mod seeds;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -21,7 +22,7 @@ use sluicegate::{
     Writer, WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
-use sluicegate_testkit::fault::{FaultStore, Faults};
+use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults};
 use sluicegate_testkit::gateway::Kept;
 use sluicegate_testkit::plain::PlainStore;
 
@@ -45,6 +46,10 @@ struct Document {
 struct World {
     rng: ChaCha8Rng,
     counter: u64,
+    /// How many sequences are allocated and not used, now and then, besides one.
+    gap: u64,
+    /// Sequences that were allocated and used.
+    used: Vec<u64>,
     cas: u64,
     documents: BTreeMap<String, Document>,
     events: Vec<Mutation>,
@@ -56,15 +61,21 @@ impl World {
     }
 
     fn with(seed: u64, steps: usize, purges: bool, reuse: bool) -> Self {
+        World::sparse(seed, steps, purges, reuse, 0)
+    }
+
+    /// As [`with`](Self::with), where now and then `gap` sequences are allocated and not used.
+    fn sparse(seed: u64, steps: usize, purges: bool, reuse: bool, gap: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut world = World { rng, counter: 0, cas: 1 << 40, documents: BTreeMap::new(), events: Vec::new() };
+        let (used, documents, events) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let mut world = World { rng, counter: 0, gap, used, cas: 1 << 40, documents, events };
         for _ in 0..steps {
             match world.rng.random_range(0..20) {
                 0..12 => world.write(false),
                 12..15 => world.write(reuse),
                 15..18 => world.release(),
                 18 if purges => world.purge(),
-                _ => world.counter += 1,
+                _ => world.counter += 1 + gap,
             }
         }
         world
@@ -81,9 +92,11 @@ impl World {
         let name = format!("d{}", self.rng.random_range(0..6));
         let known = self.documents.get(&name).cloned().unwrap_or_default();
         let sequence = match again && self.counter > 0 {
+            true if self.gap > 0 => self.used.choose(&mut self.rng).copied().unwrap_or(1),
             true => self.rng.random_range(1..=self.counter),
             false => {
                 self.counter += 1;
+                self.used.push(self.counter);
                 self.counter
             }
         };
@@ -132,6 +145,16 @@ impl World {
         });
     }
 
+    /// The events as a feed delivers them that leaves out some whose key has a later one. The others
+    /// keep their places.
+    fn delivered(&mut self, events: &[Mutation]) -> Vec<Mutation> {
+        let is_last = |at: usize| !events[at + 1..].iter().any(|later| later.key == events[at].key);
+        let stays = |at: usize, rng: &mut ChaCha8Rng| is_last(at) || rng.random_bool(0.5);
+        let left_out = |event: &Mutation| Mutation { partition: event.partition, ..Mutation::new("_sync:left out", "") };
+        let event = |(at, event)| if stays(at, &mut self.rng) { Mutation::clone(event) } else { left_out(event) };
+        events.iter().enumerate().map(event).collect()
+    }
+
     /// The expected rows of each channel: sequence, document, revision.
     fn expected(&self) -> BTreeMap<&'static str, Vec<(u64, String, String)>> {
         let rows = |channel: &str| {
@@ -158,6 +181,17 @@ async fn run(store: Arc<dyn CacheStore>, feed: &MemoryFeed, seed: u64) -> Result
     let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), "world", config(seed)).await?;
     writer.run(feed, std::future::pending()).await?;
     Ok(writer.stats().conflicts)
+}
+
+/// Gives up what is missing, so that all that is superseded is marked.
+async fn give_up_missing(store: &Arc<dyn CacheStore>, seed: u64) {
+    let mut config = config(seed);
+    (config.max_wait_ms, config.skip_wait_ms) = (1, 1);
+    let mut writer = Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), "world", config).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    writer.finish().await.unwrap();
+    let clock = writer.clock();
+    assert_eq!((clock.gaps, clock.stable), (0, clock.high), "seed {seed}");
 }
 
 /// The live rows of a reader, without removals.
@@ -219,12 +253,14 @@ async fn each_document_is_shown_whatever_the_feed_leaves_out() {
 #[tokio::test(start_paused = true)]
 async fn each_document_is_shown_whoever_has_the_sequences_of_what_the_feed_leaves_out() {
     let one = |seed| async move {
-        let mut world = World::new(seed, 60, false);
+        // Sequences far from each other; and some that differ only in the highest bits.
+        let gap = [0, 12_000, (1 << 20) - 1][seed as usize % 3];
+        let mut world = World::sparse(seed, 60, false, true, gap);
         world.leave_out();
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
         let mut conflicts = 0;
-        // One writer after the other goes on.
-        let writers = 1 + seed as usize / 2 % 3;
+        // A writer that takes over does not know who has sequences far below the last.
+        let writers = if gap > 0 { 1 } else { 1 + seed as usize / 2 % 3 };
         for nth in 1..=writers {
             let events = world.events[..world.events.len() * nth / writers].to_vec();
             let feed = MemoryFeed::new("world", events).with_batch(1 + seed as usize % 7).unwrap();
@@ -235,6 +271,39 @@ async fn each_document_is_shown_whoever_has_the_sequences_of_what_the_feed_leave
     };
     let sums = campaign(5000..5400, one).await;
     assert!(!are_usual() || sums["conflicts"] > 400, "{sums:?}");
+}
+
+/// As above, and writers are killed. The next one is not given some of what its predecessor was.
+#[tokio::test(start_paused = true)]
+async fn each_document_is_shown_whoever_has_its_sequence_though_writers_are_killed() {
+    let one = |seed| async move {
+        let mut world = World::new(seed, 60, false);
+        let (events, store) = (world.events.clone(), Arc::new(PlainStore::new()));
+        let points: Vec<CrashPoint> = CrashPoint::all(1).collect();
+        let (mut crashes, mut conflicts) = (0, 0);
+        for nth in 1..=4 {
+            let delivered = world.delivered(&events[..events.len() * nth / 4]);
+            let feed = MemoryFeed::new("world", delivered).with_batch(1 + seed as usize % 7).unwrap();
+            let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
+            if nth < 4 {
+                let point = points[world.rng.random_range(0..points.len())];
+                faulty.crash_at(CrashPoint { nth: world.rng.random_range(1..6), ..point });
+            }
+            match run(faulty, &feed, seed).await {
+                Ok(count) => conflicts += count,
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::Closed, "seed {seed}: {e:?}");
+                    crashes += 1;
+                }
+            }
+        }
+        let store: Arc<dyn CacheStore> = store;
+        give_up_missing(&store, seed).await;
+        assert_right(&store, &world, &format!("seed {seed}")).await;
+        vec![("conflicts".to_owned(), conflicts), ("crashes".to_owned(), crashes)]
+    };
+    let sums = campaign(0..300, one).await;
+    assert!(!are_usual() || sums["conflicts"] > 300 && sums["crashes"] > 300, "{sums:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
-//! The feed rolls back. A gateway has lost its counter and allocates sequences again, so two
-//! documents have one sequence, and one of them is lost; or the writer is killed.
+//! A gateway has lost its counter and allocates sequences again, so two documents have one sequence.
+//! The feed leaves out one of them, or rolls back; or the writer is killed.
 
 use std::sync::Arc;
 
@@ -115,28 +115,57 @@ async fn a_departure_is_stored_once_if_its_revision_is_in_a_slot() {
     }
 }
 
-/// The feed left out the revision of `d` with the sequence of `e`. A later one names it. Another
-/// writer may have been at work in between.
+/// The feed left out the revision of `d` with the sequence of `e`. A later one names it, in the batch
+/// of `e`, in another, or after a take-over.
 #[tokio::test]
 async fn a_document_stays_whose_sequence_a_later_revision_of_another_document_names() {
-    for (is_restarted, batches) in [(false, 1), (false, 2), (true, 2)] {
-        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
-        let mut writer = writer(store.clone(), Supersession::Recents).await.unwrap();
-        let in_a = json!({"a": null});
-        let e = revision("e", 1, 3, &[3], &in_a, (0, 1));
-        let d = revision("d", 2, 4, &[3, 4], &in_a, (1, 9));
-        let lower = [(1, 2), (2, 3)].map(|(n, at)| revision(&format!("x{n}"), 1, n, &[n], &json!({"b": null}), (1, at)));
-        let all: Vec<FeedEvent> = lower.into_iter().chain([e, d]).map(FeedEvent::Mutation).collect();
-        for batch in all.chunks(all.len() - (batches - 1)) {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        for (are_batches, is_restarted) in [(false, false), (true, false), (true, true)] {
+            let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+            let mut writer = writer(store.clone(), supersession).await.unwrap();
+            let in_a = json!({"a": null});
+            let lower = [(1, 2), (2, 3)].map(|(n, at)| revision(&format!("x{n}"), 1, n, &[n], &json!({"b": null}), (1, at)));
+            let mut first = [lower.as_slice(), &[revision("e", 1, 3, &[3], &in_a, (0, 1))]].concat();
+            let mut second = vec![revision("d", 2, 4, &[3, 4], &in_a, (1, 9))];
+            if !are_batches {
+                first.append(&mut second);
+            }
+            writer.process(first.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
             if is_restarted {
                 writer.flush().await.unwrap();
-                writer = self::writer(store.clone(), Supersession::Recents).await.unwrap();
+                writer = self::writer(store.clone(), supersession).await.unwrap();
             }
-            writer.process(batch.to_vec().into()).await.unwrap();
+            writer.process(second.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+            writer.finish().await.unwrap();
+            assert_sound(&store).await;
+            assert_eq!(rows(&store, "a").await, [row(3, "e", false), row(4, "d", false)]);
         }
-        writer.finish().await.unwrap();
+    }
+}
+
+/// `e` is published, and above the high sequence. Then the writer is killed: the checkpoint does not
+/// know `e`. The next one is given `d` first, whose left-out revision had the sequence of `e`.
+#[tokio::test]
+async fn a_published_document_stays_that_the_checkpoint_does_not_know() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let in_a = json!({"a": null});
+        let e = || FeedEvent::Mutation(revision("e", 1, 5, &[5], &in_a, (0, 1)));
+        let lower = |n| FeedEvent::Mutation(revision(&format!("x{n}"), 1, n, &[n], &json!({"b": null}), (1, n)));
+        let mut first = writer(store.clone(), supersession).await.unwrap();
+        first.process(vec![lower(1), lower(2)].into()).await.unwrap();
+        first.flush().await.unwrap();
+        first.process_decoded(Vec::new()).await.unwrap();
+        first.process(vec![e()].into()).await.unwrap();
+        first.flush().await.unwrap();
+        drop(first);
+        let mut second = writer(store.clone(), supersession).await.unwrap();
+        assert_eq!(second.pending(), 0, "it is published, and the checkpoint is from before");
+        let d = FeedEvent::Mutation(revision("d", 2, 6, &[5, 6], &in_a, (1, 9)));
+        second.process(vec![d, e(), lower(3), lower(4)].into()).await.unwrap();
+        second.finish().await.unwrap();
         assert_sound(&store).await;
-        assert_eq!(rows(&store, "a").await, [row(3, "e", false), row(4, "d", false)]);
+        assert_eq!(rows(&store, "a").await, [row(5, "e", false), row(6, "d", false)]);
     }
 }
 
@@ -289,5 +318,136 @@ async fn a_writer_that_is_killed_in_a_rollback_is_told_of_it_again() {
         let FeedStart::At(position) = second.start() else { panic!("no checkpoint") };
         let at = &position.partitions[&partition];
         assert_eq!((at.uuid, at.seqno), (old, 9), "{supersession:?}");
+    }
+}
+
+/// A marker that releases these sequences.
+fn released(sequences: &str, at: (u16, u64)) -> Mutation {
+    let (partition, seqno) = (PartitionId(at.0), PartitionSeqno(at.1));
+    Mutation { partition, seqno, cas: at.1 << 16, ..Mutation::new(format!("_sync:unusedSeqs:{sequences}"), "") }
+}
+
+async fn process(writer: &mut Writer, mutations: &[Mutation]) -> sluicegate::Result<()> {
+    writer.process(mutations.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await
+}
+
+/// Commits `base`, then kills a writer of `cut_off` at many places, and gives the next writer each of
+/// `then` in a batch of its own. Checks the rows of `channel` each time.
+async fn check_cut_off(base: &[Mutation], cut_off: &Mutation, then: &[&[Mutation]], channel: &str, shown: &[Row]) {
+    let mut crashes = 0;
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        for (step, when) in [(Step::SequenceDocuments, When::After), (Step::Counters, When::After), (Step::Clock, When::Before)] {
+            for nth in 1..6 {
+                let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+                let mut first = writer(store.clone(), supersession).await.unwrap();
+                process(&mut first, base).await.unwrap();
+                first.flush().await.unwrap();
+                drop(first);
+                let faulty = Arc::new(FaultStore::new(store.clone(), 1, Faults::none()));
+                let mut killed = writer(faulty.clone(), supersession).await.unwrap();
+                faulty.crash_at(CrashPoint { step, when, nth });
+                let _ = process(&mut killed, std::slice::from_ref(cut_off)).await;
+                if killed.flush().await.is_ok() {
+                    continue;
+                }
+                drop(killed);
+                crashes += 1;
+                let mut next = writer(store.clone(), supersession).await.unwrap();
+                for batch in then {
+                    process(&mut next, batch).await.unwrap();
+                }
+                next.finish().await.unwrap();
+                assert_eq!(rows(&store, channel).await, shown, "{supersession:?} {when:?} {step:?} {nth}");
+                assert_sound(&store).await;
+            }
+        }
+    }
+    assert!(crashes >= 8, "{crashes}");
+}
+
+/// The entry of `x` is not published. In the batch in which `y` takes its place, it was looked up
+/// before.
+#[tokio::test]
+async fn a_document_stays_that_replaces_an_entry_of_a_killed_writer() {
+    let in_a = json!({"a": null});
+    let z = |seqno| revision("z", 1, 4, &[4], &in_a, (0, seqno));
+    let cut_off = revision("x", 1, 3, &[3], &in_a, (1, 3));
+    let then = [z(4), revision("y", 1, 3, &[3], &in_a, (2, 5)), revision("x", 2, 5, &[3, 5], &in_a, (1, 6))];
+    let shown = [row(3, "y", false), row(4, "z", false), row(5, "x", false)];
+    check_cut_off(&[released("1:2", (0, 1)), z(2)], &cut_off, &[&then], "a", &shown).await;
+}
+
+/// The revision with which `x` left the channel is not published, and the feed leaves it out. Another
+/// document names its sequence first.
+#[tokio::test]
+async fn a_departure_is_shown_whose_revision_a_killed_writer_did_not_publish() {
+    let left = json!({"c": {"seq": 4, "rev": "2-4"}});
+    let base = [released("1:2", (0, 1)), revision("x", 1, 3, &[3], &json!({"c": null}), (1, 2))];
+    let cut_off = revision("x", 2, 4, &[3, 4], &left, (1, 3));
+    let y = [revision("y", 2, 5, &[4, 5], &json!({"b": null}), (2, 4))];
+    let later = [revision("x", 3, 6, &[3, 4, 6], &json!({"c": {"seq": 4, "rev": "2-4"}, "b": null}), (1, 5))];
+    check_cut_off(&base, &cut_off, &[&y, &later], "c", &[row(4, "x", true)]).await;
+}
+
+/// The pointer of `x` is published, and its entry replaced by that of `y`, because the checkpoint is
+/// from before both.
+#[tokio::test]
+async fn a_pointer_supersedes_no_row_of_the_document_that_has_its_sequence_now() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let in_a = json!({"a": null});
+        let x = || revision("x", 1, 5, &[5], &in_a, (1, 2));
+        let mut first = writer(store.clone(), supersession).await.unwrap();
+        process(&mut first, &[revision("z", 1, 1, &[1], &in_a, (0, 1))]).await.unwrap();
+        first.flush().await.unwrap();
+        process(&mut first, &[x()]).await.unwrap();
+        while first.clock().batch < 3 {
+            tokio::task::yield_now().await;
+            process(&mut first, &[]).await.unwrap();
+        }
+        drop(first);
+        let mut second = writer(store.clone(), supersession).await.unwrap();
+        process(&mut second, &[revision("y", 1, 5, &[5], &in_a, (2, 3))]).await.unwrap();
+        process(&mut second, &[x()]).await.unwrap();
+        process(&mut second, &[revision("x", 2, 6, &[5, 6], &in_a, (1, 4)), released("1:4", (0, 9))]).await.unwrap();
+        second.finish().await.unwrap();
+        assert_sound(&store).await;
+        assert_eq!(rows(&store, "a").await, [row(1, "z", false), row(5, "y", false), row(6, "x", false)]);
+    }
+}
+
+/// The later revision of `d` has a lower sequence, and is shown while the earlier one still waits. A
+/// client that goes on from the later one is not shown the earlier one.
+#[tokio::test]
+async fn an_earlier_revision_that_waited_is_not_shown_after_a_later_one() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        for is_opened_again in [false, true] {
+            for delivery in [Delivery::Eager, Delivery::Strict, Delivery::Auto] {
+                let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+                let mut writer = writer(store.clone(), supersession).await.unwrap();
+                let earlier = revision("d", 1, 20, &[20], &json!({"b": null}), (0, 2));
+                let later = revision("d", 2, 6, &[6, 20], &json!({"b": {"seq": 6, "rev": "2-6"}}), (0, 3));
+                process(&mut writer, &[released("1:5", (1, 1)), earlier, later]).await.unwrap();
+                writer.flush().await.unwrap();
+                let open = || ReaderNode::open(store.clone(), ReaderConfig::default());
+                let mut reader = open().await.unwrap();
+                let (mut options, mut told) = (ChangesOptions::new().delivery(delivery).limit(1), Vec::new());
+                for nth in 0..4 {
+                    reader.refresh().await.unwrap();
+                    let answer = reader.changes(&[Channel::new("b").unwrap()], &options).await.unwrap().answer();
+                    options = options.since(answer.last);
+                    told.extend(answer.rows.iter().map(|row| (row.id.sequence.0, !row.removed.is_empty())));
+                    if nth == 0 && is_opened_again {
+                        reader = open().await.unwrap();
+                    }
+                    if nth == 1 {
+                        process(&mut writer, &[released("7:19", (1, 4))]).await.unwrap();
+                        writer.finish().await.unwrap();
+                    }
+                }
+                assert_eq!(told, [(6, true)], "{supersession:?} {delivery:?} opened again: {is_opened_again}");
+                assert_sound(&store).await;
+            }
+        }
     }
 }

@@ -72,7 +72,7 @@ pub struct Assembler {
     /// Whether there were such entries.
     has_inherited: bool,
     /// Whether a later revision may have a lower sequence, because a gateway has lost its counter:
-    /// there was one, or sequences are known to have been allocated twice.
+    /// there was one, or a departure with one, or sequences are known to have been allocated twice.
     is_reused: bool,
     stats: WriterStats,
 }
@@ -254,8 +254,8 @@ impl Assembler {
         }
     }
 
-    /// Whether a departure has a lower sequence than an earlier revision: that revision has come, and
-    /// did not tell of the departure.
+    /// Whether a departure that has not arrived has a lower sequence than an earlier revision that
+    /// has. That revision did not name the departure, so its row must be marked, too.
     fn has_low_departure(&self, document: &DecodedDocument) -> bool {
         let is_accounted = |sequence: Sequence| self.sequencer.is_accounted(sequence);
         let is_low = |departure: &Departure| {

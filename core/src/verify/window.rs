@@ -213,7 +213,10 @@ impl Window {
             if required && !document && right.is_live() {
                 verdict.lost.push(sequence);
             }
-            verdict.is_needed |= required && (right.is_live() || own != BlockState::Absent && self.range.last() > facts.marked);
+            // A commit that was cut off may not have listed the block. If its rows are superseded,
+            // no reader needs it.
+            let may_be_live = own != BlockState::Absent && superseded != Superseded::Yes && self.range.last() > facts.marked;
+            verdict.is_needed |= required && (right.is_live() || may_be_live);
             if let Some(wrong) = wrong.filter(|_| matches!(stored, Stored::Block(_))) {
                 let (problem, detail) = told(wrong, sequence, state, right);
                 verdict.findings.push(Finding { problem, key: key.clone(), detail });

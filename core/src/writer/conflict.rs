@@ -57,13 +57,12 @@ impl Conflicts {
         self.entries.insert(entry.position(), Some(Arc::new(entry)));
     }
 
-    /// A document was applied: where nothing was found before, its entry or departure may be now.
+    /// A document was applied: what was found at its position, and at those of its departures, may
+    /// have changed.
     pub(super) fn applied(&mut self, document: &DecodedDocument) {
         let departed = document.departures.iter().map(|departure| departure.sequence);
         for position in departed.chain([document.entry.position()]) {
-            if self.entries.get(&position).is_some_and(Option::is_none) {
-                self.entries.remove(&position);
-            }
+            self.entries.remove(&position);
         }
     }
 
@@ -148,7 +147,8 @@ impl Writer {
     }
 
     /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do. That is rare,
-    /// except after a take-over for documents that have left channels.
+    /// except after a take-over: for documents that have left channels, or that name one of the
+    /// last sequences of former terms.
     #[inline]
     pub(super) fn may_conflict(&self, item: &Item, pointers: &Pointers) -> bool {
         match item {
@@ -229,7 +229,11 @@ impl Writer {
                     Some(found) if found.document() == entry.document() && !entry.is_newer_than(&found) => {}
                     Some(found) if found.document() == entry.document() => {
                         own.push(position);
-                        is_known |= found.in_star();
+                        // One that was stored, and not published before a crash, may not come.
+                        let sequencer = self.assembler.sequencer();
+                        let is_published =
+                            if slot == 0 { sequencer.is_accounted(number) } else { !sequencer.is_readmitted(position) };
+                        is_known |= found.in_star() && is_published;
                     }
                     Some(_) => {}
                     None => is_free |= slot == 0,
@@ -364,6 +368,7 @@ impl Writer {
         let Some(slot) = free else {
             self.assembler.count_invalid();
             notices::tell_full(&document.entry);
+            self.share(number);
             return Ok(None);
         };
         let mut entry = document.entry.clone().with_slot(slot);

@@ -289,7 +289,8 @@ impl Writer {
             let conflicts = batch.conflicts.as_ref();
             let is_placed = conflicts.is_some_and(|conflicts| conflicts.has_placed(&decoded));
             let is_made_anew = cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
-            if let Decoded::Document(document) = &decoded {
+            if let Decoded::Document(document) = &mut decoded {
+                self.owners.leave_out_others(&mut document.entry);
                 if !is_made_anew {
                     self.purges.follow(document);
                 } else {
@@ -306,12 +307,12 @@ impl Writer {
         }
         match &decoded {
             Decoded::Document(document) => {
-                self.owners.take_departures(document);
-                self.owners.insert(document.entry.position(), document.entry.document());
+                let is_new = !self.assembler.sequencer().is_accounted(document.entry.position());
+                self.owners.take(document, is_new);
                 self.known.take(document, &self.shared);
             }
             Decoded::Foreign(document) => {
-                self.owners.take_departures(document);
+                self.owners.take(document, false);
                 self.known.take_foreign(document);
             }
             _ => {}

@@ -74,6 +74,7 @@ impl Writer {
         let (store, policy) = (self.store.clone(), backoff(&self.config));
         let (collections, registered) = (self.unregistered_collections(), self.registered.clone());
         let (term, codec, is_confirmed) = (self.clock.value.epoch, self.codec.clone(), self.may_find_unpublished());
+        self.has_committed_all |= self.caught_up_at.is_some();
         let commit = async move {
             intents.add(number, Positions::of(batch.entries.iter().map(Arc::as_ref)));
             let attempt = || async {
@@ -103,7 +104,7 @@ impl Writer {
     /// rolled back since can have such entries.
     pub(super) fn may_find_unpublished(&self) -> bool {
         let are_earlier = self.clock.value.epoch.counter > 1;
-        are_earlier && (self.caught_up_at.is_none() || self.rollbacks.have_been())
+        are_earlier && (!self.has_committed_all || self.rollbacks.have_been())
     }
 
     /// The collections that this term has seen, in entries or by name, if some may not be

@@ -4,9 +4,11 @@
 //! left channels. The feed may have left out these revisions. Mostly such a sequence is accounted
 //! for because the revision, or its departure, is stored. But a marker may have released it, and a
 //! user or another document may have it. The stored entries tell which. They are read once for a
-//! document, not for each of its revisions.
+//! document, not for each of its revisions. The owners of the last sequences are known in memory
+//! ([`RecentOwners`]).
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::hash::BuildHasher as _;
 
 use quick_cache::UnitWeighter;
@@ -137,72 +139,118 @@ impl KnownSequences {
     }
 }
 
-/// Which document has each of the last sequences, as far as they are known.
+/// Which document has each of the last sequences, as far as the writer knows.
 ///
 /// A gateway that lost its counter allocates its last sequences again. If the feed leaves out a
 /// revision with such a sequence, nothing tells that a second document has it but a later revision,
-/// which names it. The row of the first document must not be marked then. Documents are told apart
-/// by a hash: two that have the same are not told apart, one in 2^32.
-#[derive(Debug)]
+/// which names it. The row of the first document must not be marked then.
+///
+/// A direct-mapped table. It holds hashes of the documents: two documents with equal hashes, one
+/// pair in 2^32, are taken for one. Sequences of 2^52 - 2^20 and above are not held.
 pub(super) struct RecentOwners {
-    /// By the lowest bits of the sequence: 1 more than the other bits of the sequence, and the hash
-    /// of the document. 0 if nothing is known. The operating system provides the memory as it is
-    /// used.
+    /// By the lowest bits of the sequence. The upper half is the tag, 1 more than the other bits;
+    /// the lower half is the hash. 0 if nothing is known. The operating system provides the memory
+    /// as it is used.
     owners: Vec<u64>,
-    /// Sequences whose owners are in the store: the last ones of former terms.
-    stored: Option<SequenceRange>,
+    /// Sequences whose owners are read from the store where they are not known.
+    former: Option<SequenceRange>,
 }
 
 /// The bits of a sequence that select its place in [`RecentOwners`].
-const RECENT_BITS: u32 = 20;
+const INDEX_BITS: u32 = 20;
+
+/// After a take-over, the owners of so many of the last sequences of former terms are read.
+const FORMER: u64 = 10_000;
+
+impl fmt::Debug for RecentOwners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecentOwners").field("former", &self.former).finish_non_exhaustive()
+    }
+}
 
 impl RecentOwners {
-    /// `high` is the highest sequence that former terms have published, and `arrived` the highest
-    /// that they have stored.
-    pub(super) fn new(high: Sequence, arrived: Sequence) -> Self {
-        let stored = SequenceRange::new(Sequence(high.0.saturating_sub(SHARED_MARGIN).max(1)), arrived);
-        RecentOwners { owners: vec![0; 1 << RECENT_BITS], stored }
+    /// Nothing is known. `high` is the highest sequence that former terms have published.
+    pub(super) fn after(high: Sequence) -> Self {
+        let former = SequenceRange::new(Sequence(high.0.saturating_sub(FORMER).max(1)), high);
+        RecentOwners { owners: vec![0; 1 << INDEX_BITS], former }
     }
 
-    fn place(sequence: Sequence) -> usize {
-        usize::try_from(sequence.0 & ((1 << RECENT_BITS) - 1)).unwrap_or_default()
-    }
-
-    /// 1 more than the bits of a sequence that do not select its place.
-    fn lap(sequence: Sequence) -> u64 {
-        ((sequence.0 >> RECENT_BITS) + 1) & u64::from(u32::MAX)
-    }
-
-    fn hash(document: DocumentRef<'_>) -> u64 {
-        FxBuildHasher.hash_one(document) >> 32
-    }
-
-    /// Takes that a document has a sequence.
+    /// The index and the tag of a sequence; `None` for sequences that are too high, and positions
+    /// in slots.
     #[inline]
-    pub(super) fn insert(&mut self, sequence: Sequence, document: DocumentRef<'_>) {
-        if sequence.slot() == 0 {
-            self.owners[Self::place(sequence)] = Self::lap(sequence) << 32 | Self::hash(document);
+    fn locate(sequence: Sequence) -> Option<(usize, u64)> {
+        let (index, tag) = (sequence.0 & ((1 << INDEX_BITS) - 1), (sequence.0 >> INDEX_BITS) + 1);
+        (tag <= u64::from(u32::MAX)).then_some((index as usize, tag))
+    }
+
+    #[inline]
+    fn hash(document: DocumentRef<'_>) -> u64 {
+        FxBuildHasher.hash_one(document) & u64::from(u32::MAX)
+    }
+
+    #[inline]
+    fn insert_hash(&mut self, sequence: Sequence, hash: u64) {
+        if let Some((index, tag)) = Self::locate(sequence)
+            && self.owners[index] >> 32 <= tag
+        {
+            self.owners[index] = tag << 32 | hash;
         }
     }
 
-    /// Takes that a document has the sequences at which it left channels.
-    #[inline]
-    pub(super) fn take_departures(&mut self, document: &DecodedDocument) {
-        document.departures.iter().for_each(|departure| self.insert(departure.sequence, document.entry.document()));
+    /// Records the document that has a sequence, unless a later sequence is in its place.
+    pub(super) fn insert(&mut self, sequence: Sequence, document: DocumentRef<'_>) {
+        self.insert_hash(sequence, Self::hash(document));
     }
 
-    /// Those of `sequences` that another document has, or may have: it is to be looked up.
+    /// Records what a document has: the sequences at which it left channels, and its own if it
+    /// `is_new`, so that its entry will be stored there.
     #[inline]
-    fn of_others<'a>(&'a self, document: DocumentRef<'_>, sequences: &'a [Sequence]) -> impl Iterator<Item = Sequence> + 'a {
+    pub(super) fn take(&mut self, document: &DecodedDocument, is_new: bool) {
+        if !is_new && document.departures.is_empty() {
+            return;
+        }
+        let hash = Self::hash(document.entry.document());
+        document.departures.iter().for_each(|departure| self.insert_hash(departure.sequence, hash));
+        if is_new {
+            self.insert_hash(document.entry.position(), hash);
+        }
+    }
+
+    /// Whether another document is known to have the sequence, or `None` if no owner is known.
+    #[inline]
+    fn is_of_another(&self, sequence: Sequence, hash: u64) -> Option<bool> {
+        let (index, tag) = Self::locate(sequence)?;
+        let owner = self.owners[index];
+        (owner >> 32 == tag).then_some(owner != (tag << 32 | hash))
+    }
+
+    /// Those of `sequences` that another document has, or may have.
+    #[inline]
+    fn owned_by_others<'a>(
+        &'a self,
+        document: DocumentRef<'_>,
+        sequences: &'a [Sequence],
+    ) -> impl Iterator<Item = Sequence> + 'a {
         let hash = if sequences.is_empty() { 0 } else { Self::hash(document) };
         sequences.iter().copied().filter(move |sequence| {
-            let (known, lap) = (self.owners[Self::place(*sequence)], Self::lap(*sequence));
-            if known >> 32 == lap {
-                known != (lap << 32 | hash)
-            } else {
-                self.stored.is_some_and(|stored| stored.contains(*sequence))
-            }
+            let is_former = || self.former.is_some_and(|former| former.contains(*sequence));
+            self.is_of_another(*sequence, hash).unwrap_or_else(is_former)
         })
+    }
+
+    /// Leaves out of what `entry` says to be superseded the sequences that other documents are
+    /// known to have. A pointer may name them: that of a commit that was cut off, whose entry
+    /// another document's has replaced.
+    pub(super) fn leave_out_others(&self, entry: &mut ChangeEntry) {
+        if entry.supersedes().is_empty() {
+            return;
+        }
+        let hash = Self::hash(entry.document());
+        let is_others = |sequence: &Sequence| self.is_of_another(*sequence, hash) == Some(true);
+        if entry.supersedes().iter().any(is_others) {
+            let kept: Vec<Sequence> = entry.supersedes().iter().copied().filter(|sequence| !is_others(sequence)).collect();
+            *entry = entry.clone().with_supersedes(kept);
+        }
     }
 }
 
@@ -216,35 +264,33 @@ impl Writer {
         self.assembler.set_reused(true);
     }
 
-    /// The sequences that a document names and that are to be looked up: they are accounted for or
-    /// expected again, and their owner is not known. These are departures; sequences near shared
-    /// ones; those that are expected again; those that another document has; and all that a
-    /// document with a low sequence names. Some may be repeated.
+    /// The sequences that a document names and that are to be looked up, some of them repeatedly:
+    /// those that another document has or may have; and of those that are accounted for or expected
+    /// again, and were not looked up before, departures, sequences near shared ones, those that are
+    /// expected again, and all that a document with a low sequence names.
     pub(super) fn uncertain<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
-        let (sequencer, id) = (self.assembler.sequencer(), document.entry.document());
+        let (sequencer, id, named) = (self.assembler.sequencer(), document.entry.document(), document.entry.supersedes());
         let departed = document.departures.iter().map(|departure| departure.sequence);
         let is_low = document.entry.is_low();
         let has_others = is_low || !self.shared.is_empty() || sequencer.has_readmitted();
-        let superseded = if has_others { document.entry.supersedes() } else { &[] };
         let is_uncertain =
             move |sequence: &Sequence| is_low || self.shared.are_near(*sequence) || sequencer.is_readmitted(*sequence);
-        let of_others = self.owners.of_others(id, document.entry.supersedes());
         let is_accounted = move |sequence: &Sequence| sequencer.is_accounted(*sequence);
         let is_expected = move |sequence: &Sequence| sequencer.is_readmitted(*sequence);
-        let named = superseded.iter().copied().filter(is_uncertain).chain(of_others);
-        let named = named.filter(move |sequence| is_accounted(sequence) || is_expected(sequence));
-        departed.filter(is_accounted).chain(named).filter(move |sequence| {
-            sequence.slot() == 0 && !sequencer.is_before_start(*sequence) && !self.known.contains(id, *sequence)
-        })
+        let near = if has_others { named } else { &[] }.iter().copied().filter(is_uncertain);
+        let near = near.filter(move |sequence| is_accounted(sequence) || is_expected(sequence));
+        let all = departed.filter(is_accounted).chain(near).filter(move |sequence| !self.known.contains(id, *sequence));
+        all.chain(self.owners.owned_by_others(id, named))
+            .filter(move |sequence| sequence.slot() == 0 && !sequencer.is_before_start(*sequence))
     }
 
-    /// Whether there are any: there can be only for few documents.
+    /// Whether there are any.
     #[inline]
     pub(super) fn has_uncertain(&self, document: &DecodedDocument) -> bool {
+        let (entry, departures) = (&document.entry, &document.departures);
         let has_others = !self.shared.is_empty() || self.assembler.sequencer().has_readmitted();
-        let may_be = has_others || !document.departures.is_empty() || document.entry.is_low();
-        let entry = &document.entry;
-        (may_be || self.owners.of_others(entry.document(), entry.supersedes()).next().is_some())
+        let may_be = has_others || !departures.is_empty() || entry.is_low();
+        (may_be || self.owners.owned_by_others(entry.document(), entry.supersedes()).next().is_some())
             && self.uncertain(document).next().is_some()
     }
 
@@ -383,27 +429,50 @@ mod tests {
         assert_eq!(near, [false, true, true, true, false]);
     }
 
+    fn of_others(owners: &RecentOwners, document: &str, sequences: &[u64]) -> Vec<u64> {
+        let sequences: Vec<Sequence> = sequences.iter().copied().map(Sequence).collect();
+        owners.owned_by_others(document.into(), &sequences).map(|sequence| sequence.0).collect()
+    }
+
     #[test]
-    fn sequences_of_others_are_those_another_is_known_to_have_and_stored_ones() {
-        let mut owners = RecentOwners::new(Sequence(19_000), Sequence(20_000));
-        let of_others = |owners: &RecentOwners, document: &str, sequences: &[u64]| -> Vec<u64> {
-            let sequences: Vec<Sequence> = sequences.iter().copied().map(Sequence).collect();
-            owners.of_others(document.into(), &sequences).map(|sequence| sequence.0).collect()
-        };
-        assert_eq!(of_others(&owners, "d", &[8_999, 9_000, 20_000, 20_001]), [9_000, 20_000]);
+    fn others_own_what_they_are_known_to_have_and_may_own_what_former_terms_stored() {
+        let mut owners = RecentOwners::after(Sequence(20_000));
+        assert_eq!(of_others(&owners, "d", &[9_999, 10_000, 20_000, 20_001]), [10_000, 20_000]);
         owners.insert(Sequence(20_000), "d".into());
         owners.insert(Sequence(20_001), "e".into());
         assert_eq!(of_others(&owners, "d", &[20_000, 20_001]), [20_001]);
         assert_eq!(of_others(&owners, "e", &[20_000, 20_001]), [20_000]);
-        // A later sequence with the same place.
-        let later = 20_001 + (1 << RECENT_BITS);
-        owners.insert(Sequence(later), "d".into());
-        assert_eq!(of_others(&owners, "d", &[20_001, later]), [0; 0]);
-        assert_eq!(of_others(&owners, "e", &[20_001, later]), [later]);
-        let highest = Sequence::MAX_NUMBER.0;
-        owners.insert(Sequence(highest), "d".into());
-        owners.insert(Sequence(5).in_slot(1).unwrap(), "d".into());
-        assert_eq!(of_others(&owners, "e", &[0, 5, highest]), [highest]);
+        let mut entry = ChangeEntry::new(Sequence(20_009), "d", "3-c", EntryFlags::default()).unwrap();
+        entry = entry.with_supersedes([9_999, 20_000, 20_001].map(Sequence));
+        owners.leave_out_others(&mut entry);
+        assert_eq!(entry.supersedes(), [9_999, 20_000].map(Sequence));
+    }
+
+    #[test]
+    fn a_later_sequence_takes_the_place_of_an_earlier_one_and_not_the_other_way_round() {
+        let mut owners = RecentOwners::after(Sequence::ZERO);
+        let (earlier, later) = (5, 5 + (1 << INDEX_BITS));
+        for _ in 0..2 {
+            owners.insert(Sequence(earlier), "d".into());
+            assert_eq!((of_others(&owners, "e", &[earlier]), of_others(&owners, "e", &[later])), (vec![earlier], vec![]));
+        }
+        for _ in 0..2 {
+            owners.insert(Sequence(later), "d".into());
+            assert_eq!((of_others(&owners, "e", &[earlier]), of_others(&owners, "e", &[later])), (vec![], vec![later]));
+            owners.insert(Sequence(earlier), "d".into());
+        }
+    }
+
+    #[test]
+    fn the_highest_sequences_and_positions_in_slots_have_no_known_owner() {
+        let mut owners = RecentOwners::after(Sequence::ZERO);
+        let (highest, in_slot) = ((1 << 52) - (1 << INDEX_BITS) - 1, Sequence(5).in_slot(1).unwrap().0);
+        for sequence in [highest, highest + 1, Sequence::MAX_NUMBER.0, in_slot] {
+            owners.insert(Sequence(sequence), "d".into());
+        }
+        let all = [0, 5, highest, highest + 1, highest + (1 << 52), Sequence::MAX_NUMBER.0, in_slot];
+        assert_eq!(of_others(&owners, "e", &all), [highest]);
+        assert_eq!(of_others(&owners, "d", &all), [0; 0]);
     }
 
     #[test]

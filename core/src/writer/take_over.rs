@@ -1,4 +1,4 @@
-//! Beginning a term: what the former one left is finished, and it is found out where to go on.
+//! Begins a term: completes what the previous writer left undone, and determines where to resume.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -122,7 +122,6 @@ impl Writer {
         };
         let sequencer_config = config.sequencer(clock.building.is_some());
         let sequencer = Sequencer::resume(sequencer_config, high, &gaps, abandoned, &checkpoint.sequencer, Duration::ZERO);
-        let arrived = checkpoint.sequencer.pending.last().map_or(high, |run| run.range.last().max(high));
         let mut last = clock.clone();
         last.batch = last.batch.max(checkpoint.batch);
         let attempt = || async { Intents::take_over(store.as_ref(), epoch, clock.batch).await };
@@ -135,6 +134,9 @@ impl Writer {
 
         let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        // The checkpoint does not know all of these sequences.
+        let mut owners = RecentOwners::after(high);
+        unmarked.iter().for_each(|entry| owners.insert(entry.position(), entry.document()));
         // An entry that was not published supersedes nothing before it comes again.
         let unmarked = unmarked.into_iter().filter(|entry| !assembler.sequencer().is_readmitted(entry.position())).collect();
         let unmarked = inherited::without_others(store.as_ref(), backoff(&config), unmarked).await?;
@@ -167,11 +169,12 @@ impl Writer {
             deferred_since: None,
             floors: Floors::of(checkpoint),
             caught_up_at: None,
+            has_committed_all: false,
             begun: 0,
             purges: Purges::default(),
             has_pointers: taken.meta.has_pointers,
             shared,
-            owners: RecentOwners::new(high, arrived),
+            owners,
             known: KnownSequences::default(),
             intents: Arc::new(intents),
             unpublished,

@@ -137,7 +137,7 @@ impl State {
             self.withdraw(&record.gone);
             for entry in &record.entries {
                 if entry.sequence() > clock.high {
-                    self.pending.insert(entry.position().rank(), entry.clone());
+                    self.wait(entry);
                 } else {
                     self.insert(entry, &[], stable, &mut touched);
                 }
@@ -186,6 +186,15 @@ impl State {
         }
     }
 
+    /// Keeps an entry until high has passed it. What superseded another document's entry there does
+    /// not supersede this one.
+    fn wait(&mut self, entry: &Arc<ChangeEntry>) {
+        let rank = entry.position().rank();
+        if self.pending.insert(rank, entry.clone()).is_some_and(|before| before.document() != entry.document()) {
+            self.superseded.remove(&rank);
+        }
+    }
+
     /// Notes which entries above high these supersede. A later revision may have a lower sequence:
     /// once high has passed the earlier one, a reader that goes on from the later one would be
     /// shown it.
@@ -219,6 +228,7 @@ impl State {
         for earlier in gone.iter().flat_map(|entry| entry.supersedes()) {
             self.superseded.remove(&earlier.rank());
         }
+        self.superseded.retain(|rank, _| self.pending.contains_key(rank));
         for entry in gone {
             for channel in entry.channels().iter().map(|change| &change.channel).chain([entry.star()]) {
                 if let Some(tail) = self.tails.remove(channel) {
@@ -321,6 +331,39 @@ mod tests {
     fn seen(state: &State) -> Vec<u64> {
         let view = state.tails[&Channel::star()].view(Sequence::ZERO, Sequence::MAX);
         view.rows().iter().map(|row| row.sequence.0).collect()
+    }
+
+    #[test]
+    fn another_entry_in_the_place_of_a_superseded_one_is_shown() {
+        let id = CacheId::random();
+        let clock = |batch, high| PublishedClock { batch, stable: high, high, ..PublishedClock::new(id.clone()) };
+        let of = |sequence, document: &str, over: &[u64]| {
+            let entry = ChangeEntry::new(Sequence(sequence), document, "1-a", EntryFlags::default()).unwrap();
+            Arc::new(entry.with_supersedes(over.iter().copied().map(Sequence)))
+        };
+        let record = |batch, entries: Vec<_>, gone: Vec<_>| {
+            let mut record = BatchRecord::new(batch, Epoch::default());
+            (record.entries, record.gone) = (entries.into(), gone.into());
+            [Arc::new(record)]
+        };
+        let open = |state: &mut State| {
+            state.open_tail(Channel::star(), Tail::new(Sequence(2)));
+            state.fill(&Channel::star(), Vec::new());
+        };
+        let config = ReaderConfig::default();
+        for is_withdrawn in [false, true] {
+            let mut state = State::new(clock(1, Sequence(1)), None, vec![(of(4, "d", &[]), Vec::new())]);
+            open(&mut state);
+            state.advance(&record(2, vec![of(2, "d", &[4])], Vec::new()), clock(2, Sequence(2)), &config);
+            if is_withdrawn {
+                // The tail is gone with it.
+                state.advance(&record(3, Vec::new(), vec![of(4, "d", &[])]), clock(3, Sequence(2)), &config);
+                open(&mut state);
+            }
+            state.advance(&record(4, vec![of(4, "e", &[])], Vec::new()), clock(4, Sequence(3)), &config);
+            state.advance(&record(5, Vec::new(), Vec::new()), clock(5, Sequence(4)), &config);
+            assert_eq!(seen(&state), if is_withdrawn { vec![4] } else { vec![2, 4] });
+        }
     }
 
     /// A withdrawal takes the tail away, and whoever asks next makes another. Who waits may have

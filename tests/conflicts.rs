@@ -145,8 +145,8 @@ impl World {
         });
     }
 
-    /// The events as a feed delivers them that leaves out some whose key has a later one. The others
-    /// keep their places.
+    /// The events as a feed delivers them that leaves out some whose key has a later one. The
+    /// others keep their places.
     fn delivered(&mut self, events: &[Mutation]) -> Vec<Mutation> {
         let is_last = |at: usize| !events[at + 1..].iter().any(|later| later.key == events[at].key);
         let stays = |at: usize, rng: &mut ChaCha8Rng| is_last(at) || rng.random_bool(0.5);

@@ -1,5 +1,5 @@
-//! A gateway has lost its counter and allocates sequences again, so two documents have one sequence.
-//! The feed leaves out one of them, or rolls back; or the writer is killed.
+//! A gateway has lost its counter and allocates sequences again, so two documents have one
+//! sequence. The feed leaves out one of them, or rolls back; or the writer is killed.
 
 use std::sync::Arc;
 
@@ -115,8 +115,8 @@ async fn a_departure_is_stored_once_if_its_revision_is_in_a_slot() {
     }
 }
 
-/// The feed left out the revision of `d` with the sequence of `e`. A later one names it, in the batch
-/// of `e`, in another, or after a take-over.
+/// The feed left out the revision of `d` with the sequence of `e`. A later one names it, in the
+/// batch of `e`, in another, or after a take-over.
 #[tokio::test]
 async fn a_document_stays_whose_sequence_a_later_revision_of_another_document_names() {
     for supersession in [Supersession::Recents, Supersession::Pointers] {
@@ -130,12 +130,12 @@ async fn a_document_stays_whose_sequence_a_later_revision_of_another_document_na
             if !are_batches {
                 first.append(&mut second);
             }
-            writer.process(first.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+            process(&mut writer, &first).await.unwrap();
             if is_restarted {
                 writer.flush().await.unwrap();
                 writer = self::writer(store.clone(), supersession).await.unwrap();
             }
-            writer.process(second.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await.unwrap();
+            process(&mut writer, &second).await.unwrap();
             writer.finish().await.unwrap();
             assert_sound(&store).await;
             assert_eq!(rows(&store, "a").await, [row(3, "e", false), row(4, "d", false)]);
@@ -143,8 +143,8 @@ async fn a_document_stays_whose_sequence_a_later_revision_of_another_document_na
     }
 }
 
-/// `e` is published, and above the high sequence. Then the writer is killed: the checkpoint does not
-/// know `e`. The next one is given `d` first, whose left-out revision had the sequence of `e`.
+/// `e` is published, and above the high sequence. Then the writer is killed: the checkpoint does
+/// not know `e`. The next one is given `d` first, whose left-out revision had the sequence of `e`.
 #[tokio::test]
 async fn a_published_document_stays_that_the_checkpoint_does_not_know() {
     for supersession in [Supersession::Recents, Supersession::Pointers] {
@@ -169,8 +169,8 @@ async fn a_published_document_stays_that_the_checkpoint_does_not_know() {
     }
 }
 
-/// As above, in one batch, where the later revision of `d` has a sequence that another document has,
-/// so that what it names was looked up before `e` came.
+/// As above, in one batch, where the later revision of `d` has a sequence that another document
+/// has, so that what it names was looked up before `e` came.
 #[tokio::test]
 async fn a_document_stays_whose_sequence_is_named_by_what_conflicts_in_the_same_batch() {
     for supersession in [Supersession::Recents, Supersession::Pointers] {
@@ -178,10 +178,10 @@ async fn a_document_stays_whose_sequence_is_named_by_what_conflicts_in_the_same_
         let mut writer = writer(store.clone(), supersession).await.unwrap();
         let in_a = json!({"a": null});
         let x = revision("x", 1, 1, &[1], &in_a, (0, 1));
-        writer.process(vec![FeedEvent::Mutation(x.clone())].into()).await.unwrap();
+        process(&mut writer, std::slice::from_ref(&x)).await.unwrap();
         let e = revision("e", 1, 3, &[3], &in_a, (0, 2));
         let d = revision("d", 3, 1, &[2, 3, 1], &in_a, (1, 9));
-        writer.process([x, e, d].map(FeedEvent::Mutation).to_vec().into()).await.unwrap();
+        process(&mut writer, &[x, e, d]).await.unwrap();
         writer.finish().await.unwrap();
         assert_sound(&store).await;
         assert_eq!(rows(&store, "a").await, [row(1, "x", false), row(1, "d", false), row(3, "e", false)]);
@@ -200,7 +200,7 @@ async fn a_row_is_superseded_by_a_removal_with_a_lower_sequence_that_the_feed_le
             revision("d", 4, 4, &[1, 3, 2, 4], &json!({"a": {"seq": 2, "rev": "3-2"}, "b": null}), (0, 3)),
         ];
         for one in all {
-            writer.process(vec![FeedEvent::Mutation(one)].into()).await.unwrap();
+            process(&mut writer, &[one]).await.unwrap();
             writer.flush().await.unwrap();
         }
         assert_sound(&store).await;
@@ -331,8 +331,8 @@ async fn process(writer: &mut Writer, mutations: &[Mutation]) -> sluicegate::Res
     writer.process(mutations.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await
 }
 
-/// Commits `base`, then kills a writer of `cut_off` at many places, and gives the next writer each of
-/// `then` in a batch of its own. Checks the rows of `channel` each time.
+/// Commits `base`, then kills a writer of `cut_off` at many places, and gives the next writer each
+/// of `then` in a batch of its own. Checks the rows of `channel` each time.
 async fn check_cut_off(base: &[Mutation], cut_off: &Mutation, then: &[&[Mutation]], channel: &str, shown: &[Row]) {
     let mut crashes = 0;
     for supersession in [Supersession::Recents, Supersession::Pointers] {
@@ -377,8 +377,8 @@ async fn a_document_stays_that_replaces_an_entry_of_a_killed_writer() {
     check_cut_off(&[released("1:2", (0, 1)), z(2)], &cut_off, &[&then], "a", &shown).await;
 }
 
-/// The revision with which `x` left the channel is not published, and the feed leaves it out. Another
-/// document names its sequence first.
+/// The revision with which `x` left the channel is not published, and the feed leaves it out.
+/// Another document names its sequence first.
 #[tokio::test]
 async fn a_departure_is_shown_whose_revision_a_killed_writer_did_not_publish() {
     let left = json!({"c": {"seq": 4, "rev": "2-4"}});
@@ -389,8 +389,8 @@ async fn a_departure_is_shown_whose_revision_a_killed_writer_did_not_publish() {
     check_cut_off(&base, &cut_off, &[&y, &later], "c", &[row(4, "x", true)]).await;
 }
 
-/// The pointer of `x` is published, and its entry replaced by that of `y`, because the checkpoint is
-/// from before both.
+/// The pointer of `x` is published, and its entry replaced by that of `y`, because the checkpoint
+/// is from before both.
 #[tokio::test]
 async fn a_pointer_supersedes_no_row_of_the_document_that_has_its_sequence_now() {
     for supersession in [Supersession::Recents, Supersession::Pointers] {
@@ -416,8 +416,8 @@ async fn a_pointer_supersedes_no_row_of_the_document_that_has_its_sequence_now()
     }
 }
 
-/// The later revision of `d` has a lower sequence, and is shown while the earlier one still waits. A
-/// client that goes on from the later one is not shown the earlier one.
+/// The later revision of `d` has a lower sequence, and is shown while the earlier one still waits.
+/// A client that goes on from the later one is not shown the earlier one.
 #[tokio::test]
 async fn an_earlier_revision_that_waited_is_not_shown_after_a_later_one() {
     for supersession in [Supersession::Recents, Supersession::Pointers] {

@@ -125,7 +125,8 @@ pub struct Writer {
     /// When the feed had delivered all that was there when it was opened, which includes all that
     /// earlier terms can have taken of it.
     caught_up_at: Option<Instant>,
-    /// Whether all of that is in batches that have been committed, or are being committed.
+    /// Whether a batch was begun after that. All that earlier terms can have taken is in this batch
+    /// and those before it.
     has_committed_all: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,

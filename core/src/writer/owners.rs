@@ -149,15 +149,17 @@ impl KnownSequences {
 /// pair in 2^32, are taken for one. Sequences of 2^52 - 2^20 and above are not held.
 pub(super) struct RecentOwners {
     /// By the lowest bits of the sequence. The upper half is the tag, 1 more than the other bits;
-    /// the lower half is the hash. 0 if nothing is known. The operating system provides the memory
-    /// as it is used.
-    owners: Vec<u64>,
+    /// the lower half is the hash. 0 if nothing is known. In pages, each made when it is first used.
+    pages: Vec<Option<Box<[u64; PAGE]>>>,
     /// Sequences whose owners are read from the store where they are not known.
     former: Option<SequenceRange>,
 }
 
 /// The bits of a sequence that select its place in [`RecentOwners`].
 const INDEX_BITS: u32 = 20;
+
+/// The places of a page.
+const PAGE: usize = 4_096;
 
 /// After a take-over, the owners of so many of the last sequences of former terms are read.
 const FORMER: u64 = 10_000;
@@ -172,7 +174,7 @@ impl RecentOwners {
     /// Nothing is known. `high` is the highest sequence that former terms have published.
     pub(super) fn after(high: Sequence) -> Self {
         let former = SequenceRange::new(Sequence(high.0.saturating_sub(FORMER).max(1)), high);
-        RecentOwners { owners: vec![0; 1 << INDEX_BITS], former }
+        RecentOwners { pages: vec![None; (1 << INDEX_BITS) / PAGE], former }
     }
 
     /// The index and the tag of a sequence; `None` for sequences that are too high, and positions
@@ -190,10 +192,11 @@ impl RecentOwners {
 
     #[inline]
     fn insert_hash(&mut self, sequence: Sequence, hash: u64) {
-        if let Some((index, tag)) = Self::locate(sequence)
-            && self.owners[index] >> 32 <= tag
-        {
-            self.owners[index] = tag << 32 | hash;
+        let Some((index, tag)) = Self::locate(sequence) else { return };
+        let page = self.pages[index / PAGE].get_or_insert_with(|| Box::new([0; PAGE]));
+        let owner = &mut page[index % PAGE];
+        if *owner >> 32 <= tag {
+            *owner = tag << 32 | hash;
         }
     }
 
@@ -220,7 +223,7 @@ impl RecentOwners {
     #[inline]
     fn is_of_another(&self, sequence: Sequence, hash: u64) -> Option<bool> {
         let (index, tag) = Self::locate(sequence)?;
-        let owner = self.owners[index];
+        let owner = self.pages[index / PAGE].as_ref()?[index % PAGE];
         (owner >> 32 == tag).then_some(owner != (tag << 32 | hash))
     }
 

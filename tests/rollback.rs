@@ -72,7 +72,7 @@ impl MutationDecoder for Short {
                 departures.push(Departure { sequence, revision, channel, membership, since });
             }
         }
-        Decoded::Document(DecodedDocument { departures, ..entry.into() })
+        Decoded::Document(DecodedDocument { departures: departures.into(), ..entry.into() })
     }
 }
 

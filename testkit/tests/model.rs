@@ -92,7 +92,7 @@ fn a_departure_that_the_feed_never_delivered_is_a_row_of_its_channel_alone() {
     };
     let newer = entry(7, "x", &["b"]).with_supersedes([Sequence(1), Sequence(3)]);
     let mut model = model([entry(1, "x", &["a"])]);
-    model.apply(&Decoded::Document(DecodedDocument { departures: vec![departure], ..newer.into() }));
+    model.apply(&Decoded::Document(DecodedDocument { departures: [departure].into(), ..newer.into() }));
     let expected = (Sequence(3), "x".to_owned(), "2-gone".to_owned(), false, vec!["a".to_owned()]);
     assert_eq!(all(&model, &["a"], false), [expected]);
     assert_eq!(short(all(&model, &["*"], false)), ["7 x"]);

@@ -13,6 +13,7 @@ mod recordings;
 use std::fmt;
 
 use bytes::Bytes;
+use thin_vec::ThinVec;
 
 pub use gateway::{GatewayDecoder, GatewayOptions};
 
@@ -20,7 +21,7 @@ use crate::channel::Channel;
 use crate::document::DocumentId;
 use crate::entry::{ChangeEntry, Membership};
 use crate::feed::Mutation;
-use crate::sequence::{Sequence, SequenceList, SequenceRange};
+use crate::sequence::{Sequence, SequenceRange};
 
 /// Understands the values of one kind of feed.
 ///
@@ -66,17 +67,17 @@ pub struct DecodedDocument {
     /// will not.
     pub entry: ChangeEntry,
     /// Sequences that its write allocated and did not use.
-    pub unused: SequenceList,
+    pub unused: ThinVec<Sequence>,
     /// Earlier sequences at which the document left channels, as its channel map remembers: for the
     /// case that the feed never delivers those revisions. Some are among the entry's superseded
     /// sequences. Others are older than what it names as superseded: they matter where a feed
     /// begins with what a server still has, one revision a document; they are accounted for as
     /// well, and need no marks.
-    pub departures: Vec<Departure>,
+    pub departures: ThinVec<Departure>,
     /// More sequences of its earlier revisions. They are accounted for as the superseded ones are,
     /// but are too many to mark: only the rows of the newest are marked. A row stays unmarked only
     /// if the feed left out all revisions between it and the oldest marked one.
-    pub accounted: SequenceList,
+    pub accounted: ThinVec<Sequence>,
     /// Whether the entry and the departures name all channels in which the document has been since
     /// it was created. If the cache has it in another channel, that is from before: the document
     /// was purged and made anew. False if the decoder does not know.
@@ -130,9 +131,9 @@ impl From<ChangeEntry> for DecodedDocument {
     fn from(entry: ChangeEntry) -> Self {
         DecodedDocument {
             entry,
-            unused: SequenceList::new(),
-            departures: Vec::new(),
-            accounted: SequenceList::new(),
+            unused: ThinVec::new(),
+            departures: ThinVec::new(),
+            accounted: ThinVec::new(),
             names_all_channels: false,
             left_out: None,
         }

@@ -168,11 +168,12 @@ impl Assembler {
         }
     }
 
-    /// Takes one decoded mutation.
-    pub fn apply(&mut self, decoded: Decoded, now: Duration) {
+    /// Takes one decoded mutation. Returns whether it is a document that is new, so that its entry
+    /// will be stored.
+    pub fn apply(&mut self, decoded: Decoded, now: Duration) -> bool {
         self.stats.received += 1;
         match decoded {
-            Decoded::Document(document) => self.document(document, true, now),
+            Decoded::Document(document) => return self.document(document, true, now),
             Decoded::Foreign(document) => {
                 self.stats.foreign += 1;
                 self.document(document, false, now);
@@ -196,10 +197,12 @@ impl Assembler {
             Decoded::Ignored(_) => self.stats.ignored += 1,
             Decoded::Invalid(_) => self.stats.invalid += 1,
         }
+        false
     }
 
-    /// Takes a document. A document that is not shown accounts for its sequences, too.
-    fn document(&mut self, mut document: DecodedDocument, is_shown: bool, now: Duration) {
+    /// Takes a document. A document that is not shown accounts for its sequences, too. Returns
+    /// whether its entry will be stored.
+    fn document(&mut self, mut document: DecodedDocument, is_shown: bool, now: Duration) -> bool {
         if self.is_reused || document.entry.is_low() || self.has_low_departure(&document) {
             self.is_reused = true;
             reach_all(&mut document);
@@ -246,12 +249,14 @@ impl Assembler {
         }
         if !is_shown {
             self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
-            return;
+            return false;
         }
         let arrival = self.sequencer.arrived_at(entry.position(), now);
-        if self.count(arrival).is_new() {
+        let is_new = self.count(arrival).is_new();
+        if is_new {
             self.store(entry, arrival);
         }
+        is_new
     }
 
     /// Whether a departure that has not arrived has a lower sequence than an earlier revision that

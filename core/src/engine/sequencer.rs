@@ -731,23 +731,35 @@ impl Sequencer {
     /// Adds a single number, as [`add_pending`](Self::add_pending) does; whether it was not
     /// pending.
     fn add_one_pending(&mut self, s: u64, now: Duration) -> bool {
-        let below = self.pending.range(..=s).next_back().map(|(&first, run)| (first, run.last));
-        if below.is_some_and(|(_, last)| last >= s) {
-            return false;
-        }
-        let mut run = match self.pending.remove(&(s + 1)) {
-            Some(above) => Run { last: above.last, count: above.count + 1, since: now },
-            None => Run { last: s, count: 1, since: now },
-        };
-        self.pending_count += 1;
-        let below = below.filter(|(_, last)| last + 1 == s).and_then(|(first, _)| self.pending.get_mut(&first));
-        match below {
-            Some(below) => {
-                run.count += below.count;
-                *below = Run { since: below.since, ..run };
+        // One search finds the run that begins right above, and the one below.
+        let mut runs = self.pending.range_mut(..=s + 1);
+        let mut below = runs.next_back();
+        let above = match &below {
+            Some((first, above)) if **first == s + 1 => {
+                let above = **above;
+                below = runs.next_back();
+                Some(above)
             }
-            None => drop(self.pending.insert(s, run)),
+            _ => None,
+        };
+        let (last, mut count) = above.map_or((s, 1), |above| (above.last, above.count + 1));
+        match below {
+            Some((_, below)) if below.last >= s => return false,
+            Some((_, below)) if below.last + 1 == s => {
+                count += below.count;
+                *below = Run { last, count, since: below.since };
+                if above.is_some() {
+                    self.pending.remove(&(s + 1));
+                }
+            }
+            _ => {
+                if above.is_some() {
+                    self.pending.remove(&(s + 1));
+                }
+                self.pending.insert(s, Run { last, count, since: now });
+            }
         }
+        self.pending_count += 1;
         true
     }
 

@@ -156,12 +156,12 @@ impl Writer {
                 self.accounted(document).is_some()
                     || !self.shared.is_empty() && self.names_shared(document)
                     || self.has_uncertain(document)
-                    || self.stored_earlier(document, pointers).next().is_some()
+                    || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
             }
             Item::Decoded(_, _, Decoded::Foreign(document)) => {
                 !self.shared.is_empty() && self.names_shared(document)
                     || self.has_uncertain(document)
-                    || self.stored_earlier(document, pointers).next().is_some()
+                    || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
             }
             _ => false,
         }

@@ -305,19 +305,22 @@ impl Writer {
         if let (Some(conflicts), Decoded::Document(document) | Decoded::Foreign(document)) = (&mut batch.conflicts, &decoded) {
             conflicts.applied(document);
         }
+        let mut own = None;
         match &decoded {
             Decoded::Document(document) => {
-                let is_new = !self.assembler.sequencer().is_accounted(document.entry.position());
-                self.owners.take(document, is_new);
+                own = Some((document.entry.position(), self.owners.take(document)));
                 self.known.take(document, &self.shared);
             }
             Decoded::Foreign(document) => {
-                self.owners.take(document, false);
+                self.owners.take(document);
                 self.known.take_foreign(document);
             }
             _ => {}
         }
-        self.assembler.apply(decoded, batch.now);
+        let is_new = self.assembler.apply(decoded, batch.now);
+        if let Some((position, owner)) = own.filter(|_| is_new) {
+            self.owners.insert_hash(position, owner);
+        }
     }
 
     pub(super) fn taken(&mut self, bytes: usize) {

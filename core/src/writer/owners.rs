@@ -190,8 +190,9 @@ impl RecentOwners {
         FxBuildHasher.hash_one(document) & u64::from(u32::MAX)
     }
 
+    /// Records the document with this hash, as [`insert`](Self::insert).
     #[inline]
-    fn insert_hash(&mut self, sequence: Sequence, hash: u64) {
+    pub(super) fn insert_hash(&mut self, sequence: Sequence, hash: u64) {
         let Some((index, tag)) = Self::locate(sequence) else { return };
         let page = self.pages[index / PAGE].get_or_insert_with(|| Box::new([0; PAGE]));
         let owner = &mut page[index % PAGE];
@@ -205,18 +206,13 @@ impl RecentOwners {
         self.insert_hash(sequence, Self::hash(document));
     }
 
-    /// Records what a document has: the sequences at which it left channels, and its own if it
-    /// `is_new`, so that its entry will be stored there.
+    /// Records the sequences at which a document left channels. Returns the document's hash: to be
+    /// inserted at its own position if its entry will be stored there.
     #[inline]
-    pub(super) fn take(&mut self, document: &DecodedDocument, is_new: bool) {
-        if !is_new && document.departures.is_empty() {
-            return;
-        }
+    pub(super) fn take(&mut self, document: &DecodedDocument) -> u64 {
         let hash = Self::hash(document.entry.document());
         document.departures.iter().for_each(|departure| self.insert_hash(departure.sequence, hash));
-        if is_new {
-            self.insert_hash(document.entry.position(), hash);
-        }
+        hash
     }
 
     /// Whether another document is known to have the sequence, or `None` if no owner is known.
@@ -291,10 +287,19 @@ impl Writer {
     #[inline]
     pub(super) fn has_uncertain(&self, document: &DecodedDocument) -> bool {
         let (entry, departures) = (&document.entry, &document.departures);
+        if departures.is_empty() && entry.supersedes().is_empty() {
+            return false;
+        }
         let has_others = !self.shared.is_empty() || self.assembler.sequencer().has_readmitted();
         let may_be = has_others || !departures.is_empty() || entry.is_low();
         (may_be || self.owners.owned_by_others(entry.document(), entry.supersedes()).next().is_some())
             && self.uncertain(document).next().is_some()
+    }
+
+    /// Whether a former term may have stored entries that the feed has not delivered again.
+    #[inline]
+    pub(super) fn may_have_stored(&self) -> bool {
+        self.clock.value.epoch.counter > 1 && self.caught_up_at.is_none()
     }
 
     /// The positions of an earlier revision of this document and of its departures, if a former
@@ -306,11 +311,11 @@ impl Writer {
         document: &'a DecodedDocument,
         pointers: &Pointers,
     ) -> impl Iterator<Item = Sequence> + 'a {
-        let may_be = self.clock.value.epoch.counter > 1 && self.caught_up_at.is_none();
+        let may_be = self.may_have_stored();
         let pointer = may_be.then(|| pointers.get(&document.entry.document())).flatten();
         let row = pointer.and_then(|pointer| pointer.row(document.entry.star()));
         let earlier = row.filter(|row| *row < document.entry.sequence());
-        let departed = if may_be { document.departures.as_slice() } else { &[] };
+        let departed = if may_be { &document.departures[..] } else { &[] };
         let all = earlier.into_iter().chain(departed.iter().map(|departure| departure.sequence));
         all.filter(|position| position.slot() == 0 && !self.assembler.sequencer().is_accounted(*position))
     }

@@ -139,7 +139,7 @@ impl Kept {
                 departures.push(Departure { sequence, revision, channel, membership, since: Sequence::ZERO });
             }
         }
-        Ok(Decoded::Document(DecodedDocument { departures, ..entry.into() }))
+        Ok(Decoded::Document(DecodedDocument { departures: departures.into(), ..entry.into() }))
     }
 
     /// The channels it is in.

@@ -1,10 +1,11 @@
 //! Sequences of earlier revisions that an entry supersedes.
 
 use smallvec::SmallVec;
+use thin_vec::ThinVec;
 
 use crate::decode::metadata::Metadata;
 use crate::entry::{ChangeEntry, Membership};
-use crate::sequence::{Sequence, SequenceList};
+use crate::sequence::Sequence;
 
 /// The limit for sequences that an entry supersedes as recent ones, and the limit for those at
 /// which the document left channels. Sequences over a limit are accounted for without a mark.
@@ -39,7 +40,7 @@ impl Superseded {
     /// last. It is older than all marked ones only if the feed left out all those revisions in a
     /// row.
     #[inline]
-    pub(super) fn finish(mut self, entry: &mut ChangeEntry, accounted: &mut SequenceList) {
+    pub(super) fn finish(mut self, entry: &mut ChangeEntry, accounted: &mut ThinVec<Sequence>) {
         if self.recent.len() > MAX_SUPERSEDED {
             let excess = self.recent.len() - MAX_SUPERSEDED;
             accounted.extend(self.recent.drain(..excess));

@@ -38,7 +38,7 @@ fn a_foreign_write_shows_nothing_and_nothing_waits_for_its_numbers() {
     let document = DecodedDocument {
         unused: [Sequence(4)].into_iter().collect(),
         accounted: [Sequence(1), Sequence(3)].into_iter().collect(),
-        departures: vec![departure],
+        departures: [departure].into(),
         ..DecodedDocument::from(entry)
     };
     let foreign = Decoded::Foreign(document);

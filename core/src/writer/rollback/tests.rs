@@ -74,7 +74,7 @@ fn what_tells_of_a_departure_waits_if_a_later_revision_has_told_of_it_last() {
     let membership = crate::Membership::Removed;
     let told = Departure { sequence: Sequence(10), revision: "10-a".into(), channel, membership, since: Sequence(10) };
     let comes = |rollbacks: &mut Rollbacks, entry: &ChangeEntry| {
-        let document = DecodedDocument { departures: vec![told.clone()], ..entry.clone().into() };
+        let document = DecodedDocument { departures: [told.clone()].into(), ..entry.clone().into() };
         let held = Held { decoded: Decoded::Document(document), ..held(entry) };
         let waits = rollbacks.judge(held.partition, held.seqno, &held.decoded);
         if waits {

@@ -451,3 +451,40 @@ async fn an_earlier_revision_that_waited_is_not_shown_after_a_later_one() {
         }
     }
 }
+
+/// Two revisions tell of a departure that the feed left out, and the later one comes first. It is
+/// lost: the departure stays, because the earlier revision tells of it.
+#[tokio::test]
+async fn a_departure_stays_as_long_as_a_revision_tells_of_it() {
+    let partition = PartitionId(0);
+    let back = |to| FeedEvent::Rollback { partition, to: PartitionSeqno(to) };
+    let end = FeedEvent::RollbackEnded { partition };
+    let left = json!({"a": {"seq": 2, "rev": "2-2"}});
+    let first = revision("d", 1, 1, &[1], &json!({"a": null}), (0, 1));
+    let earlier = revision("d", 3, 3, &[1, 2, 3], &left, (0, 3));
+    let later = revision("d", 4, 4, &[1, 2, 3, 4], &left, (0, 4));
+    let [first, earlier, later] = [first, earlier, later].map(FeedEvent::Mutation);
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        // In the second case a writer that takes over is told of all of it anew.
+        for is_restarted in [false, true] {
+            let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+            let mut term = writer(store.clone(), supersession).await.unwrap();
+            term.process(vec![first.clone(), later.clone()].into()).await.unwrap();
+            let again = if is_restarted {
+                term.finish().await.unwrap();
+                drop(term);
+                term = writer(store.clone(), supersession).await.unwrap();
+                vec![first.clone(), earlier.clone(), later.clone()]
+            } else {
+                vec![back(1), earlier.clone(), later.clone(), end.clone()]
+            };
+            term.process(again.into()).await.unwrap();
+            term.process(vec![back(3), end.clone()].into()).await.unwrap();
+            term.finish().await.unwrap();
+            assert_eq!(rows(&store, "a").await, [row(2, "d", true)], "{supersession:?} {is_restarted}");
+            assert_eq!(rows(&store, "*").await, [row(3, "d", false)], "{supersession:?} {is_restarted}");
+            let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
+            assert!(report.is_clean(), "{supersession:?} {is_restarted}: {:#?}", report.findings);
+        }
+    }
+}

@@ -173,6 +173,12 @@ impl Writer {
     ///
     /// [`Rollbacks::release`]: super::rollback::Rollbacks::release
     pub(super) async fn take_released(&mut self, decoded: DecodedBatch) -> Result<()> {
+        // Later mutations of these documents have been applied since.
+        for item in &decoded.items {
+            if let Item::Decoded(_, _, Decoded::Document(document) | Decoded::Foreign(document)) = item {
+                self.known.forget(document.entry.document());
+            }
+        }
         let (items, now) = (decoded.items.into_iter(), self.now());
         let mut batch = Batch { items, pointers: decoded.pointers, is_released: true, now, conflicts: None };
         self.take_batch(&mut batch, &mut BTreeSet::new()).await?;

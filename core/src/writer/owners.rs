@@ -11,18 +11,21 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::BuildHasher as _;
 
+use backon::Retryable as _;
 use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use super::conflict::{Conflicts, slots_of};
 use super::pointers::Pointers;
-use super::{Writer, notices};
+use super::{Writer, backoff, log_retry, notices};
 use crate::decode::DecodedDocument;
 use crate::document::{DocumentId, DocumentRef};
 use crate::engine::departure_entry;
 use crate::entry::ChangeEntry;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::fenced::Change;
+use crate::key::CacheKey;
 use crate::sequence::{Sequence, SequenceList, SequenceRange};
 
 /// The maximum number of documents in the cache of look-ups.
@@ -131,6 +134,11 @@ impl KnownSequences {
         if !sequences.is_empty() {
             self.0.insert(id.into(), sequences);
         }
+    }
+
+    /// The sequences that a document names are looked up again.
+    pub(super) fn forget(&mut self, document: DocumentRef<'_>) {
+        self.0.remove(&document);
     }
 
     /// Entries have been removed.
@@ -339,7 +347,10 @@ impl Writer {
             let is_own = stored.as_ref().is_some_and(|stored| stored.document() == document.entry.document());
             match stored {
                 Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
-                Some(stored) if !is_expected && is_of(&stored, sequence, document) => continue,
+                Some(stored) if !is_expected && is_of(&stored, sequence, document) => {
+                    self.keep_first_origin(&stored, document, conflicts).await?;
+                    continue;
+                }
                 Some(stored) if is_expected => document.recall_earlier(&stored),
                 _ => {}
             }
@@ -367,7 +378,7 @@ impl Writer {
         let Some(departure) = departure else { return Ok(None) };
         // What was looked up with the batch may be outdated by what came before in it.
         conflicts.forget(sequence);
-        let Some(slot) = self.free_slot(&departure, conflicts).await? else { return Ok(None) };
+        let Some(slot) = self.free_slot(&departure, document, conflicts).await? else { return Ok(None) };
         if slot == 0 && !self.assembler.sequencer().is_accounted(sequence) {
             // It is stored as any other.
             return Ok(None);
@@ -386,9 +397,44 @@ impl Writer {
         Ok(Some(position))
     }
 
+    /// A document tells of a departure that is stored. If the departure has the origin of a later
+    /// mutation of the partition, stores it with the origin of this one: otherwise it would go when
+    /// the later mutation is lost, though this one stays. The feed may have left out this mutation
+    /// before, and delivered it in a rollback or to another writer.
+    async fn keep_first_origin(
+        &mut self,
+        stored: &ChangeEntry,
+        document: &DecodedDocument,
+        conflicts: &mut Conflicts,
+    ) -> Result<()> {
+        let (known, first) = (stored.origin(), document.entry.origin());
+        if stored.in_star() || known.partition != first.partition || known.seqno <= first.seqno {
+            return Ok(());
+        }
+        // Its commit may be under way.
+        self.settle_all().await?;
+        let (key, mut departure) = (CacheKey::Sequence(stored.position()), stored.clone());
+        departure.set_origin(first);
+        let bytes = departure.to_bytes();
+        let change = |found: Option<&[u8]>| {
+            let is_it = found.is_some_and(|found| ChangeEntry::from_bytes(found).is_ok_and(|found| found == *stored));
+            Ok(if is_it { Change::Put(bytes.clone()) } else { Change::Keep })
+        };
+        let fenced = self.fenced();
+        let attempt = || async { fenced.rewrite(&key, change).await };
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
+        conflicts.insert(departure);
+        Ok(())
+    }
+
     /// The first slot in which a departure can be stored, or is expected; `None` if the document
     /// has an entry with its sequence, or if no slot is free.
-    async fn free_slot(&mut self, departure: &ChangeEntry, conflicts: &mut Conflicts) -> Result<Option<u8>> {
+    async fn free_slot(
+        &mut self,
+        departure: &ChangeEntry,
+        document: &DecodedDocument,
+        conflicts: &mut Conflicts,
+    ) -> Result<Option<u8>> {
         let (sequence, mut free) = (departure.sequence(), None);
         self.fetch(conflicts, slots_of(sequence).collect()).await?;
         for slot in 0..Sequence::SLOTS {
@@ -397,7 +443,10 @@ impl Writer {
                 Some(stored) if stored.document() != departure.document() || stored.revision() != departure.revision() => {}
                 // It was stored, and not published before a crash.
                 Some(_) if self.assembler.sequencer().is_readmitted(position) => return Ok(Some(slot)),
-                Some(_) => return Ok(None),
+                Some(stored) => {
+                    self.keep_first_origin(&stored, document, conflicts).await?;
+                    return Ok(None);
+                }
                 None if free.is_none() && !self.is_named_by_another(departure, position).await? => free = Some(slot),
                 None => {}
             }

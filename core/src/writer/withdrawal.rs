@@ -23,7 +23,7 @@ use crate::withdraw::{self, BySequence, Gone, Search};
 const PROBED: u64 = 100_000;
 
 impl Writer {
-    fn fenced(&self) -> Fenced<'_> {
+    pub(super) fn fenced(&self) -> Fenced<'_> {
         Fenced { store: self.store.as_ref(), term: self.clock.value.epoch, removes_unreadable: false }
     }
 

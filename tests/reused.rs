@@ -389,6 +389,43 @@ async fn a_departure_is_shown_whose_revision_a_killed_writer_did_not_publish() {
     check_cut_off(&base, &cut_off, &[&y, &later], "c", &[row(4, "x", true)]).await;
 }
 
+/// The revision of `x` is not published, and the feed leaves it out. It has a sequence that was
+/// allocated before, so its marks are stored with it: one is on the row of a document that comes.
+#[tokio::test]
+async fn marks_of_a_killed_writer_do_not_hide_a_document_that_comes() {
+    let in_a = json!({"a": null});
+    let base = ["v", "w"].map(|key| revision(key, 1, 1, &[1], &in_a, (0, 1)));
+    let cut_off = revision("x", 2, 1, &[2, 1], &in_a, (1, 2));
+    let y = [revision("y", 1, 2, &[2], &in_a, (2, 3))];
+    let later = [revision("x", 3, 3, &[2, 1, 3], &in_a, (1, 4))];
+    let shown = [row(1, "v", false), row(1, "w", false), row(2, "y", false), row(3, "x", false)];
+    check_cut_off(&base, &cut_off, &[&y, &later], "a", &shown).await;
+}
+
+/// The feed leaves out the first revision of `d`, whose sequence another document has. The next
+/// writer is given it, and the later revision is a duplicate.
+#[tokio::test]
+async fn a_later_revision_supersedes_an_earlier_one_that_comes_to_the_next_writer() {
+    let in_a = json!({"a": null});
+    let other = [revision("v", 1, 1, &[1], &in_a, (0, 1)), released("2:2", (0, 2))];
+    let (earlier, later) = (revision("d", 1, 1, &[1], &in_a, (1, 4)), revision("d", 2, 3, &[1, 3], &in_a, (1, 5)));
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut first = writer(store.clone(), supersession).await.unwrap();
+        process(&mut first, &other).await.unwrap();
+        process(&mut first, std::slice::from_ref(&later)).await.unwrap();
+        // There is no checkpoint.
+        first.flush().await.unwrap();
+        drop(first);
+        let mut next = writer(store.clone(), supersession).await.unwrap();
+        process(&mut next, &other).await.unwrap();
+        process(&mut next, &[earlier.clone(), later.clone()]).await.unwrap();
+        next.finish().await.unwrap();
+        assert_eq!(rows(&store, "a").await, [row(1, "v", false), row(3, "d", false)], "{supersession:?}");
+        assert_sound(&store).await;
+    }
+}
+
 /// The pointer of `x` is published, and its entry replaced by that of `y`, because the checkpoint
 /// is from before both.
 #[tokio::test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use crate::batch::{Floor, LatePage};
+use crate::batch::{Floor, LatePage, entry_states};
 use crate::block::{Block, BlockCodec};
 use crate::channel::Channel;
 use crate::commit::TakenOver;
@@ -252,6 +252,17 @@ async fn restore_pointers(fenced: Fenced<'_>, gone: &BySequence, stored: &BySequ
         pointers.extend(kept);
     }
     Ok(pointers)
+}
+
+/// Removes all that blocks say of an entry's position, in its channels. The entry is not committed
+/// yet.
+pub(crate) async fn clear(fenced: Fenced<'_>, codec: &dyn BlockCodec, entry: &ChangeEntry) -> Result<()> {
+    let mut blocks: BTreeMap<(Channel, BlockIndex), Edits> = BTreeMap::new();
+    entry_states(entry, |change| {
+        let (index, offset) = Block::locate(change.sequence, codec.capacity());
+        blocks.entry((change.channel.clone(), index)).or_default().insert(offset, Edit::Clear);
+    });
+    edit_blocks(fenced, codec, &blocks.iter().collect::<Vec<_>>()).await
 }
 
 /// Makes sure that these entries, which were just committed and are not published yet, are the

@@ -154,6 +154,7 @@ impl Writer {
         match item {
             Item::Decoded(_, _, Decoded::Document(document)) => {
                 self.accounted(document).is_some()
+                    || self.may_be_marked(document)
                     || !self.shared.is_empty() && self.names_shared(document)
                     || self.has_uncertain(document)
                     || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
@@ -191,7 +192,7 @@ impl Writer {
         }
         self.name_own(document, conflicts).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
-        let Some(number) = self.accounted(document) else { return Ok(()) };
+        let Some(number) = self.accounted(document) else { return self.remove_unpublished_marks(document).await };
         self.store_again(document, conflicts).await?;
         // A document before it in the batch may account for the sequence that it was given.
         let is_lost = self.assembler.sequencer().is_accounted(number)
@@ -257,16 +258,15 @@ impl Writer {
         Ok(())
     }
 
-    /// Stores the entry of a duplicate again, in a rollback, if the stored one lacks the position
-    /// of an earlier revision. That revision has moved to a slot since, because another document
-    /// has its sequence.
+    /// Stores the entry of a duplicate again if the stored one lacks the position of an earlier
+    /// revision. That revision has moved to a slot, because another document has its sequence: in a
+    /// rollback, or since the feed has not delivered it before. Only while earlier terms may have
+    /// stored the entry: otherwise the commit would leave it as it is.
     async fn store_again(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
         let position = document.entry.position();
         let is_assigned = |earlier: &&Sequence| self.shared.is_assigned(**earlier);
         let mut assigned: Vec<Sequence> = document.entry.supersedes().iter().filter(is_assigned).copied().collect();
-        // Otherwise the commit would leave the stored entry as it is.
-        let is_replaced = self.rollbacks.have_been() && self.may_find_unpublished();
-        if assigned.is_empty() || !is_replaced || !self.assembler.sequencer().is_accounted(position) {
+        if assigned.is_empty() || !self.may_find_unpublished() || !self.assembler.sequencer().is_accounted(position) {
             return Ok(());
         }
         let Some(stored) = self.entry_at(conflicts, position).await? else { return Ok(()) };

@@ -6,10 +6,12 @@ use backon::Retryable as _;
 
 use super::{Writer, backoff, log_retry};
 use crate::block::BlockState;
+use crate::decode::DecodedDocument;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
+use crate::withdraw;
 
 /// The document whose entry names a position as superseded.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +20,14 @@ pub(super) enum Named {
     /// A later revision of the same document.
     Own(Arc<ChangeEntry>),
     Another,
+}
+
+/// The entries that may name a position.
+#[derive(Clone, Copy, Debug)]
+enum Naming {
+    Any,
+    /// Not those of killed writers, which are still expected.
+    Published,
 }
 
 impl Named {
@@ -51,7 +61,7 @@ impl Writer {
     pub(super) async fn named(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
         // Marks that are being written are neither in the blocks nor waiting.
         self.settle_all().await?;
-        match self.named_by(entry, position).await? {
+        match self.named_by(entry, position, Naming::Any).await? {
             // A purged document may have been there. Its next revision has then left marks in that
             // revision's channels, but none in the star channel.
             Named::Nobody if self.is_marked(entry, position).await? => Ok(Named::Another),
@@ -78,16 +88,59 @@ impl Writer {
         attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
     }
 
+    /// Whether marks that a killed writer left may lie on the position of a document that is new.
+    #[inline]
+    pub(super) fn may_be_marked(&self, document: &DecodedDocument) -> bool {
+        let position = document.entry.position();
+        self.shared.are_near(position.number())
+            && self.may_find_unpublished()
+            && !self.assembler.sequencer().is_accounted(position)
+    }
+
+    /// Removes the marks on the position of a document that is new, unless an entry names it. A
+    /// killed writer may have stored marks of an entry that it did not publish, and the feed may
+    /// have left out that revision since. If the sequence was allocated again, the document would
+    /// be hidden.
+    pub(super) async fn remove_unpublished_marks(&mut self, document: &DecodedDocument) -> Result<()> {
+        let (entry, position) = (&document.entry, document.entry.position());
+        if !self.may_be_marked(document) {
+            return Ok(());
+        }
+        let is_in_star = {
+            let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
+            let attempt = || scan::star_state(store, codec, entry.collection(), position);
+            attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await? == BlockState::Superseded
+        };
+        if !is_in_star && !self.is_marked(entry, position).await? {
+            return Ok(());
+        }
+        self.settle_all().await?;
+        if self.named_by(entry, position, Naming::Published).await? != Named::Nobody {
+            return Ok(());
+        }
+        tracing::warn!(
+            sequence = %position.shown(),
+            document = %entry.document(),
+            "a writer that was killed had marked this document's row as superseded by another; the marks are removed"
+        );
+        let (fenced, codec) = (self.fenced(), self.codec.as_ref());
+        let attempt = || async { withdraw::clear(fenced, codec, entry).await };
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+    }
+
     /// The document whose entries name a position as their own, and so have a mark there, or will
     /// have one.
-    async fn named_by(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
-        let number = entry.sequence();
-        let add = |known: Named, other: &Arc<ChangeEntry>| known.or(Named::by(other, entry, position));
+    async fn named_by(&mut self, entry: &ChangeEntry, position: Sequence, by: Naming) -> Result<Named> {
+        let (number, sequencer) = (entry.sequence(), self.assembler.sequencer());
+        let add = |known: Named, other: &Arc<ChangeEntry>| match by {
+            Naming::Published if sequencer.is_readmitted(other.position()) => known,
+            _ => known.or(Named::by(other, entry, position)),
+        };
         let by_unmarked = self.assembler.unmarked().fold(Named::Nobody, add);
         if by_unmarked != Named::Nobody {
             return Ok(by_unmarked);
         }
-        let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), self.assembler.sequencer().high());
+        let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), sequencer.high());
         let attempt = || async {
             for star in scan::stars(store).await? {
                 if scan::star_state(store, codec, star.collection(), position).await? != BlockState::Superseded {

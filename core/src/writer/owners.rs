@@ -72,7 +72,7 @@ impl SharedSequences {
     }
 
     /// Whether others are expected around `sequence`.
-    fn are_near(&self, sequence: Sequence) -> bool {
+    pub(super) fn are_near(&self, sequence: Sequence) -> bool {
         let is_near = |(lowest, highest): (Sequence, Sequence)| {
             sequence.0 >= lowest.0.saturating_sub(SHARED_MARGIN) && sequence.0 <= highest.0.saturating_add(SHARED_MARGIN)
         };

@@ -402,6 +402,34 @@ async fn marks_of_a_killed_writer_do_not_hide_a_document_that_comes() {
     check_cut_off(&base, &cut_off, &[&y, &later], "a", &shown).await;
 }
 
+/// The revision of `x` is published, and marks a sequence that nothing else accounts for. The
+/// checkpoint is from before it.
+#[tokio::test]
+async fn marks_that_the_checkpoint_does_not_know_do_not_hide_a_document_that_comes() {
+    let in_a = json!({"a": null});
+    let base = [revision("v", 1, 1, &[1], &in_a, (0, 1)), revision("w", 1, 1, &[1], &in_a, (0, 2)), released("2:5", (0, 3))];
+    let x = [revision("x", 2, 1, &[7, 1], &in_a, (1, 4))];
+    let y = [revision("y", 1, 7, &[7], &in_a, (2, 5)), released("6:6", (0, 6))];
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut first = writer(store.clone(), supersession).await.unwrap();
+        process(&mut first, &base).await.unwrap();
+        first.flush().await.unwrap();
+        // No checkpoints from here on.
+        first.process_decoded(Vec::new()).await.unwrap();
+        process(&mut first, &x).await.unwrap();
+        first.flush().await.unwrap();
+        drop(first);
+        let mut next = writer(store.clone(), supersession).await.unwrap();
+        process(&mut next, &y).await.unwrap();
+        process(&mut next, &x).await.unwrap();
+        next.finish().await.unwrap();
+        let shown = [row(1, "v", false), row(1, "w", false), row(1, "x", false), row(7, "y", false)];
+        assert_eq!(rows(&store, "a").await, shown, "{supersession:?}");
+        assert_sound(&store).await;
+    }
+}
+
 /// The feed leaves out the first revision of `d`, whose sequence another document has. The next
 /// writer is given it, and the later revision is a duplicate.
 #[tokio::test]
@@ -409,19 +437,27 @@ async fn a_later_revision_supersedes_an_earlier_one_that_comes_to_the_next_write
     let in_a = json!({"a": null});
     let other = [revision("v", 1, 1, &[1], &in_a, (0, 1)), released("2:2", (0, 2))];
     let (earlier, later) = (revision("d", 1, 1, &[1], &in_a, (1, 4)), revision("d", 2, 3, &[1, 3], &in_a, (1, 5)));
-    for supersession in [Supersession::Recents, Supersession::Pointers] {
+    let both = [Supersession::Recents, Supersession::Pointers].into_iter();
+    for (supersession, is_killed) in both.flat_map(|one| [(one, false), (one, true)]) {
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
         let mut first = writer(store.clone(), supersession).await.unwrap();
         process(&mut first, &other).await.unwrap();
         process(&mut first, std::slice::from_ref(&later)).await.unwrap();
-        // There is no checkpoint.
-        first.flush().await.unwrap();
+        first.finish().await.unwrap();
         drop(first);
+        // It reads the feed from the beginning.
         let mut next = writer(store.clone(), supersession).await.unwrap();
         process(&mut next, &other).await.unwrap();
+        if is_killed {
+            process(&mut next, std::slice::from_ref(&earlier)).await.unwrap();
+            next.flush().await.unwrap();
+            drop(next);
+            next = writer(store.clone(), supersession).await.unwrap();
+            process(&mut next, &other).await.unwrap();
+        }
         process(&mut next, &[earlier.clone(), later.clone()]).await.unwrap();
         next.finish().await.unwrap();
-        assert_eq!(rows(&store, "a").await, [row(1, "v", false), row(3, "d", false)], "{supersession:?}");
+        assert_eq!(rows(&store, "a").await, [row(1, "v", false), row(3, "d", false)], "{supersession:?} {is_killed}");
         assert_sound(&store).await;
     }
 }

@@ -140,6 +140,27 @@ pub async fn state<S: CacheStore + ?Sized>(
     Ok(block(store, codec, channel, index).await?.get(offset))
 }
 
+/// Whether a position is marked as superseded in any of these channels.
+#[cfg(feature = "runtime")]
+pub(crate) async fn is_marked<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    channels: impl IntoIterator<Item = &Channel>,
+    position: Sequence,
+) -> Result<bool> {
+    let (index, offset) = Block::locate(position, codec.capacity());
+    let keys: Vec<CacheKey> = channels.into_iter().map(|channel| CacheKey::Block(channel.clone(), index)).collect();
+    for (key, found) in keys.iter().zip(store.get_many(&keys).await?) {
+        if let Some(found) = found {
+            let block = codec.decode(&found.value).map_err(|e| e.with_context("key", key))?;
+            if block.get(offset) == BlockState::Superseded {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Whether the star channel of any collection shows a sequence.
 pub(crate) async fn is_live_in_a_star<S: CacheStore + ?Sized>(
     store: &S,

@@ -168,8 +168,8 @@ impl Assembler {
         }
     }
 
-    /// Takes one decoded mutation. Returns whether it is a document that is new, so that its entry
-    /// will be stored.
+    /// Takes one decoded mutation. Returns whether the mutation is a new document, whose entry will
+    /// be stored.
     pub fn apply(&mut self, decoded: Decoded, now: Duration) -> bool {
         self.stats.received += 1;
         match decoded {

@@ -1,6 +1,6 @@
 //! What a reader node holds in memory, and how it follows the writer: no I/O.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map::Entry};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -139,6 +139,7 @@ impl State {
                 if entry.sequence() > clock.high {
                     self.wait(entry);
                 } else {
+                    self.stop_waiting(entry);
                     self.insert(entry, &[], stable, &mut touched);
                 }
             }
@@ -192,6 +193,18 @@ impl State {
         let rank = entry.position().rank();
         if self.pending.insert(rank, entry.clone()).is_some_and(|before| before.document() != entry.document()) {
             self.superseded.remove(&rank);
+        }
+    }
+
+    /// An entry is shown. Another document's that waits at its position is not: a killed writer
+    /// stored it, and this one took its place.
+    fn stop_waiting(&mut self, shown: &ChangeEntry) {
+        if !self.pending.is_empty()
+            && let Entry::Occupied(waiting) = self.pending.entry(shown.position().rank())
+            && waiting.get().document() != shown.document()
+        {
+            self.superseded.remove(waiting.key());
+            waiting.remove();
         }
     }
 
@@ -322,7 +335,7 @@ mod tests {
     use crate::batch::Gap;
     use crate::clock::CacheId;
     use crate::sequence::SequenceRange;
-    use crate::{EntryFlags, Epoch};
+    use crate::{EntryFlags, Epoch, Membership};
 
     fn entry(sequence: u64) -> Arc<ChangeEntry> {
         Arc::new(ChangeEntry::new(Sequence(sequence), &format!("d{sequence}"), "1-a", EntryFlags::default()).unwrap())
@@ -364,6 +377,24 @@ mod tests {
             state.advance(&record(5, Vec::new(), Vec::new()), clock(5, Sequence(4)), &config);
             assert_eq!(seen(&state), if is_withdrawn { vec![4] } else { vec![2, 4] });
         }
+    }
+
+    #[test]
+    fn an_entry_is_not_shown_whose_position_another_document_took() {
+        let id = CacheId::random();
+        let clock = |batch, high| PublishedClock { batch, stable: high, high, ..PublishedClock::new(id.clone()) };
+        let entry = |document: &str, channel: &str| {
+            let entry = ChangeEntry::new(Sequence(4), document, "1-a", EntryFlags::default()).unwrap();
+            Arc::new(entry.with_channel(Channel::new(channel).unwrap(), Membership::Present))
+        };
+        let mut state = State::new(clock(1, Sequence(1)), None, vec![(entry("d", "a"), Vec::new())]);
+        let channel = Channel::new("a").unwrap();
+        state.open_tail(channel.clone(), Tail::new(Sequence(2)));
+        state.fill(&channel, Vec::new());
+        let mut record = BatchRecord::new(2, Epoch::default());
+        record.entries = vec![entry("e", "b")].into();
+        state.advance(&[Arc::new(record)], clock(2, Sequence(4)), &ReaderConfig::default());
+        assert!(state.tails[&channel].view(Sequence::ZERO, Sequence::MAX).rows().is_empty());
     }
 
     /// A withdrawal takes the tail away, and whoever asks next makes another. Who waits may have

@@ -254,8 +254,8 @@ async fn restore_pointers(fenced: Fenced<'_>, gone: &BySequence, stored: &BySequ
     Ok(pointers)
 }
 
-/// Removes all that blocks say of an entry's position, in its channels. The entry is not committed
-/// yet.
+/// Clears the states at an entry's position in the star channel and in the entry's channels. The
+/// entry must not be committed yet.
 pub(crate) async fn clear(fenced: Fenced<'_>, codec: &dyn BlockCodec, entry: &ChangeEntry) -> Result<()> {
     let mut blocks: BTreeMap<(Channel, BlockIndex), Edits> = BTreeMap::new();
     entry_states(entry, |change| {

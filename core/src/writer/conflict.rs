@@ -15,7 +15,7 @@ use super::intake::Item;
 use super::named::Named;
 use super::pointers::Pointers;
 use super::purge::is_older;
-use super::{Writer, backoff, log_retry, notices};
+use super::{Writer, backoff, inherited, log_retry, notices};
 use crate::decode::{Decoded, DecodedDocument};
 use crate::document::DocumentId;
 use crate::entry::{ChangeEntry, Origin};
@@ -192,7 +192,11 @@ impl Writer {
         }
         self.name_own(document, conflicts).await?;
         let Decoded::Document(document) = decoded else { return Ok(()) };
-        let Some(number) = self.accounted(document) else { return self.remove_unpublished_marks(document).await };
+        let number = match self.accounted(document) {
+            Some(number) => number,
+            None if self.remove_unpublished_marks(document).await? => document.entry.sequence(),
+            None => return Ok(()),
+        };
         self.store_again(document, conflicts).await?;
         // A document before it in the batch may account for the sequence that it was given.
         let is_lost = self.assembler.sequencer().is_accounted(number)
@@ -258,23 +262,28 @@ impl Writer {
         Ok(())
     }
 
-    /// Stores the entry of a duplicate again if the stored one lacks the position of an earlier
-    /// revision. That revision has moved to a slot, because another document has its sequence: in a
-    /// rollback, or since the feed has not delivered it before. Only while earlier terms may have
-    /// stored the entry: otherwise the commit would leave it as it is.
+    /// Stores the entry of a duplicate again if the stored one does not name an earlier revision
+    /// that has moved to a slot. It moved because another document has its sequence. That happens
+    /// in a rollback, or if the feed delivers the earlier revision for the first time. Does nothing
+    /// once commits are no longer confirmed: a commit does not replace a stored entry then.
     async fn store_again(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
         let position = document.entry.position();
-        let is_assigned = |earlier: &&Sequence| self.shared.is_assigned(**earlier);
-        let mut assigned: Vec<Sequence> = document.entry.supersedes().iter().filter(is_assigned).copied().collect();
-        if assigned.is_empty() || !self.may_find_unpublished() || !self.assembler.sequencer().is_accounted(position) {
+        let in_slots = document.entry.supersedes().iter().filter(|earlier| earlier.slot() > 0);
+        let mut moved: Vec<Sequence> = in_slots.copied().collect();
+        let is_confirmed = self.may_have_stored() || self.rollbacks.have_been() && self.may_find_unpublished();
+        if moved.is_empty() || !is_confirmed || !self.assembler.sequencer().is_accounted(position) {
             return Ok(());
         }
         let Some(stored) = self.entry_at(conflicts, position).await? else { return Ok(()) };
         let is_same = stored.document() == document.entry.document() && stored.revision() == document.entry.revision();
-        assigned.retain(|earlier| !stored.supersedes().contains(earlier));
-        if is_same && stored.in_star() && !assigned.is_empty() {
-            document.entry = ChangeEntry::clone(&stored);
-            assigned.into_iter().for_each(|earlier| document.entry.push_superseded(earlier));
+        moved.retain(|earlier| !stored.supersedes().contains(earlier));
+        if is_same && stored.in_star() && !moved.is_empty() {
+            let mut entry = ChangeEntry::clone(&stored);
+            moved.into_iter().for_each(|earlier| entry.push_superseded(earlier));
+            // Another document may have one of the sequences by now.
+            self.settle_all().await?;
+            let kept = inherited::without_others(self.store.as_ref(), backoff(&self.config), vec![Arc::new(entry)]).await?;
+            kept.into_iter().for_each(|kept| document.entry = Arc::unwrap_or_clone(kept));
             self.readmit(&[position]).await?;
         }
         Ok(())

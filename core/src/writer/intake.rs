@@ -173,7 +173,8 @@ impl Writer {
     ///
     /// [`Rollbacks::release`]: super::rollback::Rollbacks::release
     pub(super) async fn take_released(&mut self, decoded: DecodedBatch) -> Result<()> {
-        // Later mutations of these documents have been applied since.
+        // Later mutations have been applied since. A departure may have their origin, so it is
+        // looked up again.
         for item in &decoded.items {
             if let Item::Decoded(_, _, Decoded::Document(document) | Decoded::Foreign(document)) = item {
                 self.known.forget(document.entry.document());

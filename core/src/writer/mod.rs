@@ -125,9 +125,11 @@ pub struct Writer {
     /// When the feed had delivered all that was there when it was opened, which includes all that
     /// earlier terms can have taken of it.
     caught_up_at: Option<Instant>,
-    /// Whether a batch was begun after that. All that earlier terms can have taken is in this batch
-    /// and those before it.
+    /// Whether a batch was begun after `caught_up_at`. All that earlier terms can have taken is in
+    /// this batch and those before it.
     has_committed_all: bool,
+    /// Whether the term before ended without a checkpoint of all that it had committed.
+    after_kill: bool,
     /// Feed batches whose pointers have begun to be read, and the last that was applied.
     begun: u64,
     /// Purged documents whose rows are not removed yet.

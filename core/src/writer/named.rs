@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backon::Retryable as _;
 
-use super::{Writer, backoff, log_retry};
+use super::{Writer, backoff, log_retry, notices};
 use crate::block::BlockState;
 use crate::decode::DecodedDocument;
 use crate::entry::ChangeEntry;
@@ -24,9 +24,10 @@ pub(super) enum Named {
 
 /// The entries that may name a position.
 #[derive(Clone, Copy, Debug)]
-enum Naming {
-    Any,
-    /// Not those of killed writers, which are still expected.
+enum Among {
+    /// All that are stored.
+    Stored,
+    /// All but those that a killed writer stored and that are expected again.
     Published,
 }
 
@@ -61,7 +62,7 @@ impl Writer {
     pub(super) async fn named(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<Named> {
         // Marks that are being written are neither in the blocks nor waiting.
         self.settle_all().await?;
-        match self.named_by(entry, position, Naming::Any).await? {
+        match self.named_by(entry, position, Among::Stored).await? {
             // A purged document may have been there. Its next revision has then left marks in that
             // revision's channels, but none in the star channel.
             Named::Nobody if self.is_marked(entry, position).await? => Ok(Named::Another),
@@ -77,63 +78,59 @@ impl Writer {
     /// Whether a position is marked as superseded in one of the channels of `entry`.
     async fn is_marked(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<bool> {
         let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
-        let attempt = || async {
-            for change in entry.channels() {
-                if scan::state(store, codec, &change.channel, position).await? == BlockState::Superseded {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        };
+        let attempt = || scan::is_marked(store, codec, entry.channels().iter().map(|change| &change.channel), position);
         attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
     }
 
-    /// Whether marks that a killed writer left may lie on the position of a document that is new.
+    /// Whether a killed writer may have left marks on the position of a document that is new.
     #[inline]
     pub(super) fn may_be_marked(&self, document: &DecodedDocument) -> bool {
         let position = document.entry.position();
-        self.shared.are_near(position.number())
-            && self.may_find_unpublished()
+        self.after_kill
+            && !self.has_committed_all
+            && self.shared.are_near(position.number())
             && !self.assembler.sequencer().is_accounted(position)
     }
 
-    /// Removes the marks on the position of a document that is new, unless an entry names it. A
-    /// killed writer may have stored marks of an entry that it did not publish, and the feed may
-    /// have left out that revision since. If the sequence was allocated again, the document would
-    /// be hidden.
-    pub(super) async fn remove_unpublished_marks(&mut self, document: &DecodedDocument) -> Result<()> {
+    /// Looks for marks on the position of a document that is new. Removes them if no published
+    /// entry names the position: they are of an entry that a killed writer did not publish, and the
+    /// feed may have left out that revision since. If the sequence was allocated again, they would
+    /// hide the document.
+    ///
+    /// Returns whether a published entry of another document names the position. The checkpoint may
+    /// not account for it.
+    pub(super) async fn remove_unpublished_marks(&mut self, document: &DecodedDocument) -> Result<bool> {
         let (entry, position) = (&document.entry, document.entry.position());
         if !self.may_be_marked(document) {
-            return Ok(());
+            return Ok(false);
         }
-        let is_in_star = {
+        let is_marked = {
             let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
-            let attempt = || scan::star_state(store, codec, entry.collection(), position);
-            attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await? == BlockState::Superseded
+            let channels = || entry.channels().iter().map(|change| &change.channel).chain([entry.star()]);
+            let attempt = || scan::is_marked(store, codec, channels(), position);
+            attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?
         };
-        if !is_in_star && !self.is_marked(entry, position).await? {
-            return Ok(());
+        if !is_marked {
+            return Ok(false);
         }
         self.settle_all().await?;
-        if self.named_by(entry, position, Naming::Published).await? != Named::Nobody {
-            return Ok(());
+        match self.named_by(entry, position, Among::Published).await? {
+            Named::Own(_) => return Ok(false),
+            Named::Another => return Ok(true),
+            Named::Nobody => notices::tell_marked(entry),
         }
-        tracing::warn!(
-            sequence = %position.shown(),
-            document = %entry.document(),
-            "a writer that was killed had marked this document's row as superseded by another; the marks are removed"
-        );
         let (fenced, codec) = (self.fenced(), self.codec.as_ref());
         let attempt = || async { withdraw::clear(fenced, codec, entry).await };
-        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
+        Ok(false)
     }
 
     /// The document whose entries name a position as their own, and so have a mark there, or will
     /// have one.
-    async fn named_by(&mut self, entry: &ChangeEntry, position: Sequence, by: Naming) -> Result<Named> {
+    async fn named_by(&mut self, entry: &ChangeEntry, position: Sequence, among: Among) -> Result<Named> {
         let (number, sequencer) = (entry.sequence(), self.assembler.sequencer());
-        let add = |known: Named, other: &Arc<ChangeEntry>| match by {
-            Naming::Published if sequencer.is_readmitted(other.position()) => known,
+        let add = |known: Named, other: &Arc<ChangeEntry>| match among {
+            Among::Published if sequencer.is_readmitted(other.position()) => known,
             _ => known.or(Named::by(other, entry, position)),
         };
         let by_unmarked = self.assembler.unmarked().fold(Named::Nobody, add);
@@ -146,23 +143,27 @@ impl Writer {
                 if scan::star_state(store, codec, star.collection(), position).await? != BlockState::Superseded {
                     continue;
                 }
+                let (star, add) = (&star, &add);
+                let named_in = |range| async move {
+                    let mut named = Named::Nobody;
+                    let take = |other| {
+                        named = add(std::mem::replace(&mut named, Named::Nobody), &other);
+                        Ok(())
+                    };
+                    scan::for_each(store, codec, star, range, take).await.map(|()| named)
+                };
                 // The position is marked. The entry that names it is mostly near, and mostly above
                 // it.
                 let (mut first, mut count) = (number, SEARCHED_FIRST);
                 while let Some(range) = SequenceRange::new(first, Sequence(first.0.saturating_add(count)).min(last)) {
-                    let named = scan::logged(store, codec, &star, range).await?;
-                    let named = named.iter().fold(Named::Nobody, add);
+                    let named = named_in(range).await?;
                     if named != Named::Nobody {
                         return Ok(named);
                     }
                     (first, count) = (range.last().next(), count.saturating_mul(2));
                 }
                 let below = SequenceRange::new(Sequence::ZERO, number.previous());
-                let below = match below {
-                    Some(range) => scan::logged(store, codec, &star, range).await?,
-                    None => Vec::new(),
-                };
-                let named = below.iter().fold(Named::Nobody, add);
+                let named = if let Some(below) = below { named_in(below).await? } else { Named::Nobody };
                 if named != Named::Nobody {
                     return Ok(named);
                 }

@@ -27,6 +27,7 @@ static LEFT_OUT: Limit = Limit::new(10, OFTEN);
 static PROPERTIES: Limit = Limit::new(1, SELDOM);
 static CONFLICTS: Limit = Limit::new(10, OFTEN);
 static FULL: Limit = Limit::new(10, OFTEN);
+static MARKED: Limit = Limit::new(10, OFTEN);
 static SKIPPED: Limit = Limit::new(10, OFTEN);
 static ABANDONED: Limit = Limit::new(10, OFTEN);
 static UNDELIVERED: Limit = Limit::new(10, OFTEN);
@@ -169,6 +170,9 @@ impl Notices {
         if let Some(more) = FULL.take_refused(now) {
             tracing::error!(more, "more documents were left out, because no position was free for their sequence");
         }
+        if let Some(more) = MARKED.take_refused(now) {
+            tracing::warn!(more, "more documents had a sequence that a killed writer had marked as superseded; they are shown");
+        }
         if let Some(more) = PROPERTIES.take_refused(now) {
             tracing::info!(more, "more documents had a property `_sync` that is not the gateway's");
         }
@@ -269,6 +273,19 @@ pub(super) fn tell_full(entry: &ChangeEntry) {
             document = %entry.document(),
             revision = entry.revision(),
             "a document is left out: no position is free for its sequence, which other documents have; to show it, update the document"
+        );
+    }
+}
+
+/// Logs that marks are removed which would hide a new document.
+pub(super) fn tell_marked(entry: &ChangeEntry) {
+    if MARKED.admits(BEGINNING.elapsed()) {
+        tracing::warn!(
+            sequence = %entry.sequence(),
+            document = %entry.document(),
+            revision = entry.revision(),
+            "a writer that was killed had marked the sequence of this document as superseded; the marks are removed, and the document \
+             is shown: nothing needs to be done"
         );
     }
 }

@@ -46,8 +46,6 @@ pub(super) struct SharedSequences {
     sequences: FxHashSet<Sequence>,
     /// The lowest and the highest.
     ends: Option<(Sequence, Sequence)>,
-    /// The positions in slots that this term has assigned.
-    assigned: FxHashSet<Sequence>,
 }
 
 impl SharedSequences {
@@ -64,11 +62,6 @@ impl SharedSequences {
         let (lowest, highest) = self.ends.unwrap_or((sequence, sequence));
         self.ends = Some((lowest.min(sequence), highest.max(sequence)));
         self.sequences.insert(sequence);
-    }
-
-    /// Whether this term has assigned the position, in a slot.
-    pub(super) fn is_assigned(&self, position: Sequence) -> bool {
-        self.assigned.contains(&position)
     }
 
     /// Whether others are expected around `sequence`.
@@ -157,7 +150,7 @@ impl KnownSequences {
 /// pair in 2^32, are taken for one. Sequences of 2^52 - 2^20 and above are not held.
 pub(super) struct RecentOwners {
     /// By the lowest bits of the sequence. The upper half is the tag, 1 more than the other bits;
-    /// the lower half is the hash. 0 if nothing is known. In pages, each made when it is first used.
+    /// the lower half is the hash. 0 if nothing is known. Pages are allocated on first use.
     pages: Vec<Option<Box<[u64; PAGE]>>>,
     /// Sequences whose owners are read from the store where they are not known.
     former: Option<SequenceRange>,
@@ -214,8 +207,8 @@ impl RecentOwners {
         self.insert_hash(sequence, Self::hash(document));
     }
 
-    /// Records the sequences at which a document left channels. Returns the document's hash: to be
-    /// inserted at its own position if its entry will be stored there.
+    /// Records the sequences at which a document left channels. Returns the document's hash. The
+    /// caller inserts it at the document's position if the entry is stored.
     #[inline]
     pub(super) fn take(&mut self, document: &DecodedDocument) -> u64 {
         let hash = Self::hash(document.entry.document());
@@ -265,9 +258,6 @@ impl Writer {
     /// Another document has the sequence of this position, too.
     pub(super) fn share(&mut self, position: Sequence) {
         self.shared.insert(position.number());
-        if position.slot() > 0 {
-            self.shared.assigned.insert(position);
-        }
         self.assembler.set_reused(true);
     }
 
@@ -348,7 +338,9 @@ impl Writer {
             match stored {
                 Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
                 Some(stored) if !is_expected && is_of(&stored, sequence, document) => {
-                    self.keep_first_origin(&stored, document, conflicts).await?;
+                    if document.departures.iter().any(|departure| departure.sequence == sequence) {
+                        self.keep_first_origin(&stored, document, conflicts).await?;
+                    }
                     continue;
                 }
                 Some(stored) if is_expected => document.recall_earlier(&stored),

@@ -131,6 +131,9 @@ impl Writer {
 
         assembler.announce(gone.entries(), gone.room, restored);
         let unpublished = assembler.expect_again(&unpublished);
+        let sequencer = assembler.sequencer();
+        let are_expected = sequencer.has_readmitted() || sequencer.readmitted_in_slots().next().is_some();
+        let after_kill = are_expected || checkpoint.batch < clock.batch;
 
         let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
         let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
@@ -170,6 +173,7 @@ impl Writer {
             floors: Floors::of(checkpoint),
             caught_up_at: None,
             has_committed_all: false,
+            after_kill,
             begun: 0,
             purges: Purges::default(),
             has_pointers: taken.meta.has_pointers,

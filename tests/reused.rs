@@ -430,6 +430,58 @@ async fn marks_that_the_checkpoint_does_not_know_do_not_hide_a_document_that_com
     }
 }
 
+/// The entry of `x` is published, with its pointer. The checkpoint is from before it, and `y` takes
+/// its place. `x` comes again to the writer after the next.
+#[tokio::test]
+async fn a_pointer_is_taken_back_when_another_document_takes_the_place_of_its_row() {
+    let in_a = json!({"a": null});
+    let x = [revision("x", 1, 5, &[5], &in_a, (1, 2))];
+    let y = [revision("y", 1, 5, &[5], &in_a, (2, 3)), released("1:4", (0, 1))];
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut first = writer(store.clone(), supersession).await.unwrap();
+        // No checkpoints from here on.
+        first.process_decoded(Vec::new()).await.unwrap();
+        process(&mut first, &x).await.unwrap();
+        first.flush().await.unwrap();
+        drop(first);
+        let mut next = writer(store.clone(), supersession).await.unwrap();
+        process(&mut next, &y).await.unwrap();
+        next.finish().await.unwrap();
+        drop(next);
+        let mut last = writer(store.clone(), supersession).await.unwrap();
+        process(&mut last, &x).await.unwrap();
+        last.finish().await.unwrap();
+        assert_eq!(rows(&store, "a").await, [row(5, "y", false), row(5, "x", false)], "{supersession:?}");
+        assert_sound(&store).await;
+    }
+}
+
+/// The feed leaves out a revision that left channels, and its sequence is another document's: the
+/// departure is in a slot. That document is purged. In a rollback, the revision comes as a whole.
+#[tokio::test]
+async fn a_departure_in_a_slot_gives_way_to_its_whole_revision() {
+    let partition = PartitionId(0);
+    let (both, left) = (json!({"a": null, "b": null}), |a: Value| json!({"a": a, "b": {"seq": 2, "rev": "2-2"}}));
+    let first = revision("d", 1, 1, &[1], &both, (0, 1));
+    let whole = revision("d", 2, 2, &[1, 2], &left(json!({"seq": 2, "rev": "2-2"})), (0, 2));
+    let later = revision("d", 3, 3, &[1, 2, 3], &left(json!(null)), (0, 3));
+    let other = revision("e", 1, 2, &[2], &json!({"c": null}), (1, 1));
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        process(&mut writer, &[other.clone(), first.clone(), later.clone()]).await.unwrap();
+        writer.process(lost(1).into_iter().collect::<Vec<_>>().into()).await.unwrap();
+        let back = FeedEvent::Rollback { partition, to: PartitionSeqno(1) };
+        let [whole, later] = [&whole, &later].map(|mutation| FeedEvent::Mutation(mutation.clone()));
+        writer.process(vec![back, whole, later, FeedEvent::RollbackEnded { partition }].into()).await.unwrap();
+        writer.finish().await.unwrap();
+        assert_eq!(rows(&store, "b").await, [row(2, "d", true)], "{supersession:?}");
+        assert_eq!(rows(&store, "a").await, [row(3, "d", false)], "{supersession:?}");
+        assert_sound(&store).await;
+    }
+}
+
 /// The feed leaves out the first revision of `d`, whose sequence another document has. The next
 /// writer is given it, and the later revision is a duplicate.
 #[tokio::test]
@@ -532,10 +584,11 @@ async fn a_departure_stays_as_long_as_a_revision_tells_of_it() {
     let partition = PartitionId(0);
     let back = |to| FeedEvent::Rollback { partition, to: PartitionSeqno(to) };
     let end = FeedEvent::RollbackEnded { partition };
-    let left = json!({"a": {"seq": 2, "rev": "2-2"}});
-    let first = revision("d", 1, 1, &[1], &json!({"a": null}), (0, 1));
-    let earlier = revision("d", 3, 3, &[1, 2, 3], &left, (0, 3));
-    let later = revision("d", 4, 4, &[1, 2, 3, 4], &left, (0, 4));
+    let left = json!({"seq": 2, "rev": "2-2"});
+    let first = revision("d", 1, 1, &[1], &json!({"a": null, "b": null}), (0, 1));
+    let earlier = revision("d", 3, 3, &[1, 2, 3], &json!({"a": left, "b": left}), (0, 3));
+    // It has entered `b` again.
+    let later = revision("d", 4, 4, &[1, 2, 3, 4], &json!({"a": left, "b": null}), (0, 4));
     let [first, earlier, later] = [first, earlier, later].map(FeedEvent::Mutation);
     for supersession in [Supersession::Recents, Supersession::Pointers] {
         // In the second case a writer that takes over is told of all of it anew.
@@ -554,7 +607,9 @@ async fn a_departure_stays_as_long_as_a_revision_tells_of_it() {
             term.process(again.into()).await.unwrap();
             term.process(vec![back(3), end.clone()].into()).await.unwrap();
             term.finish().await.unwrap();
-            assert_eq!(rows(&store, "a").await, [row(2, "d", true)], "{supersession:?} {is_restarted}");
+            for channel in ["a", "b"] {
+                assert_eq!(rows(&store, channel).await, [row(2, "d", true)], "{channel} {supersession:?} {is_restarted}");
+            }
             assert_eq!(rows(&store, "*").await, [row(3, "d", false)], "{supersession:?} {is_restarted}");
             let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
             assert!(report.is_clean(), "{supersession:?} {is_restarted}: {:#?}", report.findings);

@@ -289,6 +289,11 @@ pub(crate) async fn confirm(fenced: Fenced<'_>, codec: &dyn BlockCodec, entries:
             // Blocks first: while the other entry is stored, a retry edits them again.
             let edits = replaced(&stored, entry, codec.capacity());
             edit_blocks(fenced, codec, &edits.iter().collect::<Vec<_>>()).await?;
+            if stored.document() != entry.document() {
+                // It may have been published, and the checkpoint does not know that.
+                let replaced = BySequence::from([(entry.position(), stored)]);
+                restore_pointers(fenced, &replaced, &BySequence::new()).await?;
+            }
             fenced.rewrite(&CacheKey::Sequence(entry.position()), change).await?;
         }
     }

@@ -262,21 +262,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Stores the entry of a duplicate again if the stored one does not name an earlier revision
-    /// that has moved to a slot. It moved because another document has its sequence. That happens
-    /// in a rollback, or if the feed delivers the earlier revision for the first time. Does nothing
+    /// Stores the entry of a duplicate again if the stored one does not name the position of an
+    /// earlier revision, whose sequence another document has or had. The earlier revision has moved
+    /// in a rollback, or the feed has delivered it for the first time. Does nothing
     /// once commits are no longer confirmed: a commit does not replace a stored entry then.
     async fn store_again(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
         let position = document.entry.position();
-        let in_slots = document.entry.supersedes().iter().filter(|earlier| earlier.slot() > 0);
-        let mut moved: Vec<Sequence> = in_slots.copied().collect();
-        let is_confirmed = self.may_have_stored() || self.rollbacks.have_been() && self.may_find_unpublished();
+        let is_shared = |earlier: &&Sequence| self.shared.contains(earlier.number());
+        let mut moved: Vec<Sequence> = document.entry.supersedes().iter().filter(is_shared).copied().collect();
+        let is_confirmed = self.may_have_stored() || self.rollbacks.have_been();
         if moved.is_empty() || !is_confirmed || !self.assembler.sequencer().is_accounted(position) {
             return Ok(());
         }
         let Some(stored) = self.entry_at(conflicts, position).await? else { return Ok(()) };
         let is_same = stored.document() == document.entry.document() && stored.revision() == document.entry.revision();
         moved.retain(|earlier| !stored.supersedes().contains(earlier));
+        self.fetch(conflicts, moved.clone()).await?;
+        let is_own = |found: &Arc<ChangeEntry>| found.document() == stored.document();
+        moved.retain(|earlier| conflicts.entries.get(earlier).and_then(Option::as_ref).is_some_and(is_own));
         if is_same && stored.in_star() && !moved.is_empty() {
             let mut entry = ChangeEntry::clone(&stored);
             moved.into_iter().for_each(|earlier| entry.push_superseded(earlier));

@@ -99,12 +99,13 @@ impl Writer {
         self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
     }
 
-    /// Whether earlier terms may have stored unpublished entries that do not come again unchanged.
-    /// At first, all events that such a term had read come again; later, only events that were
-    /// rolled back since can have such entries.
+    /// Whether entries may be stored that are to be replaced. Earlier terms may have stored
+    /// unpublished entries that do not come again unchanged: at first, all events that such a term
+    /// had read come again; later, only events that were rolled back since can have such entries.
+    /// In a rollback, this term itself stores some entries again.
     pub(super) fn may_find_unpublished(&self) -> bool {
         let are_earlier = self.clock.value.epoch.counter > 1;
-        are_earlier && (!self.has_committed_all || self.rollbacks.have_been())
+        are_earlier && !self.has_committed_all || self.rollbacks.have_been()
     }
 
     /// The collections that this term has seen, in entries or by name, if some may not be

@@ -11,21 +11,18 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::BuildHasher as _;
 
-use backon::Retryable as _;
 use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use super::conflict::{Conflicts, slots_of};
 use super::pointers::Pointers;
-use super::{Writer, backoff, log_retry, notices};
+use super::{Writer, notices};
 use crate::decode::DecodedDocument;
 use crate::document::{DocumentId, DocumentRef};
 use crate::engine::departure_entry;
 use crate::entry::ChangeEntry;
-use crate::error::{Error, Result};
-use crate::fenced::Change;
-use crate::key::CacheKey;
+use crate::error::Result;
 use crate::sequence::{Sequence, SequenceList, SequenceRange};
 
 /// The maximum number of documents in the cache of look-ups.
@@ -338,9 +335,8 @@ impl Writer {
             match stored {
                 Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
                 Some(stored) if !is_expected && is_of(&stored, sequence, document) => {
-                    if document.departures.iter().any(|departure| departure.sequence == sequence) {
-                        self.keep_first_origin(&stored, document, conflicts).await?;
-                    }
+                    let tells = document.departures.iter().any(|departure| departure.sequence == sequence);
+                    placed.extend((tells && tells_earlier(&document.entry, &stored)).then_some(sequence));
                     continue;
                 }
                 Some(stored) if is_expected => document.recall_earlier(&stored),
@@ -370,7 +366,7 @@ impl Writer {
         let Some(departure) = departure else { return Ok(None) };
         // What was looked up with the batch may be outdated by what came before in it.
         conflicts.forget(sequence);
-        let Some(slot) = self.free_slot(&departure, document, conflicts).await? else { return Ok(None) };
+        let Some(slot) = self.free_slot(&departure, conflicts).await? else { return Ok(None) };
         if slot == 0 && !self.assembler.sequencer().is_accounted(sequence) {
             // It is stored as any other.
             return Ok(None);
@@ -389,44 +385,9 @@ impl Writer {
         Ok(Some(position))
     }
 
-    /// A document tells of a departure that is stored. If the departure has the origin of a later
-    /// mutation of the partition, stores it with the origin of this one: otherwise it would go when
-    /// the later mutation is lost, though this one stays. The feed may have left out this mutation
-    /// before, and delivered it in a rollback or to another writer.
-    async fn keep_first_origin(
-        &mut self,
-        stored: &ChangeEntry,
-        document: &DecodedDocument,
-        conflicts: &mut Conflicts,
-    ) -> Result<()> {
-        let (known, first) = (stored.origin(), document.entry.origin());
-        if stored.in_star() || known.partition != first.partition || known.seqno <= first.seqno {
-            return Ok(());
-        }
-        // Its commit may be under way.
-        self.settle_all().await?;
-        let (key, mut departure) = (CacheKey::Sequence(stored.position()), stored.clone());
-        departure.set_origin(first);
-        let bytes = departure.to_bytes();
-        let change = |found: Option<&[u8]>| {
-            let is_it = found.is_some_and(|found| ChangeEntry::from_bytes(found).is_ok_and(|found| found == *stored));
-            Ok(if is_it { Change::Put(bytes.clone()) } else { Change::Keep })
-        };
-        let fenced = self.fenced();
-        let attempt = || async { fenced.rewrite(&key, change).await };
-        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
-        conflicts.insert(departure);
-        Ok(())
-    }
-
     /// The first slot in which a departure can be stored, or is expected; `None` if the document
     /// has an entry with its sequence, or if no slot is free.
-    async fn free_slot(
-        &mut self,
-        departure: &ChangeEntry,
-        document: &DecodedDocument,
-        conflicts: &mut Conflicts,
-    ) -> Result<Option<u8>> {
+    async fn free_slot(&mut self, departure: &ChangeEntry, conflicts: &mut Conflicts) -> Result<Option<u8>> {
         let (sequence, mut free) = (departure.sequence(), None);
         self.fetch(conflicts, slots_of(sequence).collect()).await?;
         for slot in 0..Sequence::SLOTS {
@@ -435,10 +396,7 @@ impl Writer {
                 Some(stored) if stored.document() != departure.document() || stored.revision() != departure.revision() => {}
                 // It was stored, and not published before a crash.
                 Some(_) if self.assembler.sequencer().is_readmitted(position) => return Ok(Some(slot)),
-                Some(stored) => {
-                    self.keep_first_origin(&stored, document, conflicts).await?;
-                    return Ok(None);
-                }
+                Some(stored) => return Ok(tells_earlier(departure, &stored).then_some(slot)),
                 None if free.is_none() && !self.is_named_by_another(departure, position).await? => free = Some(slot),
                 None => {}
             }
@@ -449,6 +407,14 @@ impl Writer {
         }
         Ok(free)
     }
+}
+
+/// Whether a departure is to be stored again, because a later mutation of its partition told of
+/// `stored`. If that mutation is lost, the departure must stay; and this one may tell of more
+/// channels, which the document had entered again since.
+fn tells_earlier(departure: &ChangeEntry, stored: &ChangeEntry) -> bool {
+    let (first, known) = (departure.origin(), stored.origin());
+    !stored.in_star() && first.partition == known.partition && first.seqno < known.seqno
 }
 
 /// Whether `stored` is the entry of the document's revision that had `sequence`, as far as a

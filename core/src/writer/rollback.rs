@@ -300,11 +300,13 @@ impl Rollbacks {
         let tellers: HashSet<(DocumentRef<'_>, PartitionSeqno)> =
             entries.values().filter(|entry| entry.in_star()).map(|entry| (entry.document(), entry.origin().seqno)).collect();
         // A departure whose revision has come as a whole, while the later revision that told of it
-        // stays: that came again, or none that is gone told of it.
+        // stays: that came again, or none that is gone told of it. The revision need not get the
+        // slot of a departure that is in one.
         let is_room = |entry: &ChangeEntry| {
             let (document, position) = (entry.document(), entry.position());
             let is_told_by_gone = || named.contains(&(document, position)) || tellers.contains(&(document, entry.origin().seqno));
             !entry.in_star()
+                && position.slot() == 0
                 && whole.contains(&(document, entry.sequence()))
                 && (still_told.contains(&position.rank()) || !is_told_by_gone())
         };

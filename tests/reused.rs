@@ -331,6 +331,14 @@ async fn process(writer: &mut Writer, mutations: &[Mutation]) -> sluicegate::Res
     writer.process(mutations.iter().cloned().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await
 }
 
+/// Publishes these mutations. The writer ends before the next checkpoint.
+async fn publish_and_die(mut writer: Writer, mutations: &[Mutation]) {
+    // No checkpoints from here on.
+    writer.process_decoded(Vec::new()).await.unwrap();
+    process(&mut writer, mutations).await.unwrap();
+    writer.flush().await.unwrap();
+}
+
 /// Commits `base`, then kills a writer of `cut_off` at many places, and gives the next writer each
 /// of `then` in a batch of its own. Checks the rows of `channel` each time.
 async fn check_cut_off(base: &[Mutation], cut_off: &Mutation, then: &[&[Mutation]], channel: &str, shown: &[Row]) {
@@ -415,11 +423,7 @@ async fn marks_that_the_checkpoint_does_not_know_do_not_hide_a_document_that_com
         let mut first = writer(store.clone(), supersession).await.unwrap();
         process(&mut first, &base).await.unwrap();
         first.flush().await.unwrap();
-        // No checkpoints from here on.
-        first.process_decoded(Vec::new()).await.unwrap();
-        process(&mut first, &x).await.unwrap();
-        first.flush().await.unwrap();
-        drop(first);
+        publish_and_die(first, &x).await;
         let mut next = writer(store.clone(), supersession).await.unwrap();
         process(&mut next, &y).await.unwrap();
         process(&mut next, &x).await.unwrap();
@@ -439,12 +443,8 @@ async fn a_pointer_is_taken_back_when_another_document_takes_the_place_of_its_ro
     let y = [revision("y", 1, 5, &[5], &in_a, (2, 3)), released("1:4", (0, 1))];
     for supersession in [Supersession::Recents, Supersession::Pointers] {
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
-        let mut first = writer(store.clone(), supersession).await.unwrap();
-        // No checkpoints from here on.
-        first.process_decoded(Vec::new()).await.unwrap();
-        process(&mut first, &x).await.unwrap();
-        first.flush().await.unwrap();
-        drop(first);
+        let first = writer(store.clone(), supersession).await.unwrap();
+        publish_and_die(first, &x).await;
         let mut next = writer(store.clone(), supersession).await.unwrap();
         process(&mut next, &y).await.unwrap();
         next.finish().await.unwrap();

@@ -103,8 +103,8 @@ pub struct ChangeEntry {
     flags: EntryFlags,
     /// The slot of its position.
     slot: u8,
-    // Not an `Origin`, which needs 8 bytes more: an entry and the counts of its `Arc` are 128 bytes,
-    // a size class of allocators.
+    // Not an `Origin`, which needs 8 bytes more. With the counts of its `Arc`, an entry has 128
+    // bytes, a size class of allocators.
     partition: PartitionId,
     seqno: PartitionSeqno,
     cas: u64,

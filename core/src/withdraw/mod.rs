@@ -275,14 +275,23 @@ pub(crate) async fn confirm(fenced: Fenced<'_>, codec: &dyn BlockCodec, entries:
         let stored = fenced.store.entries(&positions).await?;
         for (entry, stored) in page.iter().zip(stored) {
             let Some(stored) = stored.filter(|stored| stored != entry) else { continue };
-            tracing::warn!(
-                sequence = %entry.sequence(),
-                document = %entry.document(),
-                revision = entry.revision(),
-                found = %stored.document(),
-                found_revision = stored.revision(),
-                "another writer stored an entry under this sequence and never published it; it is replaced"
-            );
+            if (stored.document(), stored.revision()) == (entry.document(), entry.revision()) {
+                tracing::debug!(
+                    sequence = %entry.sequence(),
+                    document = %entry.document(),
+                    revision = entry.revision(),
+                    "the entry of this revision is stored again: it supersedes other sequences, or has other channels"
+                );
+            } else {
+                tracing::warn!(
+                    sequence = %entry.sequence(),
+                    document = %entry.document(),
+                    revision = entry.revision(),
+                    found = %stored.document(),
+                    found_revision = stored.revision(),
+                    "a former writer stored another entry under this sequence; it is replaced, and this document is shown"
+                );
+            }
             let bytes = entry.to_bytes();
             let change =
                 |stored: Option<&[u8]>| Ok(if stored == Some(&bytes[..]) { Change::Keep } else { Change::Put(bytes.clone()) });

@@ -264,8 +264,8 @@ impl Writer {
 
     /// Stores the entry of a duplicate again if the stored one does not name the position of an
     /// earlier revision, whose sequence another document has or had. The earlier revision has moved
-    /// in a rollback, or the feed has delivered it for the first time. Does nothing
-    /// once commits are no longer confirmed: a commit does not replace a stored entry then.
+    /// in a rollback, or the feed has delivered it for the first time. Does nothing once commits
+    /// are no longer confirmed: a commit does not replace a stored entry then.
     async fn store_again(&mut self, document: &mut DecodedDocument, conflicts: &mut Conflicts) -> Result<()> {
         let position = document.entry.position();
         let is_shared = |earlier: &&Sequence| self.shared.contains(earlier.number());

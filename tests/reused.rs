@@ -541,6 +541,41 @@ async fn a_pointer_supersedes_no_row_of_the_document_that_has_its_sequence_now()
     }
 }
 
+/// The pointer of `x` is published, and `y` takes the place of its entry. An earlier revision of `x`
+/// comes in the batch of `y`, so the pointer is stored again. The next writer gets the latest one,
+/// which does not name the replaced entry.
+#[tokio::test]
+async fn a_pointer_that_is_stored_again_supersedes_no_row_of_another_document() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let in_a = json!({"a": null});
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        process(&mut writer, &[released("1:1", (0, 1))]).await.unwrap();
+        writer.flush().await.unwrap();
+        publish_and_die(writer, &[revision("x", 2, 4, &[6, 4], &in_a, (1, 2))]).await;
+        let mut second = self::writer(store.clone(), supersession).await.unwrap();
+        let both = [revision("y", 1, 4, &[4], &in_a, (2, 3)), revision("x", 1, 6, &[6], &in_a, (1, 1))];
+        process(&mut second, &[&both[..], &[released("2:3", (0, 4)), released("5:5", (0, 5))]].concat()).await.unwrap();
+        second.flush().await.unwrap();
+        drop(second);
+        let mut third = self::writer(store.clone(), supersession).await.unwrap();
+        process(&mut third, &[revision("x", 3, 7, &[6, 7], &in_a, (1, 6))]).await.unwrap();
+        third.finish().await.unwrap();
+        assert_eq!(rows(&store, "a").await, [row(4, "y", false), row(7, "x", false)], "{supersession:?}");
+        assert_sound(&store).await;
+    }
+}
+
+/// The revision of `x` is not published, and the feed leaves it out. The next one, which the feed
+/// leaves out, too, left the channel with a lower sequence.
+#[tokio::test]
+async fn a_row_of_a_killed_writer_is_superseded_by_a_removal_with_a_lower_sequence() {
+    let base = [released("1:2", (0, 1)), released("4:4", (0, 2))];
+    let cut_off = revision("x", 1, 5, &[5], &json!({"c": null}), (1, 3));
+    let later = [revision("x", 3, 6, &[5, 3, 6], &json!({"c": {"seq": 3, "rev": "2-3"}, "b": null}), (1, 4))];
+    check_cut_off(&base, &cut_off, &[&later], "c", &[row(3, "x", true)]).await;
+}
+
 /// The later revision of `d` has a lower sequence, and is shown while the earlier one still waits.
 /// A client that goes on from the later one is not shown the earlier one.
 #[tokio::test]

@@ -230,7 +230,11 @@ impl ChangeEntry {
     /// Takes over what `stored`, the same sequence's entry as it was stored before, knows to be
     /// superseded.
     pub fn recall(&mut self, stored: &ChangeEntry) {
-        for &sequence in stored.supersedes() {
+        // A departure may name all that the later mutation named which told of it, and so revisions
+        // that are later than this one.
+        let may_be_later = |sequence: Sequence| !stored.in_star() && self.in_star() && sequence.rank() > stored.position().rank();
+        let known: Vec<Sequence> = stored.supersedes().iter().copied().filter(|sequence| !may_be_later(*sequence)).collect();
+        for sequence in known {
             if !self.supersedes.contains(&sequence) {
                 self.supersedes.push(sequence);
             }
@@ -570,6 +574,21 @@ mod tests {
             since: Sequence(3),
         });
         entry
+    }
+
+    #[test]
+    fn a_departure_recalls_no_revisions_that_may_be_later() {
+        let entry = |flags| ChangeEntry::new(Sequence(19), "d", "23-x", flags).unwrap();
+        let named = [12, 18, 28].map(Sequence);
+        let recalled = |mut entry: ChangeEntry, flags| {
+            let stored = ChangeEntry::new(Sequence(19), "d", "23-x", flags).unwrap().with_supersedes(named);
+            entry.recall(&stored);
+            entry.supersedes().to_vec()
+        };
+        let (shown, departure) = (EntryFlags::default(), EntryFlags::DEPARTURE);
+        assert_eq!(recalled(entry(shown), departure), named[..2]);
+        assert_eq!(recalled(entry(shown), shown), named, "the earlier revision had a higher sequence");
+        assert_eq!(recalled(entry(departure), departure), named);
     }
 
     #[test]

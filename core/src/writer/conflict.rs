@@ -119,11 +119,11 @@ impl Writer {
             match item {
                 Item::Decoded(_, _, Decoded::Document(document)) => {
                     accounted.extend(self.accounted(document).map(|number| (at, number)));
-                    wanted.extend(self.uncertain(document));
+                    wanted.extend(self.uncertain(document, pointers));
                     wanted.extend(self.stored_earlier(document, pointers));
                 }
                 Item::Decoded(_, _, Decoded::Foreign(document)) => {
-                    wanted.extend(self.uncertain(document));
+                    wanted.extend(self.uncertain(document, pointers));
                     wanted.extend(self.stored_earlier(document, pointers));
                 }
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
@@ -156,12 +156,12 @@ impl Writer {
                 self.accounted(document).is_some()
                     || self.may_be_marked(document)
                     || !self.shared.is_empty() && self.names_shared(document)
-                    || self.has_uncertain(document)
+                    || self.has_uncertain(document, pointers)
                     || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
             }
             Item::Decoded(_, _, Decoded::Foreign(document)) => {
                 !self.shared.is_empty() && self.names_shared(document)
-                    || self.has_uncertain(document)
+                    || self.has_uncertain(document, pointers)
                     || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
             }
             _ => false,
@@ -182,7 +182,7 @@ impl Writer {
     ) -> Result<()> {
         let is_shown = matches!(decoded, Decoded::Document(_));
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return Ok(()) };
-        let positions = self.look_up_named(document, is_shown, conflicts).await?;
+        let positions = self.look_up_named(document, is_shown, conflicts, pointers).await?;
         self.readmit(&positions).await?;
         let earlier: BTreeSet<Sequence> = self.stored_earlier(document, pointers).collect();
         for position in earlier {

@@ -23,6 +23,7 @@ use crate::document::{DocumentId, DocumentRef};
 use crate::engine::departure_entry;
 use crate::entry::ChangeEntry;
 use crate::error::Result;
+use crate::pointer::Pointer;
 use crate::sequence::{Sequence, SequenceList, SequenceRange};
 
 /// The maximum number of documents in the cache of look-ups.
@@ -229,10 +230,20 @@ impl RecentOwners {
         sequences: &'a [Sequence],
     ) -> impl Iterator<Item = Sequence> + 'a {
         let hash = if sequences.is_empty() { 0 } else { Self::hash(document) };
-        sequences.iter().copied().filter(move |sequence| {
-            let is_former = || self.former.is_some_and(|former| former.contains(*sequence));
-            self.is_of_another(*sequence, hash).unwrap_or_else(is_former)
-        })
+        sequences.iter().copied().filter(move |sequence| self.may_be_of_another(*sequence, hash))
+    }
+
+    fn may_be_of_another(&self, sequence: Sequence, hash: u64) -> bool {
+        let is_former = || self.former.is_some_and(|former| former.contains(sequence));
+        self.is_of_another(sequence, hash).unwrap_or_else(is_former)
+    }
+
+    /// Those of the rows in a document's stored pointer that another document has, or may have: a
+    /// writer that was killed may have stored the pointer and not published the row, and another
+    /// document may have taken its sequence since.
+    fn rows_of_others<'a>(&'a self, pointer: Option<&'a Pointer>) -> impl Iterator<Item = Sequence> + 'a {
+        let hash = pointer.map_or(0, |pointer| Self::hash(pointer.document()));
+        pointer.into_iter().flat_map(Pointer::rows).filter(move |row| self.may_be_of_another(*row, hash))
     }
 
     /// Leaves out of what `entry` says to be superseded the sequences that other documents are
@@ -261,8 +272,13 @@ impl Writer {
     /// The sequences that a document names and that are to be looked up, some of them repeatedly:
     /// those that another document has or may have; and of those that are accounted for or expected
     /// again, and were not looked up before, departures, sequences near shared ones, those that are
-    /// expected again, and all that a document with a low sequence names.
-    pub(super) fn uncertain<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
+    /// expected again, and all that a document with a low sequence names. Its pointer names some,
+    /// too.
+    pub(super) fn uncertain<'a>(
+        &'a self,
+        document: &'a DecodedDocument,
+        pointers: &'a Pointers,
+    ) -> impl Iterator<Item = Sequence> + 'a {
         let (sequencer, id, named) = (self.assembler.sequencer(), document.entry.document(), document.entry.supersedes());
         let departed = document.departures.iter().map(|departure| departure.sequence);
         let is_low = document.entry.is_low();
@@ -275,20 +291,21 @@ impl Writer {
         let near = near.filter(move |sequence| is_accounted(sequence) || is_expected(sequence));
         let all = departed.filter(is_accounted).chain(near).filter(move |sequence| !self.known.contains(id, *sequence));
         all.chain(self.owners.owned_by_others(id, named))
+            .chain(self.owners.rows_of_others(pointers.get(&id)))
             .filter(move |sequence| sequence.slot() == 0 && !sequencer.is_before_start(*sequence))
     }
 
     /// Whether there are any.
     #[inline]
-    pub(super) fn has_uncertain(&self, document: &DecodedDocument) -> bool {
+    pub(super) fn has_uncertain(&self, document: &DecodedDocument, pointers: &Pointers) -> bool {
         let (entry, departures) = (&document.entry, &document.departures);
-        if departures.is_empty() && entry.supersedes().is_empty() {
+        if departures.is_empty() && entry.supersedes().is_empty() && pointers.is_empty() {
             return false;
         }
         let has_others = !self.shared.is_empty() || self.assembler.sequencer().has_readmitted();
-        let may_be = has_others || !departures.is_empty() || entry.is_low();
+        let may_be = has_others || !departures.is_empty() || entry.is_low() || !pointers.is_empty();
         (may_be || self.owners.owned_by_others(entry.document(), entry.supersedes()).next().is_some())
-            && self.uncertain(document).next().is_some()
+            && self.uncertain(document, pointers).next().is_some()
     }
 
     /// Whether a former term may have stored entries that the feed has not delivered again.
@@ -322,8 +339,9 @@ impl Writer {
         document: &mut DecodedDocument,
         is_shown: bool,
         conflicts: &mut Conflicts,
+        pointers: &Pointers,
     ) -> Result<Vec<Sequence>> {
-        let uncertain: BTreeSet<Sequence> = self.uncertain(document).collect();
+        let uncertain: BTreeSet<Sequence> = self.uncertain(document, pointers).collect();
         let mut placed = Vec::new();
         for sequence in uncertain {
             let stored = self.entry_at(conflicts, sequence).await?;
@@ -339,7 +357,14 @@ impl Writer {
                     placed.extend((tells && tells_earlier(&document.entry, &stored)).then_some(sequence));
                     continue;
                 }
-                Some(stored) if is_expected => document.recall_earlier(&stored),
+                Some(stored) if is_expected => {
+                    // A departure with a lower sequence has to mark its row, too. The assembler
+                    // does not know that this entry is stored.
+                    if document.departures.iter().any(|departure| departure.sequence.rank() < stored.position().rank()) {
+                        self.assembler.set_reused(true);
+                    }
+                    document.recall_earlier(&stored);
+                }
                 _ => {}
             }
             let position = self.place_departure(document, sequence, conflicts).await?;

@@ -18,8 +18,8 @@ use super::session::Session;
 use super::{Exit, Format};
 
 /// Runs scenario files in every variation over each store given by --store (memory: by default),
-/// and names every line with an unexpected result; exit code 3 if there is one, 2 if a file cannot
-/// be read. On a server each run has its own namespace, which is removed after it.
+/// and names every line with an unexpected result; exit code 3 if there is one, otherwise 2 if a
+/// file is no scenario. On a server each run has its own namespace, which is removed after it.
 #[derive(Debug, Args)]
 pub(crate) struct ScenarioArgs {
     /// A scenario, or a folder: all *.txt files in it and below it are scenarios
@@ -79,11 +79,14 @@ pub(crate) async fn run(args: ScenarioArgs, session: Session) -> Outcome<Exit> {
         Format::Json => json(&results)?,
         Format::Table => text(&table(&results))?,
     }
+    if !results.stores.iter().all(|on_store| on_store.report.agrees()) {
+        return Ok(Exit::Found);
+    }
     if !results.mistakes.is_empty() {
         let files = results.mistakes.len();
         return Err(Error::config(format!("{files} files are not scenarios, the first: {}", results.mistakes[0])).into());
     }
-    Ok(if results.stores.iter().all(|on_store| on_store.report.agrees()) { Exit::Done } else { Exit::Found })
+    Ok(Exit::Done)
 }
 
 fn table(results: &Results) -> String {

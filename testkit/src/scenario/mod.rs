@@ -63,7 +63,8 @@ impl Scenario {
     /// As [`parse`](Self::parse), or that the file cannot be read.
     pub fn read(file: &Path) -> std::result::Result<Self, Mistake> {
         let failed = |e: std::io::Error| Mistake { file: file.to_owned(), line: 0, what: format!("cannot be read: {e}") };
-        Scenario::parse(file, &std::fs::read_to_string(file).map_err(failed)?)
+        let text = std::fs::read_to_string(file).map_err(failed)?;
+        Scenario::parse(file, text.trim_start_matches('\u{feff}'))
     }
 
     /// The file.
@@ -99,15 +100,17 @@ impl Scenario {
         &self.text.lines
     }
 
-    /// Whether all its documents are in named collections. Its feed is then restricted to these, so
-    /// that nothing comes of the numbers of others.
+    /// Whether all its events are documents of one named collection. Its feed is then restricted to
+    /// that, so that nothing comes of the numbers of others. A feed that delivers other collections,
+    /// or metadata, is not restricted: a number that does not come is missing.
     fn is_restricted(&self) -> bool {
         let events = self.lines().iter().filter_map(|line| match &line.step {
             Step::Events(events) => Some(events),
             _ => None,
         });
-        let mut collections = events.flatten().filter_map(Event::collection).peekable();
-        collections.peek().is_some() && collections.all(|collection| collection != 0)
+        let mut collections = events.flatten().map(Event::collection);
+        let first = collections.next().flatten().filter(|collection| *collection != 0);
+        first.is_some() && collections.all(|collection| collection == first)
     }
 
     /// Variations that it leaves out and that do not exist.

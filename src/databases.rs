@@ -228,20 +228,26 @@ fn encoded(text: &str) -> String {
 pub struct Keyspace {
     /// The database, if it is named.
     pub database: Option<String>,
-    /// The collection, `scope.collection`.
+    /// The collection: `scope.collection`, or its number, as `0x8`.
     pub collection: String,
 }
 
 impl FromStr for Keyspace {
     type Err = Error;
 
-    /// `database.scope.collection`, `scope.collection`, or `database` for its default collection.
+    /// `database.scope.collection`, `scope.collection`, or `database` for its default collection. A
+    /// number such as `0x8` may stand for `scope.collection`.
     fn from_str(text: &str) -> Result<Self> {
         let parts: Vec<&str> = text.split('.').collect();
         if parts.iter().any(|part| part.is_empty()) {
             return Err(Error::config(format!("the keyspace `{text}` has an empty part")));
         }
+        let is_number = |part: &str| number_of(part, |_| None).is_some();
         match parts[..] {
+            [number] if is_number(number) => Ok(Keyspace { database: None, collection: number.to_owned() }),
+            [database, number] if is_number(number) => {
+                Ok(Keyspace { database: Some(database.to_owned()), collection: number.to_owned() })
+            }
             [database] => Ok(Keyspace { database: Some(database.to_owned()), collection: DEFAULT_COLLECTION.to_owned() }),
             [scope, collection] => Ok(Keyspace { database: None, collection: format!("{scope}.{collection}") }),
             [database, scope, collection] => {
@@ -339,6 +345,9 @@ mod tests {
         assert_eq!(of("db.s.c").unwrap(), "db.s.c");
         assert_eq!(of("s.c").unwrap(), "s.c");
         assert_eq!(of("db").unwrap(), "db._default._default");
+        assert_eq!((of("0x8").unwrap(), of("db.0x1f").unwrap()), ("0x8".to_owned(), "db.0x1f".to_owned()));
+        let of_number = "db.0x1f".parse::<Keyspace>().unwrap();
+        assert_eq!((of_number.database.as_deref(), of_number.collection.as_str()), (Some("db"), "0x1f"));
         assert!(of("a.b.c.d").is_err() && of("db.").is_err() && of("").is_err());
     }
 }

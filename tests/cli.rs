@@ -452,6 +452,9 @@ fn scenarios_are_judged_and_what_disagrees_is_named() {
     assert_eq!(results["stores"][0]["disagreements"][0]["line"], 3);
 
     file("broken.txt", "new\nsay a\n");
+    let (code, out, _) = ended(run(&["scenario", path]));
+    assert_eq!(code, 3, "what disagrees comes before what is no scenario: {out}");
+    std::fs::remove_file(folder.path().join("wrong.txt")).unwrap();
     let (code, out, error) = ended(run(&["scenario", path]));
     assert_eq!(code, 2);
     assert!(out.contains("no scenario: ") && error.contains("broken.txt:2: unknown `say`"), "{out} {error}");
@@ -515,7 +518,14 @@ fn one_collection_of_one_database_is_asked_or_all_of_it() {
     let auto = ["changes", "--feed", &feed, "--databases", "auto"];
     assert_fails(run(&auto), 2, &["--database", "db1", "db2"]);
     assert_fails(run(&[&auto[..], &["--database", "db3"]].concat()), 2, &["db3", "db1"]);
-    assert_fails(run(&[&auto[..], &["--keyspace", "db1.s1.c9"]].concat()), 1, &["s1.c9", "s1.c1"]);
+    // The last is a collection of db2.
+    for keyspace in ["db1.s1.c9", "db1.0x99", "db1.s2.c1"] {
+        assert_fails(run(&[&auto[..], &["--keyspace", keyspace]].concat()), 1, &["knows no collection", "s1.c1"]);
+    }
+    assert_eq!(changes(&["--databases", "auto", "--keyspace", "db1.0x1"]), one);
+    // The default collection is known, and has no documents.
+    let (code, out, error) = ended(run(&[&auto[..], &["--keyspace", "db1"]].concat()));
+    assert!(code == 0 && error.contains("no rows") && error.contains("s1.c1, s1.c2, s1.c3"), "{out} {error}");
     let (code, out, error) = ended(run(&["verify", "--feed", &feed, "--databases", "auto", "--database", "db2"]));
     assert!(code == 0 && out.contains("clean"), "{out} {error}");
     let inspect = ["inspect", "channel", "ch00", "--feed", &feed, "--databases", "auto", "--keyspace", "db2.s2.c1"];

@@ -8,7 +8,7 @@ use sluicegate::reader::Cut;
 use sluicegate::{Channel, CollectionId, ReaderNode, Result};
 
 use super::output::{Outcome, Table, json, text};
-use super::session::{Session, Which};
+use super::session::{Session, Which, used};
 use super::{Exit, Format};
 
 /// Answers once what changed in some channels. With --feed, all of the feed is ingested first.
@@ -126,6 +126,12 @@ pub(crate) async fn run(args: ChangesArgs, session: Session) -> Outcome<Exit> {
     let asked = args.request.channels(&reader).await?;
     let changes = reader.changes(&asked.channels, &options).await?;
     let answer = changes.answer();
+    if answer.rows.is_empty() && args.request.which.is_one_collection() {
+        let known = reader.collections().await?;
+        if known.used().count() > 1 {
+            tracing::warn!(has_documents_in = %used(&known), "no rows: the keyspace may name another collection than was meant");
+        }
+    }
     match (args.format, &asked.known) {
         (Format::Json, None) => json(&answer)?,
         (Format::Json, Some(_)) => {

@@ -55,7 +55,8 @@ pub(crate) struct Which {
     #[arg(long, value_name = "NAME")]
     pub(crate) database: Option<String>,
     /// The collection: database.scope.collection, scope.collection, or the name of a database for
-    /// its default collection. Without it, all collections of the database
+    /// its default collection. A number such as 0x8 may stand for scope.collection. Without it, all
+    /// collections of the database
     #[arg(long, value_name = "KEYSPACE")]
     pub(crate) keyspace: Option<Keyspace>,
 }
@@ -77,21 +78,31 @@ impl Which {
         }
     }
 
-    /// The number of the collection that is named, if one is.
+    /// The number of the collection that is named, if one is. Its name must be known, or it must
+    /// have documents.
     pub(crate) fn collection(&self, known: &Collections) -> Outcome<Option<CollectionId>> {
         let Some(keyspace) = &self.keyspace else { return Ok(None) };
         let name = &keyspace.collection;
-        match number_of(name, |name| known.find(name)) {
+        let is_known = |number: &CollectionId| known.name_of(*number).is_some() || known.used().any(|used| used == *number);
+        match number_of(name, |name| known.find(name)).filter(is_known) {
             Some(number) => Ok(Some(number)),
             None => {
-                let names = known.names().map(|(_, name)| name).collect::<Vec<_>>().join(", ");
-                let names = if names.is_empty() { "none".to_owned() } else { names };
-                let message =
-                    format!("the cache knows no collection {name} (known: {names}); a number such as 0x8 can be given instead");
+                let message = format!(
+                    "the cache knows no collection {name} (it has documents in: {}); without --keyspace all are asked",
+                    used(known)
+                );
                 Err(Error::new(ErrorKind::NotFound, message).into())
             }
         }
     }
+}
+
+/// The collections that have documents, by name or number. The default one is named if there is no
+/// other: it counts as used whether it has documents or not.
+pub(crate) fn used(known: &Collections) -> String {
+    let shown = |collection: CollectionId| known.name_of(collection).map_or(format!("{:#x}", collection.0), str::to_owned);
+    let others: Vec<String> = known.used().filter(|collection| !collection.is_default()).map(shown).collect();
+    if others.is_empty() { shown(CollectionId::DEFAULT) } else { others.join(", ") }
 }
 
 /// A database with all that its writer needs.

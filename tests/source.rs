@@ -25,6 +25,7 @@ on_every_store! {
     an_adopted_cache_takes_all_of_the_new_feed
     another_database_of_the_feed_is_refused
     a_checkpoint_under_a_name_of_earlier_builds_is_found_once
+    a_cache_of_an_earlier_build_is_of_the_feeds_of_which_it_has_a_checkpoint
 }
 
 fn feed(name: &str, lines: &[&str]) -> Arc<dyn Feed> {
@@ -137,6 +138,29 @@ async fn a_checkpoint_under_a_name_of_earlier_builds_is_found_once(kind: Kind) {
     let stale = Writer::alone(store.clone(), Arc::new(Notation), "old:b", WriterConfig::default()).await.unwrap();
     assert_eq!(stale.start(), position);
     assert_eq!(take().await.unwrap().start(), position);
+}
+
+async fn a_cache_of_an_earlier_build_is_of_the_feeds_of_which_it_has_a_checkpoint(kind: Kind) {
+    let store = kind.fresh().await;
+    run(node(&store, feed("one", &["1 a +A", "2 b +A"]))).await.unwrap();
+    let stored = store.get(&CacheKey::Meta).await.unwrap().unwrap();
+    let former = Meta { format: 1, source: None, ..meta(&store).await };
+    store.replace(&CacheKey::Meta, former.to_bytes(), stored.version, Expiry::Never).await.unwrap();
+
+    let other = || feed("other", &["1 x +A", "2 y +A", "3 z +A"]);
+    let before = clock(&store).await;
+    assert_refused(run(node(&store, other())).await, &["mutations:other", "no checkpoint"]);
+    assert_eq!((clock(&store).await, meta(&store).await.source), (before, None));
+    run(node(&store, feed("one", &["1 a +A", "2 b +A", "3 c +A"]))).await.unwrap();
+    assert_eq!(rows(&store).await.len(), 3);
+    assert_eq!(meta(&store).await.source.unwrap().feed.name(), "mutations:one");
+
+    let store = kind.fresh().await;
+    run(node(&store, feed("one", &["1 a +A"]))).await.unwrap();
+    let stored = store.get(&CacheKey::Meta).await.unwrap().unwrap();
+    store.replace(&CacheKey::Meta, former.to_bytes(), stored.version, Expiry::Never).await.unwrap();
+    run(node(&store, other()).adopting(true)).await.unwrap();
+    assert_eq!(rows(&store).await.len(), 4, "1 of both feeds, and 2 and 3 of the adopted one");
 }
 
 async fn opened(path: &Path, options: &str) -> FeedIdentity {

@@ -138,11 +138,7 @@ impl Following {
                 tracing::warn!(before = %stored, now = %wanted, "the cache is bound to another feed, which is read from its beginning");
                 return Ok(Resume { from_beginning: true, source: Some(source) });
             }
-            let message = format!("the cache was made from {stored}; this is {wanted}, whose sequences are unrelated");
-            return Err(Error::config(message).with_next_step(
-                "use another namespace for this feed; or, to continue with this cache on purpose, start the writer once with --adopt, \
-                 which reads the feed from its beginning",
-            ));
+            return Err(is_another(format!("the cache was made from {stored}; this is {wanted}, whose sequences are unrelated")));
         }
         if wanted.feed.instance().is_empty() {
             source.feed = stored.feed.clone();
@@ -160,6 +156,29 @@ impl Following {
         }
         Ok(Resume { from_beginning, source: Some(source) })
     }
+
+    /// How to continue with a cache whose source is not recorded, as in format version 1, and that
+    /// has no checkpoint of this feed.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`: it was made from another feed.
+    pub(crate) fn resume_without_checkpoint(&self) -> Result<Resume> {
+        let Some(wanted) = &self.source else { return self.resume(None) };
+        if self.adopt {
+            tracing::warn!(now = %wanted, "the cache is bound to another feed, which is read from its beginning");
+            return Ok(Resume { from_beginning: true, source: Some(wanted.clone()) });
+        }
+        Err(is_another(format!(
+            "the cache was made from another feed, whose name an earlier build did not record; it has no checkpoint of {wanted}"
+        )))
+    }
+}
+
+fn is_another(message: String) -> Error {
+    Error::config(message).with_next_step(
+        "use another namespace for this feed; or, to continue with this cache on purpose, start the writer once with --adopt, \
+         which reads the feed from its beginning",
+    )
 }
 
 #[cfg(test)]

@@ -50,7 +50,10 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     update(store, &CacheKey::Meta, |stored| Ok(stored.is_none().then(|| new.to_bytes()))).await?;
     let meta = store.get(&CacheKey::Meta).await?.ok_or_else(clock_lost)?;
     let mut meta = Meta::from_bytes(&meta.value).map_err(|e| e.with_context("key", CacheKey::Meta))?;
-    let resume = following.resume(meta.source.as_ref())?;
+    let resume = match meta.source.is_none() && is_without_checkpoint(store, following).await? {
+        true => following.resume_without_checkpoint()?,
+        false => following.resume(meta.source.as_ref())?,
+    };
 
     update(store, &CacheKey::Clock, |stored| {
         let mut clock = match stored {
@@ -99,6 +102,20 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     let batch = clock.value.batch;
     let record = if batch == 0 { None } else { store.record(batch, meta.ring).await?.map(|r| (*r).clone()) };
     Ok(TakenOver { meta, clock, record, checkpoint })
+}
+
+/// Whether something was published, and no term has ever followed this feed. Each leaves a
+/// checkpoint.
+async fn is_without_checkpoint<S: CacheStore + ?Sized>(store: &S, following: &Following) -> Result<bool> {
+    if read_clock(store).await?.is_none_or(|clock| clock.value.batch == 0) {
+        return Ok(false);
+    }
+    for name in following.former_checkpoints().iter().map(String::as_str).chain([following.checkpoint()]) {
+        if store.get(&CacheKey::Checkpoint(name.to_owned())).await?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Rewrites the cache's description, unless a later term has begun, which does it then.

@@ -576,6 +576,42 @@ async fn a_row_of_a_killed_writer_is_superseded_by_a_removal_with_a_lower_sequen
     check_cut_off(&base, &cut_off, &[&later], "c", &[row(3, "x", true)]).await;
 }
 
+/// A sequence has 16 positions: the rest is left out, and told.
+#[tokio::test]
+async fn the_first_16_documents_of_one_sequence_are_shown() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        let all: Vec<Mutation> =
+            (1..=18).map(|n| revision(&format!("d{n:02}"), 1, 1, &[1], &json!({"a": null}), (1, n))).collect();
+        process(&mut writer, &all).await.unwrap();
+        writer.finish().await.unwrap();
+        let first: Vec<Row> = (1..=16).map(|n| row(1, &format!("d{n:02}"), false)).collect();
+        assert_eq!(rows(&store, "a").await, first);
+        assert_eq!((writer.stats().conflicts, writer.stats().invalid), (15, 2));
+        assert_sound(&store).await;
+    }
+}
+
+/// The marker is lost in a rollback, and then a document has the sequence that it had released.
+#[tokio::test]
+async fn a_document_is_shown_whose_sequence_a_lost_marker_had_released() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+        let mut writer = writer(store.clone(), supersession).await.unwrap();
+        let in_a = json!({"a": null});
+        process(&mut writer, &[revision("e", 1, 1, &[1], &in_a, (1, 1)), released("2:3", (0, 1))]).await.unwrap();
+        writer.flush().await.unwrap();
+        writer.process(lost(0).to_vec().into()).await.unwrap();
+        process(&mut writer, &[revision("d", 1, 3, &[3], &in_a, (0, 1)), revision("f", 1, 2, &[2], &in_a, (1, 2))])
+            .await
+            .unwrap();
+        writer.finish().await.unwrap();
+        assert_eq!(rows(&store, "a").await, [row(1, "e", false), row(2, "f", false), row(3, "d", false)]);
+        assert_sound(&store).await;
+    }
+}
+
 /// The later revision of `d` has a lower sequence, and is shown while the earlier one still waits.
 /// A client that goes on from the later one is not shown the earlier one.
 #[tokio::test]

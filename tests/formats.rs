@@ -14,18 +14,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use parking_lot::Mutex;
 use sluicegate::changes::ChangesOptions;
 use sluicegate::core::batch::Checkpoint;
 use sluicegate::core::clock::FORMAT_VERSION;
-use sluicegate::core::feed::FeedIdentity;
+use sluicegate::core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate::core::meta::Meta;
 use sluicegate::core::source::{CacheSource, DatabaseIdentity, Following};
 use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate::store::{Capabilities, Expiry, StoreInfo, Version, Versioned};
 use sluicegate::{
-    CacheKey, CacheStore, Channel, CollectionId, Error, ErrorKind, FeedEvent, GatewayDecoder, Mutation, PublishedClock,
-    ReaderConfig, ReaderNode, Result, Writer, WriterConfig,
+    CacheKey, CacheStore, Channel, CollectionId, Error, ErrorKind, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream,
+    GatewayDecoder, Mutation, PartitionId, PartitionSeqno, PublishedClock, ReaderConfig, ReaderNode, Result, Writer,
+    WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::Recording;
@@ -213,19 +215,107 @@ fn path(version: u32) -> PathBuf {
     PathBuf::from(format!("testdata/formats/v{version}.json.gz"))
 }
 
+/// A feed of a bucket that is there already, vbucket by vbucket.
+#[derive(Debug)]
+struct Backfill {
+    events: Vec<Mutation>,
+    /// Whether that is all that the bucket has. Otherwise the feed does not go on after it.
+    is_all: bool,
+}
+
+impl Backfill {
+    /// The first `count` events. A few of them have the sequence of another document.
+    fn new(count: usize) -> Self {
+        let mut events = recorded(FORMAT_VERSION, ALL);
+        let mut twins: Vec<Mutation> = events.iter().filter(|event| event.key.starts_with(b"d")).step_by(50).cloned().collect();
+        for (twin, seqno) in twins.iter_mut().zip(1..) {
+            // No recorded document is in this vbucket.
+            (twin.partition, twin.seqno) = (PartitionId(0), PartitionSeqno(seqno));
+            twin.key = format!("twin{seqno}").into_bytes().into();
+        }
+        events.extend(twins);
+        events.sort_by_key(|event| (event.partition, event.seqno));
+        events.truncate(count);
+        Backfill { events, is_all: count == usize::MAX }
+    }
+}
+
+#[async_trait]
+impl Feed for Backfill {
+    fn info(&self) -> FeedInfo {
+        let capabilities = FeedCapabilities { positions: true, finite: true, ..FeedCapabilities::default() };
+        FeedInfo { scheme: "fixture", name: FEED.to_owned(), partitions: 1_024, capabilities }
+    }
+
+    async fn open(&self, start: FeedStart) -> Result<FeedStream> {
+        let positions = match start {
+            FeedStart::At(position) => position.partitions,
+            _ => BTreeMap::new(),
+        };
+        let is_new = |event: &&Mutation| positions.get(&event.partition).is_none_or(|at| event.seqno.0 > at.seqno);
+        let mut events: Vec<FeedEvent> = self.events.iter().filter(is_new).cloned().map(FeedEvent::Mutation).collect();
+        events.insert(0, FeedEvent::CollectionNames(vec![(0, "_default._default".into()), (8, "s.c".into())]));
+        events.extend(self.is_all.then_some(FeedEvent::CaughtUp));
+        let batches: Vec<Result<FeedBatch>> = events.chunks(100).map(|some| Ok(some.to_vec().into())).collect();
+        let batches = futures::stream::iter(batches);
+        if self.is_all {
+            return Ok(batches.boxed());
+        }
+        Ok(batches.chain(futures::stream::pending()).boxed())
+    }
+}
+
+/// Reads the backfill to its end, or until it does not go on.
+async fn build(store: Arc<dyn CacheStore>, feed: &Backfill) -> Writer {
+    let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), following(), config()).await.unwrap();
+    let mut progress = writer.progress();
+    let is_over = async {
+        if feed.is_all {
+            std::future::pending::<()>().await;
+        }
+        progress.wait_for(|progress| progress.stats.received == feed.events.len() as u64).await.unwrap();
+    };
+    writer.run(feed, is_over).await.unwrap();
+    writer
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_this_version_can_be_written_down() {
     let shelf = Arc::new(Shelf::default());
-    write(shelf.clone(), FORMAT_VERSION, &recorded(FORMAT_VERSION, HELD)).await;
-    assert_clean(&(shelf.clone() as Arc<dyn CacheStore>)).await;
+    build(shelf.clone(), &Backfill::new(HELD)).await;
     let dump = shelf.dump();
-    assert!(dump.contains("_cache:_collections") && dump.contains("_cache:[8:*]:block[0]"));
+    for part in ["_cache:_collections", "_cache:[8:*]:block[0]", "_cache:_intent", r#"\"arrived\":"#, r#"\"slot\":"#] {
+        assert!(dump.contains(part), "{part}");
+    }
     if std::env::var_os("SLUICEGATE_WRITE_FORMAT").is_some() {
         let file = std::fs::File::create(path(FORMAT_VERSION)).unwrap();
         let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::best());
         std::io::Write::write_all(&mut out, dump.as_bytes()).unwrap();
         out.finish().unwrap();
     }
+}
+
+/// The fixture is of a cache that is being built.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_version_3_is_read_and_gone_on_with() {
+    let whole = Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>;
+    let all = Backfill::new(usize::MAX);
+    build(whole.clone(), &all).await;
+    let expected = answers(&open(&whole).await).await;
+
+    let store = Shelf::of(&path(3)) as Arc<dyn CacheStore>;
+    let clock = stored(&store, CacheKey::Clock, PublishedClock::from_bytes).await;
+    assert_eq!((clock.format, clock.building.is_some()), (3, true));
+    let checkpoint = stored(&store, CacheKey::Checkpoint(FEED.to_owned()), Checkpoint::from_bytes).await;
+    assert!(checkpoint.sequencer.arrived.len() > 100, "{:?}", checkpoint.sequencer);
+    let refused = open(&store).await.changes(&[Channel::star()], &ChangesOptions::new()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+
+    let writer = build(store.clone(), &all).await;
+    assert_eq!(writer.stats().received, (all.events.len() - HELD) as u64);
+    assert_eq!((writer.clock().format, writer.clock().building), (FORMAT_VERSION, None));
+    assert_eq!(answers(&open(&store).await).await, expected);
+    assert_clean(&store).await;
 }
 
 async fn a_cache_is_read_and_gone_on_with(version: u32) {

@@ -32,6 +32,8 @@ struct Model {
     skipped: BTreeMap<u64, (Duration, Duration)>,
     abandoned: BTreeSet<u64>,
     noted: Vec<Noted>,
+    /// Whether nothing is skipped for now.
+    holds: bool,
 }
 
 impl Model {
@@ -44,6 +46,7 @@ impl Model {
             skipped: BTreeMap::new(),
             abandoned: BTreeSet::new(),
             noted: Vec::new(),
+            holds: config.holds,
         }
     }
 
@@ -112,7 +115,7 @@ impl Model {
             }
         }
         self.elements.extend(first_new);
-        if b >= self.next {
+        if a.max(self.next) <= b.min(Sequence::MAX_NUMBER.0) {
             self.drain(now);
         }
         new
@@ -124,6 +127,8 @@ impl Model {
                 self.pending.remove(&head);
                 self.elements.remove(&head);
                 self.next += 1;
+            } else if self.holds {
+                break;
             } else if self.elements.len() > self.config.max_pending || now - since >= self.config.max_wait {
                 self.skip(head, since, now);
             } else {
@@ -156,7 +161,15 @@ impl Model {
         self.noted.extend(run.and_then(|(a, b)| SequenceRange::new(a, b)).map(Noted::Abandoned));
     }
 
+    fn release(&mut self, now: Duration) {
+        self.holds = false;
+        let settled = now - self.config.max_wait;
+        self.pending.values_mut().for_each(|since| *since = settled);
+        self.drain(now);
+    }
+
     fn end_of_feed(&mut self, now: Duration) {
+        self.holds = false;
         let settled = now - self.config.max_wait;
         while let Some((&head, _)) = self.pending.iter().next() {
             self.skip(head, settled, now);
@@ -182,6 +195,7 @@ enum Op {
     Unused(u64, u64),
     Tick,
     EndOfFeed,
+    Release,
     Resume,
 }
 
@@ -212,7 +226,7 @@ fn profile(rng: &mut ChaCha8Rng) -> Profile {
             // The model does not cover this; the text cases do.
             max_jump: 0,
             is_partial: false,
-            holds: false,
+            holds: pick(rng, &[false, false, true]),
         },
         odd: pick(rng, &[10, 50, 200, 500]),
         spread: pick(rng, &[1, 2, 8, 20, 60]),
@@ -249,6 +263,7 @@ fn operation(rng: &mut ChaCha8Rng, profile: &Profile, model: &Model) -> Op {
         }
         25 if a % 50 == 0 => Op::EndOfFeed,
         26 if a % 8 == 0 => Op::Resume,
+        27 if a % 16 == 0 => Op::Release,
         _ => Op::Tick,
     }
 }
@@ -295,7 +310,12 @@ fn run(seed: u64, operations: usize) -> Result<usize, String> {
                 model.end_of_feed(now);
                 sequencer.end_of_feed(now);
             }
+            Op::Release => {
+                model.release(now);
+                sequencer.release(now);
+            }
             Op::Resume => {
+                let config = SequencerConfig { holds: model.holds, ..config };
                 let state = stored(&sequencer.state(now));
                 sequencer =
                     Sequencer::resume(config, sequencer.high(), &sequencer.gaps(now), Some(sequencer.abandoned()), &state, now);
@@ -320,11 +340,13 @@ fn run(seed: u64, operations: usize) -> Result<usize, String> {
             same!("the gaps", model.gaps(now), sequencer.gaps(now));
             let state = sequencer.state(now);
             same!("next", model.next, state.next.0);
-            same!(
-                "the pending list",
-                model.pending.keys().copied().collect::<Vec<_>>(),
-                numbers(state.pending.iter().map(|p| p.range))
-            );
+            let waiting = state.pending.iter().map(|run| run.range).chain(state.arrived.ranges());
+            let mut pending = numbers(waiting);
+            pending.sort_unstable();
+            same!("the pending list", model.pending.keys().copied().collect::<Vec<_>>(), pending);
+            if !model.holds {
+                same!("what arrived while it held", 0, state.arrived.len());
+            }
             same!(
                 "the skipped list",
                 model.skipped.keys().copied().collect::<Vec<_>>(),
@@ -332,7 +354,7 @@ fn run(seed: u64, operations: usize) -> Result<usize, String> {
             );
             let abandoned = numbers(state.abandoned.iter().filter_map(|(a, b)| SequenceRange::new(a, b)));
             same!("the abandoned", model.abandoned.iter().copied().collect::<Vec<_>>(), abandoned);
-            if state.pending.iter().any(|run| run.range.first() <= state.next) {
+            if pending.first().is_some_and(|first| *first <= state.next.0) {
                 return Err(fail("the pending list", &"above next", &state.pending));
             }
         }

@@ -8,7 +8,7 @@ use sluicegate_core::changes::SequenceId;
 use sluicegate_core::clock::{Epoch, PublishedClock};
 use sluicegate_core::decode::PrincipalKind;
 use sluicegate_core::directory::Directory;
-use sluicegate_core::engine::{PendingRun, SequencerState, SkippedRange};
+use sluicegate_core::engine::{ArrivedSet, PendingRun, SequencerState, SkippedRange};
 use sluicegate_core::feed::{FeedPosition, PartitionPosition, PositionTracker};
 use sluicegate_core::meta::Meta;
 use sluicegate_core::pointer::Pointer;
@@ -108,12 +108,15 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
     let sequencer = SequencerState {
         next: Sequence(9),
         pending: vec![PendingRun { range, count: 1, age_ms: 5 }],
+        arrived: ArrivedSet::default(),
         skipped: vec![SkippedRange { range: SequenceRange::one(Sequence(3)), missed_ms: 9, listed_ms: 4 }],
         abandoned: vec![(1, 2)].into(),
     };
     let (epoch, position) = (Epoch::default(), feed_position());
     let checkpoint = Checkpoint { epoch, batch: 3, late: 1, position, floor: Floor { stable: Sequence(7), late: 1 }, sequencer };
-    vec![checkpoint.to_bytes().to_vec()]
+    let mut building = checkpoint.clone();
+    building.sequencer.arrived.extend((20..9_000).filter(|n| n % 3 > 0).chain([1 << 40]));
+    [checkpoint, building].map(|checkpoint| checkpoint.to_bytes().to_vec()).into()
 }
 
 fn checkpoint(bytes: &[u8]) -> bool {

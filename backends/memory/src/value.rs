@@ -88,7 +88,8 @@ impl Stored {
                 let partitions = checkpoint.position.partitions.len() * size_of::<(PartitionId, PartitionPosition)>();
                 let sequencer = &checkpoint.sequencer;
                 let lists = size_of_val(&*sequencer.pending) + size_of_val(&*sequencer.skipped);
-                shared_bytes(size_of::<Checkpoint>() + partitions + lists + ranges_bytes(&sequencer.abandoned))
+                let arrived = sequencer.arrived.stored_bytes();
+                shared_bytes(size_of::<Checkpoint>() + partitions + lists + arrived + ranges_bytes(&sequencer.abandoned))
             }
             Stored::Clock(_) => shared_bytes(size_of::<PublishedClock>()),
         }

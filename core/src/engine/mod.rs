@@ -1,8 +1,10 @@
 //! What decides: no I/O, no clock, no randomness. Time comes in as a duration since the writer started; effects go out.
 
+mod arrived;
 mod assembler;
 mod sequencer;
 
+pub use arrived::ArrivedSet;
 #[cfg(feature = "runtime")]
 pub(crate) use assembler::departure_entry;
 pub use assembler::{Assembler, Prepared, WriterStats};

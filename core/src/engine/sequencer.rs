@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::arrived::ArrivedSet;
 use crate::batch::Gap;
 use crate::clock::Progress;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
@@ -93,6 +94,10 @@ pub struct SequencerState {
     pub next: Sequence,
     /// What has arrived above it.
     pub pending: Vec<PendingRun>,
+    /// Besides, single sequences that have arrived above it while the sequencer holds. Since format
+    /// 3.
+    #[serde(default, skip_serializing_if = "ArrivedSet::is_empty")]
+    pub arrived: ArrivedSet,
     /// The skipped list.
     pub skipped: Vec<SkippedRange>,
     /// What has been given up.
@@ -106,6 +111,9 @@ impl SequencerState {
         missing.insert(range.first().0.max(self.next.0), range.last().0);
         for run in &self.pending {
             missing.remove(run.range.first().0, run.range.last().0);
+        }
+        for run in self.arrived.ranges_within(range.first().0, range.last().0) {
+            missing.remove(run.first().0, run.last().0);
         }
         for skipped in self.skipped.iter().filter_map(|skip| skip.range.intersect(range)) {
             missing.insert(skipped.first().0, skipped.last().0);
@@ -147,7 +155,11 @@ pub struct Sequencer {
     /// Runs of consecutive arrived numbers above `next`, by first number. Only the age of a run's
     /// first number matters: the rest of the run is released with it.
     pending: BTreeMap<u64, Run>,
+    /// The number of arrivals in `pending`.
     pending_count: usize,
+    /// Single numbers above `next` that have arrived while it holds. They come in any order, and
+    /// there may be as many as a bucket has. Those in `pending` are not among them.
+    arrived: ArrivedSet,
     /// By first number. Ranges are only ever added at the top, so they are in the order of their
     /// times too. All times held here are [`internal`].
     skipped: BTreeMap<u64, Skip>,
@@ -204,6 +216,7 @@ impl Sequencer {
             config,
             pending: BTreeMap::new(),
             pending_count: 0,
+            arrived: ArrivedSet::default(),
             skipped: BTreeMap::new(),
             skipped_count: 0,
             settled_below: 0,
@@ -273,6 +286,15 @@ impl Sequencer {
                 sequencer.add_pending(range, since(run.age_ms), count);
             }
         }
+        sequencer.arrived = checkpoint.arrived.clone();
+        sequencer.arrived.remove(0, sequencer.next - 1);
+        sequencer.arrived.remove(Sequence::MAX_NUMBER.0 + 1, u64::MAX);
+        for run in &checkpoint.pending {
+            sequencer.arrived.remove(run.range.first().0, run.range.last().0);
+        }
+        if !sequencer.holds {
+            sequencer.hold_no_longer(at);
+        }
         sequencer.drain(at);
         sequencer
     }
@@ -291,6 +313,7 @@ impl Sequencer {
                     Some(PendingRun { range: range(first, run.last)?, count: run.count as u64, age_ms: ms(run.since) })
                 })
                 .collect(),
+            arrived: self.arrived.clone(),
             skipped: self
                 .skipped
                 .iter()
@@ -334,7 +357,12 @@ impl Sequencer {
 
     /// How many arrivals wait for a lower number.
     pub fn pending_count(&self) -> usize {
-        self.pending_count
+        self.pending_count.saturating_add(usize::try_from(self.arrived.len()).unwrap_or(usize::MAX))
+    }
+
+    /// Bytes of the stored form of what has arrived while it holds.
+    pub fn arrived_bytes(&self) -> usize {
+        self.arrived.stored_bytes()
     }
 
     /// What has been given up.
@@ -377,18 +405,29 @@ impl Sequencer {
     /// The feed has delivered what was there: what is missing below pending numbers is skipped at
     /// once. Later numbers are waited for as usual.
     pub fn release(&mut self, now: Duration) {
-        self.holds = false;
         let now = internal(now);
         let since = now.saturating_sub(self.config.max_wait);
-        self.pending.values_mut().for_each(|run| run.since = run.since.min(since));
+        self.pending.values_mut().for_each(|run| run.since = since);
+        self.hold_no_longer(since);
         self.drain(now);
+    }
+
+    /// From here on, what has arrived waits as usual: `since` that time.
+    fn hold_no_longer(&mut self, since: Duration) {
+        self.holds = false;
+        let arrived = std::mem::take(&mut self.arrived);
+        for run in arrived.ranges() {
+            self.add_pending(run, since, usize::try_from(run.count()).unwrap_or(usize::MAX));
+        }
     }
 
     /// How many numbers have arrived, and the highest of them, as far as it is plausible.
     pub fn progress(&self) -> Progress {
         let plausible = self.pending.iter().rev().find(|(first, _)| self.is_plausible(Sequence(**first)));
-        let arrived = self.high().0.saturating_add(self.pending_count as u64);
-        Progress { arrived, highest: Sequence(plausible.map_or(self.high().0, |(_, run)| run.last)) }
+        let single = self.arrived.rev().find(|number| self.is_plausible(Sequence(*number)));
+        let arrived = self.high().0.saturating_add(self.pending_count() as u64);
+        let highest = plausible.map_or(self.high().0, |(_, run)| run.last).max(single.unwrap_or_default());
+        Progress { arrived, highest: Sequence(highest) }
     }
 
     /// A number arrived: its document is there, or a newer revision says that it was superseded.
@@ -397,7 +436,7 @@ impl Sequencer {
         let s = sequence.0;
         if s == self.next && !sequence_is_too_high(s) {
             self.next += 1;
-            if !self.pending.is_empty() {
+            if !self.pending.is_empty() || !self.arrived.is_empty() {
                 self.drain(internal(now));
             }
             return Arrival::InOrder;
@@ -417,6 +456,10 @@ impl Sequencer {
             return Arrival::Implausible;
         }
         let now = internal(now);
+        if self.holds {
+            let is_new = !self.is_in_run(s) && self.arrived.insert(s);
+            return if is_new { Arrival::Pending } else { Arrival::Duplicate };
+        }
         if !self.add_one_pending(s, now) {
             return Arrival::Duplicate;
         }
@@ -515,6 +558,9 @@ impl Sequencer {
         for (a, run) in before.into_iter().chain(self.pending.range(first..).take_while(|(a, _)| **a <= last)) {
             missing.remove(*a, run.last);
         }
+        for run in self.arrived.ranges_within(first, last) {
+            missing.remove(run.first().0, run.last().0);
+        }
         missing.iter().collect()
     }
 
@@ -583,7 +629,10 @@ impl Sequencer {
 
     /// Whether more than `max_pending` have arrived that are pending from `number` on.
     fn has_many_from(&self, number: Sequence) -> bool {
-        let mut count = 0;
+        let mut count = usize::try_from(self.arrived.count_from(number.0)).unwrap_or(usize::MAX);
+        if count > self.config.max_pending {
+            return true;
+        }
         self.pending.range(number.0..).any(|(_, run)| {
             count += run.count;
             count > self.config.max_pending
@@ -630,9 +679,13 @@ impl Sequencer {
     pub fn is_accounted(&self, sequence: Sequence) -> bool {
         let s = sequence.0;
         if s >= self.next {
-            return self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s);
+            return self.arrived.contains(s) || self.is_in_run(s);
         }
         !self.is_skipped(s) && !self.abandoned.contains(s)
+    }
+
+    fn is_in_run(&self, s: u64) -> bool {
+        self.pending.range(..=s).next_back().is_some_and(|(_, run)| run.last >= s)
     }
 
     fn is_skipped(&self, s: u64) -> bool {
@@ -650,6 +703,9 @@ impl Sequencer {
             if !self.is_skipped(s) {
                 self.abandoned.insert(s, s);
             }
+            return;
+        }
+        if self.arrived.remove(s, s) > 0 {
             return;
         }
         let Some((&first, &run)) = self.pending.range(..=s).next_back().filter(|(_, run)| run.last >= s) else { return };
@@ -683,8 +739,8 @@ impl Sequencer {
     /// The feed has ended: nothing pending waits any longer, what is missing below it is skipped at
     /// once, and everything that is missing counts as settled.
     pub fn end_of_feed(&mut self, now: Duration) {
-        self.holds = false;
         let now = internal(now);
+        self.hold_no_longer(now);
         let settled = now.saturating_sub(self.config.max_wait);
         while let Some((&first, _)) = self.pending.iter().next() {
             if !self.is_plausible(Sequence(first)) {
@@ -703,7 +759,12 @@ impl Sequencer {
     /// swallows.
     fn add_pending(&mut self, range: SequenceRange, now: Duration, count: usize) -> u64 {
         let (mut first, mut last) = (range.first().0, range.last().0);
-        let (mut count, mut since, mut known) = (count, now, 0u64);
+        if self.holds && first == last {
+            return u64::from(!self.is_in_run(first) && self.arrived.insert(first));
+        }
+        let mut known = self.arrived.remove(first, last);
+        let single = usize::try_from(known).unwrap_or(usize::MAX);
+        let (added, mut count, mut since) = (count, single, now);
         if let Some((&a, run)) = self.pending.range(..=first).next_back()
             && run.last.saturating_add(1) >= first
         {
@@ -723,9 +784,11 @@ impl Sequencer {
             self.pending_count -= run.count;
             self.pending.remove(&a);
         }
+        let new = range.count() - known;
+        count += if new > 0 { added } else { 0 };
         self.pending.insert(first, Run { last, count, since });
         self.pending_count += count;
-        range.count() - known
+        new
     }
 
     /// Adds a single number, as [`add_pending`](Self::add_pending) does; whether it was not
@@ -764,11 +827,12 @@ impl Sequencer {
     }
 
     fn drain(&mut self, now: Duration) {
+        self.next = self.arrived.remove_run(self.next);
         while let Some((&first, &run)) = self.pending.iter().next() {
             if first <= self.next {
                 self.pending.pop_first();
                 self.pending_count -= run.count;
-                self.next = self.next.max(run.last + 1);
+                self.next = self.arrived.remove_run(self.next.max(run.last + 1));
             } else if self.holds {
                 break;
             } else if self.pending_count > self.config.max_pending || now.saturating_sub(run.since) >= self.config.max_wait {

@@ -151,7 +151,7 @@ impl Writer {
             self.end_rollbacks(ended).await?;
         }
         self.end_first_read();
-        if self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms) {
+        if self.is_checkpoint_due() {
             self.launch(Some(()));
         }
         Ok(())
@@ -333,6 +333,7 @@ impl Writer {
     pub(super) fn taken(&mut self, bytes: usize) {
         self.dirty = true;
         self.waiting_bytes += bytes;
+        self.bytes_since_checkpoint += bytes;
         notices::tell_noted(&self.assembler.take_noted());
     }
 

@@ -83,6 +83,13 @@ pub struct WriterProgress {
 /// Feed batches being decoded ahead of the one task that applies them.
 const DECODE_AHEAD: usize = 8;
 
+/// While a cache is built, events of this many times the size of a checkpoint come between two of
+/// them,
+const EVENTS_A_CHECKPOINT: usize = 10;
+
+/// or so many times the interval of checkpoints has passed.
+const MAX_INTERVALS: u32 = 60;
+
 /// The writer of one cache, for one term. Exclusive: there is one task that drives it.
 ///
 /// Made by [`Writer::take_over`]. Dropping it at any moment loses nothing: whoever takes over next
@@ -101,6 +108,8 @@ pub struct Writer {
     checkpointed: Instant,
     /// Whether events were applied since the last checkpoint.
     dirty: bool,
+    /// Bytes of events applied since the last checkpoint.
+    bytes_since_checkpoint: usize,
     clock: Versioned<PublishedClock>,
     in_flight: VecDeque<InFlight>,
     publishing: Option<Publishing>,
@@ -389,11 +398,25 @@ impl Writer {
         self.end_first_read();
         notices::tell_noted(&self.assembler.tick(self.now()));
         self.tell_progress();
-        let due = self.checkpointed.elapsed() >= Duration::from_millis(self.config.checkpoint_interval_ms);
-        if due && self.dirty && self.in_flight.len() < self.config.max_in_flight {
+        if self.dirty && self.in_flight.len() < self.config.max_in_flight && self.is_checkpoint_due() {
             self.launch(Some(()));
         }
     }
+
+    /// Whether it is time for a checkpoint.
+    fn is_checkpoint_due(&self) -> bool {
+        let (elapsed, interval) = (self.checkpointed.elapsed(), Duration::from_millis(self.config.checkpoint_interval_ms));
+        elapsed >= interval && {
+            let arrived_bytes = self.assembler.sequencer().arrived_bytes();
+            is_checkpoint_worth_it(elapsed, interval, self.bytes_since_checkpoint, arrived_bytes)
+        }
+    }
+}
+
+/// Whether a checkpoint is written that has `arrived_bytes` of sequences that have arrived, which
+/// is nothing unless a cache is built, after `event_bytes` of events.
+fn is_checkpoint_worth_it(elapsed: Duration, interval: Duration, event_bytes: usize, arrived_bytes: usize) -> bool {
+    event_bytes >= arrived_bytes.saturating_mul(EVENTS_A_CHECKPOINT) || elapsed >= interval.saturating_mul(MAX_INTERVALS)
 }
 
 fn backoff(config: &WriterConfig) -> ExponentialBuilder {
@@ -421,4 +444,18 @@ fn name_repair(error: Error) -> Error {
 
 fn task_failed(e: tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Unexpected, "a task of the writer failed").with_source(e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_checkpoint_waits_for_many_events_but_not_for_ever() {
+        let due = |seconds, events, arrived| {
+            is_checkpoint_worth_it(Duration::from_secs(seconds), Duration::from_secs(1), events, arrived)
+        };
+        assert!(due(1, 0, 0), "nothing is built");
+        assert!(!due(59, 9_999, 1_000) && due(1, 10_000, 1_000) && due(60, 0, 1_000));
+    }
 }

@@ -62,6 +62,7 @@ impl Writer {
         if checkpoint.is_some() {
             self.checkpointed = Instant::now();
             self.dirty = false;
+            self.bytes_since_checkpoint = 0;
         }
         let Prepared { batch, mut publication } = self.assembler.prepare(position, self.now());
         if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {

@@ -195,6 +195,7 @@ impl Writer {
             began: now,
             checkpointed: now,
             dirty: false,
+            bytes_since_checkpoint: 0,
             clock: taken.clock,
             in_flight: VecDeque::new(),
             publishing: None,

@@ -101,6 +101,7 @@ impl Writer {
         let sequencer = self.assembler.sequencer();
         let state = sequencer.state(self.now());
         let last = state.pending.last().map_or(sequencer.high(), |run| run.range.last());
+        let last = last.max(Sequence(state.arrived.last().unwrap_or_default()));
         let beyond = Sequence(last.0.saturating_add((self.config.max_batch * self.config.max_in_flight) as u64));
         let all = SequenceRange::new(sequencer.stable().next(), beyond);
         let mut missing = all.map(|all| state.missing_in(all)).unwrap_or_default();

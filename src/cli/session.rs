@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 use futures::StreamExt as _;
@@ -116,7 +115,7 @@ pub(crate) struct Part {
     /// The feed, if it is shared, with the counts of events of no database.
     pub(crate) shared: Option<SharedFeed>,
     /// Whether the log has the warning that this seems to be several databases.
-    told: Arc<AtomicBool>,
+    told: Arc<Mutex<bool>>,
 }
 
 impl Session {
@@ -423,12 +422,14 @@ pub(crate) async fn warn_of_mixture(status: &WriterStatus, part: &Part) {
     }
 }
 
-async fn tell_of_mixture(store: &dyn CacheStore, told: &AtomicBool, conflicts: u64) {
+async fn tell_of_mixture(store: &dyn CacheStore, told: &Mutex<bool>, conflicts: u64) {
     let stored = store.get(&CacheKey::Collections).await.ok().flatten();
     let known = stored.and_then(|stored| Collections::from_bytes(&stored.value).ok()).unwrap_or_default();
     let named = |id: CollectionId| known.name_of(id).map_or_else(|| format!("0x{:x}", id.0), str::to_owned);
     let used: Vec<String> = known.used().map(named).collect();
-    if used.len() > 1 && !told.swap(true, Ordering::Relaxed) {
+    // Held until the line is written: the process may end as soon as another finds that it was told.
+    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+    if used.len() > 1 && !std::mem::replace(&mut *told, true) {
         tracing::warn!(
             conflicts,
             collections = ?used,

@@ -173,7 +173,8 @@ impl World {
 fn config(seed: u64) -> WriterConfig {
     let text = r#"{"max_batch": 4, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": 8,
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
-    let config: WriterConfig = serde_json::from_str(text).unwrap();
+    let mut config: WriterConfig = serde_json::from_str(text).unwrap();
+    config.list_changes = seed as usize % 5;
     config.with_supersession(if seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
 }
 

@@ -21,7 +21,7 @@ use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned};
 use sluicegate_core::{CacheKey, CacheStore, ErrorKind, GatewayDecoder, PublishedClock, Result, Writer, WriterConfig};
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
-use sluicegate_testkit::{Content, CrashPoint, FaultStore, Faults, Follower, PausingFeed, PlainStore, Rows, Step, When};
+use sluicegate_testkit::{Content, CrashPoint, FaultStore, Faults, Follower, PausingFeed, PlainStore, Rows, Step};
 use support::Kind;
 
 /// A store that refuses to let the clock go back, and knows what was written to it.
@@ -103,7 +103,8 @@ impl MutationDecoder for Forgetful {
 fn config(seed: u64) -> WriterConfig {
     let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": 8,
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
-    let config: WriterConfig = serde_json::from_str(text).unwrap();
+    let mut config: WriterConfig = serde_json::from_str(text).unwrap();
+    config.list_changes = seed as usize % 5;
     config.with_supersession(if seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
 }
 
@@ -205,8 +206,7 @@ async fn a_checkpoint_of_a_writer_that_was_held_is_refused_be_it_the_first() {
 /// As many writers, each over its own load, are cut off at one step after another.
 async fn crash_everywhere(kind: Kind, runs: u64) {
     let mut reached: BTreeMap<String, usize> = BTreeMap::new();
-    let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
-    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
+    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(CrashPoint::occasional(1)).collect();
     for (seed, mut point) in (0..runs).zip(points.into_iter().cycle()) {
         let generated = load(seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();

@@ -1,7 +1,8 @@
 //! Caches of every format version are read, checked, and continued.
 //!
-//! `testdata/formats/vN.json.gz` holds all documents of a small cache by their canonical keys. That
-//! of version 1 was written by the last build that wrote it; that of this version is written by
+//! `testdata/formats/vN.json.gz` holds all documents of a small cache by their canonical keys,
+//! `vN-building.json.gz` those of one that is being built. Those of an earlier version were written
+//! by the last build that wrote it; those of this version are written by
 //! `SLUICEGATE_WRITE_FORMAT=1 cargo test --test formats`.
 
 #![cfg(all(feature = "memory", feature = "replay"))]
@@ -143,7 +144,10 @@ impl Shelf {
 
 /// Small limits, so that a small cache has documents of each kind.
 fn config() -> WriterConfig {
-    serde_json::from_str(r#"{"max_batch":16,"ring":8,"max_in_flight":2,"block_capacity":64,"supersession":"pointers"}"#).unwrap()
+    serde_json::from_str(
+        r#"{"max_batch":16,"ring":8,"max_in_flight":2,"list_changes":0,"block_capacity":64,"supersession":"pointers"}"#,
+    )
+    .unwrap()
 }
 
 /// The events of a recorded gateway, as builds of the version read them.
@@ -152,6 +156,14 @@ fn recorded(version: u32, count: usize) -> Vec<Mutation> {
     let mut events = recording.mutations[..count].to_vec();
     let late = events.remove(60);
     events.insert(180, late);
+    if version >= 3 {
+        // Batch records are relative to a list of what is missing.
+        let mut nth = 0;
+        events.retain(|_| {
+            nth += 1;
+            nth % 40 > 0
+        });
+    }
     if version >= 2 {
         // Version 1 has no collections.
         for mutation in &mut events {
@@ -211,8 +223,22 @@ async fn stored<T>(store: &Arc<dyn CacheStore>, key: CacheKey, read: impl FnOnce
     read(&store.get(&key).await.unwrap().unwrap().value).unwrap()
 }
 
-fn path(version: u32) -> PathBuf {
-    PathBuf::from(format!("testdata/formats/v{version}.json.gz"))
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(format!("testdata/formats/{name}.json.gz"))
+}
+
+/// Writes a cache of this version down, if asked to. Each of these texts is in it.
+fn write_down(shelf: &Shelf, name: &str, parts: &[&str]) {
+    let dump = shelf.dump();
+    for part in parts {
+        assert!(dump.contains(part), "{part}");
+    }
+    if std::env::var_os("SLUICEGATE_WRITE_FORMAT").is_some() {
+        let file = std::fs::File::create(path(name)).unwrap();
+        let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::best());
+        std::io::Write::write_all(&mut out, dump.as_bytes()).unwrap();
+        out.finish().unwrap();
+    }
 }
 
 /// A feed of a bucket that is there already, vbucket by vbucket.
@@ -226,7 +252,7 @@ struct Backfill {
 impl Backfill {
     /// The first `count` events. A few of them have the sequence of another document.
     fn new(count: usize) -> Self {
-        let mut events = recorded(FORMAT_VERSION, ALL);
+        let mut events = recorded(2, ALL);
         let mut twins: Vec<Mutation> = events.iter().filter(|event| event.key.starts_with(b"d")).step_by(50).cloned().collect();
         for (twin, seqno) in twins.iter_mut().zip(1..) {
             // No recorded document is in this vbucket.
@@ -282,28 +308,23 @@ async fn build(store: Arc<dyn CacheStore>, feed: &Backfill) -> Writer {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_this_version_can_be_written_down() {
     let shelf = Arc::new(Shelf::default());
+    write(shelf.clone(), FORMAT_VERSION, &recorded(FORMAT_VERSION, HELD)).await;
+    let missing = ["_cache:_missing:[0]", "_cache:_missing:[1]", r#"\"base\":"#];
+    write_down(&shelf, "v3", &[&["_cache:_collections", "_cache:[8:*]:block[0]", "_cache:_intent"][..], &missing].concat());
+
+    let shelf = Arc::new(Shelf::default());
     build(shelf.clone(), &Backfill::new(HELD)).await;
-    let dump = shelf.dump();
-    for part in ["_cache:_collections", "_cache:[8:*]:block[0]", "_cache:_intent", r#"\"arrived\":"#, r#"\"slot\":"#] {
-        assert!(dump.contains(part), "{part}");
-    }
-    if std::env::var_os("SLUICEGATE_WRITE_FORMAT").is_some() {
-        let file = std::fs::File::create(path(FORMAT_VERSION)).unwrap();
-        let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::best());
-        std::io::Write::write_all(&mut out, dump.as_bytes()).unwrap();
-        out.finish().unwrap();
-    }
+    write_down(&shelf, "v3-building", &[r#"\"arrived\":"#, r#"\"slot\":"#]);
 }
 
-/// The fixture is of a cache that is being built.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_of_version_3_is_read_and_gone_on_with() {
+async fn a_cache_of_version_3_that_is_being_built_is_gone_on_with() {
     let whole = Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>;
     let all = Backfill::new(usize::MAX);
     build(whole.clone(), &all).await;
     let expected = answers(&open(&whole).await).await;
 
-    let store = Shelf::of(&path(3)) as Arc<dyn CacheStore>;
+    let store = Shelf::of(&path("v3-building")) as Arc<dyn CacheStore>;
     let clock = stored(&store, CacheKey::Clock, PublishedClock::from_bytes).await;
     assert_eq!((clock.format, clock.building.is_some()), (3, true));
     let checkpoint = stored(&store, CacheKey::Checkpoint(FEED.to_owned()), Checkpoint::from_bytes).await;
@@ -325,7 +346,7 @@ async fn a_cache_is_read_and_gone_on_with(version: u32) {
     write(all.clone(), version, &recorded(version, ALL)).await;
     let (expected, expected_then) = (answers(&open(&held).await).await, answers(&open(&all).await).await);
 
-    let store = Shelf::of(&path(version)) as Arc<dyn CacheStore>;
+    let store = Shelf::of(&path(&format!("v{version}"))) as Arc<dyn CacheStore>;
     assert_eq!(stored(&store, CacheKey::Clock, PublishedClock::from_bytes).await.format, version);
     let reader = open(&store).await;
     assert_eq!(answers(&reader).await, expected);
@@ -359,4 +380,9 @@ async fn a_cache_of_version_1_is_read_and_gone_on_with() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_version_2_is_read_and_gone_on_with() {
     a_cache_is_read_and_gone_on_with(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_version_3_is_read_and_gone_on_with() {
+    a_cache_is_read_and_gone_on_with(3).await;
 }

@@ -38,7 +38,8 @@ fn lost(partition: u16) -> [FeedEvent; 2] {
 }
 
 fn config(supersession: Supersession) -> WriterConfig {
-    let text = r#"{"hold_first_read": false, "gather_rollbacks_ms": 0, "codec": "two-bit", "block_capacity": 64}"#;
+    let text =
+        r#"{"hold_first_read": false, "gather_rollbacks_ms": 0, "list_changes": 0, "codec": "two-bit", "block_capacity": 64}"#;
     serde_json::from_str::<WriterConfig>(text).unwrap().with_supersession(supersession)
 }
 

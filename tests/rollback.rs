@@ -23,7 +23,7 @@ use sluicegate::{
 use sluicegate_memory::MemoryStore;
 use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
 use sluicegate_testkit::observe::{Rows, rows};
-use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, Step, When};
+use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, When};
 use support::seeds::{are_usual, campaign};
 
 /// What a document's value holds: the metadata of a gateway, in short.
@@ -203,7 +203,8 @@ impl World {
 fn config(seed: u64) -> WriterConfig {
     let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": 8, "gather_rollbacks_ms": 0,
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
-    let config: WriterConfig = serde_json::from_str(text).unwrap();
+    let mut config: WriterConfig = serde_json::from_str(text).unwrap();
+    config.list_changes = seed as usize % 5;
     config.with_supersession(if seed % 4 < 2 { Supersession::Recents } else { Supersession::Pointers })
 }
 
@@ -294,8 +295,7 @@ async fn numbers_that_come_again_before_their_loss_is_told_are_shown() {
 
 /// The step at which the writer was cut off, if it was.
 async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
-    let pointers = [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step: Step::Pointers, when, nth: 1 });
-    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(pointers).collect();
+    let points: Vec<CrashPoint> = CrashPoint::all(1).chain(CrashPoint::occasional(1)).collect();
     let mut point = points[seed as usize % points.len()];
     // A store of the six primitives does every step on its own.
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());

@@ -18,6 +18,7 @@ use crate::entry::ChangeEntry;
 use crate::error::Result;
 use crate::feed::FeedPosition;
 use crate::key::{BlockIndex, CacheKey};
+use crate::missing::MissingBase;
 use crate::pointer::Pointer;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 
@@ -280,11 +281,15 @@ pub struct BatchRecord {
     pub late: Vec<LateEntry>,
     /// Principals it saw.
     pub principals: Vec<PrincipalChange>,
-    /// The whole skipped list after it.
+    /// The whole skipped list after it. With a base, only the part in its `changed`.
     pub gaps: Vec<Gap>,
-    /// All that has been given up by then, and has not come since.
+    /// All that has been given up by then, and has not come since. With a base, only the part in
+    /// its `changed`.
     #[serde(default)]
     pub abandoned: RangeSet,
+    /// The stored list of what was missing that this record is relative to. Since format 3.
+    #[serde(default)]
+    pub base: Option<MissingBase>,
 }
 
 /// A record as it is written, but for its entries.
@@ -297,6 +302,8 @@ struct RestOfRecord<'a> {
     gaps: &'a [Gap],
     #[serde(skip_serializing_if = "RangeSet::is_empty")]
     abandoned: &'a RangeSet,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<&'a MissingBase>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gone: Option<&'a Entries>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -322,15 +329,16 @@ impl BatchRecord {
             principals: Vec::new(),
             gaps: Vec::new(),
             abandoned: RangeSet::new(),
+            base: None,
         }
     }
 
     /// JSON.
     pub fn to_bytes(&self) -> Bytes {
-        let BatchRecord { number, epoch, entries, gone, room, late, principals, gaps, abandoned } = self;
+        let BatchRecord { number, epoch, entries, gone, room, late, principals, gaps, abandoned, base } = self;
         let gone = Some(gone).filter(|gone| !gone.is_empty());
         let (number, epoch) = (*number, *epoch);
-        let rest = to_json(&RestOfRecord { number, epoch, late, principals, gaps, abandoned, gone, room });
+        let rest = to_json(&RestOfRecord { number, epoch, late, principals, gaps, abandoned, base: base.as_ref(), gone, room });
         let entries = entries.joined();
         let mut out = Vec::with_capacity(entries.len() + rest.len() + 16);
         out.extend_from_slice(br#"{"entries":["#);

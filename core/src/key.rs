@@ -34,6 +34,8 @@ pub enum CacheKey {
     Batch(u64),
     /// A page of late entries.
     Late(u64),
+    /// What is missing after some batch; one of two places.
+    Missing(u64),
     /// Feed position and sequencer state to restart from. Holds the feed's name.
     Checkpoint(String),
     /// The newest rows of one document.
@@ -74,6 +76,7 @@ impl CacheKey {
             CacheKey::Clock => write!(out, "_stableSeq"),
             CacheKey::Batch(slot) => write!(out, ":_batch:[{slot}]"),
             CacheKey::Late(page) => write!(out, ":_late:[{page}]"),
+            CacheKey::Missing(place) => write!(out, ":_missing:[{place}]"),
             CacheKey::Checkpoint(feed) => write!(out, ":_checkpoint:[{}]", name(feed)),
             CacheKey::Document(id) => write!(out, ":_doc:[{}]", qualified(id.collection, &id.key)),
             CacheKey::Collections => write!(out, ":_collections"),
@@ -158,6 +161,7 @@ mod tests {
             CacheKey::Sequence(Sequence(n)),
             CacheKey::Batch(n),
             CacheKey::Late(n),
+            CacheKey::Missing(n),
             CacheKey::Block(channel(a), BlockIndex(n)),
             CacheKey::Counter(channel(a)),
             CacheKey::Directory(channel(a)),

@@ -23,6 +23,7 @@ mod fenced;
 mod intent;
 pub mod key;
 pub mod meta;
+pub mod missing;
 #[cfg(feature = "runtime")]
 pub mod node;
 pub mod pointer;

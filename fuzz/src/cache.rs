@@ -11,6 +11,7 @@ use sluicegate_core::directory::Directory;
 use sluicegate_core::engine::{ArrivedSet, PendingRun, SequencerState, SkippedRange};
 use sluicegate_core::feed::{FeedPosition, PartitionPosition, PositionTracker};
 use sluicegate_core::meta::Meta;
+use sluicegate_core::missing::{Missing, MissingBase, MissingList};
 use sluicegate_core::pointer::Pointer;
 use sluicegate_core::registry::Location;
 use sluicegate_core::{
@@ -25,6 +26,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "entry", seeds: entry_seeds, check: entry },
     Target { name: "directory", seeds: directory_seeds, check: directory },
     Target { name: "batch-record", seeds: record_seeds, check: record },
+    Target { name: "missing-list", seeds: missing_seeds, check: missing },
     Target { name: "late-page", seeds: late_page_seeds, check: late_page },
     Target { name: "checkpoint", seeds: checkpoint_seeds, check: checkpoint },
     Target { name: "feed-position", seeds: position_seeds, check: position },
@@ -80,7 +82,20 @@ fn record_seeds() -> Vec<Vec<u8>> {
     record.principals = vec![PrincipalChange { sequence: Sequence(5), kind: PrincipalKind::Role, name: "r".into() }];
     record.gaps = vec![Gap { range: SequenceRange::one(Sequence(8)), age_ms: 5 }];
     record.abandoned.insert(2, 3);
-    vec![empty.to_vec(), record.to_bytes().to_vec()]
+    let changed = vec![(2, 8)].into();
+    let whole = record.to_bytes();
+    record.base = Some(MissingBase { epoch: record.epoch, list: 3, age_ms: 4, changed });
+    vec![empty.to_vec(), whole.to_vec(), record.to_bytes().to_vec()]
+}
+
+fn missing_seeds() -> Vec<Vec<u8>> {
+    let gaps = vec![Gap { range: SequenceRange::one(Sequence(8)), age_ms: 5 }];
+    let missing = Missing { gaps, abandoned: vec![(1, 3)].into() };
+    vec![MissingList { epoch: Epoch::default(), number: 2, missing }.to_bytes().to_vec()]
+}
+
+fn missing(bytes: &[u8]) -> bool {
+    round_trip(bytes, json_limit(bytes), MissingList::from_bytes, MissingList::to_bytes)
 }
 
 fn record(bytes: &[u8]) -> bool {

@@ -9,6 +9,7 @@ use sluicegate::collections::Collections;
 use sluicegate::core::batch::Gap;
 use sluicegate::core::commit::read_clock;
 use sluicegate::core::meta::Meta;
+use sluicegate::core::missing::LastBatch;
 use sluicegate::core::scan;
 use sluicegate::databases::Keyspace;
 use sluicegate::{
@@ -367,7 +368,7 @@ impl View for SkippedView {
 }
 
 async fn skipped_view(store: &dyn CacheStore, clock: PublishedClock, ring: u64) -> Result<SkippedView> {
-    let record = if clock.batch == 0 { None } else { store.record(clock.batch, ring).await? };
-    let gaps = record.map(|record| record.gaps.clone()).unwrap_or_default();
+    let LastBatch { clock, missing, .. } = LastBatch::read(store, ring, clock).await?;
+    let gaps = missing.gaps;
     Ok(SkippedView { stable: clock.stable, high: clock.high, skipped: clock.gaps, gaps })
 }

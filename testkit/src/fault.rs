@@ -71,6 +71,8 @@ pub enum Step {
     Counters,
     /// Pointers of documents, where a writer keeps them.
     Pointers,
+    /// The list of missing sequences, where there are many.
+    MissingList,
     /// Pages of late entries.
     LatePages,
     /// The batch record.
@@ -82,7 +84,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// All steps, in the order of the algorithm.
+    /// The steps of every batch, in the order of the algorithm.
     pub const ALL: [Step; 9] = [
         Step::Intent,
         Step::SequenceDocuments,
@@ -104,6 +106,7 @@ impl Step {
             CacheKey::Directory(_) => Some(Step::Directories),
             CacheKey::Counter(_) => Some(Step::Counters),
             CacheKey::Late(_) => Some(Step::LatePages),
+            CacheKey::Missing(_) => Some(Step::MissingList),
             CacheKey::Batch(_) => Some(Step::BatchRecord),
             CacheKey::Checkpoint(_) => Some(Step::Checkpoint),
             CacheKey::Document(_) => Some(Step::Pointers),
@@ -136,10 +139,20 @@ pub struct CrashPoint {
 }
 
 impl CrashPoint {
-    /// Every step before, after and in the middle of its `nth` write: 24 points.
+    /// Every step before, after and in the middle of its `nth` write: 27 points.
     pub fn all(nth: u64) -> impl Iterator<Item = CrashPoint> {
-        let whens = [When::Before, When::After, When::Unknown];
-        Step::ALL.into_iter().flat_map(move |step| whens.map(|when| CrashPoint { step, when, nth }))
+        Step::ALL.into_iter().flat_map(move |step| CrashPoint::of(step, nth))
+    }
+
+    /// The same of the steps that a writer takes only if its configuration or the load calls for
+    /// them: 6 points.
+    pub fn occasional(nth: u64) -> impl Iterator<Item = CrashPoint> {
+        [Step::Pointers, Step::MissingList].into_iter().flat_map(move |step| CrashPoint::of(step, nth))
+    }
+
+    /// One step before, after and in the middle of its `nth` write.
+    pub fn of(step: Step, nth: u64) -> [CrashPoint; 3] {
+        [When::Before, When::After, When::Unknown].map(|when| CrashPoint { step, when, nth })
     }
 }
 

@@ -164,7 +164,7 @@ async fn bucket(seed: u64) -> Cluster {
 }
 
 fn config(supersession: Supersession) -> WriterConfig {
-    let text = r#"{"max_batch": 50, "max_wait_ms": 200, "checkpoint_interval_ms": 20, "gather_rollbacks_ms": 20,
+    let text = r#"{"max_batch": 50, "max_wait_ms": 200, "checkpoint_interval_ms": 20, "gather_rollbacks_ms": 20, "list_changes": 5,
         "codec": "two-bit", "block_capacity": 256}"#;
     let mut config = serde_json::from_str::<WriterConfig>(text).unwrap().with_supersession(supersession);
     config.ring = RING;

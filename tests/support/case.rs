@@ -35,7 +35,8 @@ pub(crate) fn config(seed: u64, ring: u64) -> WriterConfig {
         r#"{{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": {ring},
         "codec": "{CODEC}", "block_capacity": {CAPACITY}}}"#
     );
-    let config: WriterConfig = serde_json::from_str(&text).unwrap();
+    let mut config: WriterConfig = serde_json::from_str(&text).unwrap();
+    config.list_changes = seed as usize % 5;
     config.with_supersession(if seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
 }
 

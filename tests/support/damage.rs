@@ -158,7 +158,7 @@ impl Target {
     pub(crate) fn includes(self, key: &CacheKey) -> bool {
         match key {
             CacheKey::Clock | CacheKey::Meta | CacheKey::Writer => false,
-            CacheKey::Batch(_) => self == Target::Records,
+            CacheKey::Batch(_) | CacheKey::Missing(_) => self == Target::Records,
             CacheKey::Sequence(_) | CacheKey::Late(_) => self == Target::AllButRecords,
             _ => true,
         }

@@ -81,7 +81,8 @@ impl Stored {
                     + size_of_val(&*record.late)
                     + size_of_val(&*record.principals)
                     + size_of_val(&*record.gaps);
-                shared_bytes(size_of::<BatchRecord>() + lists + ranges_bytes(&record.abandoned))
+                let changed = record.base.as_ref().map_or(0, |base| ranges_bytes(&base.changed));
+                shared_bytes(size_of::<BatchRecord>() + lists + ranges_bytes(&record.abandoned) + changed)
             }
             Stored::Late(page) => shared_bytes(size_of::<LatePage>() + size_of_val(&*page.entries)),
             Stored::Checkpoint(checkpoint) => {

@@ -57,17 +57,7 @@ async fn a_refused_publication_writes_nothing_and_wakes_nobody() {
     let key = CacheKey::Checkpoint("feed".to_owned());
     store.remove(&key, None).await.unwrap();
     store.insert(&key, checkpoint(later).to_bytes(), Expiry::Never).await.unwrap();
-    let record = BatchRecord {
-        number: 1,
-        epoch: mine,
-        entries: Default::default(),
-        gone: Default::default(),
-        room: Vec::new(),
-        late: vec![(1, 5.into()).into()],
-        principals: Vec::new(),
-        gaps: Vec::new(),
-        abandoned: Default::default(),
-    };
+    let record = BatchRecord { late: vec![(1, 5.into()).into()], ..BatchRecord::new(1, mine) };
     let publication = Publication {
         pointers: Vec::new(),
         record: Arc::new(record),

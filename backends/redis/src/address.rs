@@ -118,7 +118,13 @@ mod tests {
     fn what_must_change_together_shares_a_tag_and_channels_spread() {
         let addresses = Addresses::new("_cache");
         let of = |key: CacheKey| addresses.of(&key);
-        let published = [CacheKey::Clock, CacheKey::Batch(3), CacheKey::Late(0), CacheKey::Checkpoint("{f}".to_owned())];
+        let published = [
+            CacheKey::Clock,
+            CacheKey::Batch(3),
+            CacheKey::Late(0),
+            CacheKey::Missing(1),
+            CacheKey::Checkpoint("{f}".to_owned()),
+        ];
         for key in published {
             assert_eq!(of(key).tag, addresses.tag());
         }

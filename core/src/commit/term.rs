@@ -6,6 +6,7 @@ use crate::clock::{CacheId, Epoch, FORMAT_VERSION, PublishedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::meta::Meta;
+use crate::missing::Missing;
 use crate::source::Following;
 use crate::store::{CacheStore, Expiry, Versioned};
 
@@ -18,6 +19,8 @@ pub struct TakenOver {
     pub clock: Versioned<PublishedClock>,
     /// The last batch's record; `None` in a new cache, or if the store lost it.
     pub record: Option<BatchRecord>,
+    /// What is missing after it. `None` if the record is gone, or the list that it is relative to.
+    pub missing: Option<Missing>,
     /// The stored checkpoint, now of the new epoch; without one, the
     /// [beginning](Checkpoint::beginning), which is stored now.
     pub checkpoint: Checkpoint,
@@ -101,7 +104,11 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
 
     let batch = clock.value.batch;
     let record = if batch == 0 { None } else { store.record(batch, meta.ring).await?.map(|r| (*r).clone()) };
-    Ok(TakenOver { meta, clock, record, checkpoint })
+    let missing = match &record {
+        Some(record) => record.read_missing(store).await?,
+        None => None,
+    };
+    Ok(TakenOver { meta, clock, record, missing, checkpoint })
 }
 
 /// Whether something was published, and no term has ever followed this feed. Each leaves a

@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 
 pub use stats::WriterStats;
 
+use super::lists::{LIST_CHANGES, Lists, Told};
 use super::sequencer::{Arrival, Noted, Sequencer};
 use crate::batch::{BatchRecord, Checkpoint, Entries, Floor, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
 use crate::block::BlockCodec;
@@ -18,6 +19,7 @@ use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
 use crate::document::{CollectionId, DocumentRef};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
 use crate::feed::FeedPosition;
+use crate::missing::MissingList;
 use crate::sequence::{RangeSet, Sequence, SequenceList, SequenceRange};
 
 /// Marks are put off until so many entries wait for them for each that is stored.
@@ -31,6 +33,8 @@ const MAX_MARKS: usize = 16_384;
 pub struct Prepared {
     /// What to commit.
     pub batch: WriteBatch,
+    /// What to store before the publication, if anything.
+    pub list: Option<MissingList>,
     /// What to publish when it and all before it are committed.
     pub publication: Publication,
 }
@@ -74,6 +78,7 @@ pub struct Assembler {
     /// Whether a later revision may have a lower sequence, because a gateway has lost its counter:
     /// there was one, or a departure with one, or sequences are known to have been allocated twice.
     is_reused: bool,
+    lists: Lists,
     stats: WriterStats,
 }
 
@@ -105,8 +110,16 @@ impl Assembler {
             inherited: FxHashMap::default(),
             has_inherited: false,
             is_reused: false,
+            lists: Lists::after(0, LIST_CHANGES),
             stats: WriterStats::default(),
         }
+    }
+
+    /// The same where the last list of missing sequences has this number, and records repeat up to
+    /// `changes` ranges before the next one is due.
+    #[must_use]
+    pub fn with_lists(self, last: u64, changes: usize) -> Self {
+        Assembler { lists: Lists::after(last, changes), ..self }
     }
 
     /// What it has seen.
@@ -516,6 +529,7 @@ impl Assembler {
             true => entries.clone(),
             false => entries.iter().cloned().chain(restored).collect(),
         };
+        let Told { missing, base, list } = self.lists.tell(&mut self.sequencer, self.clock.epoch, now);
         let record = BatchRecord {
             number,
             epoch: self.clock.epoch,
@@ -524,8 +538,9 @@ impl Assembler {
             room,
             late: std::mem::take(&mut self.late),
             principals: std::mem::take(&mut self.principals),
-            gaps: self.sequencer.gaps(now),
-            abandoned: self.sequencer.abandoned().clone(),
+            gaps: missing.gaps,
+            abandoned: missing.abandoned,
+            base,
         };
         Prepared {
             batch: WriteBatch {
@@ -537,6 +552,7 @@ impl Assembler {
                 stable: self.clock.stable,
                 listed: self.listed.clone(),
             },
+            list,
             publication: Publication {
                 pointers: Vec::new(),
                 record: Arc::new(record),

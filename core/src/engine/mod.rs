@@ -2,6 +2,7 @@
 
 mod arrived;
 mod assembler;
+mod lists;
 mod sequencer;
 
 pub use arrived::ArrivedSet;

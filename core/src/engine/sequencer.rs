@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::arrived::ArrivedSet;
 use crate::batch::Gap;
 use crate::clock::Progress;
+use crate::missing::Missing;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 
 /// How long the sequencer waits for a missing number.
@@ -171,6 +172,9 @@ pub struct Sequencer {
     abandoned: RangeSet,
     /// Whether `abandoned` has such notes.
     has_readmitted: bool,
+    /// Where `skipped` and `abandoned` have changed since that was last forgotten. Notes count as
+    /// their sequences, and the other way round.
+    changed: RangeSet,
     noted: Vec<Noted>,
     /// The gateway's counter, as far as the feed has delivered it.
     counter: Option<Sequence>,
@@ -222,6 +226,7 @@ impl Sequencer {
             settled_below: 0,
             abandoned: RangeSet::new(),
             has_readmitted: false,
+            changed: RangeSet::new(),
             noted: Vec::new(),
             counter: None,
             implausible: None,
@@ -360,9 +365,85 @@ impl Sequencer {
         self.pending_count.saturating_add(usize::try_from(self.arrived.len()).unwrap_or(usize::MAX))
     }
 
-    /// Bytes of the stored form of what has arrived while it holds.
-    pub fn arrived_bytes(&self) -> usize {
-        self.arrived.stored_bytes()
+    /// About how many bytes its stored [state](Self::state) has.
+    pub fn state_bytes(&self) -> usize {
+        // In base64; runs and skipped ranges are objects, ranges that were given up are pairs.
+        let objects = self.pending.len() + self.skipped.len();
+        self.arrived.stored_bytes() / 3 * 4 + 64 * objects + 24 * self.abandoned.ranges_len()
+    }
+
+    /// How many ranges the skipped list and what has been given up have.
+    pub fn missing_ranges(&self) -> usize {
+        self.skipped.len() + self.abandoned.ranges_len()
+    }
+
+    /// The skipped list, and what has been given up.
+    pub fn missing(&self, now: Duration) -> Missing {
+        Missing { gaps: self.gaps(now), abandoned: self.abandoned.clone() }
+    }
+
+    /// Where this has changed since [`forget_changes`](Self::forget_changes), with the notes there.
+    pub fn changed(&self) -> RangeSet {
+        let mut changed = self.changed.clone();
+        if self.has_readmitted || self.changed.last() >= Some(Sequence::FIRST_READMITTED.0) {
+            for (first, last) in self.changed.within(0, Sequence::MAX_NUMBER_IN_SLOT.0) {
+                if let (Some(first), Some(last)) = (Sequence(first).readmitted(), Sequence(last).readmitted()) {
+                    changed.insert(first.0, last.0);
+                }
+            }
+        }
+        changed
+    }
+
+    /// How many ranges have changed.
+    pub fn changed_ranges(&self) -> usize {
+        self.changed.ranges_len()
+    }
+
+    /// From here on, [`changed`](Self::changed) is relative to what is missing now.
+    pub fn forget_changes(&mut self) {
+        self.changed = RangeSet::new();
+    }
+
+    /// What is missing in `changed`.
+    pub fn missing_within(&self, changed: &RangeSet, now: Duration) -> Missing {
+        let now = internal(now);
+        let mut missing = Missing::default();
+        for (first, last) in changed.iter() {
+            for (a, b) in self.abandoned.within(first, last) {
+                missing.abandoned.insert(a, b);
+            }
+            let before = self.skipped.range(..first).next_back();
+            for (a, skip) in before.into_iter().chain(self.skipped.range(first..=last)) {
+                let range = SequenceRange::new((*a).max(first), skip.last.min(last));
+                let age_ms = milliseconds(now.saturating_sub(skip.missed));
+                missing.gaps.extend(range.map(|range| Gap { range, age_ms }));
+            }
+        }
+        missing
+    }
+
+    fn abandon(&mut self, first: u64, last: u64) {
+        if self.abandoned.insert(first, last) {
+            self.has_changed(first, last);
+        }
+    }
+
+    /// Takes numbers out of those given up. Returns how many.
+    fn take_abandoned(&mut self, first: u64, last: u64) -> u64 {
+        let taken = self.abandoned.remove(first, last);
+        if taken > 0 {
+            self.has_changed(first, last);
+        }
+        taken
+    }
+
+    /// A note says of its sequence that it is missing, so both have changed.
+    fn has_changed(&mut self, first: u64, last: u64) {
+        self.changed.insert(first, last);
+        if first >= Sequence::FIRST_READMITTED.0 {
+            self.changed.insert(first & Sequence::MAX_NUMBER_IN_SLOT.0, last & Sequence::MAX_NUMBER_IN_SLOT.0);
+        }
     }
 
     /// What has been given up.
@@ -449,7 +530,7 @@ impl Sequencer {
             return Arrival::BeforeStart;
         }
         if s < self.next {
-            let known = self.remove_skipped(s, s) == 0 && self.abandoned.remove(s, s) == 0;
+            let known = self.remove_skipped(s, s) == 0 && self.take_abandoned(s, s) == 0;
             return if known { Arrival::Duplicate } else { Arrival::Late };
         }
         if sequence_is_too_high(s) {
@@ -484,7 +565,7 @@ impl Sequencer {
 
     /// As [`arrived_at`](Self::arrived_at), for a position in a slot above 0.
     pub(crate) fn arrived_in_slot(&mut self, position: Sequence) -> Arrival {
-        if self.abandoned.remove(position.0, position.0) == 0 {
+        if self.take_abandoned(position.0, position.0) == 0 {
             return Arrival::Duplicate;
         }
         if position.number() <= self.high() { Arrival::Late } else { Arrival::Pending }
@@ -499,13 +580,13 @@ impl Sequencer {
     /// arrives.
     pub fn readmit(&mut self, position: Sequence) {
         if position.slot() > 0 {
-            self.abandoned.insert(position.0, position.0);
+            self.abandon(position.0, position.0);
             return;
         }
         self.withdraw(position);
         if let Some(note) = position.readmitted() {
-            self.abandoned.insert(note.0, note.0);
             self.has_readmitted = true;
+            self.abandon(note.0, note.0);
         }
     }
 
@@ -532,7 +613,7 @@ impl Sequencer {
         }
         for (first, last) in expected.iter() {
             if let (Some(first), Some(last)) = (Sequence(first).readmitted(), Sequence(last).readmitted()) {
-                self.abandoned.insert(first.0, last.0);
+                self.abandon(first.0, last.0);
             }
         }
         self.update_has_readmitted();
@@ -594,7 +675,7 @@ impl Sequencer {
             _ => Some(position),
         };
         if let Some(note) = note
-            && self.abandoned.remove(note.0, note.0) > 0
+            && self.take_abandoned(note.0, note.0) > 0
         {
             self.update_has_readmitted();
         }
@@ -659,7 +740,7 @@ impl Sequencer {
         if first < self.next {
             let below = last.min(self.next - 1);
             new += self.remove_skipped(first, below);
-            self.abandoned.remove(first, below);
+            self.take_abandoned(first, below);
         }
         if let Some(rest) = SequenceRange::new(first.max(self.next), last) {
             new += self.add_pending(rest, now, 1);
@@ -701,7 +782,7 @@ impl Sequencer {
         }
         if s < self.next {
             if !self.is_skipped(s) {
-                self.abandoned.insert(s, s);
+                self.abandon(s, s);
             }
             return;
         }
@@ -730,8 +811,9 @@ impl Sequencer {
                 break;
             }
             self.skipped.remove(&first);
+            self.has_changed(first, skip.last);
             self.skipped_count -= skip.last - first + 1;
-            self.abandoned.insert(first, skip.last);
+            self.abandon(first, skip.last);
             self.noted.extend(SequenceRange::new(first, skip.last).map(Noted::Abandoned));
         }
     }
@@ -750,8 +832,11 @@ impl Sequencer {
             self.skip_to(first, settled, now);
             self.drain(now);
         }
-        for skip in self.skipped.values_mut() {
-            skip.missed = skip.missed.min(settled);
+        for (&first, skip) in &mut self.skipped {
+            if skip.missed > settled {
+                skip.missed = settled;
+                self.changed.insert(first, skip.last);
+            }
         }
     }
 
@@ -856,6 +941,7 @@ impl Sequencer {
             let missed = self.skipped.values().next_back().map_or(since, |s| s.missed.max(since));
             let listed = self.skipped.values().next_back().map_or(now, |s| s.listed.max(now));
             self.skipped.insert(gap.first().0, Skip { last: gap.last().0, missed, listed });
+            self.has_changed(gap.first().0, gap.last().0);
             self.skipped_count += gap.count();
             self.noted.push(Noted::Skipped(gap));
         }
@@ -875,6 +961,7 @@ impl Sequencer {
             if a < first {
                 self.skipped.insert(a, Skip { last: first - 1, ..skip });
             }
+            self.has_changed(a.max(first), skip.last.min(last));
             removed += skip.last.min(last) - a.max(first) + 1;
         }
         self.skipped_count -= removed;

@@ -8,11 +8,12 @@ use futures::stream::BoxStream;
 use tokio::time::Instant;
 
 use super::state::{State, Status};
-use super::{Cut, Node, WhileBuilding};
+use super::{Node, WhileBuilding};
 use crate::batch::BatchRecord;
 use crate::clock::PublishedClock;
 use crate::commit::read_clock;
 use crate::error::{Error, Result};
+use crate::missing::LastBatch;
 use crate::scan;
 
 /// How often old rows are looked for.
@@ -94,11 +95,12 @@ impl Node {
             return Ok(false);
         }
         match self.records(&known, &clock).await? {
-            Some(records) => self.state.write().advance(&records, clock.clone(), &self.config),
-            None => self.resync(clock.clone()).await?,
+            Some(records) => self.state.write().advance(&records, clock, &self.config),
+            None => self.resync(clock).await?,
         }
         self.set_status(Status::Ready);
-        self.followed.send_modify(|followed| followed.cut = Cut::of(&clock));
+        let cut = self.state.read().cut;
+        self.followed.send_modify(|followed| followed.cut = cut);
         Ok(true)
     }
 
@@ -128,9 +130,9 @@ impl Node {
     async fn resync(&self, clock: PublishedClock) -> Result<()> {
         tracing::info!(batch = clock.batch, "fell behind the ring of batch records: starting again from the clock");
         self.counters.resyncs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let above = scan::waiting_above(self.store.as_ref(), self.codec.as_ref(), clock.high).await?;
-        let record = self.store.record(clock.batch, self.ring).await?;
-        let old = std::mem::replace(&mut *self.state.write(), State::new(clock, record.as_deref(), above));
+        let last = LastBatch::read(self.store.as_ref(), self.ring, clock).await?;
+        let above = scan::waiting_above(self.store.as_ref(), self.codec.as_ref(), last.clock.high).await?;
+        let old = std::mem::replace(&mut *self.state.write(), State::new(last, above));
         old.tails.values().for_each(|tail| tail.changed.notify_waiters());
         Ok(())
     }

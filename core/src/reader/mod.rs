@@ -33,6 +33,7 @@ use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::meta::Meta;
+use crate::missing::LastBatch;
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
 use crate::store::CacheStore;
@@ -225,14 +226,14 @@ impl ReaderNode {
         let state = match clock.building.filter(|_| config.while_building == WhileBuilding::Refuse) {
             // It begins when the cache is built. All entries are above high until then.
             Some(progress) => {
-                let mut state = State::new(PublishedClock::new(clock.cache), None, Vec::new());
+                let mut state = State::new(PublishedClock::new(clock.cache).into(), Vec::new());
                 state.status = Status::Building(progress);
                 state
             }
             None => {
-                let above = scan::waiting_above(store.as_ref(), codec.as_ref(), clock.high).await?;
-                let record = store.record(clock.batch, meta.ring).await?;
-                State::new(clock, record.as_deref(), above)
+                let last = LastBatch::read(store.as_ref(), meta.ring, clock).await?;
+                let above = scan::waiting_above(store.as_ref(), codec.as_ref(), last.clock.high).await?;
+                State::new(last, above)
             }
         };
         let node = Arc::new(Node {

@@ -16,6 +16,7 @@ use crate::changes::Row;
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::{Progress, PublishedClock};
 use crate::entry::ChangeEntry;
+use crate::missing::{self, LastBatch};
 use crate::sequence::{RangeSet, Sequence};
 
 /// Whether the node can answer.
@@ -87,35 +88,22 @@ pub(crate) struct State {
     ages: VecDeque<(Duration, Sequence)>,
 }
 
-/// The sequences that are missing, given up or expected again after a batch.
-fn missing(record: &BatchRecord) -> RangeSet {
-    let mut missing = record.abandoned.with_readmitted();
-    for gap in &record.gaps {
-        missing.insert(gap.range.first().0, gap.range.last().0);
-    }
-    missing
-}
-
 fn numbers(entries: &[Arc<ChangeEntry>]) -> FxHashSet<Sequence> {
     entries.iter().map(|entry| entry.position()).collect()
 }
 
 impl State {
-    /// The state at `clock`, whose batch left `record`. `above` are the entries stored above its
-    /// high sequence.
-    pub(crate) fn new(
-        clock: PublishedClock,
-        record: Option<&BatchRecord>,
-        mut above: Vec<(Arc<ChangeEntry>, Vec<Channel>)>,
-    ) -> Self {
-        if let Some(gone) = record.map(|record| &record.gone).filter(|gone| !gone.is_empty()) {
+    /// The state after `last`. `above` are the entries stored above its high sequence.
+    pub(crate) fn new(last: LastBatch, mut above: Vec<(Arc<ChangeEntry>, Vec<Channel>)>) -> Self {
+        let LastBatch { clock, record, missing } = last;
+        if let Some(gone) = record.as_ref().map(|record| &record.gone).filter(|gone| !gone.is_empty()) {
             // The star channel may name it still.
             let gone = numbers(gone);
             above.retain(|(entry, _)| !gone.contains(&entry.position()));
         }
         let superseded = above.iter().filter(|(_, channels)| !channels.is_empty());
         State {
-            missing: Arc::new(record.map(missing).unwrap_or_default()),
+            missing: Arc::new(missing.sequences()),
             cut: Cut::of(&clock),
             clock,
             status: Status::Ready,
@@ -151,11 +139,7 @@ impl State {
                 self.late.extend(known);
             }
         }
-        if let Some(last) = records.last()
-            && !(self.missing.is_empty() && last.gaps.is_empty() && last.abandoned.is_empty())
-        {
-            self.missing = Arc::new(missing(last));
-        }
+        missing::follow(&mut self.missing, records);
         while let Some(first) = self.pending.first_entry()
             && first.key().0 <= clock.high
         {
@@ -365,7 +349,7 @@ mod tests {
         };
         let config = ReaderConfig::default();
         for is_withdrawn in [false, true] {
-            let mut state = State::new(clock(1, Sequence(1)), None, vec![(of(4, "d", &[]), Vec::new())]);
+            let mut state = State::new(clock(1, Sequence(1)).into(), vec![(of(4, "d", &[]), Vec::new())]);
             open(&mut state);
             state.advance(&record(2, vec![of(2, "d", &[4])], Vec::new()), clock(2, Sequence(2)), &config);
             if is_withdrawn {
@@ -387,7 +371,7 @@ mod tests {
             let entry = ChangeEntry::new(Sequence(4), document, "1-a", EntryFlags::default()).unwrap();
             Arc::new(entry.with_channel(Channel::new(channel).unwrap(), Membership::Present))
         };
-        let mut state = State::new(clock(1, Sequence(1)), None, vec![(entry("d", "a"), Vec::new())]);
+        let mut state = State::new(clock(1, Sequence(1)).into(), vec![(entry("d", "a"), Vec::new())]);
         let channel = Channel::new("a").unwrap();
         state.open_tail(channel.clone(), Tail::new(Sequence(2)));
         state.fill(&channel, Vec::new());
@@ -401,7 +385,7 @@ mod tests {
     /// found either of them before it was filled.
     #[test]
     fn who_waits_for_a_tail_that_is_replaced_or_filled_looks_again() {
-        let mut state = State::new(PublishedClock::new(CacheId::random()), None, Vec::new());
+        let mut state = State::new(PublishedClock::new(CacheId::random()).into(), Vec::new());
         for fills in [false, true] {
             state.open_tail(Channel::star(), Tail::new(Sequence(1)));
             let changed = state.tails[&Channel::star()].changed.clone();
@@ -438,7 +422,7 @@ mod tests {
             gaps: u64::from(stable < high),
             ..PublishedClock::new(id.clone())
         };
-        let mut state = State::new(clock(1, 1, 1), None, vec![(entry(2), Vec::new()), (entry(4), Vec::new())]);
+        let mut state = State::new(clock(1, 1, 1).into(), vec![(entry(2), Vec::new()), (entry(4), Vec::new())]);
         state.open_tail(Channel::star(), Tail::new(Sequence(2)));
         state.fill(&Channel::star(), Vec::new());
 

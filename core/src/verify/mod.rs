@@ -136,6 +136,7 @@ async fn look_once(store: &dyn CacheStore, options: &VerifyOptions) -> Result<Lo
     pass.records().await?;
     pass.late_pages().await?;
     pass.intent().await?;
+    pass.lists().await?;
     if let Some(feed) = &options.feed {
         pass.checkpoint(feed, false).await?;
     }

@@ -16,6 +16,7 @@ use crate::entry::ChangeEntry;
 use crate::error::{ErrorKind, Result};
 use crate::intent::Intent;
 use crate::key::CacheKey;
+use crate::missing::{Missing, MissingBase, MissingList};
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence};
 
@@ -26,6 +27,8 @@ pub(super) struct Published {
     pub(super) missing: RangeSet,
     /// What has been given up. A document of it belongs to nothing that is announced.
     pub(super) given_up: RangeSet,
+    /// Both, as the last record and its list have them.
+    after_last: Option<Missing>,
     /// The batch of each entry in a published record.
     pub(super) batches: BTreeMap<Sequence, u64>,
     /// The same of a record that is announced, and not published yet.
@@ -90,9 +93,10 @@ impl Pass<'_> {
                     continue;
                 }
                 Ok(record) => {
-                    let wrong = self.wrong_record(&key, number, &record);
+                    let missing = if number == last { self.missing_after(&record).await? } else { None };
+                    let wrong = self.wrong_record(&key, number, &record, missing.as_ref());
                     if wrong.is_none() {
-                        self.remember(record);
+                        self.remember(record, missing);
                     }
                     wrong
                 }
@@ -107,6 +111,64 @@ impl Pass<'_> {
                 );
                 self.did(Action::Removed, key, detail);
             }
+        }
+        Ok(())
+    }
+
+    /// The lists of what is missing. A broken one is removed: the writer stores others in their
+    /// places.
+    pub(super) async fn lists(&mut self) -> Result<()> {
+        for key in [0, 1].map(CacheKey::Missing) {
+            let Some(stored) = self.get(&key).await? else { continue };
+            let (bytes, read) = apart(stored, MissingList::from_bytes);
+            let wrong = match read {
+                Ok(list) if !self.is_after_the_clock(list.epoch).await? => continue,
+                Ok(list) => {
+                    let detail = format!("it is of epoch {}, after the clock's, {}", list.epoch, self.clock.epoch);
+                    Finding { problem: Problem::Contradiction, key: key.clone(), detail }
+                }
+                Err(e) => Finding::unreadable(key.clone(), &e),
+            };
+            self.push(wrong);
+            if self.term.is_some() && self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
+                self.did(
+                    Action::Removed,
+                    key,
+                    "if the last batch refers to it, the next writer announces again what was missing",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What is missing after the last record. The list that it is relative to is there, unless a
+    /// writer has replaced it since. Without it, the next writer announces again what was missing.
+    async fn missing_after(&mut self, record: &BatchRecord) -> Result<Option<Missing>> {
+        let Some(base) = &record.base else { return Ok(record.missing(None)) };
+        let key = MissingList::key(base.list);
+        let missing = match self.get(&key).await? {
+            Some(stored) => match stored.and_then(|stored| MissingList::from_bytes(&stored)) {
+                Ok(list) => record.missing(Some(&list)),
+                // It is found by itself.
+                Err(_) => return Ok(None),
+            },
+            None => None,
+        };
+        if missing.is_none() {
+            self.find_no_list(key, base).await?;
+        }
+        Ok(missing)
+    }
+
+    async fn find_no_list(&mut self, key: CacheKey, base: &MissingBase) -> Result<()> {
+        let now = read_clock(self.store).await?.ok_or_else(clock_lost)?;
+        if now.value.batch == self.clock.batch {
+            let detail = format!(
+                "the last batch record refers to list {} of epoch {}, which is not there; a writer that takes over announces \
+                 again what was missing",
+                base.list, base.epoch
+            );
+            self.found(Problem::Missing, key, detail);
         }
         Ok(())
     }
@@ -144,7 +206,7 @@ impl Pass<'_> {
     }
 
     /// What is wrong with a record by itself and beside the clock.
-    fn wrong_record(&self, key: &CacheKey, number: u64, record: &BatchRecord) -> Option<Finding> {
+    fn wrong_record(&self, key: &CacheKey, number: u64, record: &BatchRecord, missing: Option<&Missing>) -> Option<Finding> {
         let wrong = |detail| Some(Finding { problem: Problem::Contradiction, key: key.clone(), detail });
         if record.number != number {
             return wrong(format!("it holds batch {} in the place of {number}", record.number));
@@ -152,25 +214,24 @@ impl Pass<'_> {
         if record.epoch.supersedes(self.clock.epoch) {
             return wrong(format!("batch {number} is of epoch {}, after the clock's, {}", record.epoch, self.clock.epoch));
         }
-        if number < self.clock.batch {
-            return None;
-        }
-        let count: u64 = record.gaps.iter().map(|gap| gap.range.count()).sum();
+        let gaps = &missing?.gaps;
+        let count: u64 = gaps.iter().map(|gap| gap.range.count()).sum();
         if count != self.clock.gaps {
             return wrong(format!("{count} sequences are missing in it, {} by the clock", self.clock.gaps));
         }
-        let first = record.gaps.iter().map(|gap| gap.range.first()).min();
+        let first = gaps.iter().map(|gap| gap.range.first()).min();
         let first = first.filter(|first| *first != self.clock.stable.next())?;
         wrong(format!("the first missing sequence is {}, and stable is {}", first.shown(), self.clock.stable))
     }
 
-    fn remember(&mut self, record: BatchRecord) {
+    fn remember(&mut self, record: BatchRecord, missing: Option<Missing>) {
         self.remember_late(&record, |number, clock| number <= clock);
-        if record.number == self.clock.batch {
-            for gap in &record.gaps {
+        if let Some(missing) = missing {
+            for gap in &missing.gaps {
                 self.published.missing.insert(gap.range.first().0, gap.range.last().0);
             }
-            self.published.given_up = record.abandoned.with_readmitted();
+            self.published.given_up = missing.abandoned.with_readmitted();
+            self.published.after_last = Some(missing);
         }
         for entry in &record.gone {
             self.published.batches.remove(&entry.position());
@@ -400,9 +461,14 @@ impl Pass<'_> {
             .await?;
         }
         let found = &mut told;
+        let after_last = self.published.after_last.clone();
         self.rewrite(&CacheKey::Batch(batch % self.meta.ring.max(1)), |stored| {
             let record = stored.map(BatchRecord::from_bytes).and_then(Result::ok);
             let Some(mut record) = record.filter(|record| record.number == batch) else { return Ok(Change::Keep) };
+            if record.base.is_some() {
+                let Some(missing) = &after_last else { return Ok(Change::Keep) };
+                (record.gaps, record.abandoned, record.base) = (missing.gaps.clone(), missing.abandoned.clone(), None);
+            }
             *found = true;
             let new = add(&mut record.abandoned);
             record.epoch = epoch;

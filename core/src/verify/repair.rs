@@ -174,6 +174,7 @@ async fn repair_once(
     pass.records().await?;
     pass.late_pages().await?;
     pass.intent().await?;
+    pass.lists().await?;
     let swept = Sweep::run(&mut pass, &found.known).await?;
     let done = pass.repairs.len() as u64 + pass.more_repairs;
     pass.lose(&swept.lost, feed).await?;

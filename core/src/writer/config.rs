@@ -62,6 +62,10 @@ pub struct WriterConfig {
     pub gather_rollbacks_ms: u64,
     /// Slots of the ring of batch records, for a new cache.
     pub ring: u64,
+    /// Batch records repeat what has changed of what is missing until they have repeated so many
+    /// ranges more than there are. Then all of it is stored as a list, to which later records are
+    /// relative.
+    pub list_changes: usize,
     /// How earlier rows of a document are found.
     pub supersession: Supersession,
     /// Block codec, for a new cache.
@@ -89,6 +93,7 @@ impl Default for WriterConfig {
             max_taken_back: 1_000_000,
             gather_rollbacks_ms: 200,
             ring: 128,
+            list_changes: 1_000,
             supersession: Supersession::default(),
             codec: "adaptive".to_owned(),
             block_capacity: 40_000,

@@ -83,12 +83,14 @@ pub struct WriterProgress {
 /// Feed batches being decoded ahead of the one task that applies them.
 const DECODE_AHEAD: usize = 8;
 
-/// While a cache is built, events of this many times the size of a checkpoint come between two of
-/// them,
+/// Between two checkpoints come events of this many times the size of the sequencer's state in one,
 const EVENTS_A_CHECKPOINT: usize = 10;
 
 /// or so many times the interval of checkpoints has passed.
 const MAX_INTERVALS: u32 = 60;
+
+/// unless the state is smaller than this, in bytes.
+const SMALL_STATE: usize = 64 << 10;
 
 /// The writer of one cache, for one term. Exclusive: there is one task that drives it.
 ///
@@ -407,16 +409,18 @@ impl Writer {
     fn is_checkpoint_due(&self) -> bool {
         let (elapsed, interval) = (self.checkpointed.elapsed(), Duration::from_millis(self.config.checkpoint_interval_ms));
         elapsed >= interval && {
-            let arrived_bytes = self.assembler.sequencer().arrived_bytes();
-            is_checkpoint_worth_it(elapsed, interval, self.bytes_since_checkpoint, arrived_bytes)
+            let state_bytes = self.assembler.sequencer().state_bytes();
+            is_checkpoint_worth_it(elapsed, interval, self.bytes_since_checkpoint, state_bytes)
         }
     }
 }
 
-/// Whether a checkpoint is written that has `arrived_bytes` of sequences that have arrived, which
-/// is nothing unless a cache is built, after `event_bytes` of events.
-fn is_checkpoint_worth_it(elapsed: Duration, interval: Duration, event_bytes: usize, arrived_bytes: usize) -> bool {
-    event_bytes >= arrived_bytes.saturating_mul(EVENTS_A_CHECKPOINT) || elapsed >= interval.saturating_mul(MAX_INTERVALS)
+/// Whether a checkpoint with `state_bytes` of the sequencer's state is written after `event_bytes`
+/// of events.
+fn is_checkpoint_worth_it(elapsed: Duration, interval: Duration, event_bytes: usize, state_bytes: usize) -> bool {
+    state_bytes < SMALL_STATE
+        || event_bytes >= state_bytes.saturating_mul(EVENTS_A_CHECKPOINT)
+        || elapsed >= interval.saturating_mul(MAX_INTERVALS)
 }
 
 fn backoff(config: &WriterConfig) -> ExponentialBuilder {
@@ -452,10 +456,9 @@ mod tests {
 
     #[test]
     fn a_large_checkpoint_waits_for_many_events_but_not_for_ever() {
-        let due = |seconds, events, arrived| {
-            is_checkpoint_worth_it(Duration::from_secs(seconds), Duration::from_secs(1), events, arrived)
-        };
-        assert!(due(1, 0, 0), "nothing is built");
-        assert!(!due(59, 9_999, 1_000) && due(1, 10_000, 1_000) && due(60, 0, 1_000));
+        let due =
+            |seconds, events, state| is_checkpoint_worth_it(Duration::from_secs(seconds), Duration::from_secs(1), events, state);
+        assert!(due(1, 0, SMALL_STATE - 1));
+        assert!(!due(59, 999_999, 100_000) && due(1, 1_000_000, 100_000) && due(60, 0, 100_000));
     }
 }

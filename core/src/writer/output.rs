@@ -19,6 +19,7 @@ use crate::engine::Prepared;
 use crate::error::{Error, Result};
 use crate::fenced::Fenced;
 use crate::intent::Positions;
+use crate::missing::MissingList;
 use crate::store::Versioned;
 use crate::withdraw;
 
@@ -29,6 +30,8 @@ const DROP_AT_ONCE: usize = 1_024;
 pub(super) struct InFlight {
     pub(super) commit: AbortOnDropHandle<Result<CommitReceipt>>,
     pub(super) publication: Publication,
+    /// What is stored before it is published.
+    pub(super) list: Option<MissingList>,
     pub(super) bytes: usize,
 }
 
@@ -64,7 +67,7 @@ impl Writer {
             self.dirty = false;
             self.bytes_since_checkpoint = 0;
         }
-        let Prepared { batch, mut publication } = self.assembler.prepare(position, self.now());
+        let Prepared { batch, list, mut publication } = self.assembler.prepare(position, self.now());
         if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {
             self.floors.remember(&checkpoint.position, checkpoint.floor);
         }
@@ -97,7 +100,7 @@ impl Writer {
         };
         let commit = tokio::spawn(commit.in_current_span());
         let bytes = std::mem::take(&mut self.waiting_bytes);
-        self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, bytes });
+        self.in_flight.push_back(InFlight { commit: AbortOnDropHandle::new(commit), publication, list, bytes });
     }
 
     /// Whether entries may be stored that are to be replaced. Earlier terms may have stored
@@ -142,7 +145,7 @@ impl Writer {
             self.tell_progress();
         } else if let Some(front) = self.in_flight.front_mut() {
             let receipt = (&mut front.commit).await.map_err(task_failed)??;
-            let Some(InFlight { publication, bytes, .. }) = self.in_flight.pop_front() else { return Ok(()) };
+            let Some(InFlight { publication, list, bytes, .. }) = self.in_flight.pop_front() else { return Ok(()) };
             for (channel, index) in receipt.emptied {
                 let last = Block::range(index, self.codec.capacity()).last();
                 self.emptied.insert((last, channel), index);
@@ -150,7 +153,12 @@ impl Writer {
             let record = publication.record.clone();
             let (store, last, policy) = (self.store.clone(), self.clock.clone(), backoff(&self.config));
             let publish = async move {
-                let attempt = || async { store.publish(&publication, &last).await };
+                let attempt = || async {
+                    if let Some(list) = &list {
+                        list.store(store.as_ref()).await?;
+                    }
+                    store.publish(&publication, &last).await
+                };
                 attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await
             };
             self.publishing = Some(Publishing { publish: publish.boxed(), bytes, record });

@@ -106,12 +106,16 @@ impl Writer {
         let checkpoint = &taken.checkpoint;
         let ahead = (checkpoint.batch > clock.batch).then_some(&checkpoint.sequencer);
         let gap = |s: &SkippedRange| Gap { range: s.range, age_ms: s.missed_ms };
-        let (high, gaps, abandoned) = match (ahead, &taken.record) {
+        let (high, gaps, abandoned) = match (ahead, &taken.missing) {
             (Some(ahead), _) => (ahead.next.previous(), ahead.skipped.iter().map(gap).collect(), Some(&ahead.abandoned)),
-            (None, Some(record)) => (clock.high, record.gaps.clone(), Some(&record.abandoned)),
+            (None, Some(missing)) => (clock.high, missing.gaps.clone(), Some(&missing.abandoned)),
             (None, None) if clock.gaps == 0 => (clock.high, Vec::new(), None),
             (None, None) => {
-                tracing::warn!(batch = clock.batch, "the last batch record is gone: what was missing is announced again as late");
+                tracing::warn!(
+                    batch = clock.batch,
+                    "the last batch record, or the list of missing sequences that it refers to, is gone: what was missing is \
+                     announced again as late"
+                );
                 // What came after the checkpoint comes again. What had come before it does not:
                 // nobody may wait for that.
                 let missing =
@@ -126,8 +130,11 @@ impl Writer {
         last.batch = last.batch.max(checkpoint.batch);
         let attempt = || async { Intents::take_over(store.as_ref(), epoch, clock.batch).await };
         let (intents, unpublished) = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
+        let base = taken.record.as_ref().and_then(|record| record.base.as_ref());
+        let last_list = base.map_or(0, |base| base.list);
         let mut assembler =
-            Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.checkpoint().to_owned(), last, checkpoint.late);
+            Assembler::new(sequencer, codec.clone(), taken.meta.ring, feed.checkpoint().to_owned(), last, checkpoint.late)
+                .with_lists(last_list, config.list_changes);
 
         assembler.announce(gone.entries(), gone.room, restored);
         let unpublished = assembler.expect_again(&unpublished);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sluicegate_core::commit::read_clock;
 use sluicegate_core::engine::WriterStats;
 use sluicegate_core::meta::Meta;
+use sluicegate_core::missing::LastBatch;
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::verify::{VerifyOptions, verify};
@@ -164,9 +165,9 @@ impl Cache {
     /// The skipped list of the last batch.
     async fn skipped(&self, clock: &PublishedClock) -> Result<RangeSet> {
         let meta = self.store.get(&CacheKey::Meta).await?.ok_or_else(|| Error::corrupt("the cache's description is gone"))?;
-        let record = self.store.record(clock.batch, Meta::from_bytes(&meta.value)?.ring).await?;
+        let last = LastBatch::read(self.store.as_ref(), Meta::from_bytes(&meta.value)?.ring, clock.clone()).await?;
         let mut skipped = RangeSet::new();
-        for gap in record.iter().flat_map(|record| &record.gaps) {
+        for gap in &last.missing.gaps {
             skipped.insert(gap.range.first().0, gap.range.last().0);
         }
         Ok(skipped)
@@ -223,6 +224,7 @@ fn writer_config(settings: &Settings, variation: Variation) -> WriterConfig {
     config.initial_sequence = settings.initial.unwrap_or(config.initial_sequence);
     if variation.has(Variation::Small) {
         config.block_capacity = SMALL_BLOCK;
+        config.list_changes = 0;
         config.supersession = Supersession::Pointers;
     }
     config

@@ -40,7 +40,7 @@ pub(super) async fn clear(store: &Arc<dyn CacheStore>, used: &Used, feed: &str) 
         used.documents.iter().map(|(collection, id)| CacheKey::Document(DocumentId::new(CollectionId(*collection), id.as_str()))),
     );
     let keys = keys.chain(of_channels).chain(slots.map(CacheKey::Batch));
-    let keys = keys.chain((0..=LatePage::of(late)).map(CacheKey::Late));
+    let keys = keys.chain((0..=LatePage::of(late)).map(CacheKey::Late)).chain([0, 1].map(CacheKey::Missing));
     // The documents by which it is a cache go last.
     let keys = keys.chain([
         CacheKey::Checkpoint(feed.to_owned()),

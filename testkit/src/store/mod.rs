@@ -160,7 +160,7 @@ fn some_keys() -> Vec<CacheKey> {
     let (a, b) = (channel("a"), channel("b"));
     let mut keys = vec![CacheKey::Meta, CacheKey::Clock, CacheKey::Writer];
     for n in [0, 7] {
-        keys.extend([CacheKey::Sequence(Sequence(n)), CacheKey::Batch(n), CacheKey::Late(n)]);
+        keys.extend([CacheKey::Sequence(Sequence(n)), CacheKey::Batch(n), CacheKey::Late(n), CacheKey::Missing(n)]);
         keys.extend([&a, &b].map(|c| CacheKey::Block(c.clone(), BlockIndex(n))));
     }
     keys.extend([&a, &b].map(|c| CacheKey::Directory(c.clone())));

@@ -349,7 +349,9 @@ pub async fn odd_channel_names_do_not_collide(store: Store) {
         keys.push(CacheKey::Directory(name.clone()));
         keys.push(CacheKey::Checkpoint(name.name().to_owned()));
     }
-    keys.extend((0..2).flat_map(|n| [CacheKey::Sequence(Sequence(n)), CacheKey::Batch(n), CacheKey::Late(n)]));
+    keys.extend(
+        (0..2).flat_map(|n| [CacheKey::Sequence(Sequence(n)), CacheKey::Batch(n), CacheKey::Late(n), CacheKey::Missing(n)]),
+    );
     keys.extend([CacheKey::Meta, CacheKey::Clock, CacheKey::Writer, CacheKey::Intent]);
     each_key_its_own_value(&store, keys).await;
     for (n, name) in (1..).zip(names) {
@@ -376,6 +378,7 @@ pub async fn the_largest_numbers_are_ordinary_keys(store: Store) {
             CacheKey::Sequence(Sequence(n)),
             CacheKey::Batch(n),
             CacheKey::Late(n),
+            CacheKey::Missing(n),
             CacheKey::Block(channel("a"), BlockIndex(n)),
             CacheKey::Block(channel("*"), BlockIndex(n)),
         ]

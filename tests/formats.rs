@@ -314,7 +314,7 @@ async fn a_cache_of_this_version_can_be_written_down() {
 
     let shelf = Arc::new(Shelf::default());
     build(shelf.clone(), &Backfill::new(HELD)).await;
-    write_down(&shelf, "v3-building", &[r#"\"arrived\":"#, r#"\"slot\":"#]);
+    write_down(&shelf, "v3-building", &[r#"\"arrived\":"#, r#"\"slot\":"#, r#"\"unmarked\":"#]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -205,6 +205,7 @@ fn config(seed: u64) -> WriterConfig {
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
     let mut config: WriterConfig = serde_json::from_str(text).unwrap();
     config.list_changes = seed as usize % 5;
+    config.hold_first_read = seed.is_multiple_of(3);
     config.with_supersession(if seed % 4 < 2 { Supersession::Recents } else { Supersession::Pointers })
 }
 

@@ -12,7 +12,7 @@ use crate::block::{Block, BlockCodec, BlockState};
 use crate::channel::{Channel, ChannelMap};
 use crate::clock::{Epoch, PublishedClock, from_json, to_json};
 use crate::decode::PrincipalKind;
-use crate::engine::SequencerState;
+use crate::engine::{ArrivedSet, SequencerState};
 pub use crate::entries::Entries;
 use crate::entry::ChangeEntry;
 use crate::error::Result;
@@ -375,6 +375,10 @@ pub struct Checkpoint {
     /// Where entries lie that came from after that position.
     #[serde(default)]
     pub floor: Floor,
+    /// While a cache is built, the positions of entries whose marks were not written with this
+    /// batch or an earlier one. Since format 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmarked: Option<ArrivedSet>,
 }
 
 /// A bound of what lies beyond a feed position: every entry that came from after it has a sequence above `stable`, or is a late one with a number above
@@ -393,7 +397,7 @@ impl Checkpoint {
     /// taken for its own.
     pub fn beginning(epoch: Epoch) -> Self {
         let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
-        Checkpoint { epoch, batch: 0, late: 0, position, sequencer, floor: Floor::default() }
+        Checkpoint { epoch, batch: 0, late: 0, position, sequencer, floor: Floor::default(), unmarked: None }
     }
 
     /// JSON.

@@ -366,25 +366,23 @@ async fn for_each_state<S: CacheStore + ?Sized>(
     Ok(())
 }
 
-/// Every entry stored above `sequence`, live or not, in ascending order: those that the star
-/// channels' blocks name.
+/// Calls `take` with every entry stored in `range`, live or not: those that the star channels'
+/// blocks name.
 ///
 /// A block may name an entry whose document is not there yet: its commit has not ended, so nobody was promised it. It is left out.
 ///
 /// # Errors
-/// As [`live_rows`].
-pub async fn stored_above<S: CacheStore + ?Sized>(
+/// As [`live_rows`], and those of `take`.
+pub async fn for_each_stored<S: CacheStore + ?Sized>(
     store: &S,
     codec: &dyn BlockCodec,
-    sequence: Sequence,
-) -> Result<Vec<Arc<ChangeEntry>>> {
-    let Some(range) = SequenceRange::new(sequence.next(), Sequence::MAX) else { return Ok(Vec::new()) };
-    let mut above = Vec::new();
+    range: SequenceRange,
+    mut take: impl FnMut(Arc<ChangeEntry>) -> Result<()> + Send,
+) -> Result<()> {
     for star in stars(store).await? {
-        above.extend(logged(store, codec, &star, range).await?);
+        for_each(store, codec, &star, range, &mut take).await?;
     }
-    above.sort_by_key(|entry| entry.position().rank());
-    Ok(above)
+    Ok(())
 }
 
 /// The entries above `high`, and for each the channels in which it is superseded already: a later

@@ -128,8 +128,10 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
         abandoned: vec![(1, 2)].into(),
     };
     let (epoch, position) = (Epoch::default(), feed_position());
-    let checkpoint = Checkpoint { epoch, batch: 3, late: 1, position, floor: Floor { stable: Sequence(7), late: 1 }, sequencer };
+    let floor = Floor { stable: Sequence(7), late: 1 };
+    let checkpoint = Checkpoint { batch: 3, late: 1, position, floor, sequencer, ..Checkpoint::beginning(epoch) };
     let mut building = checkpoint.clone();
+    building.unmarked = Some([1, 7, 1 << 40].into_iter().collect());
     building.sequencer.arrived.extend((20..9_000).filter(|n| n % 3 > 0).chain([1 << 40]));
     [checkpoint, building].map(|checkpoint| checkpoint.to_bytes().to_vec()).into()
 }

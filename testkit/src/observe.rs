@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sluicegate_core::changes::{Answer, AnswerRow, ChangesOptions, Delivery};
+use sluicegate_core::reader::WhileBuilding;
 use sluicegate_core::{BlockCodec, CacheKey, CacheStore, Channel, ReaderConfig, ReaderNode, Result};
 
 use crate::expect::Expect as _;
@@ -94,7 +95,10 @@ impl Follower {
     /// What the reader says. It may be called again.
     pub async fn look(&mut self, store: &Arc<dyn CacheStore>) -> Result<bool> {
         if self.reader.is_none() {
-            self.reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.ok();
+            // It follows while the cache is built, too.
+            let mut config = ReaderConfig::default();
+            config.while_building = WhileBuilding::Show;
+            self.reader = ReaderNode::open(store.clone(), config).await.ok();
             self.options = ChangesOptions::new().delivery(Delivery::Eager).late(Default::default());
         }
         let Some(reader) = &self.reader else { return Ok(false) };

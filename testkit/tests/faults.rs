@@ -7,12 +7,9 @@ use sluicegate_core::batch::{BatchRecord, Checkpoint, CommitReceipt, LateEntry, 
 use sluicegate_core::block::TwoBit;
 use sluicegate_core::commit::{read_clock, take_over};
 use sluicegate_core::directory::Directory;
-use sluicegate_core::engine::SequencerState;
 use sluicegate_core::meta::Meta;
 use sluicegate_core::store::{Expiry, Versioned};
-use sluicegate_core::{
-    BlockCodec, CacheKey, CacheStore, Epoch, Error, ErrorKind, FeedPosition, PublishedClock, Result, Sequence, Status,
-};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore, Epoch, Error, ErrorKind, PublishedClock, Result, Sequence, Status};
 use sluicegate_testkit::sample::Sampler;
 use sluicegate_testkit::{CrashPoint, FaultStore, Faults, PlainStore, SmallBlocks, Step, When};
 
@@ -202,8 +199,7 @@ fn publication(batch: &WriteBatch, last: &PublishedClock) -> Publication {
         checkpoint: number,
         ..last.clone()
     };
-    let (position, sequencer) = (FeedPosition::default(), SequencerState::default());
-    let checkpoint = Checkpoint { epoch, batch: number, late: clock.late, position, sequencer, floor: Default::default() };
+    let checkpoint = Checkpoint { batch: number, late: clock.late, ..Checkpoint::beginning(epoch) };
     let record = BatchRecord { entries: batch.entries.clone(), late: vec![late], ..BatchRecord::new(number, epoch) };
     Publication {
         pointers: Vec::new(),

@@ -89,7 +89,8 @@ impl Stored {
                 let partitions = checkpoint.position.partitions.len() * size_of::<(PartitionId, PartitionPosition)>();
                 let sequencer = &checkpoint.sequencer;
                 let lists = size_of_val(&*sequencer.pending) + size_of_val(&*sequencer.skipped);
-                let arrived = sequencer.arrived.stored_bytes();
+                let unmarked = checkpoint.unmarked.as_ref().map_or(0, |unmarked| unmarked.stored_bytes());
+                let arrived = sequencer.arrived.stored_bytes() + unmarked;
                 shared_bytes(size_of::<Checkpoint>() + partitions + lists + arrived + ranges_bytes(&sequencer.abandoned))
             }
             Stored::Clock(_) => shared_bytes(size_of::<PublishedClock>()),

@@ -39,6 +39,11 @@ impl ArrivedSet {
         self.len
     }
 
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.set.iter()
+    }
+
     /// All of them, from the highest on.
     pub fn rev(&self) -> impl Iterator<Item = u64> + '_ {
         self.set.iter().rev()
@@ -125,6 +130,14 @@ impl ArrivedSet {
 impl Extend<u64> for ArrivedSet {
     fn extend<I: IntoIterator<Item = u64>>(&mut self, numbers: I) {
         numbers.into_iter().for_each(|n| _ = self.insert(n));
+    }
+}
+
+impl FromIterator<u64> for ArrivedSet {
+    fn from_iter<I: IntoIterator<Item = u64>>(numbers: I) -> Self {
+        let mut set = ArrivedSet::default();
+        set.extend(numbers);
+        set
     }
 }
 

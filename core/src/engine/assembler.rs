@@ -1,5 +1,6 @@
 //! From decoded mutations to write batches and clocks.
 
+mod early;
 mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use early::EarlyMarks;
 pub use stats::WriterStats;
 
 use super::lists::{LIST_CHANGES, Lists, Told};
@@ -71,6 +73,8 @@ pub struct Assembler {
     /// Entries whose predecessors are not marked yet, because stable had not passed them. In the
     /// order of [`Sequence::rank`].
     unmarked: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
+    /// Others whose predecessors are not marked yet, and are not stored.
+    early: EarlyMarks,
     /// Sequences that entries of an earlier term supersede, and the entries that name them.
     inherited: FxHashMap<Sequence, Vec<(Sequence, u8)>>,
     /// Whether there were such entries.
@@ -107,6 +111,7 @@ impl Assembler {
             principals: Vec::new(),
             withdrawn: Withdrawn::default(),
             unmarked: BTreeMap::new(),
+            early: EarlyMarks::default(),
             inherited: FxHashMap::default(),
             has_inherited: false,
             is_reused: false,
@@ -231,6 +236,10 @@ impl Assembler {
         // A sequence that only the channel map remembers is accounted for too: it was this
         // document's, and the feed may have dropped it.
         let mut earlier = SequenceList::new();
+        let mut is_early = self.sequencer.holds()
+            && departures.is_empty()
+            && !self.is_reused
+            && entry.supersedes().iter().all(|position| position.slot() == 0);
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
             let departed = departures.iter().map(|departure| departure.sequence);
             earlier.extend(entry.supersedes().iter().copied().chain(accounted).chain(departed));
@@ -245,11 +254,12 @@ impl Assembler {
                 0 => self.sequencer.arrived(old, now),
                 _ => self.sequencer.arrived_in_slot(old),
             };
+            is_early &= arrival.is_new();
             if arrival.is_new() {
                 match departure_entry(&entry, old, &departures, self.is_reused) {
                     Some(departed) => {
                         self.sequencer.forget_readmitted(old);
-                        self.store(departed, arrival);
+                        self.store(departed, arrival, false);
                     }
                     None => {
                         self.stats.superseded += 1;
@@ -267,7 +277,7 @@ impl Assembler {
         let arrival = self.sequencer.arrived_at(entry.position(), now);
         let is_new = self.count(arrival).is_new();
         if is_new {
-            self.store(entry, arrival);
+            self.store(entry, arrival, is_early);
         }
         is_new
     }
@@ -289,7 +299,9 @@ impl Assembler {
         arrival
     }
 
-    fn store(&mut self, entry: ChangeEntry, arrival: Arrival) {
+    /// Takes a new entry. If it `is_early`, nothing is stored under the sequences that it
+    /// supersedes.
+    fn store(&mut self, entry: ChangeEntry, arrival: Arrival, is_early: bool) {
         let entry = Arc::new(entry);
         self.stats.cached += 1;
         self.memberships += entry.channels().len();
@@ -306,7 +318,12 @@ impl Assembler {
         }
         // An entry that an earlier term may have stored there is replaced.
         if !entry.supersedes().is_empty() {
-            self.unmarked.insert(entry.position().rank(), entry.clone());
+            let is_inherited = self.has_inherited && self.unmarked.contains_key(&entry.position().rank());
+            if is_early && !is_inherited {
+                self.early.push(self.clock.batch + 1, entry.clone());
+            } else {
+                self.unmarked.insert(entry.position().rank(), entry.clone());
+            }
         } else if self.has_inherited {
             self.unmarked.remove(&entry.position().rank());
         }
@@ -365,7 +382,7 @@ impl Assembler {
 
     /// Entries whose predecessors are not marked yet.
     pub fn unmarked(&self) -> impl Iterator<Item = &Arc<ChangeEntry>> {
-        self.unmarked.values()
+        self.unmarked.values().chain(self.early.iter())
     }
 
     /// Takes entries back that are `gone`, and that `numbers` are accounted for, theirs among them.
@@ -375,6 +392,7 @@ impl Assembler {
         numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
         for entry in &gone {
             self.unmarked.remove(&entry.position().rank());
+            self.early.remove(entry.position());
         }
         self.stats.withdrawn += gone.len() as u64;
         self.withdrawn.gone.extend(gone);
@@ -386,6 +404,7 @@ impl Assembler {
     pub fn purge(&mut self, gone: Vec<Arc<ChangeEntry>>) {
         for entry in &gone {
             self.unmarked.remove(&entry.position().rank());
+            self.early.remove(entry.position());
         }
         self.stats.purged_entries += gone.len() as u64;
         self.withdrawn.gone.extend(gone);
@@ -458,6 +477,7 @@ impl Assembler {
     pub fn published(&mut self, clock: &PublishedClock) {
         self.stats.batches += 1;
         self.published_stable = self.published_stable.max(clock.stable);
+        self.early.published(clock.batch);
     }
 
     /// Whether everything that can be published has been prepared: nothing collected, no marks due,
@@ -472,7 +492,7 @@ impl Assembler {
 
     /// Whether stable has passed entries whose predecessors are not marked.
     pub fn marks_due(&self) -> bool {
-        self.unmarked.keys().next().is_some_and(|first| first.0 <= self.published_stable)
+        self.early.due() > 0 || self.unmarked.keys().next().is_some_and(|first| first.0 <= self.published_stable)
     }
 
     /// The entries whose marks go with a batch of what is collected. Under load they wait until
@@ -483,8 +503,12 @@ impl Assembler {
         let due = self.unmarked.range(..=(self.published_stable, u8::MAX)).take(MAX_MARKS).count();
         let enough = (MARKS_AN_ENTRY * self.entries.len()).min(MAX_MARKS);
         let never_wait = self.unmarked.range(..=(self.clock.marked, u8::MAX)).count();
-        let count = if due >= enough { due.max(never_wait) } else { never_wait };
-        std::iter::from_fn(|| self.unmarked.pop_first()).take(count).map(|(_, entry)| entry).collect()
+        let early = self.early.due();
+        let is_enough = due + early >= enough;
+        let count = if is_enough { due.max(never_wait) } else { never_wait };
+        let mut marks = if is_enough { self.early.take(MAX_MARKS) } else { Vec::new() };
+        marks.extend(std::iter::from_fn(|| self.unmarked.pop_first()).take(count).map(|(_, entry)| entry));
+        marks
     }
 
     fn next_clock(&mut self, now: Duration) -> PublishedClock {
@@ -492,7 +516,7 @@ impl Assembler {
         // What was given up may still come, and its marks wait until readers see it.
         let may_come = self.sequencer.abandoned().within(self.published_stable.next().0, stable.0).next();
         let first_unmarked = self.unmarked.keys().next().map(|(sequence, _)| *sequence);
-        let first = first_unmarked.into_iter().chain(may_come.map(|(first, _)| Sequence(first))).min();
+        let first = first_unmarked.into_iter().chain(self.early.first()).chain(may_come.map(|(first, _)| Sequence(first))).min();
         let first_unmarked = first.map_or(Sequence::MAX, Sequence::previous);
         PublishedClock {
             stable,
@@ -520,7 +544,8 @@ impl Assembler {
             let sequencer = self.sequencer.state(now);
             let (epoch, late) = (self.clock.epoch, self.clock.late);
             let floor = floor.unwrap_or(Floor { stable: self.clock.stable, late });
-            (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer, floor })
+            let unmarked = self.sequencer.holds().then(|| self.unmarked().map(|entry| entry.position().0).collect());
+            (self.feed.clone(), Checkpoint { epoch, batch: number, late, position, sequencer, floor, unmarked })
         });
         self.memberships = 0;
         let entries = Entries::from(std::mem::take(&mut self.entries));

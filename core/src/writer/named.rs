@@ -137,7 +137,9 @@ impl Writer {
         if by_unmarked != Named::Nobody {
             return Ok(by_unmarked);
         }
-        let (store, codec, last) = (self.store.as_ref(), self.codec.as_ref(), sequencer.high());
+        // While a cache is built, entries above high may be marked, too.
+        let last = if sequencer.holds() { sequencer.progress().highest.max(sequencer.high()) } else { sequencer.high() };
+        let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
         let attempt = || async {
             for star in scan::stars(store).await? {
                 if scan::star_state(store, codec, star.collection(), position).await? != BlockState::Superseded {

@@ -170,6 +170,9 @@ impl fmt::Debug for RecentOwners {
 }
 
 impl RecentOwners {
+    /// The number of places. A later sequence takes the place of one that is so much lower.
+    pub(super) const PLACES: u64 = 1 << INDEX_BITS;
+
     /// Nothing is known. `high` is the highest sequence that former terms have published.
     pub(super) fn after(high: Sequence) -> Self {
         let former = SequenceRange::new(Sequence(high.0.saturating_sub(FORMER).max(1)), high);

@@ -16,13 +16,14 @@ use super::purge::Purges;
 use super::rollback::Rollbacks;
 use super::{Writer, WriterConfig, backoff, inherited, log_retry, name_repair};
 use crate::batch::Gap;
-use crate::block::codec_named;
-use crate::clock::Epoch;
+use crate::block::{BlockCodec, codec_named};
+use crate::clock::{Epoch, Progress};
 use crate::collections::Collections;
 use crate::commit;
 use crate::coordinate::next_epoch;
 use crate::decode::MutationDecoder;
-use crate::engine::{Assembler, Sequencer, SkippedRange};
+use crate::engine::{ArrivedSet, Assembler, Sequencer, SkippedRange};
+use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::feed::PositionTracker;
 use crate::fenced::Fenced;
@@ -36,6 +37,55 @@ use crate::withdraw;
 
 /// The limit for entries in slots that a term expects: more can only come of a damaged record.
 const MAX_EXPECTED: u64 = 1_000_000;
+
+/// A search for entries of former terms whose marks may not be written.
+struct Search<'a> {
+    high: Sequence,
+    marked: Sequence,
+    /// While a cache is built, marks do not wait for the stable sequence: how far it is, and the
+    /// positions of the entries that were not marked at the checkpoint.
+    building: Option<(Progress, &'a ArrivedSet)>,
+}
+
+/// What was found.
+struct Stored {
+    /// The owners of sequences, which the checkpoint does not all know.
+    owners: RecentOwners,
+    unmarked: Vec<Arc<ChangeEntry>>,
+}
+
+impl Search<'_> {
+    async fn run(&self, store: &dyn CacheStore, codec: &dyn BlockCodec) -> Result<Stored> {
+        let mut stored = Stored { owners: RecentOwners::after(self.high), unmarked: Vec::new() };
+        let last = if self.building.is_some() { self.high } else { Sequence::MAX };
+        if let Some(range) = SequenceRange::new(self.marked.next(), last) {
+            scan::for_each_stored(store, codec, range, |entry| {
+                stored.owners.insert(entry.position(), entry.document());
+                stored.unmarked.push(entry);
+                Ok(())
+            })
+            .await?;
+        }
+        if let Some((progress, unmarked)) = self.building {
+            let remembered = Sequence(progress.highest.0.saturating_sub(RecentOwners::PLACES)).max(self.high);
+            if let Some(range) = SequenceRange::new(remembered.next(), Sequence::MAX) {
+                scan::for_each_stored(store, codec, range, |entry| {
+                    stored.owners.insert(entry.position(), entry.document());
+                    Ok(())
+                })
+                .await?;
+            }
+            let positions: Vec<Sequence> = unmarked.iter().map(Sequence).collect();
+            for page in positions.chunks(scan::PAGE) {
+                stored.unmarked.extend(store.entries(page).await?.into_iter().flatten());
+            }
+        }
+        stored.unmarked.retain(|entry| !entry.supersedes().is_empty());
+        stored.unmarked.sort_by_key(|entry| entry.position().rank());
+        stored.unmarked.dedup_by_key(|entry| entry.position());
+        Ok(stored)
+    }
+}
 
 impl Writer {
     /// The writer of a cache that nobody else writes: begins the next term, whichever that is. For
@@ -142,11 +192,14 @@ impl Writer {
         let are_expected = sequencer.has_readmitted() || sequencer.readmitted_in_slots().next().is_some();
         let after_kill = are_expected || checkpoint.batch < clock.batch;
 
-        let attempt = || async { scan::stored_above(store.as_ref(), codec.as_ref(), clock.marked).await };
-        let unmarked = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
-        // The checkpoint does not know all of these sequences.
-        let mut owners = RecentOwners::after(high);
-        unmarked.iter().for_each(|entry| owners.insert(entry.position(), entry.document()));
+        let search = Search {
+            high,
+            marked: clock.marked,
+            // What was published after the checkpoint, above high, comes again.
+            building: clock.building.zip(checkpoint.unmarked.as_ref()),
+        };
+        let attempt = || async { search.run(store.as_ref(), codec.as_ref()).await };
+        let Stored { owners, unmarked } = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         // An entry that was not published supersedes nothing before it comes again.
         let unmarked = unmarked.into_iter().filter(|entry| !assembler.sequencer().is_readmitted(entry.position())).collect();
         let unmarked = inherited::without_others(store.as_ref(), backoff(&config), unmarked).await?;

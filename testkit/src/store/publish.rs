@@ -12,7 +12,7 @@ use sluicegate_core::engine::SequencerState;
 use sluicegate_core::meta::Meta;
 use sluicegate_core::pointer::Pointer;
 use sluicegate_core::store::{Expiry, Versioned};
-use sluicegate_core::{CacheId, CacheKey, CacheStore, Epoch, ErrorKind, FeedPosition, PublishedClock, Sequence};
+use sluicegate_core::{CacheId, CacheKey, CacheStore, Epoch, ErrorKind, PublishedClock, Sequence};
 
 use super::{Store, small};
 use crate::expect::{Expect as _, refused, refused_naming};
@@ -52,12 +52,10 @@ fn next(last: &PublishedClock, late: u64) -> Publication {
         ..last.clone()
     };
     let checkpoint = Checkpoint {
-        epoch: clock.epoch,
         batch: number,
         late: clock.late,
-        position: FeedPosition::default(),
         sequencer: SequencerState { next: clock.high.next(), ..SequencerState::default() },
-        floor: Default::default(),
+        ..Checkpoint::beginning(clock.epoch)
     };
     let entries = [Arc::new(entry(number, "doc", &["a"]))].into_iter().collect();
     let record = BatchRecord { entries, late, ..BatchRecord::new(number, clock.epoch) };

@@ -154,3 +154,42 @@ fn after_a_later_revision_had_a_lower_sequence_all_that_is_superseded_is_marked_
     let since = [take(100, &[]), take(105, &[40, 100]), take(50, &[40, 100, 105]), take(110, &[50, 100, 105])];
     assert_eq!(since, [100, 100, 40, 50]);
 }
+
+#[test]
+fn marks_of_what_the_feed_left_out_do_not_wait_for_stable_in_a_first_read() {
+    let mut assembler = assembler();
+    assembler.hold();
+    // Sequence 5 is left out. The row of 10 is stored, and readers may see it.
+    apply(&mut assembler, 10, Some(5));
+    apply(&mut assembler, 12, Some(10));
+    let unmarked = |prepared: &Prepared| {
+        let (_, checkpoint) = prepared.publication.checkpoint.as_ref().unwrap();
+        checkpoint.unmarked.as_ref().unwrap().iter().collect::<Vec<_>>()
+    };
+    let position = || Some((FeedPosition::default(), None));
+    let prepared = assembler.prepare(position(), Duration::ZERO);
+    assert!(prepared.batch.marks.is_empty(), "it is not published");
+    assert_eq!(unmarked(&prepared), [10, 12]);
+    assert!(!assembler.marks_due());
+    assembler.published(&prepared.publication.clock);
+    assert!(assembler.marks_due());
+    let prepared = assembler.prepare(position(), Duration::ZERO);
+    assert_eq!(prepared.batch.marks.iter().map(|entry| entry.sequence().0).collect::<Vec<_>>(), [10]);
+    assert_eq!((prepared.publication.clock.stable, unmarked(&prepared)), (Sequence(0), vec![12]));
+    assembler.published(&prepared.publication.clock);
+    assert!(!assembler.marks_due());
+    // One that is taken back leaves no marks.
+    apply(&mut assembler, 20, Some(15));
+    let gone = assembler.entries().to_vec();
+    let prepared = assembler.prepare(None, Duration::ZERO);
+    assembler.published(&prepared.publication.clock);
+    assembler.withdraw(gone, [], &[Sequence(20)]);
+    assert!(!assembler.marks_due());
+    // All others are marked at the end.
+    assembler.apply(Decoded::Unused(SequenceRange::new(1, 20).unwrap()), Duration::ZERO);
+    assembler.end_of_feed(Duration::ZERO);
+    let prepared = assembler.prepare(None, Duration::ZERO);
+    assembler.published(&prepared.publication.clock);
+    assert_eq!(marks(&mut assembler), [12]);
+    assert_eq!(assembler.clock().marked, assembler.clock().stable);
+}

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisResult, Value, cmd};
+use redis::{Arg, AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisResult, Value, cmd};
 use sluicegate_core::Result;
 
 use crate::error::{Failure, translate};
@@ -61,6 +61,8 @@ pub struct Traffic {
     pub commands: u64,
     /// Times it waited for the server: one for all commands sent together, whatever the number of nodes.
     pub round_trips: u64,
+    /// Bytes of the commands, as they go over the wire; TLS adds its own. A command that is sent again counts once.
+    pub bytes: u64,
 }
 
 /// Connections to one server or to the nodes of a Cluster, which are made anew when they are lost. Cheap to clone.
@@ -73,6 +75,7 @@ pub(crate) struct Link {
     owed: Arc<Mutex<BTreeSet<u16>>>,
     commands: Arc<AtomicU64>,
     round_trips: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
 }
 
 #[derive(Clone)]
@@ -124,18 +127,31 @@ impl Link {
             Lines::Cluster(line) => line.connect().await.map_err(failed)?,
         }
         let replicas = (target.options.wait_replicas, (target.options.timeout_ms / 2).max(1));
-        Ok(Link { lines, replicas, owed: Arc::default(), commands: Arc::default(), round_trips: Arc::default() })
+        Ok(Link {
+            lines,
+            replicas,
+            owed: Arc::default(),
+            commands: Arc::default(),
+            round_trips: Arc::default(),
+            bytes: Arc::default(),
+        })
     }
 
     /// What was sent so far.
     pub(crate) fn traffic(&self) -> Traffic {
-        Traffic { commands: self.commands.load(Ordering::Relaxed), round_trips: self.round_trips.load(Ordering::Relaxed) }
+        Traffic {
+            commands: self.commands.load(Ordering::Relaxed),
+            round_trips: self.round_trips.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Sends all commands and gives the answer to each, in their order. Those of one slot are executed in their order.
     pub(crate) async fn run(&self, commands: Commands, effect: Effect) -> Vec<Answer> {
         self.commands.fetch_add(commands.0.len() as u64, Ordering::Relaxed);
         self.round_trips.fetch_add(1, Ordering::Relaxed);
+        let bytes: u64 = commands.0.iter().map(|(_, command)| encoded_length(command)).sum();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         match &self.lines {
             Lines::Single { pool, next } => {
                 let line = &pool[next.fetch_add(1, Ordering::Relaxed) % pool.len()];
@@ -244,6 +260,21 @@ impl Link {
     }
 }
 
+/// Bytes of a command as it is sent: a list of strings, each with its length before it.
+fn encoded_length(command: &Cmd) -> u64 {
+    let digits = |number: usize| u64::from(number.checked_ilog10().unwrap_or(0)) + 1;
+    let head = |number: usize| 1 + digits(number) + 2;
+    let (count, strings) = command.args_iter().fold((0, 0), |(count, bytes), argument| {
+        let length = match argument {
+            Arg::Simple(bytes) => bytes.len(),
+            // A cursor is the only other one; none is sent.
+            _ => 1,
+        };
+        (count + 1, bytes + head(length) + length as u64 + 2)
+    });
+    head(count) + strings
+}
+
 fn answered(error: RedisError) -> Failure {
     if is_answer(&error) { Failure::Answered(error) } else { Failure::Unanswered(error) }
 }
@@ -269,5 +300,22 @@ pub(crate) fn cluster_client(target: &Target) -> ClusterClientBuilder {
     match &target.certificates {
         Some(certificates) => builder.certs(certificates.clone()),
         None => builder,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_encoded_length_is_that_of_the_encoding() {
+        let long = [b'x'; 1_000];
+        for command in [
+            cmd("INFO"),
+            cmd("SET").arg("").arg(&long[..]).take(),
+            cmd("EVAL").arg("return 1").arg(12).arg((0..12).collect::<Vec<u32>>()).arg(&long[..99]).arg(&long[..100]).take(),
+        ] {
+            assert_eq!(encoded_length(&command), command.get_packed_command().len() as u64);
+        }
     }
 }

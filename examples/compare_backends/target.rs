@@ -3,16 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::{StreamExt as _, TryStreamExt as _};
-use sluicegate::batch::LatePage;
-use sluicegate::meta::Meta;
 use sluicegate::registry::Location;
-use sluicegate::{BlockIndex, CacheKey, CacheStore, Error, ErrorKind, PublishedClock, Registry, Result, Sequence};
+use sluicegate::{CacheKey, CacheStore, Error, ErrorKind, PublishedClock, Registry, Result};
+use sluicegate_testkit::clear::{self, Contents};
 
 use crate::load::Load;
-
-/// Removals under way at the same time.
-const PARALLEL: usize = 64;
 
 /// A store given by URL.
 pub(crate) struct Target {
@@ -76,23 +71,7 @@ impl Target {
 
 /// Removes everything that a round has written.
 pub(crate) async fn clear(store: &Arc<dyn CacheStore>, load: &Load, feed: &str, clock: &PublishedClock) -> Result<()> {
-    let meta = store.get(&CacheKey::Meta).await?.ok_or_else(|| Error::corrupt("the cache that was written is gone"))?;
-    let meta = Meta::from_bytes(&meta.value)?;
-    let high = clock.high.max(load.last).0;
-    let blocks = 0..=high / u64::from(meta.capacity.max(1));
-    let of_channels = load.channels.iter().flat_map(|channel| {
-        let of_channel = [CacheKey::Directory(channel.clone()), CacheKey::Counter(channel.clone())];
-        blocks.clone().map(|index| CacheKey::Block(channel.clone(), BlockIndex(index))).chain(of_channel)
-    });
-    let keys = (1..=high).map(|n| CacheKey::Sequence(Sequence(n)));
-    let keys = keys.chain(of_channels).chain((0..meta.ring).map(CacheKey::Batch));
-    let keys = keys.chain((0..=LatePage::of(clock.late)).map(CacheKey::Late));
-    // What makes it a cache goes last.
-    let keys =
-        keys.chain([CacheKey::Checkpoint(feed.to_owned()), CacheKey::Writer, CacheKey::Intent, CacheKey::Clock, CacheKey::Meta]);
-    let removals = keys.map(|key| {
-        let store = store.clone();
-        async move { store.remove(&key, None).await }
-    });
-    futures::stream::iter(removals).buffered(PARALLEL).try_collect().await
+    let mut contents = Contents { feed: feed.to_owned(), channels: load.channels.clone(), ..Contents::default() };
+    contents.sequences.insert(1, clock.high.max(load.last).0);
+    clear::clear(store, &contents).await
 }

@@ -2,6 +2,7 @@
 
 pub mod branching;
 mod case;
+pub mod clear;
 pub mod codec;
 pub mod coordinator;
 mod expect;

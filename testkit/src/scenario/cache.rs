@@ -17,12 +17,12 @@ use sluicegate_core::{
 use tokio::time::Instant;
 
 use super::asking::Asking;
-use super::clear::clear;
 use super::gateway::Gateway;
 use super::step::{Event, Settings, StateKey, Value};
 use super::variation::Variation;
 use super::watched::Pace;
 use super::writing::Writing;
+use crate::clear::clear;
 
 /// Sequences of a small block: as few as a codec can have.
 const SMALL_BLOCK: u32 = 64;
@@ -187,7 +187,7 @@ impl Cache {
 
     /// Removes everything that was stored.
     pub(super) async fn clear(&self) -> Result<()> {
-        clear(&self.store, self.gateway.used(), &Writing::feed_name()).await
+        clear(&self.store, &self.gateway.used().contents(Writing::feed_name())?).await
     }
 }
 

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sluicegate_core::decode::PrincipalKind;
 use sluicegate_core::feed::{Datatype, MutationKind};
-use sluicegate_core::{Mutation, PartitionId, PartitionSeqno, SequenceRange};
+use sluicegate_core::{Channel, CollectionId, DocumentId, Mutation, PartitionId, PartitionSeqno, Result, SequenceRange};
 
 use super::step::{Document, Event, Put};
+use crate::clear::Contents;
 use crate::gateway::{Kept, Standing, checksum, text_of, with_attributes};
 
 /// Partitions of the bucket: a few, so that each has several documents.
@@ -27,6 +28,25 @@ pub(super) struct Used {
     pub(super) documents: BTreeSet<(u32, String)>,
     /// Sequences that may have entries.
     pub(super) sequences: BTreeSet<u64>,
+}
+
+impl Used {
+    /// The contents of a cache of the feed with this checkpoint.
+    pub(super) fn contents(&self, feed: String) -> Result<Contents> {
+        let mut contents = Contents { feed, ..Contents::default() };
+        for sequence in &self.sequences {
+            contents.sequences.insert(*sequence, *sequence);
+        }
+        for collection in self.collections.iter().copied().chain([0]).map(CollectionId) {
+            contents.channels.insert(Channel::star_of(collection));
+            for name in &self.channels {
+                contents.channels.insert(Channel::of(collection, name)?);
+            }
+        }
+        let documents = self.documents.iter();
+        contents.documents = documents.map(|(collection, id)| DocumentId::new(CollectionId(*collection), id.as_str())).collect();
+        Ok(contents)
+    }
 }
 
 /// The bucket.

@@ -9,7 +9,6 @@
 mod asking;
 mod cache;
 mod check;
-mod clear;
 mod gateway;
 mod parse;
 mod report;

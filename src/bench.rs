@@ -1,6 +1,7 @@
 //! Benchmarks that anyone can run: rates, CPU seconds and memory on the loads of the gateway's own cache benchmark.
 
 mod cold;
+mod sent;
 mod stores;
 
 use std::collections::HashMap;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sluicegate_core::changes::ChangesOptions;
 use sluicegate_core::channel::ChannelMap;
 use sluicegate_core::feed::{FeedBatch, FeedCapabilities, FeedInfo};
@@ -20,13 +21,14 @@ use sluicegate_memory::MemoryStore;
 use sluicegate_replay::peer;
 pub use sluicegate_replay::peer::PeerLoad;
 
-pub use cold::{ColdLoad, ColdStart, cold};
+pub use cold::{ColdLoad, ColdStart, clear_cold, cold};
+pub use sent::MeteredStore;
 use stores::ObservedStore;
 
 const FIRST_EPOCH: Epoch = Epoch { counter: 1, writer: 1 };
 
 /// One measured run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
     /// What was measured.
     pub what: String,
@@ -331,6 +333,13 @@ pub async fn backpressure(limit: usize) -> Result<Backpressure> {
 
 fn resident() -> f64 {
     memory_stats::memory_stats().map_or(0.0, |m| m.physical_mem as f64 / f64::from(1 << 20))
+}
+
+/// The most resident memory that this process has had, in MiB, if the system tells.
+fn peak() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"))?;
+    Some(peak.trim().parse::<f64>().ok()? / 1_024.0)
 }
 
 /// The peer's load, made as it is taken.

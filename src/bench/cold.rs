@@ -4,16 +4,17 @@
 //! that has little to do with their own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sluicegate_core::feed::{FeedBatch, FeedCapabilities, FeedInfo};
 use sluicegate_core::{
-    CacheStore, Feed, FeedEvent, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, PartitionSeqno, Result, Writer,
-    WriterConfig,
+    CacheStore, Channel, Feed, FeedEvent, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, PartitionSeqno, Result,
+    Writer, WriterConfig,
 };
 
-use super::{FIRST_EPOCH, Measured, Watch, check, resident};
+use sluicegate_testkit::clear::{Contents, clear};
+
+use super::{FIRST_EPOCH, Measured, MeteredStore, Watch, check, peak};
 
 const VBUCKETS: u64 = 1_024;
 
@@ -22,9 +23,6 @@ const BATCH: usize = 512;
 
 /// Channels, of which each document is in one.
 const CHANNELS: u64 = 1_000;
-
-/// How often memory is looked at.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// A bucket, and the order in which it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,10 +82,14 @@ impl ColdLoad {
     }
 }
 
+fn channel_name(number: u64) -> String {
+    format!("test-{number}")
+}
+
 fn mutation(Place { sequence, vbucket, seqno }: Place) -> Mutation {
-    let channel = sequence % CHANNELS;
+    let channel = channel_name(sequence % CHANNELS);
     let value = format!(
-        r#"{{"_sync":{{"rev":"1-cd809becc169215072fd567eebd8b8de","sequence":{sequence},"recent_sequences":[{sequence}],"channels":{{"test-{channel}":null}}}},"n":{sequence}}}"#
+        r#"{{"_sync":{{"rev":"1-cd809becc169215072fd567eebd8b8de","sequence":{sequence},"recent_sequences":[{sequence}],"channels":{{"{channel}":null}}}},"n":{sequence}}}"#
     );
     let (partition, seqno) = (PartitionId(vbucket as u16), PartitionSeqno(seqno));
     Mutation { partition, seqno, cas: sequence << 16, ..Mutation::new(format!("doc-{sequence}"), value) }
@@ -106,7 +108,7 @@ impl Feed for ColdLoad {
 }
 
 /// What a cold start costs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ColdStart {
     /// How long it took.
     #[serde(flatten)]
@@ -115,38 +117,49 @@ pub struct ColdStart {
     pub late: u64,
     /// How many sequences were skipped.
     pub skipped: u64,
-    /// The most resident memory of the process, in MiB. It keeps some of what earlier runs had.
-    pub most_mib: f64,
+    /// How many bytes the store was sent, if [`MeteredStore`] counts them.
+    pub sent_bytes: Option<u64>,
+    /// The most resident memory that the process has had, in MiB; `None` if the system does not
+    /// tell. What was before counts as well: so measure in a process of its own.
+    pub peak_mib: Option<f64>,
 }
 
 /// Reads a bucket into `store`, which must be empty.
 ///
 /// # Errors
 /// What the writer says.
-pub async fn cold(what: &str, store: Arc<dyn CacheStore>, load: ColdLoad) -> Result<ColdStart> {
+pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<ColdStart> {
     let (decoder, config) = (Arc::new(GatewayDecoder::default()), WriterConfig::default());
-    let mut writer = Writer::take_over(store, decoder, "bench", FIRST_EPOCH, config).await?;
-    let mut most_mib = resident();
+    let mut writer = Writer::take_over(store.store(), decoder, &load.info().checkpoint_name(), FIRST_EPOCH, config).await?;
+    let before = store.sent();
     let watch = Watch::start();
-    {
-        let mut running = writer.run(&load, std::future::pending());
-        let mut looks = tokio::time::interval(LOOK);
-        loop {
-            tokio::select! {
-                ended = &mut running => { ended?; break }
-                _ = looks.tick() => most_mib = most_mib.max(resident()),
-            }
-        }
-    }
+    writer.run(&load, std::future::pending()).await?;
     let measured = watch.stop(what, load.documents);
     check(&writer, load.documents)?;
-    let stats = writer.stats();
-    Ok(ColdStart { most_mib: most_mib.max(measured.resident_mib), measured, late: stats.late, skipped: stats.skipped })
+    let sent_bytes = store.sent().zip(before).map(|(after, before)| after - before);
+    let (late, skipped) = (writer.stats().late, writer.stats().skipped);
+    Ok(ColdStart { measured, late, skipped, sent_bytes, peak_mib: peak() })
+}
+
+/// Removes from `store` what a cold start has left.
+///
+/// # Errors
+/// As [`clear`].
+pub async fn clear_cold(store: &Arc<dyn CacheStore>, load: ColdLoad) -> Result<()> {
+    let mut contents = Contents { feed: load.info().checkpoint_name(), ..Contents::default() };
+    if load.documents > 0 {
+        contents.sequences.insert(1, load.documents);
+    }
+    contents.channels = (0..CHANNELS).map(|channel| Channel::new(&channel_name(channel))).collect::<Result<_>>()?;
+    contents.channels.insert(Channel::star());
+    clear(store, &contents).await
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+
+    use sluicegate_memory::MemoryStore;
 
     use super::*;
 
@@ -169,8 +182,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_late_or_skipped_in_any_order() {
         for chunk in [None, Some(1), Some(5), Some(1_000)] {
-            let store: Arc<dyn CacheStore> = Arc::new(sluicegate_memory::MemoryStore::new());
-            let start = cold("small", store, ColdLoad { documents: 20_000, chunk }).await.unwrap();
+            let store = MeteredStore::counting(Arc::new(MemoryStore::new()));
+            let start = cold("small", &store, ColdLoad { documents: 20_000, chunk }).await.unwrap();
             assert_eq!((start.late, start.skipped), (0, 0), "{chunk:?}");
         }
     }

@@ -4,16 +4,30 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use sluicegate::bench::{self, Backpressure, ColdLoad, ColdStart, Measured, PeerLoad, ReadCost};
-use sluicegate::{CacheStore, Result, Sequence, WriterConfig};
+use sluicegate::bench::{self, Backpressure, Measured, PeerLoad, ReadCost};
+use sluicegate::{CacheStore, Error, Result, Sequence, WriterConfig};
 use sluicegate_memory::MemoryStore;
 
+use super::cold::{self, ColdRate, Orders};
 use super::output::{Outcome, Table, grouped, json, text};
+use super::session::Session;
 use super::{Exit, Format};
 
-/// Measures on the loads of the gateway's own cache benchmark: rates, CPU seconds, memory; then reads. Everything on the memory store. Rates are the
-/// median of interleaved rounds.
+const AFTER_HELP: &str = "\
+`cold` runs on each store given by --store on the command line, or in memory. Each run has a process of
+its own, and on a server a namespace of its own (bench-…), which is removed after it; a run that is
+interrupted leaves it there. The columns:
+
+  MB sent    on Redis, all commands as they go over the wire; on other stores the keys and values that
+             they are handed, of blocks the changes, without directories; counted in another run
+  peak MiB   of the process: a store in memory is in it, a server is not
+  log lines  of the writer and the store, as `run` would print them
+  / in order the column before it, divided by that of the order of the sequences";
+
+/// Measures on the loads of the gateway's own cache benchmark: rates, CPU seconds, memory; then reads. Everything on the memory store, but `cold` on
+/// each store given by --store on the command line. Rates are the median of interleaved rounds.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct BenchArgs {
     /// What to measure; all if left out
     #[arg(value_enum)]
@@ -43,7 +57,7 @@ enum Which {
     Decoded,
     /// Twice the channels, twice the documents
     Scaling,
-    /// A whole bucket into a new cache, vbucket by vbucket beside the order of the sequences
+    /// A whole bucket into a new cache, vbucket by vbucket beside the order of the sequences; on any store
     Cold,
     /// Reads that the tail answers
     Tail,
@@ -76,15 +90,6 @@ struct Rate {
     ratio: Option<(f64, &'static str)>,
 }
 
-#[derive(Debug, Serialize)]
-struct ColdRate {
-    #[serde(flatten)]
-    median: ColdStart,
-    per_second: f64,
-    /// Its rate divided by that of the order of the sequences in the same round, median.
-    rate_ratio: f64,
-}
-
 /// One load: its name, what it is, whether raw, and which other it is set against.
 struct Load {
     name: &'static str,
@@ -100,7 +105,12 @@ enum Kind {
     Baseline,
 }
 
-pub(crate) async fn run(args: BenchArgs) -> Outcome<Exit> {
+pub(crate) async fn run(args: BenchArgs, session: Session) -> Outcome<Exit> {
+    let is_cold_only = !args.which.is_empty() && args.which.iter().all(|which| *which == Which::Cold);
+    if !session.stores.is_empty() && !is_cold_only {
+        let message = "--store is for `bench cold` only; everything else is measured on the memory store";
+        return Err(Error::config(message).into());
+    }
     let wanted = |which| args.which.is_empty() || args.which.contains(&which);
     let mut results = Results::default();
     let loads = loads(&args, wanted);
@@ -123,7 +133,8 @@ pub(crate) async fn run(args: BenchArgs) -> Outcome<Exit> {
         results.rates.push(Rate { per_second: median.rate(), per_cpu_second: median.rate_per_cpu(), median, ratio });
     }
     if wanted(Which::Cold) {
-        results.cold = cold(&args).await?;
+        let orders = Orders { documents: args.documents as u64, chunks: &args.chunk, rounds: args.rounds };
+        results.cold = cold::run(&orders, &session).await?;
     }
     if wanted(Which::Tail) {
         let (reads, bytes) = bench::tail().await?;
@@ -168,30 +179,6 @@ fn loads(args: &BenchArgs, wanted: impl Fn(Which) -> bool) -> Vec<Load> {
     loads
 }
 
-/// Cold starts in each order, in interleaved rounds.
-async fn cold(args: &BenchArgs) -> Result<Vec<ColdRate>> {
-    let documents = args.documents as u64;
-    let orders: Vec<(String, Option<u64>)> = std::iter::once(("in order".to_owned(), None))
-        .chain(args.chunk.iter().map(|chunk| (format!("by vbucket, {} at a time", grouped(*chunk)), Some(*chunk))))
-        .collect();
-    let mut runs: Vec<Vec<ColdStart>> = orders.iter().map(|_| Vec::new()).collect();
-    for _ in 0..args.rounds {
-        for ((what, chunk), runs) in orders.iter().zip(&mut runs) {
-            let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
-            runs.push(bench::cold(what, store, ColdLoad { documents, chunk: *chunk }).await?);
-        }
-    }
-    let in_order: Vec<f64> = runs[0].iter().map(|run| run.measured.rate()).collect();
-    let rate = |mut of_order: Vec<ColdStart>| {
-        let mut ratios: Vec<f64> = of_order.iter().zip(&in_order).map(|(run, other)| run.measured.rate() / other).collect();
-        ratios.sort_by(f64::total_cmp);
-        of_order.sort_by(|a, b| a.measured.seconds.total_cmp(&b.measured.seconds));
-        let median = of_order.swap_remove(of_order.len() / 2);
-        ColdRate { per_second: median.measured.rate(), median, rate_ratio: ratios[ratios.len() / 2] }
-    };
-    Ok(runs.into_iter().map(rate).collect())
-}
-
 async fn measure(load: &Load) -> Result<Measured> {
     let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
     // The load's first sequence is 2.
@@ -222,24 +209,7 @@ fn table(results: &Results) -> String {
         }
         out.push_str(&table.render(0));
     }
-    if !results.cold.is_empty() {
-        let mut table =
-            Table::new(["cold start", ">documents/s", ">rate / in order", ">CPU s", ">wall s", ">most MiB", ">late", ">skipped"]);
-        for ColdRate { median, per_second, rate_ratio } in &results.cold {
-            let m = &median.measured;
-            table.row([
-                m.what.clone(),
-                grouped(*per_second as u64),
-                format!("{rate_ratio:.2}"),
-                format!("{:.2}", m.cpu_seconds),
-                format!("{:.2}", m.seconds),
-                format!("{:.0}", median.most_mib),
-                grouped(median.late),
-                grouped(median.skipped),
-            ]);
-        }
-        out.push_str(&format!("\n{}", table.render(0)));
-    }
+    out.push_str(&cold::tables(&results.cold));
     if !results.reads.is_empty() {
         let mut table = Table::new(["read", ">rows", ">median us", ">least us", ">store operations"]);
         for read in &results.reads {

@@ -4,6 +4,8 @@ mod backends;
 #[cfg(feature = "bench")]
 mod bench;
 mod changes;
+#[cfg(feature = "bench")]
+mod cold;
 #[cfg(feature = "replay")]
 mod compare;
 #[cfg(all(feature = "memory", feature = "replay"))]
@@ -22,6 +24,8 @@ mod scenario;
 mod session;
 mod settings;
 mod signal;
+#[cfg(any(feature = "scenario", feature = "bench"))]
+mod target;
 mod verify;
 
 use std::io::IsTerminal as _;
@@ -30,7 +34,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluicegate::{Error, ErrorKind};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry};
 
 use output::{Failure, Outcome, chain};
 use progress::Terminal;
@@ -76,7 +82,8 @@ struct Global {
     /// Where mutations come from, for example replay:FILE; `sluicegate backends` lists what there is
     #[arg(long, value_name = "URL", global = true)]
     feed: Option<String>,
-    /// Where the cache is, for example memory: (the default); `scenario` takes several
+    /// Where the cache is, for example memory: (the default); `scenario` and `bench cold` take
+    /// several
     #[arg(long, value_name = "URL", global = true)]
     store: Vec<String>,
     /// Name of this node among others
@@ -124,6 +131,9 @@ enum Command {
     /// Measure rates, memory and the cost of reads on this machine
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
+    #[cfg(feature = "bench")]
+    #[command(name = cold::MEASURE, hide = true)]
+    MeasureCold(cold::MeasureArgs),
     /// Show it at work, on recorded data
     #[cfg(all(feature = "memory", feature = "replay"))]
     Demo(demo::DemoArgs),
@@ -142,13 +152,27 @@ impl Command {
 
     /// Whether it takes several stores.
     fn takes_several_stores(&self) -> bool {
-        #[cfg(feature = "scenario")]
-        if let Command::Scenario(_) = self {
-            return true;
+        match self {
+            #[cfg(feature = "scenario")]
+            Command::Scenario(_) => true,
+            #[cfg(feature = "bench")]
+            Command::Bench(_) => true,
+            _ => false,
         }
-        false
+    }
+
+    /// What it does with its log, beside printing it.
+    fn layer(&self) -> Option<OwnLayer> {
+        match self {
+            #[cfg(feature = "bench")]
+            Command::MeasureCold(args) => Some(args.layer()),
+            _ => None,
+        }
     }
 }
+
+/// What a command does with its log.
+type OwnLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// How a command prints what it found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -227,7 +251,7 @@ fn prepare(cli: Cli) -> Outcome<Exit> {
     let settings = layers.settings()?;
     let terminal = Terminal::default();
     let quiet = if command.stops_in_order() { "info" } else { "warn" };
-    start_log(&settings, quiet, &layers, &terminal)?;
+    start_log(&settings, quiet, &layers, &terminal, command.layer())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -263,7 +287,9 @@ async fn execute(
             Command::Scenario(args) => scenario::run(args, session).await,
             Command::Backends(args) => backends::run(args),
             #[cfg(feature = "bench")]
-            Command::Bench(args) => bench::run(args).await,
+            Command::Bench(args) => bench::run(args, session).await,
+            #[cfg(feature = "bench")]
+            Command::MeasureCold(args) => cold::measure(args, session).await,
             #[cfg(all(feature = "memory", feature = "replay"))]
             Command::Demo(args) => demo::run(args, session).await,
         }
@@ -274,19 +300,20 @@ async fn execute(
     }
 }
 
-fn start_log(settings: &Settings, quiet: &str, layers: &Layers, terminal: &Terminal) -> Outcome<()> {
+fn start_log(settings: &Settings, quiet: &str, layers: &Layers, terminal: &Terminal, own: Option<OwnLayer>) -> Outcome<()> {
     let level = settings.log.as_deref().unwrap_or(quiet);
     let filter = EnvFilter::builder()
         .parse(level)
         .map_err(|e| Error::config(format!("{}: {level:?} is no log level, nor a list of them: {e}", layers.source_of("log"))))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(terminal.clone());
-    match settings.log_format.as_deref() {
-        None | Some("human") => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        Some("json") => log.json().init(),
+    let log = tracing_subscriber::fmt::layer().with_writer(terminal.clone());
+    let log = match settings.log_format.as_deref() {
+        None | Some("human") => log.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Some("json") => log.json().boxed(),
         Some(other) => {
             let source = layers.source_of("log_format");
             return Err(Error::config(format!("{source}: a log is `human` or `json`, not {other:?}")).into());
         }
-    }
+    };
+    tracing_subscriber::registry().with(own).with(log.with_filter(filter)).init();
     Ok(())
 }

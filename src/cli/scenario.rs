@@ -2,19 +2,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use futures::FutureExt as _;
 use serde::Serialize;
-use sluicegate::registry::Location;
-use sluicegate::{CacheKey, CacheStore, Error, ErrorKind, Result};
+use sluicegate::{Error, ErrorKind};
 use sluicegate_testkit::scenario::{Mistake, Report, Scenario, Stores, Variation, find, judge};
 
 use super::output::{Outcome, json, text};
 use super::session::Session;
+use super::target::Target;
 use super::{Exit, Format};
 
 /// Runs scenario files in every variation over each store given by --store (memory: by default),
@@ -68,8 +66,8 @@ pub(crate) async fn run(args: ScenarioArgs, session: Session) -> Outcome<Exit> {
     let scenarios = Arc::new(scenarios);
     let mut results = Results { stores: Vec::new(), mistakes };
     for url in urls {
-        let target = Target::look_at(&url).await?;
-        let (name, threads, stores) = (target.name.clone(), target.threads(), target.stores());
+        let target = Target::look_at(&url, "scenario").await?;
+        let (name, threads, stores) = (target.name.clone(), threads(&target), stores(target));
         let (scenarios, variations) = (scenarios.clone(), variations.clone());
         let judged = tokio::task::spawn_blocking(move || judge(&scenarios, &variations, &stores, threads));
         let failed = |e| Error::new(ErrorKind::Unexpected, "the scenarios could not be run").with_source(e);
@@ -100,70 +98,22 @@ fn table(results: &Results) -> String {
     out
 }
 
-/// A store given by URL.
-struct Target {
-    /// Its URL without secrets.
-    name: String,
-    url: String,
-    /// Whether stored documents end with the store itself.
-    is_transient: bool,
-    has_namespaces: bool,
-}
-
-impl Target {
-    async fn look_at(url: &str) -> Result<Target> {
-        let name = Location::parse(url)?.to_string();
-        let mut target = Target { name, url: url.to_owned(), is_transient: false, has_namespaces: !url.contains("namespace=") };
-        let store = match target.open().await {
-            Err(e) if e.kind() == ErrorKind::ConfigInvalid && e.to_string().contains("unknown field `namespace`") => {
-                target.has_namespaces = false;
-                target.open().await?
-            }
-            opened => opened?,
-        };
-        target.is_transient = !target.has_namespaces && store.info().scheme == "memory";
-        Ok(target)
-    }
-
-    /// A URL with an unused namespace.
-    fn fresh_url(&self) -> String {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        if !self.has_namespaces {
-            return self.url.clone();
-        }
-        let mark = if self.url.contains('?') { '&' } else { '?' };
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
-        format!("{}{mark}namespace=scenario-{:x}-{time:x}-{number}", self.url, std::process::id())
-    }
-
-    async fn open(&self) -> Result<Arc<dyn CacheStore>> {
-        open(self.fresh_url(), self.name.clone()).await
-    }
-
-    /// The number of parallel runs: more if they wait for a server; one without namespaces to
-    /// separate them.
-    fn threads(&self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        match (self.is_transient, self.has_namespaces) {
-            (true, _) => cores,
-            (false, true) => 4 * cores,
-            (false, false) => 1,
-        }
-    }
-
-    fn stores(self) -> Stores {
-        let is_transient = self.is_transient;
-        let stores = Stores::new(move || open(self.fresh_url(), self.name.clone()).boxed());
-        if is_transient { stores } else { stores.cleared() }
+/// The number of parallel runs: more if they wait for a server; one without namespaces to separate
+/// them.
+fn threads(target: &Target) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match (target.is_transient, target.has_namespaces) {
+        (true, _) => cores,
+        (false, true) => 4 * cores,
+        (false, false) => 1,
     }
 }
 
-async fn open(url: String, name: String) -> Result<Arc<dyn CacheStore>> {
-    let about = |e: Error| e.with_context("store", name.clone());
-    let store = sluicegate::open_store(&url).await.map_err(about)?;
-    match store.get(&CacheKey::Meta).await.map_err(about)? {
-        None => Ok(store),
-        Some(_) => Err(about(Error::config("this store has a cache, which would be overwritten; use an empty store"))),
-    }
+fn stores(target: Target) -> Stores {
+    let is_transient = target.is_transient;
+    let stores = Stores::new(move || {
+        let target = target.clone();
+        async move { target.open(&target.fresh_url()).await }.boxed()
+    });
+    if is_transient { stores } else { stores.cleared() }
 }

@@ -31,7 +31,7 @@ use super::signal::Signals;
 pub(crate) struct Session {
     pub(crate) settings: Settings,
     /// The stores named on the command line, for a command that takes several.
-    #[cfg_attr(not(feature = "scenario"), allow(dead_code, reason = "no command takes several"))]
+    #[cfg_attr(not(any(feature = "scenario", feature = "bench")), allow(dead_code, reason = "no command takes several"))]
     pub(crate) stores: Vec<String>,
     /// Whether the feed was named on the command line. One from the file or the environment is that of the writer which runs
     /// elsewhere: a command that only reads must not follow it too.

@@ -1,0 +1,60 @@
+//! `sluicegate bench cold` at a small size: what does not depend on the machine.
+
+#![cfg(all(feature = "cli", feature = "bench", feature = "redis"))]
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use sluicegate_test_servers::RedisServer;
+
+fn bench(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    command.arg("bench").args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SLUICEGATE_") {
+            command.env_remove(name);
+        }
+    }
+    command.output().unwrap()
+}
+
+/// Each store's orders, and that nothing is left on the server.
+#[test]
+fn a_first_read_by_vbucket_sends_about_as_much_and_logs_as_little_as_one_in_order() {
+    let server = RedisServer::start();
+    let url = server.url();
+    let args = ["cold", "--documents", "20000", "--rounds", "1", "--chunk", "1,1000", "--format", "json"];
+    let output = bench(&[&args[..], &["--store", "memory:", "--store", &url]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = results["cold"].as_array().unwrap();
+    let names: Vec<(&str, &str)> =
+        runs.iter().map(|run| (run["store"].as_str().unwrap(), run["what"].as_str().unwrap())).collect();
+    let orders = ["in order", "by vbucket, 1 at a time", "by vbucket, 1,000 at a time"];
+    let expected: Vec<(&str, &str)> =
+        ["memory:", &url].into_iter().flat_map(|store| orders.map(|order| (store, order))).collect();
+    assert_eq!(names, expected);
+    for run in runs {
+        let number = |name: &str| run[name].as_f64().unwrap_or_else(|| panic!("no {name} in {run}"));
+        assert_eq!((number("sequences"), number("late"), number("skipped")), (20_000.0, 0.0, 0.0), "{run}");
+        assert!((1.0..=20.0).contains(&number("log_lines")), "{run}");
+        assert!(number("sent_bytes") > 20_000.0 * 200.0 && number("sent_ratio") <= 1.3, "{run}");
+    }
+    assert_eq!(server.cli(&["DBSIZE"]).trim(), "0", "something is left of what was removed");
+}
+
+#[test]
+fn only_a_cold_start_is_measured_on_other_stores() {
+    for args in [&["--store", "memory:"][..], &["raw", "--store", "memory:"], &["cold", "tail", "--store", "memory:"]] {
+        let output = bench(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--store is for `bench cold` only"), "{output:?}");
+    }
+}
+
+#[test]
+fn a_store_that_cannot_be_used_is_named_before_anything_is_measured() {
+    let output = bench(&["cold", "--store", "memory:", "--store", "dance:"]);
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`dance:`"), "{output:?}");
+}

@@ -8,11 +8,14 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use serde_json::json;
 use sluicegate::changes::ChangesOptions;
+use sluicegate::core::batch::Checkpoint;
+use sluicegate::core::engine::PendingRun;
 use sluicegate::feed::{FeedIdentity, FeedInfo};
 use sluicegate::reader::WhileBuilding;
+use sluicegate::store::Expiry;
 use sluicegate::{
-    CacheKey, CacheStore, Channel, ErrorKind, Feed, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, ReaderConfig,
-    ReaderNode, Result, Writer, WriterConfig,
+    CacheKey, CacheStore, Channel, ErrorKind, Feed, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, PublishedClock,
+    ReaderConfig, ReaderNode, Result, SequenceRange, Writer, WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
 use sluicegate_testkit::PausingFeed;
@@ -147,6 +150,45 @@ async fn a_writer_that_is_killed_in_the_first_read_is_followed_by_one_that_goes_
     }
     assert!(terms > 5 && received < 1_400, "{received} events in {terms} terms");
     assert_eq!(rows(&reader(&store, WhileBuilding::Refuse).await).await.unwrap(), (1..=1_000).collect::<Vec<_>>());
+}
+
+/// Rewrites the checkpoint as a build of format version 2 has stored it: what has arrived is in
+/// pending runs.
+async fn as_version_2(store: &Arc<dyn CacheStore>) {
+    let key = CacheKey::Checkpoint("bucket".to_owned());
+    let stored = store.get(&key).await.unwrap().unwrap();
+    let mut checkpoint = Checkpoint::from_bytes(&stored.value).unwrap();
+    let arrived = std::mem::take(&mut checkpoint.sequencer.arrived);
+    assert!(arrived.len() > 50, "{checkpoint:?}");
+    let run = |range: SequenceRange| PendingRun { range, count: range.count(), age_ms: 0 };
+    checkpoint.sequencer.pending.extend(arrived.ranges().map(run));
+    checkpoint.sequencer.pending.sort_by_key(|run| run.range);
+    checkpoint.unmarked = None;
+    store.replace(&key, checkpoint.to_bytes(), stored.version, Expiry::Never).await.unwrap();
+    let stored = store.get(&CacheKey::Clock).await.unwrap().unwrap();
+    let clock = PublishedClock { format: 2, ..PublishedClock::from_bytes(&stored.value).unwrap() };
+    store.replace(&CacheKey::Clock, clock.to_bytes(), stored.version, Expiry::Never).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_read_that_a_build_of_version_2_has_begun_goes_on() {
+    let store = store();
+    let mut bucket = bucket(400, 16, |_| false);
+    // No two sequences in a row.
+    bucket.sort_by_key(|mutation| mutation.partition.0 % 2);
+    let paused = PausingFeed::new(Arc::new(feed(bucket.clone())));
+    let mut pause = paused.pause_at(15);
+    let mut killed = writer(&store, true).await;
+    tokio::select! {
+        ended = killed.run(&paused, std::future::pending()) => panic!("{ended:?}"),
+        () = async { assert!(pause.reached().await); tokio::time::sleep(Duration::from_secs(5)).await } => {}
+    }
+    drop(killed);
+    as_version_2(&store).await;
+    let mut next = writer(&store, true).await;
+    next.run(&feed(bucket), std::future::pending()).await.unwrap();
+    assert_eq!((next.clock().stable.0, next.clock().gaps, next.clock().late), (400, 0, 0));
+    assert_eq!(rows(&reader(&store, WhileBuilding::Refuse).await).await.unwrap(), (1..=400).collect::<Vec<_>>());
 }
 
 /// What the bucket does not have is waited for as long as usual after the feed has caught up, since

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::batch::Gap;
-use sluicegate_core::engine::{Arrival, Noted, Sequencer, SequencerConfig, SequencerState};
+use sluicegate_core::engine::{Arrival, Noted, PendingRun, Sequencer, SequencerConfig, SequencerState};
 use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{Sequence, SequenceRange};
 
@@ -762,4 +762,56 @@ fn what_is_withdrawn_is_new_if_it_comes_again() {
         sequencer.arrived(Sequence(n), now);
     }
     assert_eq!((sequencer.high(), sequencer.pending_count()), (Sequence(8), 0));
+}
+
+/// Also after a restart of a build of format version 2, which held all as pending runs.
+#[test]
+fn what_has_arrived_while_it_holds_is_accounted_for_after_a_restart() {
+    for seed in 0..2_000 {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut number = |below: u64| random.next_u64() % below;
+        let config = SequencerConfig { holds: true, max_pending: 5, ..SequencerConfig::default() };
+        let mut sequencer = Sequencer::new(config);
+        let base = [1, (1 << 16) - 30, (1 << 32) - 30][seed as usize % 3];
+        for _ in 0..60 {
+            let n = base + number(60);
+            match number(8) {
+                0..4 => _ = sequencer.arrived_at(Sequence(n), ms(0)),
+                4 => _ = sequencer.unused(SequenceRange::new(Sequence(n).0, n + number(6)).unwrap(), ms(0)),
+                5 => sequencer.withdraw(Sequence(n)),
+                6 => sequencer.readmit(Sequence(n)),
+                _ => sequencer.counter(Sequence(base + 1_000), ms(0)),
+            }
+        }
+        let accounted =
+            |sequencer: &Sequencer| (base..base + 70).map(|n| sequencer.is_accounted(Sequence(n))).collect::<Vec<_>>();
+        let mut state = sequencer.state(ms(0));
+        for is_former in [false, true] {
+            if is_former {
+                let runs = std::mem::take(&mut state.arrived);
+                let run = |range: SequenceRange| PendingRun { range, count: range.count(), age_ms: 0 };
+                state.pending.extend(runs.ranges().map(run));
+            }
+            let abandoned = Some(sequencer.abandoned());
+            let resumed = Sequencer::resume(config, sequencer.high(), &[], abandoned, &state, ms(0));
+            assert_eq!(accounted(&resumed), accounted(&sequencer), "seed {seed}, former: {is_former}");
+            assert_eq!(resumed.progress().highest, sequencer.progress().highest, "seed {seed}, former: {is_former}");
+        }
+    }
+}
+
+#[test]
+fn progress_does_not_look_at_each_implausible_sequence() {
+    let config = SequencerConfig { holds: true, max_jump: 100, max_pending: 50, ..SequencerConfig::default() };
+    let mut sequencer = Sequencer::new(config);
+    let highest = |sequencer: &Sequencer| sequencer.progress().highest.0;
+    sequencer.arrived(Sequence(90), ms(0));
+    for n in 0..50 {
+        sequencer.arrived(Sequence(1_000 + n), ms(0));
+    }
+    assert_eq!(highest(&sequencer), 90);
+    sequencer.arrived(Sequence(1_050), ms(0));
+    assert_eq!(highest(&sequencer), 1_000, "as many are there or above that the gap is real");
+    sequencer.counter(Sequence(920), ms(0));
+    assert_eq!(highest(&sequencer), 1_020);
 }

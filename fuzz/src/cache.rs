@@ -126,6 +126,7 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
         arrived: ArrivedSet::default(),
         skipped: vec![SkippedRange { range: SequenceRange::one(Sequence(3)), missed_ms: 9, listed_ms: 4 }],
         abandoned: vec![(1, 2)].into(),
+        counter: Some(Sequence(40)),
     };
     let (epoch, position) = (Epoch::default(), feed_position());
     let floor = Floor { stable: Sequence(7), late: 1 };

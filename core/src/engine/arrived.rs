@@ -44,14 +44,19 @@ impl ArrivedSet {
         self.set.iter()
     }
 
-    /// All of them, from the highest on.
-    pub fn rev(&self) -> impl Iterator<Item = u64> + '_ {
-        self.set.iter().rev()
-    }
-
     /// The highest.
     pub fn last(&self) -> Option<u64> {
         self.set.max()
+    }
+
+    /// The highest up to `n`.
+    pub fn last_up_to(&self, n: u64) -> Option<u64> {
+        self.set.select(self.set.rank(n).checked_sub(1)?)
+    }
+
+    /// The one below which, from the highest on, there are `count` others.
+    pub fn nth_from_last(&self, count: u64) -> Option<u64> {
+        self.set.select(self.len.checked_sub(1)?.checked_sub(count)?)
     }
 
     /// Whether it has `n`.
@@ -181,6 +186,11 @@ mod tests {
         assert_eq!(ranges(set.ranges_within(4, 8)), [(4, 5)]);
         assert_eq!(ranges(set.ranges_within(5, 1 << 32)), [(5, 5), (9, 9), (high.0, 1 << 32)]);
         assert_eq!([0, 4, 6, 10, 1 << 33].map(|n| set.count_from(n)), [7, 6, 4, 3, 0]);
+        assert_eq!(
+            [2, 3, 8, 1 << 32, u64::MAX].map(|n| set.last_up_to(n)),
+            [None, Some(3), Some(5), Some(1 << 32), Some(high.1)]
+        );
+        assert_eq!([0, 2, 3, 6, 7].map(|n| set.nth_from_last(n)), [Some(high.1), Some(high.0), Some(9), Some(3), None]);
     }
 
     #[test]

@@ -103,6 +103,9 @@ pub struct SequencerState {
     pub skipped: Vec<SkippedRange>,
     /// What has been given up.
     pub abandoned: RangeSet,
+    /// The gateway's counter, as far as the feed has delivered it. Since format 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counter: Option<Sequence>,
 }
 
 impl SequencerState {
@@ -284,18 +287,17 @@ impl Sequencer {
                 sequencer.skipped.insert(first, Skip { last, missed, listed: missed });
             }
         }
+        sequencer.counter = checkpoint.counter;
+        // A single sequence of a run is added to these.
+        sequencer.arrived = checkpoint.arrived.clone();
+        sequencer.arrived.remove(0, sequencer.next - 1);
+        sequencer.arrived.remove(Sequence::MAX_NUMBER.0 + 1, u64::MAX);
         for run in &checkpoint.pending {
             let (first, last) = (run.range.first().0.max(sequencer.next), run.range.last().0.min(Sequence::MAX_NUMBER.0));
             if let Some(range) = SequenceRange::new(first, last) {
                 let count = usize::try_from(run.count.min(range.count())).unwrap_or(usize::MAX).max(1);
                 sequencer.add_pending(range, since(run.age_ms), count);
             }
-        }
-        sequencer.arrived = checkpoint.arrived.clone();
-        sequencer.arrived.remove(0, sequencer.next - 1);
-        sequencer.arrived.remove(Sequence::MAX_NUMBER.0 + 1, u64::MAX);
-        for run in &checkpoint.pending {
-            sequencer.arrived.remove(run.range.first().0, run.range.last().0);
         }
         if !sequencer.holds {
             sequencer.hold_no_longer(at);
@@ -327,6 +329,7 @@ impl Sequencer {
                 })
                 .collect(),
             abandoned: self.abandoned.clone(),
+            counter: self.counter,
         }
     }
 
@@ -505,7 +508,16 @@ impl Sequencer {
     /// How many numbers have arrived, and the highest of them, as far as it is plausible.
     pub fn progress(&self) -> Progress {
         let plausible = self.pending.iter().rev().find(|(first, _)| self.is_plausible(Sequence(**first)));
-        let single = self.arrived.rev().find(|number| self.is_plausible(Sequence(*number)));
+        let single = match self.config.max_jump {
+            0 => self.arrived.last(),
+            max_jump => {
+                let limit = self.next.max(self.counter.unwrap_or_default().0).saturating_add(max_jump);
+                let near = self.arrived.last_up_to(limit);
+                // As `has_many_from`.
+                let far = self.arrived.nth_from_last(self.config.max_pending as u64).filter(|_| self.counter.is_none());
+                near.max(far)
+            }
+        };
         let arrived = self.high().0.saturating_add(self.pending_count() as u64);
         let highest = plausible.map_or(self.high().0, |(_, run)| run.last).max(single.unwrap_or_default());
         Progress { arrived, highest: Sequence(highest) }

@@ -138,7 +138,7 @@ impl Writer {
             return Ok(by_unmarked);
         }
         // While a cache is built, entries above high may be marked, too.
-        let last = if sequencer.holds() { sequencer.progress().highest.max(sequencer.high()) } else { sequencer.high() };
+        let last = if sequencer.holds() { Sequence::MAX_NUMBER } else { sequencer.high() };
         let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
         let attempt = || async {
             for star in scan::stars(store).await? {

@@ -121,12 +121,15 @@ impl State {
     pub(crate) fn advance(&mut self, records: &[Arc<BatchRecord>], clock: PublishedClock, config: &ReaderConfig) {
         let mut touched = ChannelMap::default();
         let stable = clock.stable;
+        // First: an entry that was published above high may be missing by the last record, because
+        // a later term has skipped it before the feed brought it again. It will be announced.
+        missing::follow(&mut self.missing, records);
         for record in records {
             self.withdraw(&record.gone);
             for entry in &record.entries {
                 if entry.sequence() > clock.high {
                     self.wait(entry);
-                } else {
+                } else if !self.missing.contains(entry.position().0) {
                     self.stop_waiting(entry);
                     self.insert(entry, &[], stable, &mut touched);
                 }
@@ -139,7 +142,6 @@ impl State {
                 self.late.extend(known);
             }
         }
-        missing::follow(&mut self.missing, records);
         while let Some(first) = self.pending.first_entry()
             && first.key().0 <= clock.high
         {
@@ -406,6 +408,35 @@ mod tests {
         let after = |seconds| now + Duration::from_secs(seconds);
         let admitted: Vec<_> = [0, 1, 59, 60, 61, 300].map(|seconds| seldom.admit(after(seconds))).to_vec();
         assert_eq!(admitted, [Some(0), None, None, Some(2), None, Some(1)]);
+    }
+
+    /// An entry was published above high. The next term has skipped its sequence before the feed
+    /// brought it again, and announces it then.
+    #[test]
+    fn what_a_later_term_has_skipped_is_not_seen_before_it_is_announced() {
+        let id = CacheId::random();
+        let clock = |batch, stable, high, late| PublishedClock {
+            batch,
+            stable: Sequence(stable),
+            high: Sequence(high),
+            late,
+            gaps: u64::from(stable < high),
+            ..PublishedClock::new(id.clone())
+        };
+        let record =
+            |batch, entries: Vec<_>| BatchRecord { entries: entries.into(), ..BatchRecord::new(batch, Epoch::default()) };
+        let gaps = vec![Gap { range: SequenceRange::one(Sequence(3)), age_ms: 0 }];
+        let skipped = BatchRecord { gaps, ..record(3, vec![entry(4)]) };
+        let mut state = State::new(clock(1, 1, 1, 0).into(), Vec::new());
+        state.open_tail(Channel::star(), Tail::new(Sequence(2)));
+        state.fill(&Channel::star(), Vec::new());
+        let both = [Arc::new(record(2, vec![entry(2), entry(3)])), Arc::new(skipped)];
+        state.advance(&both, clock(3, 2, 4, 0), &ReaderConfig::default());
+        assert_eq!(seen(&state), [2, 4]);
+        let late = vec![LateEntry { number: 1, sequence: Sequence(3) }];
+        let came = BatchRecord { late, ..record(4, vec![entry(3)]) };
+        state.advance(&[Arc::new(came)], clock(4, 4, 4, 1), &ReaderConfig::default());
+        assert_eq!(seen(&state), [2, 3, 4]);
     }
 
     /// A node that opens while batches are in flight finds their entries stored. When high passes

@@ -12,7 +12,7 @@ use sluicegate::core::feed::FeedIdentity;
 use sluicegate::core::meta::Meta;
 use sluicegate::core::source::{CacheSource, DatabaseIdentity, Following};
 use sluicegate::core::store::Expiry;
-use sluicegate::core::verify::{VerifyOptions, verify};
+use sluicegate::core::verify::{RepairOptions, VerifyOptions, repair, verify};
 use sluicegate::{
     CacheKey, CacheStore, Channel, Error, ErrorKind, Feed, PublishedClock, ReaderConfig, ReaderNode, Result, Writer,
     WriterConfig, WriterNode, open_feed,
@@ -150,6 +150,9 @@ async fn a_cache_of_an_earlier_build_is_of_the_feeds_of_which_it_has_a_checkpoin
     let other = || feed("other", &["1 x +A", "2 y +A", "3 z +A"]);
     let before = clock(&store).await;
     assert_refused(run(node(&store, other())).await, &["mutations:other", "no checkpoint"]);
+    let of_other = RepairOptions::default().feed("mutations:other");
+    let refused = repair(store.as_ref(), &of_other).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::ConfigInvalid && refused.to_string().contains("mutations:other"), "{refused}");
     assert_eq!((clock(&store).await, meta(&store).await.source), (before, None));
     run(node(&store, feed("one", &["1 a +A", "2 b +A", "3 c +A"]))).await.unwrap();
     assert_eq!(rows(&store).await.len(), 3);

@@ -169,7 +169,9 @@ impl Following {
             return Ok(Resume { from_beginning: true, source: Some(wanted.clone()) });
         }
         Err(is_another(format!(
-            "the cache was made from another feed, whose name an earlier build did not record; it has no checkpoint of {wanted}"
+            "the cache was made from another feed, or another part of its bucket, which an earlier build did not record: it has no \
+             checkpoint `{}`, which is that of {wanted}",
+            self.checkpoint
         )))
     }
 }

@@ -11,6 +11,7 @@ use crate::commit::{clock_lost, guard, stamp_checkpoint, update};
 use crate::coordinate::next_epoch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
+use crate::meta::Meta;
 use crate::sequence::Sequence;
 use crate::store::CacheStore;
 
@@ -101,17 +102,23 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     if options.from_beginning && options.verify.feed.is_none() {
         return Err(Error::config("to forget the feed's position, the name of the feed must be given"));
     }
-    if let Some(feed) = options.verify.feed.as_deref().filter(|_| options.from_beginning) {
+    if let Some(feed) = options.verify.feed.as_deref() {
         let key = CacheKey::Checkpoint(feed.to_owned());
         let is_there = match store.get(&key).await {
             // A document that the store itself cannot read exists, and is reset.
             Err(e) if e.kind() == ErrorKind::Corrupt => true,
             stored => stored?.is_some(),
         };
-        if !is_there {
+        let name = "give the name as `sluicegate run` tells it when it starts, such as dcp:BUCKET";
+        if options.from_beginning && !is_there {
             let message = format!("the cache has no checkpoint of a feed `{feed}`, so there is no position to reset");
-            return Err(Error::config(message)
-                .with_next_step("give the name as `sluicegate run` tells it when it starts, such as dcp:BUCKET"));
+            return Err(Error::config(message).with_next_step(name));
+        }
+        // A repair would make one, and only by its checkpoint is such a cache known to be of the
+        // feed.
+        if !is_there && is_without_source(store).await {
+            let message = format!("the cache has no checkpoint of a feed `{feed}`, so it was made from another one");
+            return Err(Error::config(message).with_next_step(name));
         }
     }
     let mut found = look(store, &options.verify).await?;
@@ -136,6 +143,12 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     }
     report.left = found.report;
     Ok(report)
+}
+
+/// Whether an earlier build has made the cache, which did not record the source.
+async fn is_without_source(store: &dyn CacheStore) -> bool {
+    let Ok(Some(stored)) = store.get(&CacheKey::Meta).await else { return false };
+    Meta::from_bytes(&stored.value).is_ok_and(|meta| meta.format == 1)
 }
 
 /// Begins a term: whoever wrote before can publish no more. Nor can it store the checkpoint any more, if that is known: one ahead of the

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::core::batch::Checkpoint;
 use sluicegate::core::engine::WriterStats;
+use sluicegate::core::missing::LastBatch;
 use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate::decode::GatewayOptions;
 use sluicegate::feed::SharedFeed;
@@ -316,7 +317,7 @@ impl Scene<'_> {
             let each = |number: &u32| names().map(|name| vec![channel(name, *number)]).collect::<Vec<_>>();
             let last = clock(store).await;
             assert!(last.high.0 == self.traffic.top(number), "{what}: {last:?}");
-            let gaps = store.record(last.batch, RING).await.unwrap().unwrap().gaps.clone();
+            let gaps = LastBatch::read(store.as_ref(), RING, last.clone()).await.unwrap().missing.gaps;
             let missing: BTreeSet<u64> = gaps.iter().flat_map(|gap| gap.range.first().0..=gap.range.last().0).collect();
             // A revision that the feed left out may have a number that another document had, too,
             // until a failover. It is waited for.

@@ -221,12 +221,8 @@ mod tests {
         clock.format = 1;
         assert_eq!(PublishedClock::from_bytes(&clock.to_bytes()).unwrap(), clock);
         clock.format = FORMAT_VERSION + 1;
-        assert!(
-            PublishedClock::from_bytes(&clock.to_bytes())
-                .unwrap_err()
-                .to_string()
-                .contains(&format!("version {}", FORMAT_VERSION + 1))
-        );
+        let refused = PublishedClock::from_bytes(&clock.to_bytes()).unwrap_err().to_string();
+        assert!(refused.contains(&format!("version {}", FORMAT_VERSION + 1)), "{refused}");
     }
 
     #[test]

@@ -50,8 +50,8 @@ impl MeteredStore {
 
     /// Counts the keys and values that `store` is handed. For a commit these are the sequence
     /// documents, the key of each block and its changes, and the key of each channel's counter;
-    /// directories are the store's own work, and not counted. Counting takes time, a quarter of what
-    /// a store in memory takes: so do not measure rates with it.
+    /// directories are the store's own work, and not counted. Counting takes time, a quarter of
+    /// what a store in memory takes: so do not measure rates with it.
     pub fn counting(store: Arc<dyn CacheStore>) -> Self {
         let store = Arc::new(CountingStore { inner: store, bytes: AtomicU64::new(0), committed: Mutex::default() });
         let counting = store.clone();
@@ -80,8 +80,8 @@ impl fmt::Debug for MeteredStore {
 struct CountingStore {
     inner: Arc<dyn CacheStore>,
     bytes: AtomicU64,
-    /// The entries of commits that are not published yet, and the bytes of their documents: a record
-    /// has the same entries.
+    /// The entries of commits that are not published yet, and the bytes of their documents: a
+    /// record has the same entries.
     committed: Mutex<Vec<(Entries, usize)>>,
 }
 

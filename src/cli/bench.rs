@@ -24,8 +24,9 @@ interrupted leaves it there. The columns:
   log lines  of the writer and the store, as `run` would print them
   / in order the column before it, divided by that of the order of the sequences";
 
-/// Measures on the loads of the gateway's own cache benchmark: rates, CPU seconds, memory; then reads. Everything on the memory store, but `cold` on
-/// each store given by --store on the command line. Rates are the median of interleaved rounds.
+/// Measures on the loads of the gateway's own cache benchmark: rates, CPU seconds, memory; then
+/// reads. Everything on the memory store, but `cold` on each store given by --store on the command
+/// line. Rates are the median of interleaved rounds.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct BenchArgs {
@@ -57,7 +58,8 @@ enum Which {
     Decoded,
     /// Twice the channels, twice the documents
     Scaling,
-    /// A whole bucket into a new cache, vbucket by vbucket beside the order of the sequences; on any store
+    /// A whole bucket into a new cache, vbucket by vbucket beside the order of the sequences; on
+    /// any store
     Cold,
     /// Reads that the tail answers
     Tail,

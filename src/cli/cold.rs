@@ -57,7 +57,8 @@ struct ColdRun {
 #[derive(Debug, Serialize)]
 pub(crate) struct ColdRate {
     store: String,
-    /// The run of median time, with the most late documents, skipped sequences and log lines of all.
+    /// The run of median time, with the most late documents, skipped sequences and log lines of
+    /// all.
     #[serde(flatten)]
     median: ColdRun,
     per_second: f64,

@@ -427,7 +427,8 @@ async fn tell_of_mixture(store: &dyn CacheStore, told: &Mutex<bool>, conflicts: 
     let known = stored.and_then(|stored| Collections::from_bytes(&stored.value).ok()).unwrap_or_default();
     let named = |id: CollectionId| known.name_of(id).map_or_else(|| format!("0x{:x}", id.0), str::to_owned);
     let used: Vec<String> = known.used().map(named).collect();
-    // Held until the line is written: the process may end as soon as another finds that it was told.
+    // Held until the line is written: the process may end as soon as another finds that it was
+    // told.
     let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
     if used.len() > 1 && !std::mem::replace(&mut *told, true) {
         tracing::warn!(

@@ -61,7 +61,8 @@ pub struct Traffic {
     pub commands: u64,
     /// Times it waited for the server: one for all commands sent together, whatever the number of nodes.
     pub round_trips: u64,
-    /// Bytes of the commands, as they go over the wire; TLS adds its own. A command that is sent again counts once.
+    /// Bytes of the commands, as they go over the wire; TLS adds its own. A command that is sent
+    /// again counts once.
     pub bytes: u64,
 }
 

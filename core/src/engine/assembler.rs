@@ -152,6 +152,12 @@ impl Assembler {
         &self.collections
     }
 
+    /// About how many bytes a checkpoint has, besides the feed's position.
+    pub fn checkpoint_bytes(&self) -> usize {
+        let unmarked = if self.sequencer.holds() { self.unmarked.len() } else { 0 };
+        self.sequencer.state_bytes() + unmarked * size_of::<Sequence>()
+    }
+
     /// How many entries wait to be prepared.
     pub fn waiting(&self) -> usize {
         self.entries.len()
@@ -392,8 +398,8 @@ impl Assembler {
         numbers.iter().for_each(|number| self.sequencer.withdraw(*number));
         for entry in &gone {
             self.unmarked.remove(&entry.position().rank());
-            self.early.remove(entry.position());
         }
+        self.early.remove(&gone);
         self.stats.withdrawn += gone.len() as u64;
         self.withdrawn.gone.extend(gone);
         self.withdrawn.room.extend(room);
@@ -404,8 +410,8 @@ impl Assembler {
     pub fn purge(&mut self, gone: Vec<Arc<ChangeEntry>>) {
         for entry in &gone {
             self.unmarked.remove(&entry.position().rank());
-            self.early.remove(entry.position());
         }
+        self.early.remove(&gone);
         self.stats.purged_entries += gone.len() as u64;
         self.withdrawn.gone.extend(gone);
     }

@@ -6,8 +6,8 @@ use super::sequencer::Sequencer;
 use crate::clock::Epoch;
 use crate::missing::{Missing, MissingBase, MissingList};
 
-/// The default of [`Lists::after`]'s limit.
-pub(super) const LIST_CHANGES: usize = 1_000;
+/// The default of the limit, see [`WriterConfig`](crate::WriterConfig).
+pub(crate) const LIST_CHANGES: usize = 1_000;
 
 /// What a record has of what is missing, and the list that is stored before it.
 #[derive(Debug)]

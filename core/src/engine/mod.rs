@@ -9,4 +9,6 @@ pub use arrived::ArrivedSet;
 #[cfg(feature = "runtime")]
 pub(crate) use assembler::departure_entry;
 pub use assembler::{Assembler, Prepared, WriterStats};
+#[cfg(feature = "runtime")]
+pub(crate) use lists::LIST_CHANGES;
 pub use sequencer::{Arrival, MAX_JUMP, Noted, PendingRun, Sequencer, SequencerConfig, SequencerState, SkippedRange};

@@ -398,11 +398,6 @@ impl Sequencer {
         changed
     }
 
-    /// How many ranges have changed.
-    pub fn changed_ranges(&self) -> usize {
-        self.changed.ranges_len()
-    }
-
     /// From here on, [`changed`](Self::changed) is relative to what is missing now.
     pub fn forget_changes(&mut self) {
         self.changed = RangeSet::new();

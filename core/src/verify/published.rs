@@ -118,25 +118,9 @@ impl Pass<'_> {
     /// The lists of what is missing. A broken one is removed: the writer stores others in their
     /// places.
     pub(super) async fn lists(&mut self) -> Result<()> {
+        let then = "if the last batch refers to it, the next writer announces again what was missing";
         for key in [0, 1].map(CacheKey::Missing) {
-            let Some(stored) = self.get(&key).await? else { continue };
-            let (bytes, read) = apart(stored, MissingList::from_bytes);
-            let wrong = match read {
-                Ok(list) if !self.is_after_the_clock(list.epoch).await? => continue,
-                Ok(list) => {
-                    let detail = format!("it is of epoch {}, after the clock's, {}", list.epoch, self.clock.epoch);
-                    Finding { problem: Problem::Contradiction, key: key.clone(), detail }
-                }
-                Err(e) => Finding::unreadable(key.clone(), &e),
-            };
-            self.push(wrong);
-            if self.term.is_some() && self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
-                self.did(
-                    Action::Removed,
-                    key,
-                    "if the last batch refers to it, the next writer announces again what was missing",
-                );
-            }
+            self.remove_broken_of_epoch(key, |bytes| Ok(MissingList::from_bytes(bytes)?.epoch), then).await?;
         }
         Ok(())
     }
@@ -177,21 +161,31 @@ impl Pass<'_> {
     /// was cut off for published ones if something else accounts for their sequences before they
     /// come again. No reader needs it, so a broken one is removed.
     pub(super) async fn intent(&mut self) -> Result<()> {
-        let key = CacheKey::Intent;
+        let then = "the next writer makes a new one; entries of a commit that was cut off may be taken for duplicates";
+        self.remove_broken_of_epoch(CacheKey::Intent, |bytes| Ok(Intent::from_bytes(bytes)?.epoch), then).await
+    }
+
+    /// Removes a document that cannot be read, or is of an epoch after the clock's. `then` says
+    /// what follows.
+    async fn remove_broken_of_epoch(
+        &mut self,
+        key: CacheKey,
+        epoch_of: impl FnOnce(&[u8]) -> Result<Epoch>,
+        then: &str,
+    ) -> Result<()> {
         let Some(stored) = self.get(&key).await? else { return Ok(()) };
-        let (bytes, read) = apart(stored, Intent::from_bytes);
-        let wrong = match read {
-            Ok(intent) if !self.is_after_the_clock(intent.epoch).await? => return Ok(()),
-            Ok(intent) => {
-                let detail = format!("it is of epoch {}, after the clock's, {}", intent.epoch, self.clock.epoch);
+        let (bytes, epoch) = apart(stored, epoch_of);
+        let wrong = match epoch {
+            Ok(epoch) if !self.is_after_the_clock(epoch).await? => return Ok(()),
+            Ok(epoch) => {
+                let detail = format!("it is of epoch {epoch}, after the clock's, {}", self.clock.epoch);
                 Finding { problem: Problem::Contradiction, key: key.clone(), detail }
             }
             Err(e) => Finding::unreadable(key.clone(), &e),
         };
         self.push(wrong);
         if self.term.is_some() && self.remove_if(&key, |now| Some(now) == bytes.as_deref()).await? {
-            let detail = "the next writer makes a new one; entries of a commit that was cut off may be taken for duplicates";
-            self.did(Action::Removed, key, detail);
+            self.did(Action::Removed, key, then);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::block::codec_named;
-use crate::engine::{MAX_JUMP, SequencerConfig};
+use crate::engine::{LIST_CHANGES, MAX_JUMP, SequencerConfig};
 use crate::error::{Error, Result};
 use crate::pointer::Supersession;
 use crate::sequence::Sequence;
@@ -93,7 +93,7 @@ impl Default for WriterConfig {
             max_taken_back: 1_000_000,
             gather_rollbacks_ms: 200,
             ring: 128,
-            list_changes: 1_000,
+            list_changes: LIST_CHANGES,
             supersession: Supersession::default(),
             codec: "adaptive".to_owned(),
             block_capacity: 40_000,

@@ -83,14 +83,15 @@ pub struct WriterProgress {
 /// Feed batches being decoded ahead of the one task that applies them.
 const DECODE_AHEAD: usize = 8;
 
-/// Between two checkpoints come events of this many times the size of the sequencer's state in one,
+/// A large checkpoint is written once so many times its bytes of events have come.
 const EVENTS_A_CHECKPOINT: usize = 10;
 
-/// or so many times the interval of checkpoints has passed.
+/// A large checkpoint is written after so many times the interval of checkpoints, however few
+/// events have come.
 const MAX_INTERVALS: u32 = 60;
 
-/// unless the state is smaller than this, in bytes.
-const SMALL_STATE: usize = 64 << 10;
+/// A checkpoint below this size, in bytes, is written after each interval.
+const SMALL_CHECKPOINT: usize = 64 << 10;
 
 /// The writer of one cache, for one term. Exclusive: there is one task that drives it.
 ///
@@ -409,17 +410,16 @@ impl Writer {
     fn is_checkpoint_due(&self) -> bool {
         let (elapsed, interval) = (self.checkpointed.elapsed(), Duration::from_millis(self.config.checkpoint_interval_ms));
         elapsed >= interval && {
-            let state_bytes = self.assembler.sequencer().state_bytes();
-            is_checkpoint_worth_it(elapsed, interval, self.bytes_since_checkpoint, state_bytes)
+            let bytes = self.assembler.checkpoint_bytes();
+            is_checkpoint_worth_it(elapsed, interval, self.bytes_since_checkpoint, bytes)
         }
     }
 }
 
-/// Whether a checkpoint with `state_bytes` of the sequencer's state is written after `event_bytes`
-/// of events.
-fn is_checkpoint_worth_it(elapsed: Duration, interval: Duration, event_bytes: usize, state_bytes: usize) -> bool {
-    state_bytes < SMALL_STATE
-        || event_bytes >= state_bytes.saturating_mul(EVENTS_A_CHECKPOINT)
+/// Whether a checkpoint of `bytes` is written after `event_bytes` of events.
+fn is_checkpoint_worth_it(elapsed: Duration, interval: Duration, event_bytes: usize, bytes: usize) -> bool {
+    bytes < SMALL_CHECKPOINT
+        || event_bytes >= bytes.saturating_mul(EVENTS_A_CHECKPOINT)
         || elapsed >= interval.saturating_mul(MAX_INTERVALS)
 }
 
@@ -457,8 +457,8 @@ mod tests {
     #[test]
     fn a_large_checkpoint_waits_for_many_events_but_not_for_ever() {
         let due =
-            |seconds, events, state| is_checkpoint_worth_it(Duration::from_secs(seconds), Duration::from_secs(1), events, state);
-        assert!(due(1, 0, SMALL_STATE - 1));
+            |seconds, events, bytes| is_checkpoint_worth_it(Duration::from_secs(seconds), Duration::from_secs(1), events, bytes);
+        assert!(due(1, 0, SMALL_CHECKPOINT - 1));
         assert!(!due(59, 999_999, 100_000) && due(1, 1_000_000, 100_000) && due(60, 0, 100_000));
     }
 }

@@ -61,7 +61,9 @@ impl Search<'_> {
         if let Some(range) = SequenceRange::new(self.marked.next(), last) {
             scan::for_each_stored(store, codec, range, |entry| {
                 stored.owners.insert(entry.position(), entry.document());
-                stored.unmarked.push(entry);
+                if !entry.supersedes().is_empty() {
+                    stored.unmarked.push(entry);
+                }
                 Ok(())
             })
             .await?;
@@ -80,7 +82,6 @@ impl Search<'_> {
                 stored.unmarked.extend(store.entries(page).await?.into_iter().flatten());
             }
         }
-        stored.unmarked.retain(|entry| !entry.supersedes().is_empty());
         stored.unmarked.sort_by_key(|entry| entry.position().rank());
         stored.unmarked.dedup_by_key(|entry| entry.position());
         Ok(stored)
@@ -198,6 +199,13 @@ impl Writer {
             // What was published after the checkpoint, above high, comes again.
             building: clock.building.zip(checkpoint.unmarked.as_ref()),
         };
+        if let Some((progress, _)) = search.building {
+            tracing::info!(
+                arrived = progress.arrived,
+                "the cache is being built: reading the last of its entries, up to {}",
+                RecentOwners::PLACES
+            );
+        }
         let attempt = || async { search.run(store.as_ref(), codec.as_ref()).await };
         let Stored { owners, unmarked } = attempt.retry(backoff(&config)).when(Error::is_retryable).notify(log_retry).await?;
         // An entry that was not published supersedes nothing before it comes again.

@@ -100,8 +100,8 @@ impl Scenario {
     }
 
     /// Whether all its events are documents of one named collection. Its feed is then restricted to
-    /// that, so that nothing comes of the numbers of others. A feed that delivers other collections,
-    /// or metadata, is not restricted: a number that does not come is missing.
+    /// that, so that nothing comes of the numbers of others. A feed that delivers other
+    /// collections, or metadata, is not restricted: a number that does not come is missing.
     fn is_restricted(&self) -> bool {
         let events = self.lines().iter().filter_map(|line| match &line.step {
             Step::Events(events) => Some(events),

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use rustc_hash::FxHashSet;
+
 use crate::entry::ChangeEntry;
 use crate::sequence::Sequence;
 
@@ -21,7 +23,7 @@ pub(super) struct EarlyMarks {
 #[derive(Debug)]
 struct Group {
     batch: u64,
-    /// A bound of their positions' sequences.
+    /// No entry has a lower sequence.
     first: Sequence,
     entries: Vec<Arc<ChangeEntry>>,
 }
@@ -62,7 +64,7 @@ impl EarlyMarks {
         taken
     }
 
-    /// A bound of the sequences of all of them.
+    /// No entry has a lower sequence. `None` if there are no entries.
     pub(super) fn first(&self) -> Option<Sequence> {
         self.groups.iter().map(|group| group.first).min()
     }
@@ -72,10 +74,14 @@ impl EarlyMarks {
         self.groups.iter().flat_map(|group| &group.entries)
     }
 
-    /// Forgets the entry at a position.
-    pub(super) fn remove(&mut self, position: Sequence) {
+    /// Forgets the entries at the positions of these.
+    pub(super) fn remove(&mut self, gone: &[Arc<ChangeEntry>]) {
+        if self.groups.is_empty() || gone.is_empty() {
+            return;
+        }
+        let gone: FxHashSet<Sequence> = gone.iter().map(|entry| entry.position()).collect();
         for group in &mut self.groups {
-            group.entries.retain(|entry| entry.position() != position);
+            group.entries.retain(|entry| !gone.contains(&entry.position()));
         }
         self.groups.retain(|group| !group.entries.is_empty());
     }

@@ -25,8 +25,10 @@ impl Superseded {
         let mut recent = SmallVec::new();
         for &n in &metadata.recent {
             // A higher one belongs to an earlier revision, too: gateways before 1.5 could give a
-            // later revision a lower sequence.
-            if n != metadata.sequence && n > 0 && metadata.unused.binary_search(&n).is_err() {
+            // later revision a lower sequence. So does an unused one, if another node of the
+            // gateway has used it after the counter was lost. Where nobody has, there is no row to
+            // mark.
+            if n != metadata.sequence && n > 0 {
                 recent.push(Sequence(n));
             }
         }

@@ -49,9 +49,40 @@ impl SnapshotEnds {
         self.0.retain(|end| *end <= seqno);
     }
 
+    /// Forgets those for which `keeps` is false.
+    pub(crate) fn retain(&mut self, keeps: impl FnMut(&u64) -> bool) {
+        self.0.retain(keeps);
+    }
+
+    /// The oldest after `seqno`.
+    pub(crate) fn after(&self, seqno: u64) -> Option<u64> {
+        self.0.iter().find(|end| **end > seqno).copied()
+    }
+
+    fn contains(&self, seqno: u64) -> bool {
+        self.0.binary_search(&seqno).is_ok()
+    }
+
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// The last place up to `seqno` that both histories have in common, newest first: `ours` is that in
+/// which `seqno` is. 0 if they have none.
+pub(super) fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
+    // Each history ends where the next newer one begins.
+    let mut our_end = seqno;
+    for &(uuid, begin) in ours {
+        if begin <= our_end
+            && let Some(place) = theirs.iter().position(|(their_uuid, _)| *their_uuid == uuid)
+        {
+            let their_end = place.checked_sub(1).map_or(u64::MAX, |newer| theirs[newer].1);
+            return our_end.min(their_end);
+        }
+        our_end = our_end.min(begin);
+    }
+    0
 }
 
 /// Position of one partition.
@@ -95,6 +126,21 @@ impl PartitionPosition {
     /// The last place up to `seqno`, and up to where it is, at which nothing was left out; 0 if none is known.
     pub fn last_end(&self, seqno: u64) -> u64 {
         if self.seqno <= seqno && self.is_complete() { self.seqno } else { self.snapshot_ends.up_to(seqno).unwrap_or(0) }
+    }
+
+    /// Whether `seqno` is known to be a place at which nothing was left out.
+    pub(crate) fn is_end(&self, seqno: u64) -> bool {
+        seqno == 0 || self.seqno == seqno && self.is_complete() || self.snapshot_ends.contains(seqno)
+    }
+
+    /// All known places at which nothing was left out.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = u64> + '_ {
+        self.snapshot_ends.0.iter().copied().chain(Some(self.seqno).filter(|_| self.is_complete()))
+    }
+
+    /// The first place after `seqno`, which is not one, at which nothing was left out.
+    pub(crate) fn end_after(&self, seqno: u64) -> u64 {
+        self.snapshot_ends.after(seqno).unwrap_or(self.snapshot_end)
     }
 
     /// A snapshot begins.

@@ -6,6 +6,7 @@ mod hub;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decode::databases::{DEFAULT_COLLECTION, DEFAULT_ID, Owner};
+use crate::feed::position::common_point;
 use crate::feed::{FeedBatch, FeedEvent, FeedPosition, FeedStart, PartitionId, PartitionPosition, PartitionSeqno};
 
 pub use hub::{SharedFeed, Strangers};
@@ -89,20 +90,48 @@ fn earliest<'a>(starts: impl IntoIterator<Item = &'a FeedStart>) -> FeedStart {
 
 /// Where a partition is opened that databases have at these places.
 ///
-/// Where one of them was in a history that another knows to be left, the feed must find that out:
-/// it is opened in that history, at a place before all of them at which nothing was left out. Then
-/// the feed takes back what of that history is lost, and whoever is ahead of where it goes back to
-/// is told. Of several such histories the oldest counts: it was left first.
+/// The feed may have to go back from there, to a place at which it left out nothing: so only such
+/// places count that are known to be one for all databases. The snapshots of one database need not
+/// be those of another: the feed was opened at another place, or without it.
 fn place_for_all(places: &[&PartitionPosition]) -> Option<PartitionPosition> {
-    let first = places.iter().min_by_key(|at| at.seqno)?;
-    let knows = |at: &PartitionPosition, uuid: u64| at.failover_log.iter().skip(1).any(|(earlier, _)| *earlier == uuid);
-    let is_left =
-        |at: &PartitionPosition| at.uuid != 0 && places.iter().any(|other| other.uuid != at.uuid && knows(other, at.uuid));
-    let left: Vec<&PartitionPosition> = places.iter().copied().filter(|at| is_left(at)).collect();
-    let is_oldest = |at: &&&PartitionPosition| !left.iter().any(|other| other.uuid != at.uuid && knows(at, other.uuid));
-    let Some(left) = left.iter().find(is_oldest) else { return Some((*first).clone()) };
-    let mut place = (*left).clone();
-    place.roll_back(places.iter().map(|at| at.last_end(first.seqno)).min()?);
+    let begin = |at: &PartitionPosition| at.failover_log.first().map_or(0, |(_, begin)| *begin);
+    let first = places.iter().copied().min_by_key(|at| at.seqno)?;
+    let is_alike = |at: &&PartitionPosition| {
+        let snapshot = |at: &PartitionPosition| (at.uuid, at.snapshot_start, at.snapshot_end);
+        snapshot(at) == snapshot(first) && at.snapshot_ends == first.snapshot_ends
+    };
+    if places.iter().all(is_alike) {
+        return Some(first.clone());
+    }
+    let is_end = |seqno: u64| places.iter().all(|at| at.is_end(seqno));
+    let pairs = places.iter().flat_map(|at| places.iter().map(move |other| (*at, *other)));
+    let parted = pairs.filter(|(at, other)| at.uuid != other.uuid && at.uuid != 0 && other.uuid != 0);
+    let common = parted.map(|(at, other)| common_point(&at.failover_log, &other.failover_log, at.seqno)).min();
+    if let Some(common) = common.map(|common| common.min(first.seqno)) {
+        // One of them is in a history that was left, and may have to go back. The feed is opened in
+        // the history that they have in common, so it reports that to all.
+        let ends = places.iter().flat_map(|at| at.ends()).filter(|end| *end <= common && is_end(*end));
+        let last = ends.max().unwrap_or(0);
+        let back = places.iter().map(|at| {
+            let mut at = (*at).clone();
+            at.roll_back(last);
+            at
+        });
+        let mut place = back.min_by_key(begin)?;
+        place.snapshot_ends.retain(|end| *end < last && is_end(*end));
+        return Some(place);
+    }
+    let mut place = first.clone();
+    place.snapshot_ends.retain(|end| is_end(*end));
+    place.manifest_uid = places.iter().map(|at| at.manifest_uid).min()?;
+    place.purge_seqno = places.iter().map(|at| at.purge_seqno).min()?;
+    if !is_end(first.seqno) {
+        // As if the feed had stopped within a snapshot: then it goes back farther if something up
+        // to the snapshot's end is lost.
+        let inside = places.iter().filter(|at| !at.is_end(first.seqno));
+        place.snapshot_start = place.snapshot_ends.up_to(first.seqno).unwrap_or(0);
+        place.snapshot_end = inside.map(|at| at.end_after(first.seqno)).max()?;
+    }
     Some(place)
 }
 
@@ -134,6 +163,11 @@ struct Share {
     /// its end.
     returning: BTreeSet<PartitionId>,
     unordered: BTreeSet<PartitionId>,
+    /// The positions with which this database began, where the feed was opened at another one.
+    began: BTreeMap<PartitionId, PartitionPosition>,
+    /// Partitions that were rolled back to before that position, and where to.
+    back: BTreeMap<PartitionId, u64>,
+    needs_earlier: bool,
     /// How far partitions are beyond the last event that was delivered.
     passed: BTreeMap<PartitionId, PartitionSeqno>,
     told: Vec<FeedEvent>,
@@ -142,7 +176,7 @@ struct Share {
 impl Share {
     /// The share of a database that begins at `start`, of a feed that is opened at `opened`.
     fn new(territory: Territory, start: &FeedStart, opened: &FeedStart) -> Self {
-        let mut ahead = BTreeMap::new();
+        let (mut ahead, mut began) = (BTreeMap::new(), BTreeMap::new());
         if let FeedStart::At(position) = start {
             let at = |id: &PartitionId| match opened {
                 FeedStart::At(opened) => opened.partitions.get(id),
@@ -153,6 +187,7 @@ impl Share {
                 if opened != Some(position) {
                     let passed = opened.map_or(0, |opened| opened.seqno);
                     ahead.insert(*id, Ahead { position: position.clone(), passed, is_told: false });
+                    began.insert(*id, position.clone());
                 }
             }
         }
@@ -161,6 +196,9 @@ impl Share {
             ahead,
             returning: BTreeSet::new(),
             unordered: BTreeSet::new(),
+            began,
+            back: BTreeMap::new(),
+            needs_earlier: false,
             passed: BTreeMap::new(),
             told: Vec::new(),
         }
@@ -173,6 +211,12 @@ impl Share {
             self.told.push(FeedEvent::SeqnoAdvanced { partition, seqno });
         }
         FeedBatch { events: std::mem::take(&mut self.told) }
+    }
+
+    /// Whether the database needs events that the feed has passed. Then the feed must be opened
+    /// again, and the database must not be given its part of the last batch.
+    fn needs_earlier(&self) -> bool {
+        self.needs_earlier
     }
 
     fn take(&mut self, event: &FeedEvent) {
@@ -210,6 +254,9 @@ impl Share {
                     Some(ahead) => ahead.is_told = true,
                     None => {}
                 }
+                if self.began.get(partition).is_some_and(|began| began.seqno > to.0) {
+                    self.back.insert(*partition, to.0);
+                }
                 self.returning.remove(partition);
                 self.tell(*partition, event);
             }
@@ -224,6 +271,17 @@ impl Share {
                     self.ahead.remove(partition);
                     self.returning.insert(*partition);
                     self.told.push(FeedEvent::Rollback { partition: *partition, to });
+                    if self.began.get(partition).is_some_and(|began| began.seqno > to.0) {
+                        self.back.insert(*partition, to.0);
+                    }
+                }
+                if let Some(to) = self.back.remove(partition)
+                    && let Some(began) = self.began.remove(partition)
+                {
+                    // The database may lack an event up to there: its own snapshot left the event
+                    // out, for a later one of the same key, which is lost. The feed has passed it.
+                    let common = common_point(&began.failover_log, failover_log, began.seqno);
+                    self.needs_earlier |= common < began.seqno && began.last_end(common) < to;
                 }
                 self.tell(*partition, event);
             }

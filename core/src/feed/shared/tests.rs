@@ -122,10 +122,7 @@ fn the_feed_is_opened_at_the_earliest_place_of_each_partition() {
 #[test]
 fn where_one_was_in_a_history_that_another_knows_to_be_left_the_feed_is_opened_in_it() {
     let place = |log: &[(u64, u64)], seqno, complete: bool, ends: &[u64]| {
-        let mut snapshot_ends = SnapshotEnds::default();
-        ends.iter().for_each(|end| snapshot_ends.push(*end));
-        let (uuid, failover_log, snapshot_end) = (log[0].0, log.to_vec(), if complete { seqno } else { seqno + 5 });
-        PartitionPosition { uuid, seqno, snapshot_end, failover_log, snapshot_ends, ..Default::default() }
+        position(log, seqno, if complete { seqno } else { seqno + 5 }, ends)
     };
     let opened = |a: &PartitionPosition, b: &PartitionPosition| {
         let start = |at: &PartitionPosition| FeedStart::At(FeedPosition { partitions: BTreeMap::from([(P, at.clone())]) });
@@ -138,20 +135,80 @@ fn where_one_was_in_a_history_that_another_knows_to_be_left_the_feed_is_opened_i
     assert_eq!(opened(&place(old, 9, false, &[3]), &place(old, 6, false, &[3])), (1, 6));
     // One knows that history 1 was left at 8, and is behind the other, at its place, or ahead of
     // it.
-    assert_eq!(opened(&place(old, 9, false, &[3, 5]), &place(new, 7, true, &[3])), (1, 5));
+    assert_eq!(opened(&place(old, 9, false, &[3, 5]), &place(new, 7, true, &[3])), (1, 3), "5 may be within a snapshot");
+    assert_eq!(opened(&place(old, 9, false, &[3, 5]), &place(new, 7, true, &[3, 5])), (1, 5));
     assert_eq!(opened(&place(old, 8, true, &[3, 5]), &place(new, 8, true, &[3])), (1, 8));
     assert_eq!(opened(&place(old, 6, true, &[3, 5]), &place(new, 20, true, &[3, 12])), (1, 3));
     assert_eq!(opened(&place(old, 6, false, &[]), &place(new, 20, true, &[3, 12])), (1, 0));
     // History 1 was left at 5, and history 2 at 30.
     let places = [
-        place(&[(2, 5), (1, 0)], 20, true, &[7]),
+        place(&[(2, 5), (1, 0)], 20, true, &[3, 7]),
         place(old, 9, false, &[3, 7]),
-        place(&[(3, 30), (2, 5), (1, 0)], 40, true, &[7]),
+        place(&[(3, 30), (2, 5), (1, 0)], 40, true, &[3, 7]),
     ];
     for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0]] {
         let place = place_for_all(&order.map(|at: usize| &places[at])).unwrap();
-        assert_eq!((place.uuid, place.seqno), (1, 7), "{order:?}");
+        assert_eq!((place.uuid, place.seqno), (1, 3), "{order:?}");
     }
+}
+
+/// A complete position in a history, or one within a snapshot that ends at `end`.
+fn position(log: &[(u64, u64)], seqno: u64, end: u64, ends: &[u64]) -> PartitionPosition {
+    let mut snapshot_ends = SnapshotEnds::default();
+    ends.iter().for_each(|end| snapshot_ends.push(*end));
+    let (uuid, failover_log) = (log[0].0, log.to_vec());
+    PartitionPosition { uuid, seqno, snapshot_end: end, failover_log, snapshot_ends, ..Default::default() }
+}
+
+#[test]
+fn the_feed_goes_back_only_to_where_nothing_was_left_out_for_any_database() {
+    let log = &[(1, 0)][..];
+    let [behind, whole] = [position(log, 3, 3, &[1, 2]), position(log, 4, 4, &[1])];
+    for order in [[&behind, &whole], [&whole, &behind]] {
+        // The snapshot of one database was 2 to 4: 3 lies within it.
+        let place = place_for_all(&order).unwrap();
+        assert_eq!((place.seqno, place.snapshot_start, place.snapshot_end), (3, 1, 4));
+        assert_eq!(place.snapshot_ends, position(log, 3, 3, &[1]).snapshot_ends);
+    }
+    // Both are at 4, and one of them has read all of it as one snapshot.
+    let [parts, one] = [position(log, 4, 4, &[2, 3]), position(log, 4, 4, &[])];
+    for order in [[&parts, &one], [&one, &parts]] {
+        let place = place_for_all(&order).unwrap();
+        assert_eq!((place.seqno, place.snapshot_end, place.snapshot_ends.up_to(3)), (4, 4, None));
+    }
+    // All stopped within one snapshot: the feed goes on with it.
+    let [first, second] = [position(log, 5, 9, &[2]), position(log, 7, 9, &[2])];
+    assert_eq!(place_for_all(&[&second, &first]), Some(first));
+}
+
+#[test]
+fn the_feed_is_opened_before_the_branch_of_a_history_that_the_others_do_not_know() {
+    let branch = position(&[(2, 2), (1, 0)], 3, 3, &[1, 2]);
+    let newest = position(&[(3, 1), (1, 0)], 3, 3, &[1]);
+    for order in [[&branch, &newest], [&newest, &branch]] {
+        let place = place_for_all(&order).unwrap();
+        assert_eq!((place.uuid, place.seqno), (1, 1));
+    }
+}
+
+#[test]
+fn a_database_that_lacks_what_the_feed_has_passed_is_given_it_again() {
+    let log = &[(1, 0)][..];
+    let start = |at: PartitionPosition| FeedStart::At(FeedPosition { partitions: BTreeMap::from([(P, at)]) });
+    // It has read 5 to 10 as one snapshot. The feed is opened at 3, and goes back to 6.
+    let new = || share(&start(position(log, 10, 10, &[3, 4])), &start(position(log, 3, 3, &[])));
+    let passed = [state(P, log), snapshot(P, 4, 6), mutation(P, 6, "a", 8), snapshot(P, 7, 12), mutation(P, 11, "b", 8)];
+    for (branch, needs_earlier) in [(7, true), (10, false), (11, false)] {
+        let mut share = new();
+        told(&mut share, &passed);
+        told(&mut share, &[rollback(P, 6), state(P, &[(2, branch), (1, 0)])]);
+        assert_eq!(share.needs_earlier(), needs_earlier, "history 1 was left at {branch}");
+    }
+    // It goes back to where the database left out nothing.
+    let mut share = new();
+    told(&mut share, &passed[..1]);
+    told(&mut share, &[rollback(P, 3), state(P, &[(2, 3), (1, 0)])]);
+    assert!(!share.needs_earlier());
 }
 
 #[test]

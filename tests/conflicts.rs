@@ -281,7 +281,7 @@ async fn each_document_is_shown_whoever_has_its_sequence_though_writers_are_kill
     let one = |seed| async move {
         let mut world = World::new(seed, 60, false);
         let (events, store) = (world.events.clone(), Arc::new(PlainStore::new()));
-        let points: Vec<CrashPoint> = CrashPoint::all(1).collect();
+        let points: Vec<CrashPoint> = CrashPoint::all(1).chain(CrashPoint::occasional(1)).collect();
         let (mut crashes, mut conflicts) = (0, 0);
         for nth in 1..=4 {
             let delivered = world.delivered(&events[..events.len() * nth / 4]);

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,7 +105,8 @@ fn config(seed: u64) -> WriterConfig {
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
     let mut config: WriterConfig = serde_json::from_str(text).unwrap();
     config.list_changes = seed as usize % 5;
-    config.hold_first_read = seed.is_multiple_of(3);
+    // Independent of the crash point, of which there are 33.
+    config.hold_first_read = (seed / 33).is_multiple_of(3);
     config.with_supersession(if seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
 }
 
@@ -208,7 +209,7 @@ async fn a_checkpoint_of_a_writer_that_was_held_is_refused_be_it_the_first() {
 async fn crash_everywhere(kind: Kind, runs: u64) {
     let mut reached: BTreeMap<String, usize> = BTreeMap::new();
     let points: Vec<CrashPoint> = CrashPoint::all(1).chain(CrashPoint::occasional(1)).collect();
-    for (seed, mut point) in (0..runs).zip(points.into_iter().cycle()) {
+    for (seed, mut point) in (0..runs).zip(points.clone().into_iter().cycle()) {
         let generated = load(seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
         let reference = undisturbed(&generated, &feed, seed).await;
@@ -248,7 +249,11 @@ async fn crash_everywhere(kind: Kind, runs: u64) {
         client.check(&after.answers["*"], &format!("seed {seed}, {point}"));
     }
     println!("{runs} runs; crashed at: {reached:#?}");
-    assert!(reached.len() >= 24, "only these points were reached: {reached:?}");
+    let all: BTreeSet<String> = points.iter().map(|point| format!("{:?} {:?}", point.step, point.when)).collect();
+    let missed: Vec<&String> = all.iter().filter(|point| !reached.contains_key(*point)).collect();
+    // Few loads have late entries.
+    let most = if runs < 1_000 { 3 } else { 0 };
+    assert!(missed.len() <= most, "these points were not reached: {missed:?}");
 }
 
 /// A writer is held at some operation while another takes over, sixteen times a load.

@@ -72,7 +72,7 @@ impl Missing {
 #[cfg(feature = "runtime")]
 pub(crate) fn follow(missing: &mut Arc<RangeSet>, records: &[Arc<BatchRecord>]) {
     // A record repeats the changes of those before it that are relative to the same list.
-    let list = |record: &Arc<BatchRecord>| record.base.as_ref().map(|base| (base.epoch, base.list));
+    let list = |record: &Arc<BatchRecord>| record.base.as_ref().map(MissingBase::id);
     for (at, record) in records.iter().enumerate() {
         if records.get(at + 1).is_none_or(|next| next.base.is_some() && list(next) != list(record)) {
             follow_one(missing, record);
@@ -120,6 +120,13 @@ pub struct MissingBase {
     pub age_ms: u64,
     /// Where the list is out of date: the record has what is missing there.
     pub changed: RangeSet,
+}
+
+impl MissingBase {
+    /// What identifies the list.
+    pub(crate) fn id(&self) -> (Epoch, u64) {
+        (self.epoch, self.list)
+    }
 }
 
 /// A list of all that was missing after a batch.
@@ -179,7 +186,7 @@ impl BatchRecord {
     pub fn missing(&self, list: Option<&MissingList>) -> Option<Missing> {
         let own = self.own_missing();
         let Some(base) = &self.base else { return Some(own) };
-        let list = list.filter(|list| (list.epoch, list.number) == (base.epoch, base.list))?;
+        let list = list.filter(|list| (list.epoch, list.number) == base.id())?;
         let mut missing = list.missing.clone();
         missing.gaps.iter_mut().for_each(|gap| gap.age_ms = gap.age_ms.saturating_add(base.age_ms));
         missing.change(&base.changed, &own);
@@ -209,12 +216,15 @@ pub struct LastBatch {
     pub record: Option<Arc<BatchRecord>>,
     /// What is missing after it. Empty if the record is gone, or the list that it is relative to.
     pub missing: Missing,
+    /// The list that the record is relative to, if that is gone: the term in which it was made, and
+    /// its number.
+    pub lacks: Option<(Epoch, u64)>,
 }
 
 impl From<PublishedClock> for LastBatch {
     /// Without a record.
     fn from(clock: PublishedClock) -> Self {
-        LastBatch { clock, record: None, missing: Missing::default() }
+        LastBatch { clock, record: None, missing: Missing::default(), lacks: None }
     }
 }
 
@@ -226,26 +236,37 @@ impl LastBatch {
     /// `Corrupt`, naming the key, if one of them cannot be read, or if the clock is gone; what the
     /// store says.
     pub async fn read<S: CacheStore + ?Sized>(store: &S, ring: u64, mut clock: PublishedClock) -> Result<LastBatch> {
+        let mut lacked = None;
         loop {
             let record = if clock.batch == 0 { None } else { store.record(clock.batch, ring).await? };
             let missing = match &record {
                 Some(record) => record.read_missing(store).await?,
                 None => None,
             };
-            if missing.is_none() && clock.batch > 0 {
-                let now = read_clock(store).await?.ok_or_else(clock_lost)?.value;
-                if now.batch != clock.batch {
-                    clock = now;
-                    continue;
-                }
+            if missing.is_some() || clock.batch == 0 {
+                return Ok(LastBatch { clock, record, missing: missing.unwrap_or_default(), lacks: None });
             }
-            if missing.is_none() && clock.batch > 0 {
-                tracing::warn!(
-                    batch = clock.batch,
-                    "the last batch record, or the list of missing sequences that it refers to, is gone; check the cache with verify"
-                );
+            // A writer that goes on may have replaced the record, or the list. It does not replace
+            // the list that two records after each other refer to.
+            let lacks = record.as_ref().and_then(|record| record.base.as_ref()).map(MissingBase::id);
+            let now = read_clock(store).await?.ok_or_else(clock_lost)?.value;
+            if now.batch != clock.batch && (lacks.is_none() || lacks != lacked) {
+                (clock, lacked) = (now, lacks);
+                continue;
             }
-            return Ok(LastBatch { clock, record, missing: missing.unwrap_or_default() });
+            warn_gone(&clock, ring, lacks);
+            return Ok(LastBatch { clock, record, missing: Missing::default(), lacks });
         }
     }
+}
+
+/// Logs that it is not known what was missing after the last batch.
+pub(crate) fn warn_gone(clock: &PublishedClock, ring: u64, list: Option<(Epoch, u64)>) {
+    let key = list.map_or(CacheKey::Batch(clock.batch % ring.max(1)), |(_, number)| MissingList::key(number));
+    tracing::warn!(
+        batch = clock.batch,
+        %key,
+        "the last batch record, or the list of missing sequences that it refers to, is gone from the store: it is not known \
+         which sequences were missing; the next writer announces them again as late; check the cache with `sluicegate verify`"
+    );
 }

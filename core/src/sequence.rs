@@ -298,10 +298,17 @@ impl RangeSet {
     #[cfg(feature = "runtime")]
     pub(crate) fn with_readmitted(&self) -> RangeSet {
         let mut all = self.clone();
-        for (first, last) in self.within(Sequence::FIRST_READMITTED.0, Sequence::MAX.0) {
-            all.insert(first & Sequence::MAX_NUMBER_IN_SLOT.0, last & Sequence::MAX_NUMBER_IN_SLOT.0);
+        for (first, last) in self.readmitted() {
+            all.insert(first, last);
         }
         all
+    }
+
+    /// The numbers of its notes.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn readmitted(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let notes = self.within(Sequence::FIRST_READMITTED.0, Sequence::MAX.0);
+        notes.map(|(first, last)| (first & Sequence::MAX_NUMBER_IN_SLOT.0, last & Sequence::MAX_NUMBER_IN_SLOT.0))
     }
 
     /// The ranges, lowest first.

@@ -95,8 +95,10 @@ impl Node {
             return Ok(false);
         }
         match self.records(&known, &clock).await? {
-            Some(records) => self.state.write().advance(&records, clock, &self.config),
-            None => self.resync(clock).await?,
+            Some(records) if !self.state.read().lacks_list_before(&records) => {
+                self.state.write().advance(&records, clock, &self.config);
+            }
+            _ => self.resync(clock).await?,
         }
         self.set_status(Status::Ready);
         let cut = self.state.read().cut;
@@ -126,9 +128,19 @@ impl Node {
         found.into_iter().collect()
     }
 
-    /// Gives up what is in memory, because the ring has moved on: readers see the old state until the new one is there.
+    /// Gives up what is in memory, because the records do not lead from it to the clock. Requests
+    /// see the old state until the new one is there.
     async fn resync(&self, clock: PublishedClock) -> Result<()> {
-        tracing::info!(batch = clock.batch, "fell behind the ring of batch records: starting again from the clock");
+        let known = self.state.read().clock.batch;
+        if known == 0 {
+            tracing::info!(batch = clock.batch, "reading the state of the cache for the first time");
+        } else {
+            tracing::info!(
+                known,
+                batch = clock.batch,
+                "the batch records since the last known batch are not all there or do not suffice: reading the state of the cache again"
+            );
+        }
         self.counters.resyncs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let last = LastBatch::read(self.store.as_ref(), self.ring, clock).await?;
         let above = scan::waiting_above(self.store.as_ref(), self.codec.as_ref(), last.clock.high).await?;

@@ -14,7 +14,7 @@ use super::{Cut, ReaderConfig};
 use crate::batch::{BatchRecord, LateEntry, entry_marks};
 use crate::changes::Row;
 use crate::channel::{Channel, ChannelMap};
-use crate::clock::{Progress, PublishedClock};
+use crate::clock::{Epoch, Progress, PublishedClock};
 use crate::entry::ChangeEntry;
 use crate::missing::{self, LastBatch};
 use crate::sequence::{RangeSet, Sequence};
@@ -77,6 +77,8 @@ pub(crate) struct State {
     /// What is missing or given up by the clock. A block may name such a sequence already, when a
     /// writer has stored its document and not announced it yet: it is not to be seen before that.
     pub(crate) missing: Arc<RangeSet>,
+    /// The list of what is missing that was gone when this state was read.
+    lacks: Option<(Epoch, u64)>,
     /// The newest late entries.
     pub(crate) late: VecDeque<(LateEntry, Arc<ChangeEntry>)>,
     /// Channels that must be looked at when stable moves.
@@ -95,7 +97,7 @@ fn numbers(entries: &[Arc<ChangeEntry>]) -> FxHashSet<Sequence> {
 impl State {
     /// The state after `last`. `above` are the entries stored above its high sequence.
     pub(crate) fn new(last: LastBatch, mut above: Vec<(Arc<ChangeEntry>, Vec<Channel>)>) -> Self {
-        let LastBatch { clock, record, missing } = last;
+        let LastBatch { clock, record, missing, lacks } = last;
         if let Some(gone) = record.as_ref().map(|record| &record.gone).filter(|gone| !gone.is_empty()) {
             // The star channel may name it still.
             let gone = numbers(gone);
@@ -104,6 +106,7 @@ impl State {
         let superseded = above.iter().filter(|(_, channels)| !channels.is_empty());
         State {
             missing: Arc::new(missing.sequences()),
+            lacks,
             cut: Cut::of(&clock),
             clock,
             status: Status::Ready,
@@ -117,6 +120,13 @@ impl State {
         }
     }
 
+    /// Whether these records do not suffice to follow the writer. They have what has changed since a
+    /// list that was made when this state already lacked the one before.
+    pub(crate) fn lacks_list_before(&self, records: &[Arc<BatchRecord>]) -> bool {
+        let base = records.last().and_then(|record| record.base.as_ref());
+        self.lacks.is_some() && base.is_some_and(|base| Some(base.id()) != self.lacks)
+    }
+
     /// Follows the writer to `clock`, over all records in between.
     pub(crate) fn advance(&mut self, records: &[Arc<BatchRecord>], clock: PublishedClock, config: &ReaderConfig) {
         let mut touched = ChannelMap::default();
@@ -124,6 +134,9 @@ impl State {
         // First: an entry that was published above high may be missing by the last record, because
         // a later term has skipped it before the feed brought it again. It will be announced.
         missing::follow(&mut self.missing, records);
+        if records.last().is_some_and(|record| record.base.is_none()) {
+            self.lacks = None;
+        }
         for record in records {
             self.withdraw(&record.gone);
             for entry in &record.entries {

@@ -18,7 +18,7 @@ use crate::intent::Intent;
 use crate::key::CacheKey;
 use crate::missing::{Missing, MissingBase, MissingList};
 use crate::scan;
-use crate::sequence::{RangeSet, Sequence};
+use crate::sequence::{RangeSet, Sequence, SequenceRange};
 
 /// What the ring of batch records tells.
 #[derive(Debug, Default)]
@@ -220,6 +220,13 @@ impl Pass<'_> {
 
     fn remember(&mut self, record: BatchRecord, missing: Option<Missing>) {
         self.remember_late(&record, |number, clock| number <= clock);
+        if record.number == self.clock.batch && missing.is_none() {
+            // Its list is gone. Any sequence above stable may be missing, so none is promised.
+            let (first, last) = (self.clock.stable.next(), self.clock.high);
+            if let Some(range) = SequenceRange::new(first, last) {
+                self.published.missing.insert(range.first().0, range.last().0);
+            }
+        }
         if let Some(missing) = missing {
             for gap in &missing.gaps {
                 self.published.missing.insert(gap.range.first().0, gap.range.last().0);
@@ -511,7 +518,10 @@ impl Pass<'_> {
         self.list_lost(lost).await?;
         let next = match self.give_up(lost, feed).await? {
             true => "a writer that reads the feed from before it takes it again, as late",
-            false => "the last batch record is gone: repair again when a writer has published, before the feed is read anew",
+            false => {
+                "the last batch record, or the list that it refers to, is gone: repair again when a writer has published, \
+                 before the feed is read anew"
+            }
         };
         for sequence in lost.iter().flat_map(|(first, last)| first..=last).map(Sequence) {
             self.remove_broken(sequence).await?;

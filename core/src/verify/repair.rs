@@ -116,7 +116,7 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
         }
         // A repair would make one, and only by its checkpoint is such a cache known to be of the
         // feed.
-        if !is_there && is_without_source(store).await {
+        if !is_there && is_without_source(store).await? {
             let message = format!("the cache has no checkpoint of a feed `{feed}`, so it was made from another one");
             return Err(Error::config(message).with_next_step(name));
         }
@@ -145,10 +145,14 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     Ok(report)
 }
 
-/// Whether an earlier build has made the cache, which did not record the source.
-async fn is_without_source(store: &dyn CacheStore) -> bool {
-    let Ok(Some(stored)) = store.get(&CacheKey::Meta).await else { return false };
-    Meta::from_bytes(&stored.value).is_ok_and(|meta| meta.format == 1)
+/// Whether an earlier build has made the cache, which did not record the source. Then only its
+/// checkpoint tells of which feed it is. A later build that records none was given a feed by name.
+async fn is_without_source(store: &dyn CacheStore) -> Result<bool> {
+    // A `Meta` that cannot be read is a finding of its own, and nothing is repaired.
+    Ok(match store.get(&CacheKey::Meta).await {
+        Err(e) if e.kind() == ErrorKind::Corrupt => false,
+        stored => stored?.is_some_and(|stored| Meta::from_bytes(&stored.value).is_ok_and(|meta| meta.format == 1)),
+    })
 }
 
 /// Begins a term: whoever wrote before can publish no more. Nor can it store the checkpoint any more, if that is known: one ahead of the

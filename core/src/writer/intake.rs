@@ -57,6 +57,8 @@ enum Pause {
     Full,
     /// The next one may conflict with what is stored.
     Conflict,
+    /// The history of a partition must be stored before something of the partition.
+    NewHistory,
 }
 
 impl Item {
@@ -196,6 +198,10 @@ impl Writer {
                     self.launch_full().await?;
                     continue;
                 }
+                Pause::NewHistory => {
+                    self.record_histories().await?;
+                    continue;
+                }
                 Pause::Conflict => {}
             }
             let at = count - batch.items.len();
@@ -220,6 +226,14 @@ impl Writer {
         }
     }
 
+    /// Stores a checkpoint with the histories of the partitions that the feed has just begun to
+    /// deliver. The feed tells that a history was lost only to one that has named it: a writer that
+    /// takes over, and names none, would never learn that what is stored of it by then is gone.
+    async fn record_histories(&mut self) -> Result<()> {
+        self.has_new_history = false;
+        self.publish_with_checkpoint().await
+    }
+
     /// Begins to commit a full batch as soon as there is room.
     async fn launch_full(&mut self) -> Result<()> {
         while self.in_flight.len() >= self.config.max_in_flight {
@@ -236,6 +250,9 @@ impl Writer {
         while let Some(item) = batch.items.as_slice().first() {
             if self.is_batch_full() {
                 return Pause::Full;
+            }
+            if self.has_new_history && matches!(item, Item::Decoded(..)) {
+                return Pause::NewHistory;
             }
             let waits = !batch.is_released && self.must_wait(item);
             if !waits && self.may_conflict(item, &batch.pointers) {
@@ -260,6 +277,9 @@ impl Writer {
             FeedEvent::Rollback { partition, .. } => drop(ended.remove(partition)),
             FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(*partition) => {
                 ended.insert(*partition);
+            }
+            FeedEvent::PartitionState { partition, .. } if self.has_positions => {
+                self.has_new_history |= self.recorded.insert(*partition);
             }
             FeedEvent::CaughtUp => _ = self.caught_up_at.get_or_insert_with(Instant::now),
             FeedEvent::CollectionNames(names) => {

@@ -20,7 +20,7 @@ mod rollback;
 mod take_over;
 mod withdrawal;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ use crate::collections::Collections;
 use crate::decode::MutationDecoder;
 use crate::engine::{Assembler, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
-use crate::feed::{Feed, FeedStart, PositionTracker};
+use crate::feed::{Feed, FeedStart, PartitionId, PositionTracker};
 use crate::key::{BlockIndex, CacheKey};
 use crate::sequence::{RangeSet, Sequence};
 use crate::store::{CacheStore, Versioned};
@@ -105,6 +105,10 @@ pub struct Writer {
     codec: Arc<dyn BlockCodec>,
     assembler: Assembler,
     tracker: PositionTracker,
+    /// Partitions of which the stored checkpoint has a history.
+    recorded: BTreeSet<PartitionId>,
+    /// Whether the feed has told the history of another one since.
+    has_new_history: bool,
     resume: bool,
     has_positions: bool,
     began: Instant,

@@ -205,21 +205,22 @@ fn tell_missing(noted: &[Noted], now: Duration) {
             Noted::Abandoned(range) => Missing::add(&mut abandoned, *range),
             Noted::Undelivered(range) => Missing::add(&mut undelivered, *range),
             Noted::Implausible(range) => tracing::warn!(
+                sequence = %range.last().next(),
                 missing = %range,
-                "a document has an implausibly high sequence, above so many missing ones; it is stored, and not shown until \
-                 the gateway's counter comes near it: look at it with `sluicegate inspect sequence`, and raise writer.max_jump \
-                 if the gap is real"
+                "the sequence is implausibly high: too many below it are missing. Documents at or above it are stored, and not \
+                 shown until the gateway's counter comes near: look at it with `sluicegate inspect sequence`, and raise \
+                 writer.max_jump if the gap is real"
             ),
         }
     }
     if let Some(Missing { first, ranges, sequences }) = Missing::admitted(skipped, &SKIPPED, now) {
-        tracing::info!(%first, ranges, sequences, "missing sequences are skipped: high passes them, stable waits for them");
+        tracing::info!(%first, ranges, sequences, "sequences are missing: later ones are shown without them; a document that comes with one is shown, too");
     }
     if let Some(Missing { first, ranges, sequences }) = Missing::admitted(abandoned, &ABANDONED, now) {
-        tracing::warn!(%first, ranges, sequences, "missing sequences are given up: stable passes them; if one comes, it is late");
+        tracing::warn!(%first, ranges, sequences, "missing sequences are given up: nothing waits for them any more; a document that comes with one is shown as late");
     }
     if let Some(Missing { first, ranges, sequences }) = Missing::admitted(undelivered, &UNDELIVERED, now) {
-        tracing::debug!(%first, ranges, sequences, "the restricted feed did not deliver sequences: stable passes them");
+        tracing::debug!(%first, ranges, sequences, "the restricted feed did not deliver some sequences: nothing waits for them");
     }
 }
 

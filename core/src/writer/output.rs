@@ -155,6 +155,9 @@ impl Writer {
             let publish = async move {
                 let attempt = || async {
                     if let Some(list) = &list {
+                        // If the store went back, its record may refer to the list that this one
+                        // replaces.
+                        commit::still_there(store.as_ref(), publication.clock.epoch, &last).await?;
                         list.store(store.as_ref()).await?;
                     }
                     store.publish(&publication, &last).await

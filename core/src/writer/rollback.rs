@@ -378,7 +378,14 @@ impl Rollbacks {
             }
             match before {
                 Some(before) => drop(position.partitions.insert(partition, before.clone())),
-                None => drop(position.partitions.remove(&partition)),
+                // It is read from its beginning, in the oldest history that is known: so the feed
+                // reports a rollback if what has come is lost.
+                None => {
+                    if let Some(at) = position.partitions.get_mut(&partition) {
+                        at.roll_back(0);
+                    }
+                    position.partitions.retain(|id, at| *id != partition || at.uuid != 0);
+                }
             }
         }
     }

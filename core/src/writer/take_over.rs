@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::feed::PositionTracker;
 use crate::fenced::Fenced;
 use crate::meta::Meta;
+use crate::missing::{self, MissingBase};
 use crate::pointer::Supersession;
 use crate::scan;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
@@ -162,11 +163,8 @@ impl Writer {
             (None, Some(missing)) => (clock.high, missing.gaps.clone(), Some(&missing.abandoned)),
             (None, None) if clock.gaps == 0 => (clock.high, Vec::new(), None),
             (None, None) => {
-                tracing::warn!(
-                    batch = clock.batch,
-                    "the last batch record, or the list of missing sequences that it refers to, is gone: what was missing is \
-                     announced again as late"
-                );
+                let base = taken.record.as_ref().and_then(|record| record.base.as_ref());
+                missing::warn_gone(clock, taken.meta.ring, base.map(MissingBase::id));
                 // What came after the checkpoint comes again. What had come before it does not:
                 // nobody may wait for that.
                 let missing =
@@ -253,6 +251,8 @@ impl Writer {
             collections: Collections::new(),
             registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),
+            recorded: checkpoint.position.partitions.keys().copied().collect(),
+            has_new_history: false,
             resume: !checkpoint.position.partitions.is_empty(),
             has_positions: true,
             store,

@@ -105,14 +105,14 @@ impl Writer {
         let beyond = Sequence(last.0.saturating_add((self.config.max_batch * self.config.max_in_flight) as u64));
         let all = SequenceRange::new(sequencer.stable().next(), beyond);
         let mut missing = all.map(|all| state.missing_in(all)).unwrap_or_default();
-        // A note stands for its number.
-        let abandoned = state.abandoned.with_readmitted();
-        for (first, last) in abandoned.within(0, Sequence::FIRST_READMITTED.previous().0) {
+        for (first, last) in state.abandoned.within(0, Sequence::FIRST_READMITTED.previous().0) {
             missing.insert(first, last);
         }
+        // First those of which an entry is most likely stored: a commit of them was begun.
+        let notes = state.abandoned.readmitted();
         let mut left = PROBED;
         let mut ranges = Vec::new();
-        for (first, last) in missing.iter() {
+        for (first, last) in notes.chain(missing.iter()) {
             let last = last.min(first.saturating_add(left.saturating_sub(1)));
             if left > 0 {
                 left -= last - first + 1;

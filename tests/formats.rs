@@ -377,6 +377,26 @@ async fn a_cache_of_version_1_is_read_and_gone_on_with() {
     a_cache_is_read_and_gone_on_with(1).await;
 }
 
+/// Version 1 stored the documents of all collections as those of the default one. Those of a named
+/// collection would be shown twice, or in no collection of theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_version_1_takes_no_documents_of_named_collections() {
+    let store = Shelf::of(&path("v1")) as Arc<dyn CacheStore>;
+    let before = answers(&open(&store).await).await;
+    let mut mutation = recorded(1, ALL).pop().unwrap();
+    assert!(mutation.key.starts_with(b"d"));
+    mutation.collection = 8;
+    // Also a writer that finds the cache upgraded.
+    for _ in 0..2 {
+        let mut writer = Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), following(), config()).await.unwrap();
+        let refused = writer.process(vec![FeedEvent::Mutation(mutation.clone())].into()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConfigInvalid);
+        let told = format!("{refused:#} {refused:?}");
+        assert!(told.contains("another namespace") && told.contains("collection 8"), "{told}");
+    }
+    assert_eq!(answers(&open(&store).await).await, before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_version_2_is_read_and_gone_on_with() {
     a_cache_is_read_and_gone_on_with(2).await;

@@ -32,6 +32,10 @@ pub struct Meta {
     /// Whether all its writers have kept pointers, so that every document has one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_pointers: bool,
+    /// Whether a build of format version 1 has made it. Such a build stored the documents of all
+    /// collections as those of the default one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_collections: bool,
 }
 
 impl Meta {
@@ -46,6 +50,7 @@ impl Meta {
             created_at,
             source: None,
             has_pointers: false,
+            lacks_collections: false,
         }
     }
 

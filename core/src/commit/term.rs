@@ -85,6 +85,7 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     .await?;
     // Last: until this is done, a later term repeats all of the above.
     let has_pointers = meta.has_pointers && new.has_pointers;
+    meta.lacks_collections |= meta.format == 1;
     if meta.format != FORMAT_VERSION || meta.source != resume.source || meta.has_pointers != has_pointers {
         (meta.format, meta.source, meta.has_pointers) = (FORMAT_VERSION, resume.source, has_pointers);
         restate(store, epoch, &meta).await?;

@@ -60,6 +60,9 @@ pub struct WriterConfig {
     /// How long rollbacks of other partitions are waited for when one has come, to look once for
     /// what they took back, in milliseconds. Nothing of the feed is taken meanwhile.
     pub gather_rollbacks_ms: u64,
+    /// The minimal time for which purges are collected after a search for documents of purged keys,
+    /// in milliseconds. If searches take long, it is ten times as long as the last one.
+    pub gather_purges_ms: u64,
     /// Slots of the ring of batch records, for a new cache.
     pub ring: u64,
     /// Batch records repeat what has changed of what is missing until they have repeated so many
@@ -92,6 +95,7 @@ impl Default for WriterConfig {
             give_up_after_ms: 60_000,
             max_taken_back: 1_000_000,
             gather_rollbacks_ms: 200,
+            gather_purges_ms: 1_000,
             ring: 128,
             list_changes: LIST_CHANGES,
             supersession: Supersession::default(),

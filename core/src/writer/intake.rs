@@ -15,7 +15,7 @@ use super::{Writer, backoff, notices};
 use crate::decode::{Decoded, Invalid, MutationDecoder};
 use crate::document::CollectionId;
 use crate::entry::Origin;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
 use crate::sequence::Sequence;
 
@@ -137,6 +137,9 @@ impl Writer {
 
     /// Takes what came of the feed, or puts it off if a rollback is among it.
     pub(super) async fn apply(&mut self, decoded: DecodedBatch) -> Result<()> {
+        if self.lacks_collections {
+            decoded.items.iter().try_for_each(refuse_collection)?;
+        }
         let is_rollback = |item: &Item| matches!(item, Item::Control(FeedEvent::Rollback { .. }));
         if !self.deferred.is_empty() || decoded.items.iter().any(is_rollback) {
             self.defer(decoded);
@@ -387,6 +390,20 @@ pub(super) fn decode(decoder: &dyn MutationDecoder, batch: FeedBatch) -> Vec<Ite
     let items = batch.events.into_iter().map(item).collect();
     notices.tell_more();
     items
+}
+
+/// Refuses a document of a named collection, for a cache that may have it as one of the default
+/// collection: it would be shown twice, or not at all.
+fn refuse_collection(item: &Item) -> Result<()> {
+    let Item::Decoded(_, _, Decoded::Document(document) | Decoded::Foreign(document)) = item else { return Ok(()) };
+    let id = document.entry.document();
+    if id.collection.is_default() {
+        return Ok(());
+    }
+    let message = "the cache was made by a build that stored documents of all collections as those of the default one, and the \
+                   feed has a document of a named collection";
+    let next = "write a new cache, in another namespace, and remove this one";
+    Err(Error::config(message).with_context("collection", id.collection).with_context("document", id.key).with_next_step(next))
 }
 
 /// Makes a document or principal invalid if its sequence is over [`Sequence::MAX_NUMBER`], for any

@@ -152,6 +152,8 @@ pub struct Writer {
     purges: Purges,
     /// Whether every document has a pointer, so that purged ones are found by it.
     has_pointers: bool,
+    /// Whether the cache may have documents of other collections as those of the default one.
+    lacks_collections: bool,
     /// Sequences that more than one document has.
     shared: SharedSequences,
     /// Which document has each of the last sequences.

@@ -29,9 +29,6 @@ use crate::sequence::{Sequence, SequenceRange};
 use crate::store::CacheStore;
 use crate::withdraw::BySequence;
 
-/// The minimal time for which purges are collected after a search.
-const GATHER: Duration = Duration::from_secs(1);
-
 /// The limit for purges in one search.
 const MAX_GATHERED: usize = 100_000;
 
@@ -227,7 +224,8 @@ impl Writer {
         }
         self.rollbacks.forget(|entry| is_purged(&limits, entry));
         self.dirty = true;
-        self.purges.next = Some(Instant::now() + (began.elapsed() * DUTY).max(GATHER));
+        let gather = Duration::from_millis(self.config.gather_purges_ms);
+        self.purges.next = Some(Instant::now() + (began.elapsed() * DUTY).max(gather));
         Ok(())
     }
 

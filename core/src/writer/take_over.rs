@@ -243,6 +243,7 @@ impl Writer {
             begun: 0,
             purges: Purges::default(),
             has_pointers: taken.meta.has_pointers,
+            lacks_collections: taken.meta.lacks_collections,
             shared,
             owners,
             known: KnownSequences::default(),

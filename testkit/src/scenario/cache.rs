@@ -218,6 +218,8 @@ fn writer_config(settings: &Settings, variation: Variation) -> WriterConfig {
     let mut config = WriterConfig::default();
     // The gateway of a scenario is running already.
     config.hold_first_read = false;
+    // Each question is about all that has happened.
+    config.gather_purges_ms = 0;
     config.max_wait_ms = settings.max_wait.unwrap_or(config.max_wait_ms);
     config.max_pending = settings.max_pending.unwrap_or(config.max_pending);
     config.skip_wait_ms = settings.skip_wait.unwrap_or(config.skip_wait_ms.max(config.max_wait_ms));

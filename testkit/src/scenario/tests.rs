@@ -112,3 +112,21 @@ fn a_feed_of_named_collections_waits_for_no_numbers_of_others_and_loses_nothing_
         "stable=1 skipped=2-3"
     );
 }
+
+#[test]
+fn each_purge_is_carried_out_before_the_next_question() {
+    let report = judged(
+        "new\ndoc x 1 ch=A\ndoc y 2 ch=A\npurge z\npurge x\nask A => 2=y\npurge y\nask A => none\ndoc x 3 ch=A\nask A => 3=x\n\
+         purge x\nask A => none",
+    );
+    assert!(report.agrees(), "{report}");
+}
+
+#[test]
+fn rows_name_the_current_version_of_their_revision() {
+    let history = "new max_wait=50 skip_wait=100\ndoc doc1 1 ch=A cv=test1@123451\ndoc doc4 4 ch=A cv=test4@123456\nwait 200\n";
+    let report = judged(&format!("{history}ask A versions => 1=doc1@test1/123451 4=doc4@test4/123456"));
+    assert!(report.agrees(), "{report}");
+    let got = got_at_the_end(&format!("{history}ask A versions => 1=doc1@test1/123450"));
+    assert!(got.contains("1=doc1@test1/123451"), "{got}");
+}

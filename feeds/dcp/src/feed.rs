@@ -199,3 +199,26 @@ inventory::submit! {
         open,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(url: &str) -> DcpFeed {
+        let location = Location::parse(url).unwrap();
+        let target = Arc::new(Target::new(&location, if location.scheme() == "dcps" { "dcps" } else { "dcp" }).unwrap());
+        DcpFeed { target, partitions: 4, uuid: "instance".to_owned(), board: Mutex::new(Arc::new(Board::new(4))) }
+    }
+
+    #[test]
+    fn a_bucket_is_one_feed_with_and_without_tls_and_so_is_each_part_of_it() {
+        let (plain, tls) = (feed("dcp://a/b?user=u&password=p"), feed("dcps://other/b?user=v&password=q"));
+        assert_eq!(plain.identity(), tls.identity());
+        assert_eq!(plain.info().checkpoint_name(), tls.info().checkpoint_name());
+        let part = feed("dcp://a/b?user=u&password=p&scope=inventory");
+        assert_eq!(part.identity().name(), plain.identity().name());
+        assert_ne!(part.info().checkpoint_name(), plain.info().checkpoint_name());
+        assert!(part.is_partial() && !plain.is_partial());
+        assert_ne!(feed("dcp://a/c?user=u&password=p").identity(), plain.identity());
+    }
+}

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::BuildHasher as _;
+use std::sync::Arc;
 
 use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
@@ -394,7 +395,21 @@ impl Writer {
         let Some(departure) = departure else { return Ok(None) };
         // What was looked up with the batch may be outdated by what came before in it.
         conflicts.forget(sequence);
-        let Some(slot) = self.free_slot(&departure, conflicts).await? else { return Ok(None) };
+        let Some(slot) = self.free_slot(&departure, conflicts).await? else {
+            // It may be stored in a slot, while the sequence has become free.
+            for slot in 1..Sequence::SLOTS {
+                let Some(position) = sequence.in_slot(slot) else { break };
+                let stored = self.entry_at(conflicts, position).await?;
+                let is_same = |stored: &Arc<ChangeEntry>| {
+                    (stored.document(), stored.revision()) == (departure.document(), departure.revision())
+                };
+                if stored.as_ref().is_some_and(is_same) {
+                    let told = document.departures.iter_mut().filter(|departure| departure.sequence == sequence);
+                    told.for_each(|departure| departure.sequence = position);
+                }
+            }
+            return Ok(None);
+        };
         if slot == 0 && !self.assembler.sequencer().is_accounted(sequence) {
             // It is stored as any other.
             return Ok(None);

@@ -243,12 +243,13 @@ impl Assembler {
         // document's, and the feed may have dropped it.
         let mut earlier = SequenceList::new();
         let mut is_early = self.sequencer.holds()
-            && departures.is_empty()
             && !self.is_reused
-            && entry.supersedes().iter().all(|position| position.slot() == 0);
+            && entry.supersedes().iter().all(|position| position.slot() == 0)
+            && are_apart(&entry, &departures);
+        let mut departed = Vec::new();
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
-            let departed = departures.iter().map(|departure| departure.sequence);
-            earlier.extend(entry.supersedes().iter().copied().chain(accounted).chain(departed));
+            let left = departures.iter().map(|departure| departure.sequence);
+            earlier.extend(entry.supersedes().iter().copied().chain(accounted).chain(left));
             // The sequence of an entry in a slot is accounted for by another document. Only a
             // departure that has been readmitted there is new.
             earlier.retain(|position| position.slot() == 0 || departures.iter().any(|d| d.sequence == *position));
@@ -263,9 +264,9 @@ impl Assembler {
             is_early &= arrival.is_new();
             if arrival.is_new() {
                 match departure_entry(&entry, old, &departures, self.is_reused) {
-                    Some(departed) => {
+                    Some(entry) => {
                         self.sequencer.forget_readmitted(old);
-                        self.store(departed, arrival, false);
+                        departed.push((entry, arrival));
                     }
                     None => {
                         self.stats.superseded += 1;
@@ -276,6 +277,7 @@ impl Assembler {
                 }
             }
         }
+        departed.into_iter().for_each(|(entry, arrival)| self.store(entry, arrival, is_early));
         if !is_shown {
             self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
             return false;
@@ -605,6 +607,20 @@ fn reach_all(document: &mut DecodedDocument) {
     let reach = |since: &mut Sequence| *since = std::cmp::min_by_key(*since, lowest, |position| position.rank());
     document.entry.channels_mut().iter_mut().for_each(|change| reach(&mut change.since));
     document.departures.iter_mut().for_each(|departure| reach(&mut departure.since));
+}
+
+/// More departures are not compared with one another.
+const MAX_COMPARED: usize = 64;
+
+/// Whether no departure's row is in a channel that the entry, or another departure, is in: then
+/// none of them marks another's row.
+fn are_apart(entry: &ChangeEntry, departures: &[Departure]) -> bool {
+    let is_apart = |(at, departure): (usize, &Departure)| {
+        departure.sequence.slot() == 0
+            && entry.channels().iter().all(|change| change.channel != departure.channel)
+            && departures[..at].iter().all(|other| other.channel != departure.channel)
+    };
+    departures.len() <= MAX_COMPARED && departures.iter().enumerate().all(is_apart)
 }
 
 /// The row of a sequence that the feed never delivers: what the newer revision's channel map

@@ -1,7 +1,9 @@
 use super::*;
 use crate::block::Adaptive;
+use crate::channel::Channel;
 use crate::clock::CacheId;
 use crate::engine::SequencerConfig;
+use crate::entry::Membership;
 
 fn assembler() -> Assembler {
     let sequencer = Sequencer::new(SequencerConfig::default());
@@ -153,6 +155,44 @@ fn after_a_later_revision_had_a_lower_sequence_all_that_is_superseded_is_marked_
     };
     let since = [take(100, &[]), take(105, &[40, 100]), take(50, &[40, 100, 105]), take(110, &[50, 100, 105])];
     assert_eq!(since, [100, 100, 40, 50]);
+}
+
+/// Most documents of a bucket have left a channel. The entries of departures do not stay in memory
+/// either.
+#[test]
+fn a_departure_does_not_make_marks_wait_in_a_first_read_unless_its_row_may_be_marked() {
+    let mut assembler = assembler();
+    assembler.hold();
+    let channel = |name: &str| Channel::new(name).unwrap();
+    let revision = |number: u64, earlier: &[u64], left: &[(u64, &str)]| {
+        let entry = ChangeEntry::new(Sequence(number), &format!("d{number}"), "2-a", EntryFlags::default()).unwrap();
+        let entry = entry.with_supersedes(earlier.iter().copied().map(Sequence));
+        let departure = |(sequence, name): &(u64, &str)| Departure {
+            sequence: Sequence(*sequence),
+            revision: "1-a".into(),
+            channel: channel(name),
+            membership: Membership::Removed,
+            since: Sequence::ZERO,
+        };
+        let departures = left.iter().map(departure).collect();
+        DecodedDocument { departures, ..entry.with_channel(channel("a"), Membership::Present).into() }
+    };
+    let mut of_batch = |documents: Vec<DecodedDocument>| {
+        for document in documents {
+            assembler.apply(Decoded::Document(document), Duration::ZERO);
+        }
+        let prepared = assembler.prepare(None, Duration::ZERO);
+        assembler.published(&prepared.publication.clock);
+        let prepared = assembler.prepare(None, Duration::ZERO);
+        assembler.published(&prepared.publication.clock);
+        let mut marked: Vec<u64> = prepared.batch.marks.iter().map(|entry| entry.sequence().0).collect();
+        marked.sort_unstable();
+        marked
+    };
+    assert_eq!(of_batch(vec![revision(20, &[12, 15], &[(15, "b")])]), [15, 20]);
+    assert_eq!(of_batch(vec![revision(30, &[22, 25, 27], &[(25, "b"), (27, "c")])]), [25, 27, 30]);
+    assert_eq!(of_batch(vec![revision(40, &[32, 35], &[(35, "a")])]), [0; 0], "it is in the channel again");
+    assert_eq!(of_batch(vec![revision(50, &[42, 45, 47], &[(45, "b"), (47, "b")])]), [0; 0]);
 }
 
 #[test]

@@ -50,15 +50,18 @@ impl SnapshotEnds {
     }
 
     /// Forgets those for which `keeps` is false.
+    #[cfg(feature = "runtime")]
     pub(crate) fn retain(&mut self, keeps: impl FnMut(&u64) -> bool) {
         self.0.retain(keeps);
     }
 
     /// The oldest after `seqno`.
+    #[cfg(feature = "runtime")]
     pub(crate) fn after(&self, seqno: u64) -> Option<u64> {
         self.0.iter().find(|end| **end > seqno).copied()
     }
 
+    #[cfg(feature = "runtime")]
     fn contains(&self, seqno: u64) -> bool {
         self.0.binary_search(&seqno).is_ok()
     }
@@ -70,6 +73,7 @@ impl SnapshotEnds {
 
 /// The last place up to `seqno` that both histories have in common, newest first: `ours` is that in
 /// which `seqno` is. 0 if they have none.
+#[cfg(feature = "runtime")]
 pub(super) fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
     // Each history ends where the next newer one begins.
     let mut our_end = seqno;
@@ -129,16 +133,19 @@ impl PartitionPosition {
     }
 
     /// Whether `seqno` is known to be a place at which nothing was left out.
+    #[cfg(feature = "runtime")]
     pub(crate) fn is_end(&self, seqno: u64) -> bool {
         seqno == 0 || self.seqno == seqno && self.is_complete() || self.snapshot_ends.contains(seqno)
     }
 
     /// All known places at which nothing was left out.
+    #[cfg(feature = "runtime")]
     pub(crate) fn ends(&self) -> impl Iterator<Item = u64> + '_ {
         self.snapshot_ends.0.iter().copied().chain(Some(self.seqno).filter(|_| self.is_complete()))
     }
 
     /// The first place after `seqno`, which is not one, at which nothing was left out.
+    #[cfg(feature = "runtime")]
     pub(crate) fn end_after(&self, seqno: u64) -> u64 {
         self.snapshot_ends.after(seqno).unwrap_or(self.snapshot_end)
     }

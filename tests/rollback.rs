@@ -138,6 +138,8 @@ struct World {
     gateway: Gateway,
     random: ChaCha8Rng,
     loses_counter: bool,
+    /// Whether the first trouble comes while the feed is read for the first time.
+    in_first_read: bool,
 }
 
 impl World {
@@ -153,15 +155,25 @@ impl World {
         World::of(BranchingFeed::new(PARTITIONS, seed), Gateway::default(), true, seed)
     }
 
+    /// The same, where the first trouble comes after the first read.
+    fn after_first_read(self) -> World {
+        World { in_first_read: false, ..self }
+    }
+
     fn of(feed: BranchingFeed, gateway: Gateway, loses_counter: bool, seed: u64) -> World {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut world = World { feed, gateway, random: random.clone(), loses_counter };
+        let in_first_read = is_in_first_read(seed);
+        let mut world = World { feed, gateway, random: random.clone(), loses_counter, in_first_read };
         let count = random.random_range(10..80);
         for act in world.gateway.some(count, 12, &mut random) {
             world.feed.act(act);
         }
         world.random = random;
         world
+    }
+
+    fn config(&self, seed: u64) -> WriterConfig {
+        config(seed, self.in_first_read)
     }
 
     fn fail_over(&mut self) -> Act {
@@ -201,23 +213,23 @@ impl World {
     }
 }
 
-fn config(seed: u64) -> WriterConfig {
+fn config(seed: u64, in_first_read: bool) -> WriterConfig {
     let text = r#"{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": 8, "gather_rollbacks_ms": 0,
         "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": 2000}"#;
     let mut config: WriterConfig = serde_json::from_str(text).unwrap();
     config.list_changes = seed as usize % 5;
-    config.hold_first_read = is_in_first_read(seed);
+    config.hold_first_read = in_first_read;
     config.with_supersession(if seed % 4 < 2 { Supersession::Recents } else { Supersession::Pointers })
 }
 
-/// Whether the first trouble comes while the feed is read for the first time. Independent of the
-/// crash point, of which there are 33, and of the rest of the world.
+/// Whether a world's first trouble comes in the first read. Independent of the crash point, of which
+/// there are 33, and of the rest of the world.
 fn is_in_first_read(seed: u64) -> bool {
     (seed / 33).is_multiple_of(3)
 }
 
-async fn run(store: Arc<dyn CacheStore>, feed: &dyn Feed, seed: u64) -> Result<u64> {
-    let mut writer = Writer::alone(store, Arc::new(Short), "branching", config(seed)).await?;
+async fn run(store: Arc<dyn CacheStore>, feed: &dyn Feed, config: WriterConfig) -> Result<u64> {
+    let mut writer = Writer::alone(store, Arc::new(Short), "branching", config).await?;
     writer.run(feed, std::future::pending()).await?;
     Ok(writer.stats().withdrawn)
 }
@@ -268,11 +280,11 @@ fn store(seed: u64) -> Arc<dyn CacheStore> {
 
 async fn survives(mut world: World, seed: u64) -> u64 {
     let store = store(seed);
-    if is_in_first_read(seed) {
+    if world.in_first_read {
         let trouble = world.trouble();
         world.feed.plan(trouble);
     }
-    let mut withdrawn = run(store.clone(), &world.feed, seed).await.unwrap();
+    let mut withdrawn = run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
     assert_settled(&store, None, &world, &format!("seed {seed}, before")).await;
     let reader = opened(&store).await;
     answers(&reader).await;
@@ -284,7 +296,7 @@ async fn survives(mut world: World, seed: u64) -> u64 {
         } else {
             world.feed.plan(trouble);
         }
-        withdrawn += run(store.clone(), &world.feed, seed).await.unwrap();
+        withdrawn += run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
         assert_settled(&store, Some(&reader), &world, &format!("seed {seed}, round {round}")).await;
     }
     withdrawn
@@ -307,8 +319,7 @@ async fn numbers_that_come_again_before_their_loss_is_told_are_shown() {
 /// Gives up what is missing, so that all that is superseded is marked. A departure that a killed
 /// writer stored in a first read marks nothing itself if the feed leaves out the revision that told
 /// of it: the next revision does, once stable has passed that.
-async fn give_up_missing(store: &Arc<dyn CacheStore>, seed: u64) {
-    let mut config = config(seed);
+async fn give_up_missing(store: &Arc<dyn CacheStore>, mut config: WriterConfig, seed: u64) {
     (config.max_wait_ms, config.skip_wait_ms) = (1, 1);
     let mut writer = Writer::alone(store.clone(), Arc::new(Short), "branching", config).await.unwrap();
     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -322,12 +333,12 @@ async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     let mut point = points[seed as usize % points.len()];
     // A store of the six primitives does every step on its own.
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
-    let reader = if is_in_first_read(seed) {
+    let reader = if world.in_first_read {
         let trouble = world.trouble();
         world.feed.plan(trouble);
         None
     } else {
-        run(store.clone(), &world.feed, seed).await.unwrap();
+        run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
         let reader = opened(&store).await;
         answers(&reader).await;
         let trouble = world.trouble();
@@ -338,7 +349,7 @@ async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
     faulty.crash_at(point);
     let what = format!("seed {seed}, {point}");
-    let crashed = match run(faulty.clone(), &world.feed, seed).await {
+    let crashed = match run(faulty.clone(), &world.feed, world.config(seed)).await {
         Ok(_) => {
             assert!(!faulty.crashed() || point.when == When::After, "{what}");
             None
@@ -353,9 +364,9 @@ async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
         let trouble = world.trouble();
         trouble.into_iter().for_each(|act| world.feed.act(act));
     }
-    run(store.clone(), &world.feed, seed).await.unwrap();
+    run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
     if reader.is_none() {
-        give_up_missing(&store, seed).await;
+        give_up_missing(&store, world.config(seed), seed).await;
     }
     assert_settled(&store, reader.as_ref(), &world, &what).await;
     crashed
@@ -371,22 +382,22 @@ async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
 /// Whether the writer that was held was fenced afterwards.
 async fn is_held(mut world: World, seed: u64) -> bool {
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
-    if !is_in_first_read(seed) {
-        run(store.clone(), &world.feed, seed).await.unwrap();
+    if !world.in_first_read {
+        run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
     }
     let trouble = world.trouble();
     trouble.into_iter().for_each(|act| world.feed.act(act));
     let held = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
     let mut pause = held.pause_at(world.random.random_range(1..400));
-    let feed = world.feed.clone();
-    let first = tokio::spawn(async move { run(held, &feed, seed).await });
+    let (feed, config) = (world.feed.clone(), world.config(seed));
+    let first = tokio::spawn(async move { run(held, &feed, config).await });
     tokio::select! {
         _ = pause.reached() => {}
         () = async { while !first.is_finished() { tokio::task::yield_now().await } } => {}
     }
     let second = tokio::spawn({
-        let (store, feed) = (store.clone(), world.feed.clone());
-        async move { run(store, &feed, seed).await }
+        let (store, feed, config) = (store.clone(), world.feed.clone(), world.config(seed));
+        async move { run(store, &feed, config).await }
     });
     for _ in 0..world.random.random_range(0..200) {
         tokio::task::yield_now().await;
@@ -430,7 +441,7 @@ async fn a_writer_held_does_no_harm_where_numbers_come_again_before_their_loss_i
 #[tokio::test]
 async fn no_mark_is_left_where_a_number_is_given_out_again() {
     for seed in [2934, 6164, 13082] {
-        survives(World::new(seed), seed).await;
+        survives(World::new(seed).after_first_read(), seed).await;
     }
 }
 
@@ -438,7 +449,7 @@ async fn no_mark_is_left_where_a_number_is_given_out_again() {
 /// then.
 #[tokio::test]
 async fn what_a_deposed_writer_names_of_another_document_is_not_superseded() {
-    is_held(World::new(21458), 21458).await;
+    is_held(World::new(21458).after_first_read(), 21458).await;
 }
 
 /// The feed first leaves out the first revision, because a later one followed; then it delivers it,
@@ -458,7 +469,7 @@ async fn a_revision_that_was_left_out_and_came_later_is_shown_when_its_successor
     for seed in [0, 2] {
         let store = store(seed);
         for events in terms.clone() {
-            let mut writer = Writer::alone(store.clone(), Arc::new(Short), "branching", config(seed)).await.unwrap();
+            let mut writer = Writer::alone(store.clone(), Arc::new(Short), "branching", config(seed, false)).await.unwrap();
             writer.process(FeedBatch::from(events)).await.unwrap();
             writer.finish().await.unwrap();
             let report = checked(&store).await;
@@ -506,7 +517,7 @@ async fn who_follows_is_told_once_what_is_shown_again() {
     for seed in (1..600).step_by(2) {
         let mut world = World::new(seed);
         let store = store(seed);
-        run(store.clone(), &world.feed, seed).await.unwrap();
+        run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
         let reader = opened(&store).await;
         // What is late twice is told twice where pages end in between.
         let in_pages = seed.is_multiple_of(3);
@@ -520,7 +531,7 @@ async fn who_follows_is_told_once_what_is_shown_again() {
         for round in 0..3 {
             let trouble = world.trouble();
             trouble.into_iter().for_each(|act| world.feed.act(act));
-            run(store.clone(), &world.feed, seed).await.unwrap();
+            run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
             reader.refresh().await.unwrap();
             let expected = world.expected();
             for (client, known) in clients.iter_mut().zip(&mut known) {
@@ -550,13 +561,13 @@ async fn a_store_that_fails_all_the_time_only_delays_a_rollback() {
     for seed in 0..200 {
         let mut world = World::new(seed);
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
-        run(store.clone(), &world.feed, seed).await.unwrap();
+        run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
         let reader = opened(&store).await;
         world.trouble().into_iter().for_each(|act| world.feed.act(act));
         let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::all(0.02)));
         let mut terms = 0;
         loop {
-            match run(faulty.clone(), &world.feed, seed).await {
+            match run(faulty.clone(), &world.feed, world.config(seed)).await {
                 Ok(count) => break withdrawn += count,
                 Err(error) => assert!(error.is_retryable(), "seed {seed}: {error:?}"),
             }

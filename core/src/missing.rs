@@ -246,8 +246,8 @@ impl LastBatch {
             if missing.is_some() || clock.batch == 0 {
                 return Ok(LastBatch { clock, record, missing: missing.unwrap_or_default(), lacks: None });
             }
-            // A writer that goes on may have replaced the record, or the list. It does not replace
-            // the list that two records after each other refer to.
+            // A writer that goes on may have replaced the record, or the list. A list that a later
+            // record still refers to was not replaced: it is gone.
             let lacks = record.as_ref().and_then(|record| record.base.as_ref()).map(MissingBase::id);
             let now = read_clock(store).await?.ok_or_else(clock_lost)?.value;
             if now.batch != clock.batch && (lacks.is_none() || lacks != lacked) {
@@ -267,6 +267,6 @@ pub(crate) fn warn_gone(clock: &PublishedClock, ring: u64, list: Option<(Epoch, 
         batch = clock.batch,
         %key,
         "the last batch record, or the list of missing sequences that it refers to, is gone from the store: it is not known \
-         which sequences were missing; the next writer announces them again as late; check the cache with `sluicegate verify`"
+         which sequences were missing; a writer that takes over announces them again as late; check the cache with `sluicegate verify`"
     );
 }

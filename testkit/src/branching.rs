@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo, PartitionPosition};
+use sluicegate_core::feed::{FeedCapabilities, FeedInfo, PartitionPosition, common_point};
 use sluicegate_core::{
     Error, ErrorKind, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, Mutation, PartitionId, PartitionSeqno, Result,
 };
@@ -145,20 +145,6 @@ impl Producer {
             Act::Look(Look(look)) => look(self.surviving()),
         }
     }
-}
-
-/// The last place up to `seqno` that both histories have in common.
-fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
-    let mut end = seqno;
-    for &(uuid, begin) in ours {
-        if begin <= end
-            && let Some(place) = theirs.iter().position(|(their, _)| *their == uuid)
-        {
-            return end.min(place.checked_sub(1).map_or(u64::MAX, |newer| theirs[newer].1));
-        }
-        end = end.min(begin);
-    }
-    0
 }
 
 /// Snapshots end where the seqno is a multiple of it, or with the last one. So what is delivered again is left out as before, but for what comes

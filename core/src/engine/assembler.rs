@@ -307,8 +307,7 @@ impl Assembler {
         arrival
     }
 
-    /// Takes a new entry. If it `is_early`, nothing is stored under the sequences that it
-    /// supersedes.
+    /// Takes a new entry. If it `is_early`, its marks hide no row.
     fn store(&mut self, entry: ChangeEntry, arrival: Arrival, is_early: bool) {
         let entry = Arc::new(entry);
         self.stats.cached += 1;
@@ -609,7 +608,7 @@ fn reach_all(document: &mut DecodedDocument) {
     document.departures.iter_mut().for_each(|departure| reach(&mut departure.since));
 }
 
-/// More departures are not compared with one another.
+/// The limit for departures that are compared with one another. With more, marks wait.
 const MAX_COMPARED: usize = 64;
 
 /// Whether no departure's row is in a channel that the entry, or another departure, is in: then

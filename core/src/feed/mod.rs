@@ -17,7 +17,7 @@ use crate::error::Result;
 pub use identity::FeedIdentity;
 #[cfg(feature = "runtime")]
 pub(crate) use position::least_missed;
-pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds};
+pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds, common_point};
 #[cfg(feature = "runtime")]
 pub use shared::{SharedFeed, Strangers, Territory};
 
@@ -194,7 +194,9 @@ pub enum FeedEvent {
         /// Where it is now.
         seqno: PartitionSeqno,
     },
-    /// A partition's history is now this one (DCP: vbucket uuid).
+    /// A partition's history is now this one (DCP: vbucket uuid). A feed with histories delivers it
+    /// before anything else of a partition whenever it is opened, and after each
+    /// [`Rollback`](FeedEvent::Rollback): without it, a lost history is not noticed.
     PartitionState {
         /// The partition.
         partition: PartitionId,

@@ -71,10 +71,9 @@ impl SnapshotEnds {
     }
 }
 
-/// The last place up to `seqno` that both histories have in common, newest first: `ours` is that in
-/// which `seqno` is. 0 if they have none.
-#[cfg(feature = "runtime")]
-pub(super) fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
+/// The last seqno up to `seqno` that both failover logs have in common, each newest first. `seqno` is
+/// in the newest history of `ours`. 0 if they have none in common.
+pub fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
     // Each history ends where the next newer one begins.
     let mut our_end = seqno;
     for &(uuid, begin) in ours {
@@ -264,6 +263,19 @@ impl PositionTracker {
 mod tests {
     use super::*;
     use crate::feed::Mutation;
+
+    #[test]
+    fn the_common_point_is_where_both_histories_part() {
+        let ours = [(0xc, 50), (0xb, 20), (0xa, 0)];
+        assert_eq!(common_point(&ours, &[(0xd, 30), (0xb, 20), (0xa, 0)], 60), 30);
+        assert_eq!(common_point(&ours, &[(0xd, 70), (0xb, 20), (0xa, 0)], 60), 50);
+        assert_eq!(common_point(&ours, &[(0xd, 10), (0xa, 0)], 60), 10);
+        assert_eq!(common_point(&ours, &[(0xd, 90), (0xc, 50), (0xb, 20)], 60), 60);
+        assert_eq!(common_point(&ours, &[(0xc, 50)], 60), 60);
+        assert_eq!(common_point(&ours, &[(0xd, 30), (0xb, 20)], 25), 25);
+        assert_eq!(common_point(&ours, &[(0xe, 0)], 60), 0);
+        assert_eq!(common_point(&[], &[(0xe, 0)], 60), 0);
+    }
 
     #[test]
     fn a_position_survives_json_and_names_only_partitions_that_were_seen() {

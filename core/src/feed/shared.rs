@@ -6,8 +6,8 @@ mod hub;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decode::databases::{DEFAULT_COLLECTION, DEFAULT_ID, Owner};
-use crate::feed::position::common_point;
-use crate::feed::{FeedBatch, FeedEvent, FeedPosition, FeedStart, PartitionId, PartitionPosition, PartitionSeqno};
+use crate::error::{Error, ErrorKind, Result};
+use crate::feed::{FeedBatch, FeedEvent, FeedPosition, FeedStart, PartitionId, PartitionPosition, PartitionSeqno, common_point};
 
 pub use hub::{SharedFeed, Strangers};
 
@@ -167,7 +167,8 @@ struct Share {
     began: BTreeMap<PartitionId, PartitionPosition>,
     /// Partitions that were rolled back to before that position, and where to.
     back: BTreeMap<PartitionId, u64>,
-    needs_earlier: bool,
+    /// A partition of which the database needs events that the feed has passed.
+    needs_earlier: Option<PartitionId>,
     /// How far partitions are beyond the last event that was delivered.
     passed: BTreeMap<PartitionId, PartitionSeqno>,
     told: Vec<FeedEvent>,
@@ -198,7 +199,7 @@ impl Share {
             unordered: BTreeSet::new(),
             began,
             back: BTreeMap::new(),
-            needs_earlier: false,
+            needs_earlier: None,
             passed: BTreeMap::new(),
             told: Vec::new(),
         }
@@ -213,10 +214,13 @@ impl Share {
         FeedBatch { events: std::mem::take(&mut self.told) }
     }
 
-    /// Whether the database needs events that the feed has passed. Then the feed must be opened
+    /// An error if the database needs events that the feed has passed. Then the feed must be opened
     /// again, and the database must not be given its part of the last batch.
-    fn needs_earlier(&self) -> bool {
-        self.needs_earlier
+    fn check(&self) -> Result<()> {
+        let Some(partition) = self.needs_earlier else { return Ok(()) };
+        let message = "the feed rolled back, and a database needs events that the feed had passed; all writers start again";
+        let id = self.territory.metadata_id.as_deref().unwrap_or(DEFAULT_ID);
+        Err(Error::new(ErrorKind::Unavailable, message).with_context("metadata_id", id).with_context("partition", partition.0))
     }
 
     fn take(&mut self, event: &FeedEvent) {
@@ -281,7 +285,9 @@ impl Share {
                     // The database may lack an event up to there: its own snapshot left the event
                     // out, for a later one of the same key, which is lost. The feed has passed it.
                     let common = common_point(&began.failover_log, failover_log, began.seqno);
-                    self.needs_earlier |= common < began.seqno && began.last_end(common) < to;
+                    if common < began.seqno && began.last_end(common) < to {
+                        self.needs_earlier = Some(*partition);
+                    }
                 }
                 self.tell(*partition, event);
             }

@@ -10,7 +10,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::BuildHasher as _;
-use std::sync::Arc;
 
 use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
@@ -395,20 +394,15 @@ impl Writer {
         let Some(departure) = departure else { return Ok(None) };
         // What was looked up with the batch may be outdated by what came before in it.
         conflicts.forget(sequence);
-        let Some(slot) = self.free_slot(&departure, conflicts).await? else {
-            // It may be stored in a slot, while the sequence has become free.
-            for slot in 1..Sequence::SLOTS {
-                let Some(position) = sequence.in_slot(slot) else { break };
-                let stored = self.entry_at(conflicts, position).await?;
-                let is_same = |stored: &Arc<ChangeEntry>| {
-                    (stored.document(), stored.revision()) == (departure.document(), departure.revision())
-                };
-                if stored.as_ref().is_some_and(is_same) {
-                    let told = document.departures.iter_mut().filter(|departure| departure.sequence == sequence);
-                    told.for_each(|departure| departure.sequence = position);
-                }
+        let slot = match self.room_for(&departure, conflicts).await? {
+            Room::Free(slot) => slot,
+            Room::Full => return Ok(None),
+            // The sequence itself may have become free since: it must not be stored there, too.
+            Room::Stored(position) => {
+                let told = document.departures.iter_mut().filter(|departure| departure.sequence == sequence);
+                told.for_each(|departure| departure.sequence = position);
+                return Ok(None);
             }
-            return Ok(None);
         };
         if slot == 0 && !self.assembler.sequencer().is_accounted(sequence) {
             // It is stored as any other.
@@ -428,9 +422,8 @@ impl Writer {
         Ok(Some(position))
     }
 
-    /// The first slot in which a departure can be stored, or is expected; `None` if the document
-    /// has an entry with its sequence, or if no slot is free.
-    async fn free_slot(&mut self, departure: &ChangeEntry, conflicts: &mut Conflicts) -> Result<Option<u8>> {
+    /// Where a departure can be stored, or is.
+    async fn room_for(&mut self, departure: &ChangeEntry, conflicts: &mut Conflicts) -> Result<Room> {
         let (sequence, mut free) = (departure.sequence(), None);
         self.fetch(conflicts, slots_of(sequence).collect()).await?;
         for slot in 0..Sequence::SLOTS {
@@ -438,8 +431,9 @@ impl Writer {
             match self.entry_at(conflicts, position).await? {
                 Some(stored) if stored.document() != departure.document() || stored.revision() != departure.revision() => {}
                 // It was stored, and not published before a crash.
-                Some(_) if self.assembler.sequencer().is_readmitted(position) => return Ok(Some(slot)),
-                Some(stored) => return Ok(tells_earlier(departure, &stored).then_some(slot)),
+                Some(_) if self.assembler.sequencer().is_readmitted(position) => return Ok(Room::Free(slot)),
+                Some(stored) if tells_earlier(departure, &stored) => return Ok(Room::Free(slot)),
+                Some(_) => return Ok(Room::Stored(position)),
                 None if free.is_none() && !self.is_named_by_another(departure, position).await? => free = Some(slot),
                 None => {}
             }
@@ -448,8 +442,18 @@ impl Writer {
             self.assembler.count_invalid();
             notices::tell_full(departure);
         }
-        Ok(free)
+        Ok(free.map_or(Room::Full, Room::Free))
     }
+}
+
+/// Where a departure can be stored.
+enum Room {
+    /// In the first free slot, or in one in which it is expected.
+    Free(u8),
+    /// It is stored at this position.
+    Stored(Sequence),
+    /// No slot is free.
+    Full,
 }
 
 /// Whether a departure is to be stored again, because a later mutation of its partition told of

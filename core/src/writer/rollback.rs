@@ -1,5 +1,6 @@
 //! What a feed has taken back, until it is known what of it comes again: no I/O.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -381,10 +382,12 @@ impl Rollbacks {
                 // It is read from its beginning, in the oldest history that is known: so the feed
                 // reports a rollback if what has come is lost.
                 None => {
-                    if let Some(at) = position.partitions.get_mut(&partition) {
-                        at.roll_back(0);
+                    if let Entry::Occupied(mut at) = position.partitions.entry(partition) {
+                        at.get_mut().roll_back(0);
+                        if at.get().uuid == 0 {
+                            at.remove();
+                        }
                     }
-                    position.partitions.retain(|id, at| *id != partition || at.uuid != 0);
                 }
             }
         }

@@ -200,8 +200,8 @@ impl Writer {
         if let Some((progress, _)) = search.building {
             tracing::info!(
                 arrived = progress.arrived,
-                "the cache is being built: reading the last of its entries, up to {}",
-                RecentOwners::PLACES
+                at_most = RecentOwners::PLACES,
+                "the first read of the feed goes on; before that, the newest stored entries are read"
             );
         }
         let attempt = || async { search.run(store.as_ref(), codec.as_ref()).await };

@@ -57,23 +57,6 @@ impl Position {
     }
 }
 
-/// The last seqno up to `seqno` that both logs have in common: `ours` says what was received, `theirs` what the server has now.
-/// 0 if they share no history.
-pub(crate) fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
-    // Each history ends where the next newer one begins.
-    let mut our_end = seqno;
-    for &(uuid, begin) in ours {
-        if begin <= our_end
-            && let Some(place) = theirs.iter().position(|(their_uuid, _)| *their_uuid == uuid)
-        {
-            let their_end = place.checked_sub(1).map_or(u64::MAX, |newer| theirs[newer].1);
-            return our_end.min(their_end);
-        }
-        our_end = our_end.min(begin);
-    }
-    0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,18 +69,5 @@ mod tests {
         assert_eq!(at(5, 6, 9), Position::at(7, 5), "the next one has only been announced");
         assert_eq!(at(5, 1, 4), Position::at(7, 5));
         assert_eq!(at(0, 0, 9), Position::default(), "nothing was received, so no history matters");
-    }
-
-    #[test]
-    fn the_common_point_is_where_both_histories_part() {
-        let ours = [(0xc, 50), (0xb, 20), (0xa, 0)];
-        assert_eq!(common_point(&ours, &[(0xd, 30), (0xb, 20), (0xa, 0)], 60), 30);
-        assert_eq!(common_point(&ours, &[(0xd, 70), (0xb, 20), (0xa, 0)], 60), 50);
-        assert_eq!(common_point(&ours, &[(0xd, 10), (0xa, 0)], 60), 10);
-        assert_eq!(common_point(&ours, &[(0xd, 90), (0xc, 50), (0xb, 20)], 60), 60);
-        assert_eq!(common_point(&ours, &[(0xc, 50)], 60), 60);
-        assert_eq!(common_point(&ours, &[(0xd, 30), (0xb, 20)], 25), 25);
-        assert_eq!(common_point(&ours, &[(0xe, 0)], 60), 0);
-        assert_eq!(common_point(&[], &[(0xe, 0)], 60), 0);
     }
 }

@@ -1,13 +1,13 @@
 //! One vbucket: what was received of it, and what to ask for next (protocol, section 5). Pure: answers and messages come in, events
 //! for the consumer, requests and wishes go out.
 
-use sluicegate_core::feed::{PartitionPosition, SnapshotEnds};
+use sluicegate_core::feed::{PartitionPosition, SnapshotEnds, common_point};
 use sluicegate_core::{FeedEvent, PartitionId, PartitionSeqno};
 use sluicegate_mcbp::Status;
 use sluicegate_mcbp::dcp::EndReason;
 
 use crate::held_back::HeldBack;
-use crate::resume::{Context, Histories, Position, common_point};
+use crate::resume::{Context, Histories, Position};
 
 /// Rollbacks in a row after which the vbucket is begun anew.
 const MAX_ROLLBACKS: u32 = 16;

@@ -8,9 +8,10 @@ use rustc_hash::FxHashSet;
 use crate::entry::ChangeEntry;
 use crate::sequence::Sequence;
 
-/// Entries of a first read whose predecessors the feed has left out: nothing is stored under the
-/// sequences that they supersede, so no reader needs what their marks hide. The marks only wait
-/// until the entries are published, since a mark must not stay where an entry is not published.
+/// Entries of a first read whose predecessors the feed has left out. Under the sequences that they
+/// supersede nothing is stored but departures from other channels, so their marks hide no row. The
+/// marks only wait until the entries are published, since a mark must not stay where an entry is
+/// not published.
 ///
 /// So a writer does not keep all entries of a first read.
 #[derive(Debug, Default)]

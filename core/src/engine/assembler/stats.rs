@@ -21,8 +21,8 @@ pub struct WriterStats {
     /// marker that released it, or another document that named it as its own. They are cached
     /// nevertheless.
     pub conflicts: u64,
-    /// Gaps below an implausibly high sequence, at which high stopped. All sequences above such a gap
-    /// wait.
+    /// Gaps below an implausibly high sequence, at which high stopped. All sequences above such a
+    /// gap wait.
     pub implausible: u64,
     /// Entries that came after high had passed their sequence.
     pub late: u64,

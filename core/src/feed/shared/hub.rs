@@ -153,13 +153,6 @@ fn others_ended() -> Error {
     Error::new(ErrorKind::Unavailable, "the writer of another database of this feed has ended; all writers start again")
 }
 
-fn needs_earlier() -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        "the feed rolled back, and one of the databases needs events that the feed had passed; all writers start again",
-    )
-}
-
 /// The task that distributes the events ended without an error.
 fn failed() -> Error {
     Error::new(
@@ -220,8 +213,8 @@ async fn hand_out(hub: Arc<Hub>, waiting: Vec<(usize, Waiting)>) {
         };
         // The shares learn the names of collections first.
         let own: Vec<FeedBatch> = shares.iter_mut().map(|share| share.of(&batch)).collect();
-        if shares.iter().any(Share::needs_earlier) {
-            break needs_earlier();
+        if let Err(error) = shares.iter().try_for_each(Share::check) {
+            break error;
         }
         hub.look_at(&batch, &shares, &mut done, &mut names);
         let mut is_closed = false;

@@ -141,14 +141,16 @@ fn where_one_was_in_a_history_that_another_knows_to_be_left_the_feed_is_opened_i
     assert_eq!(opened(&place(old, 6, true, &[3, 5]), &place(new, 20, true, &[3, 12])), (1, 3));
     assert_eq!(opened(&place(old, 6, false, &[]), &place(new, 20, true, &[3, 12])), (1, 0));
     // History 1 was left at 5, and history 2 at 30.
-    let places = [
-        place(&[(2, 5), (1, 0)], 20, true, &[3, 7]),
-        place(old, 9, false, &[3, 7]),
-        place(&[(3, 30), (2, 5), (1, 0)], 40, true, &[3, 7]),
-    ];
-    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0]] {
-        let place = place_for_all(&order.map(|at: usize| &places[at])).unwrap();
-        assert_eq!((place.uuid, place.seqno), (1, 3), "{order:?}");
+    for (ends, last) in [(&[7][..], 0), (&[3, 7], 3)] {
+        let places = [
+            place(&[(2, 5), (1, 0)], 20, true, ends),
+            place(old, 9, false, &[3, 7]),
+            place(&[(3, 30), (2, 5), (1, 0)], 40, true, ends),
+        ];
+        for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0]] {
+            let place = place_for_all(&order.map(|at: usize| &places[at])).unwrap();
+            assert_eq!((place.uuid, place.seqno), (1, last), "{order:?}");
+        }
     }
 }
 
@@ -202,13 +204,13 @@ fn a_database_that_lacks_what_the_feed_has_passed_is_given_it_again() {
         let mut share = new();
         told(&mut share, &passed);
         told(&mut share, &[rollback(P, 6), state(P, &[(2, branch), (1, 0)])]);
-        assert_eq!(share.needs_earlier(), needs_earlier, "history 1 was left at {branch}");
+        assert_eq!(share.check().is_err(), needs_earlier, "history 1 was left at {branch}");
     }
     // It goes back to where the database left out nothing.
     let mut share = new();
     told(&mut share, &passed[..1]);
     told(&mut share, &[rollback(P, 3), state(P, &[(2, 3), (1, 0)])]);
-    assert!(!share.needs_earlier());
+    share.check().unwrap();
 }
 
 #[test]

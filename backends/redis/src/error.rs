@@ -34,6 +34,12 @@ impl Failure {
         }
     }
 
+    /// Whether the server did not run a script that was sent by its hash: it does not know it, or
+    /// the user may only send scripts whole.
+    pub(crate) fn is_unknown_script(&self) -> bool {
+        matches!(self, Failure::Answered(error) if matches!(error.code(), Some("NOSCRIPT" | "NOPERM")))
+    }
+
     /// Whether what the command writes may be there.
     pub(crate) fn may_have_written(&self) -> bool {
         matches!(self, Failure::Unanswered(_) | Failure::NotReplicated { .. })

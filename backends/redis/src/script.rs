@@ -1,5 +1,41 @@
-//! What runs inside the server. Sent whole each time (a few hundred bytes): the server knows it by its hash, and nothing need be loaded
-//! again after a restart or a flush.
+//! What runs inside the server. Sent whole each time (a few hundred bytes): so nothing need be
+//! loaded again after a restart or a flush. One that is sent very often is sent by its hash, and
+//! whole where the server does not know it.
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, cmd};
+use sha1::{Digest as _, Sha1};
+
+/// How a script is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// By its hash. The server runs it if it has run it since it was started.
+    Hash,
+    /// By its text. The server then knows the hash.
+    Whole,
+}
+
+/// A script that is sent by its hash.
+pub(crate) struct Hashed {
+    text: &'static str,
+    hash: LazyLock<String>,
+}
+
+impl Hashed {
+    /// What runs it, without its arguments.
+    pub(crate) fn command(&self, sent: Sent, keys: &[&str]) -> Cmd {
+        let mut command = match sent {
+            Sent::Hash => cmd("EVALSHA").arg(self.hash.as_str()).take(),
+            Sent::Whole => cmd("EVAL").arg(self.text).take(),
+        };
+        command.arg(keys.len()).arg(keys).take()
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Writes a document over a version. KEYS: it. ARGV: the eight bytes of the version, and the bytes to write. Answers 0, or 1 if it holds something else.
 pub(crate) const REPLACE: &str = r"
@@ -29,8 +65,12 @@ if redis.call('GETRANGE', KEYS[1], '0', '7') ~= ARGV[1] then return 1 end
 redis.call('DEL', KEYS[1])
 return 0";
 
-/// Writes a block over a version. KEYS: it. ARGV: the version, and the bytes to write. Answers as [`REPLACE`].
-pub(crate) const REPLACE_BLOCK: &str = r"
+/// Writes a block over a version. KEYS: it. ARGV: the version, and the bytes to write. Answers as
+/// [`REPLACE`].
+pub(crate) static REPLACE_BLOCK: Hashed =
+    Hashed { text: REPLACE_BLOCK_TEXT, hash: LazyLock::new(|| hexadecimal(&Sha1::digest(REPLACE_BLOCK_TEXT))) };
+
+const REPLACE_BLOCK_TEXT: &str = r"
 local old = redis.call('GET', KEYS[1])
 if not old or redis.sha1hex(old):sub(1, 16) ~= ARGV[1] then return 1 end
 redis.call('SET', KEYS[1], ARGV[2])

@@ -6,7 +6,7 @@ use sluicegate_core::{CacheKey, Error, ErrorKind, Result};
 
 use crate::address::{Address, Shape};
 use crate::error::Failure;
-use crate::link::{Commands, Effect};
+use crate::link::{Answer, Commands, Effect};
 use crate::{
     MAX_VALUE, RedisStore, block_version, conflict, eval, failed, is_done, only_grows, page, page_length, script, stored,
     unexpected, version_bytes, version_text,
@@ -25,12 +25,14 @@ impl RedisStore {
         let mut sent = Vec::with_capacity(writes.len());
         for write in writes {
             let address = self.addresses.of(&write.key);
-            sent.push(command(write, &address).map(|(command, version)| {
+            sent.push(command(write, &address, script::Sent::Hash).map(|(command, version)| {
                 commands.add(address.tag, command);
                 (version, address.shape)
             }));
         }
-        let mut answers = self.link.run(commands, Effect::Write).await.into_iter();
+        let mut answers = self.link.run(commands, Effect::Write).await;
+        self.send_unknown_scripts(writes, &sent, &mut answers).await;
+        let mut answers = answers.into_iter();
         let mut known = self.known_rows.lock();
         writes.iter().for_each(|write| known.forget(&write.key));
         let outcome = |(write, sent): (&Write, Result<(Version, Shape)>)| {
@@ -47,10 +49,32 @@ impl RedisStore {
         };
         writes.iter().zip(sent).map(outcome).collect()
     }
+
+    /// Sends the scripts whole that a server did not run by their hashes. It did nothing for them.
+    async fn send_unknown_scripts(&self, writes: &[Write], sent: &[Result<(Version, Shape)>], answers: &mut [Answer]) {
+        let mut places = Vec::new();
+        let mut commands = Commands::default();
+        let answered = writes.iter().zip(sent).filter(|(_, sent)| sent.is_ok());
+        for (place, ((write, sent), answer)) in answered.zip(answers.iter()).enumerate() {
+            let is_unknown = matches!(sent, Ok((_, Shape::Block))) && answer.as_ref().is_err_and(Failure::is_unknown_script);
+            let address = self.addresses.of(&write.key);
+            if is_unknown && let Ok((command, _)) = command(write, &address, script::Sent::Whole) {
+                commands.add(address.tag, command);
+                places.push(place);
+            }
+        }
+        if places.is_empty() {
+            return;
+        }
+        for (place, answer) in places.into_iter().zip(self.link.run(commands, Effect::Write).await) {
+            answers[place] = answer;
+        }
+    }
 }
 
-/// What writes a document, and the version it has then.
-fn command(write: &Write, address: &Address) -> Result<(Cmd, Version)> {
+/// What writes a document, and the version it has then. The version of a block follows from its
+/// bytes.
+fn command(write: &Write, address: &Address, sent: script::Sent) -> Result<(Cmd, Version)> {
     let Write { key, expected, value } = write;
     if value.len() > MAX_VALUE {
         let message = format!("a value of {} bytes is over the limit of {MAX_VALUE}", value.len());
@@ -77,7 +101,7 @@ fn command(write: &Write, address: &Address) -> Result<(Cmd, Version)> {
         (Shape::Block, Some(expected)) => {
             let bytes = stored(version, value);
             let version = block_version(&bytes);
-            (eval(script::REPLACE_BLOCK, &[name]).arg(version_text(*expected)).arg(bytes).take(), version)
+            (script::REPLACE_BLOCK.command(sent, &[name]).arg(version_text(*expected)).arg(bytes).take(), version)
         }
         (Shape::Counter, None) => (new(value), version),
         (Shape::Counter, Some(_)) => return Err(only_grows(key)),

@@ -266,4 +266,16 @@ async fn the_rights_that_the_readme_names_are_enough() {
     load.run(store.clone(), 5_000).await.unwrap();
     load.check(store.clone(), "with few rights").await;
     assert!(store.wakes().unwrap().next().await.is_some());
+
+    // As an earlier README named them: scripts are then sent whole.
+    block(|| {
+        for node in cluster.nodes() {
+            assert_eq!(node.cli(&["ACL", "SETUSER", "cache", "-evalsha"]).trim(), "OK");
+            // Replicas refuse it, and follow.
+            node.cli(&["FLUSHALL"]);
+        }
+    });
+    let store: Arc<dyn CacheStore> = open(&format!("{url}?{}", options("&wait_replicas=1"))).await;
+    load.run(store.clone(), 5_000).await.unwrap();
+    load.check(store, "with scripts that are sent whole").await;
 }

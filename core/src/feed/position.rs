@@ -56,12 +56,10 @@ impl SnapshotEnds {
     }
 
     /// The oldest after `seqno`.
-    #[cfg(feature = "runtime")]
     pub(crate) fn after(&self, seqno: u64) -> Option<u64> {
         self.0.iter().find(|end| **end > seqno).copied()
     }
 
-    #[cfg(feature = "runtime")]
     fn contains(&self, seqno: u64) -> bool {
         self.0.binary_search(&seqno).is_ok()
     }
@@ -132,7 +130,6 @@ impl PartitionPosition {
     }
 
     /// Whether `seqno` is known to be a place at which nothing was left out.
-    #[cfg(feature = "runtime")]
     pub(crate) fn is_end(&self, seqno: u64) -> bool {
         seqno == 0 || self.seqno == seqno && self.is_complete() || self.snapshot_ends.contains(seqno)
     }
@@ -144,26 +141,32 @@ impl PartitionPosition {
     }
 
     /// The first place after `seqno`, which is not one, at which nothing was left out.
-    #[cfg(feature = "runtime")]
     pub(crate) fn end_after(&self, seqno: u64) -> u64 {
         self.snapshot_ends.after(seqno).unwrap_or(self.snapshot_end)
     }
 
-    /// A snapshot begins.
+    /// A snapshot begins. The one before may not have ended: then this one ends no earlier, since
+    /// what the former left out is complete only where it ends.
     pub fn begin_snapshot(&mut self, start: u64, end: u64) {
-        if self.seqno > 0 && self.is_complete() {
+        if !self.is_complete() {
+            (self.snapshot_start, self.snapshot_end) = (self.snapshot_start.min(start), self.snapshot_end.max(end));
+            return;
+        }
+        if self.seqno > 0 {
             self.snapshot_ends.push(self.seqno);
         }
         (self.snapshot_start, self.snapshot_end) = (start, end);
     }
 
-    /// Takes everything after `to` back: histories that begin later are gone with it.
+    /// Takes everything after `to` back: histories that begin later are gone with it. If a snapshot
+    /// did not end at `to`, the position is within that snapshot then.
     pub fn roll_back(&mut self, to: u64) {
+        let (start, end) = if self.is_end(to) { (to, to) } else { (self.last_end(to), self.end_after(to)) };
         if !self.failover_log.is_empty() {
             self.failover_log.retain(|(_, begin)| *begin <= to);
             self.uuid = self.failover_log.first().map_or(0, |(uuid, _)| *uuid);
         }
-        (self.seqno, self.snapshot_start, self.snapshot_end) = (to, to, to);
+        (self.seqno, self.snapshot_start, self.snapshot_end) = (to, start, end.max(to));
         (self.manifest_uid, self.purge_seqno) = (0, 0);
         self.snapshot_ends.forget_after(to);
     }
@@ -263,6 +266,26 @@ impl PositionTracker {
 mod tests {
     use super::*;
     use crate::feed::Mutation;
+
+    #[test]
+    fn a_snapshot_is_over_only_where_the_one_before_would_have_ended() {
+        let mut at = PartitionPosition::default();
+        at.begin_snapshot(1, 4);
+        at.seqno = 4;
+        at.begin_snapshot(5, 10);
+        at.seqno = 8;
+        at.begin_snapshot(9, 9);
+        at.seqno = 9;
+        assert!(!at.is_complete() && at.snapshot_start == 5 && at.last_end(9) == 4);
+        // Not at the end of a snapshot, and at one.
+        at.roll_back(6);
+        assert_eq!((at.seqno, at.snapshot_start, at.snapshot_end), (6, 4, 10));
+        at.begin_snapshot(7, 8);
+        at.seqno = 8;
+        assert!(!at.is_complete());
+        at.roll_back(4);
+        assert_eq!((at.seqno, at.snapshot_start, at.snapshot_end), (4, 4, 4));
+    }
 
     #[test]
     fn the_common_point_is_where_both_histories_part() {

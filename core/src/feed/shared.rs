@@ -163,9 +163,11 @@ struct Share {
     /// its end.
     returning: BTreeSet<PartitionId>,
     unordered: BTreeSet<PartitionId>,
-    /// The positions with which this database began, where the feed was opened at another one.
+    /// The positions with which this database began, where the feed was opened at another one. One
+    /// is kept until the feed goes back to where this database left out nothing.
     began: BTreeMap<PartitionId, PartitionPosition>,
-    /// Partitions that were rolled back to before that position, and where to.
+    /// Partitions that were rolled back to before the end of the snapshot of that position, and
+    /// where to.
     back: BTreeMap<PartitionId, u64>,
     /// A partition of which the database needs events that the feed has passed.
     needs_earlier: Option<PartitionId>,
@@ -258,9 +260,7 @@ impl Share {
                     Some(ahead) => ahead.is_told = true,
                     None => {}
                 }
-                if self.began.get(partition).is_some_and(|began| began.seqno > to.0) {
-                    self.back.insert(*partition, to.0);
-                }
+                self.rolled_back(*partition, *to);
                 self.returning.remove(partition);
                 self.tell(*partition, event);
             }
@@ -275,20 +275,9 @@ impl Share {
                     self.ahead.remove(partition);
                     self.returning.insert(*partition);
                     self.told.push(FeedEvent::Rollback { partition: *partition, to });
-                    if self.began.get(partition).is_some_and(|began| began.seqno > to.0) {
-                        self.back.insert(*partition, to.0);
-                    }
+                    self.rolled_back(*partition, to);
                 }
-                if let Some(to) = self.back.remove(partition)
-                    && let Some(began) = self.began.remove(partition)
-                {
-                    // The database may lack an event up to there: its own snapshot left the event
-                    // out, for a later one of the same key, which is lost. The feed has passed it.
-                    let common = common_point(&began.failover_log, failover_log, began.seqno);
-                    if common < began.seqno && began.last_end(common) < to {
-                        self.needs_earlier = Some(*partition);
-                    }
-                }
+                self.check_rollback(*partition, failover_log);
                 self.tell(*partition, event);
             }
             FeedEvent::RollbackEnded { partition } => {
@@ -315,6 +304,27 @@ impl Share {
                 }
                 self.told.push(event.clone());
             }
+        }
+    }
+
+    /// The partition was rolled back, to a place up to which the feed delivers nothing again.
+    fn rolled_back(&mut self, partition: PartitionId, to: PartitionSeqno) {
+        if self.began.get(&partition).is_some_and(|began| began.snapshot_end > to.0) {
+            self.back.insert(partition, to.0);
+        }
+    }
+
+    /// Finds out whether the database lacks an event up to the place to which the partition was
+    /// rolled back: its own snapshot left the event out, for a later one of the same key, which is
+    /// lost. Every rollback is checked: the next history may have been left earlier than this one.
+    fn check_rollback(&mut self, partition: PartitionId, failover_log: &[(u64, u64)]) {
+        let Some(to) = self.back.remove(&partition) else { return };
+        let Some(began) = self.began.get(&partition) else { return };
+        let common = common_point(&began.failover_log, failover_log, began.snapshot_end);
+        if common < began.snapshot_end && began.last_end(common) < to {
+            self.needs_earlier = Some(partition);
+        } else if began.is_end(to) {
+            self.began.remove(&partition);
         }
     }
 

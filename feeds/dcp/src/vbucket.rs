@@ -360,11 +360,17 @@ impl Vbucket {
         Ok(seqno >= self.goal)
     }
 
+    /// As [`PartitionPosition::begin_snapshot`].
     fn begin_snapshot(&mut self, start: u64, end: u64) {
-        if self.at.seqno > 0 && self.at.is_complete() {
-            self.ends.push(self.at.seqno);
+        let at = &mut self.at;
+        if !at.is_complete() {
+            (at.snapshot_start, at.snapshot_end) = (at.snapshot_start.min(start), at.snapshot_end.max(end));
+            return;
         }
-        (self.at.snapshot_start, self.at.snapshot_end) = (start, end);
+        if at.seqno > 0 {
+            self.ends.push(at.seqno);
+        }
+        (at.snapshot_start, at.snapshot_end) = (start, end);
     }
 
     /// A snapshot in the order of keys begins: until it is over the position stays where it is.

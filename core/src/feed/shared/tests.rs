@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::Result;
 use crate::error::{Error, ErrorKind};
-use crate::feed::position::SnapshotEnds;
+use crate::feed::position::{PositionTracker, SnapshotEnds};
 use crate::feed::{Feed, FeedCapabilities, FeedInfo, FeedStream, Mutation};
 
 const P: PartitionId = PartitionId(1);
@@ -194,7 +194,7 @@ fn the_feed_is_opened_before_the_branch_of_a_history_that_the_others_do_not_know
 }
 
 #[test]
-fn a_database_that_lacks_what_the_feed_has_passed_is_given_it_again() {
+fn a_database_that_lacks_what_the_feed_has_passed_makes_the_feed_start_again() {
     let log = &[(1, 0)][..];
     let start = |at: PartitionPosition| FeedStart::At(FeedPosition { partitions: BTreeMap::from([(P, at)]) });
     // It has read 5 to 10 as one snapshot. The feed is opened at 3, and goes back to 6.
@@ -211,6 +211,29 @@ fn a_database_that_lacks_what_the_feed_has_passed_is_given_it_again() {
     told(&mut share, &passed[..1]);
     told(&mut share, &[rollback(P, 3), state(P, &[(2, 3), (1, 0)])]);
     share.check().unwrap();
+    // It goes back a second time, and less of the history of the database is left.
+    let mut share = new();
+    told(&mut share, &passed);
+    told(&mut share, &[rollback(P, 6), state(P, &[(2, 10), (1, 0)])]);
+    share.check().unwrap();
+    told(&mut share, &[mutation(P, 8, "c", 8), rollback(P, 6), state(P, &[(3, 7), (1, 0)])]);
+    assert!(share.check().is_err());
+}
+
+#[test]
+fn a_database_that_stopped_within_a_snapshot_may_lack_what_it_left_out() {
+    let log = &[(1, 0)][..];
+    let start = |at: PartitionPosition| FeedStart::At(FeedPosition { partitions: BTreeMap::from([(P, at)]) });
+    // It is at 8 of the snapshot 5 to 10. The feed is opened at 3, and delivers up to 9.
+    let own = PartitionPosition { snapshot_start: 5, ..position(log, 8, 10, &[3, 4]) };
+    let mut share = share(&start(own.clone()), &start(position(log, 3, 3, &[])));
+    let mut tracker = PositionTracker::new(&FeedPosition { partitions: BTreeMap::from([(P, own)]) });
+    let events = [state(P, log), snapshot(P, 4, 9), mutation(P, 5, "k", 8), mutation(P, 9, "a", 8)];
+    told(&mut share, &events).iter().for_each(|event| tracker.observe(event));
+    let at = tracker.at(P).unwrap();
+    assert_eq!((at.seqno, at.last_end(9), at.end_after(9)), (9, 4, 10));
+    told(&mut share, &[rollback(P, 9), state(P, &[(2, 9), (1, 0)])]);
+    assert!(share.check().is_err());
 }
 
 #[test]

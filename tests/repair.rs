@@ -100,6 +100,28 @@ async fn without_clock_or_description_nothing_is_touched() {
     assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
 }
 
+/// Even if the feed's own is gone: that is made anew only by its name.
+#[tokio::test]
+async fn a_checkpoint_with_another_name_is_not_made() {
+    let case = Case::new(1, 512).await;
+    let own = CacheKey::Checkpoint(FEED.into());
+    for is_gone in [false, true] {
+        let store = case.store(false).await;
+        if is_gone {
+            store.remove(&own, None).await.unwrap();
+        }
+        let before = clock(&store).await;
+        let error = repair(store.as_ref(), &RepairOptions::default().feed("typo")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+        assert!(error.to_string().contains(&format!("`typo`; it was made from `{FEED}`")), "{error}");
+        assert_eq!(clock(&store).await, before);
+        assert!(stored(store.as_ref(), &CacheKey::Checkpoint("typo".into())).await.is_none());
+        let report = repaired(&store).await;
+        assert!(report.left.is_clean() && report.repairs.is_empty() != is_gone, "{report:#?}");
+        assert!(stored(store.as_ref(), &own).await.is_some());
+    }
+}
+
 /// A sequence whose entry is in no record any more, and a channel that shows it; in the end too, if that can be.
 async fn out_of_the_ring(case: &Case) -> (u64, Channel) {
     let mut recorded = Vec::new();

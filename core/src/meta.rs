@@ -29,6 +29,10 @@ pub struct Meta {
     /// that did not record the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<CacheSource>,
+    /// The name of the checkpoint of its last writer; `None` if a build made it that did not record
+    /// that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
     /// Whether all its writers have kept pointers, so that every document has one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_pointers: bool,
@@ -49,6 +53,7 @@ impl Meta {
             created_by: format!("sluicegate {}", env!("CARGO_PKG_VERSION")),
             created_at,
             source: None,
+            checkpoint: None,
             has_pointers: false,
             lacks_collections: false,
         }

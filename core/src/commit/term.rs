@@ -49,7 +49,8 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     following: &Following,
     new: &Meta,
 ) -> Result<TakenOver> {
-    let new = Meta { source: following.source().cloned(), ..new.clone() };
+    let name = Some(following.checkpoint().to_owned());
+    let new = Meta { source: following.source().cloned(), checkpoint: name.clone(), ..new.clone() };
     update(store, &CacheKey::Meta, |stored| Ok(stored.is_none().then(|| new.to_bytes()))).await?;
     let meta = store.get(&CacheKey::Meta).await?.ok_or_else(clock_lost)?;
     let mut meta = Meta::from_bytes(&meta.value).map_err(|e| e.with_context("key", CacheKey::Meta))?;
@@ -86,8 +87,9 @@ pub(crate) async fn begin_term<S: CacheStore + ?Sized>(
     // Last: until this is done, a later term repeats all of the above.
     let has_pointers = meta.has_pointers && new.has_pointers;
     meta.lacks_collections |= meta.format == 1;
-    if meta.format != FORMAT_VERSION || meta.source != resume.source || meta.has_pointers != has_pointers {
-        (meta.format, meta.source, meta.has_pointers) = (FORMAT_VERSION, resume.source, has_pointers);
+    let stated = Meta { format: FORMAT_VERSION, source: resume.source, checkpoint: name, has_pointers, ..meta.clone() };
+    if meta != stated {
+        meta = stated;
         restate(store, epoch, &meta).await?;
     }
     let late = clock.value.late.max(checkpoint.late);

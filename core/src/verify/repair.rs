@@ -114,10 +114,9 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
             let message = format!("the cache has no checkpoint of a feed `{feed}`, so there is no position to reset");
             return Err(Error::config(message).with_next_step(name));
         }
-        // A repair would make one, and only by its checkpoint is such a cache known to be of the
-        // feed.
-        if !is_there && is_without_source(store).await? {
-            let message = format!("the cache has no checkpoint of a feed `{feed}`, so it was made from another one");
+        // A repair would make one.
+        if !is_there && let Some(other) = other_checkpoint(store, feed).await? {
+            let message = format!("the cache has no checkpoint of a feed `{feed}`; it was made from {other}");
             return Err(Error::config(message).with_next_step(name));
         }
     }
@@ -145,13 +144,18 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     Ok(report)
 }
 
-/// Whether an earlier build has made the cache, which did not record the source. Then only its
-/// checkpoint tells of which feed it is. A later build that records none was given a feed by name.
-async fn is_without_source(store: &dyn CacheStore) -> Result<bool> {
-    // A `Meta` that cannot be read is a finding of its own, and nothing is repaired.
-    Ok(match store.get(&CacheKey::Meta).await {
-        Err(e) if e.kind() == ErrorKind::Corrupt => false,
-        stored => stored?.is_some_and(|stored| Meta::from_bytes(&stored.value).is_ok_and(|meta| meta.format == 1)),
+/// The name of the checkpoint that the cache has, as far as that is known, unless it is `name`. It
+/// is recorded; of a cache of format version 1, only the checkpoint itself tells.
+async fn other_checkpoint(store: &dyn CacheStore, name: &str) -> Result<Option<String>> {
+    let meta = match store.get(&CacheKey::Meta).await {
+        // A finding of its own, and then nothing is repaired.
+        Err(e) if e.kind() == ErrorKind::Corrupt => None,
+        stored => stored?.and_then(|stored| Meta::from_bytes(&stored.value).ok()),
+    };
+    Ok(match meta {
+        Some(Meta { checkpoint: Some(other), .. }) => (other != name).then(|| format!("`{other}`")),
+        Some(meta) if meta.format == 1 => Some("another one".to_owned()),
+        _ => None,
     })
 }
 

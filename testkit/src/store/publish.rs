@@ -360,7 +360,8 @@ pub async fn a_term_makes_a_cache_where_there_is_none(store: Store) {
     assert_eq!(read_clock(&*store).await.must("read"), None);
     let taken = begin(&*store, 1).await;
     assert_eq!(taken.clock.value, PublishedClock { epoch: epoch(1), ..PublishedClock::new(taken.clock.value.cache.clone()) });
-    assert_eq!(taken.meta, Meta::new(&*small(), RING, 0));
+    let expected = Meta { checkpoint: Some(FEED.to_owned()), ..Meta::new(&*small(), RING, 0) };
+    assert_eq!(taken.meta, expected);
     let beginning = Checkpoint::beginning(epoch(1));
     let stored = store.get(&checkpoint_key()).await.must("read").must("have a checkpoint");
     assert_eq!(Checkpoint::from_bytes(&stored.value).must("be a checkpoint"), beginning);

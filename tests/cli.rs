@@ -569,3 +569,92 @@ fn a_position_that_is_not_there_cannot_be_forgotten() {
     let args = ["verify", "--repair", "--from-beginning", "--checkpoint", "nosuchfeed", "--feed", &small()];
     assert_fails(run(&args), 2, &["nosuchfeed", "no checkpoint"]);
 }
+
+/// By default those of all databases of the recording.
+#[test]
+fn recorded_answers_of_keyspaces_are_compared() {
+    use std::io::Read as _;
+
+    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/collections").join(name);
+    let mutations = file("mutations-collections-33.ndjson.gz");
+    let truth = file("changes-truth-collections-33.ndjson.gz");
+    let compare = |truth: &Path, args: &[&str]| {
+        let paths = ["compare", "--mutations", mutations.to_str().unwrap(), "--truth", truth.to_str().unwrap()];
+        ended(run(&[&paths[..], args].concat()))
+    };
+    let report = |truth: &Path, args: &[&str]| {
+        let (code, out, error) = compare(truth, &[args, &["--format", "json"]].concat());
+        (code, serde_json::from_str::<Value>(&out).unwrap_or_else(|e| panic!("{e}: {out}{error}")))
+    };
+    let (code, all) = report(&truth, &[]);
+    assert_eq!((code, &all["answers"]), (0, &Value::from(567)), "{all}");
+    let (code, one) = report(&truth, &["--database", "db1"]);
+    assert!(code == 0 && one["answers"].as_u64().is_some_and(|answers| (1..567).contains(&answers)), "{one}");
+    let (code, _, error) = compare(&truth, &["--database", "db9"]);
+    assert!(code == 2 && error.contains("no database db9") && error.contains("db1"), "{error}");
+
+    // One answer lacks a row.
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(std::fs::File::open(&truth).unwrap()).read_to_string(&mut text).unwrap();
+    let mut answers: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let is_all = |answer: &&mut Value| answer["keyspace"] == "db1.s1.c1" && answer["note"] == "everything of this keyspace";
+    let changed = answers.iter_mut().find(is_all).expect("an answer with all of a keyspace");
+    changed["response"]["results"].as_array_mut().unwrap().remove(0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truth.ndjson");
+    std::fs::write(&path, answers.iter().map(|answer| format!("{answer}\n")).collect::<String>()).unwrap();
+    let (code, report) = report(&path, &[]);
+    let differences = report["differences"].as_array().unwrap();
+    assert!(code == 3 && differences.len() == 1 && differences[0].as_str().unwrap().contains("s1.c1"), "{report}");
+}
+
+/// Each line of a recording: a document with a sequence, or one whose metadata are damaged.
+fn recorded(lines: &[(u64, &str, Option<u64>)]) -> (tempfile::TempDir, String) {
+    let line = |(n, key, sequence): &(u64, &str, Option<u64>)| {
+        let metadata = match sequence {
+            Some(sequence) => {
+                let cas = n.swap_bytes();
+                format!(
+                    r#"{{"rev":"1-a","sequence":{sequence},"recent_sequences":[{sequence}],"channels":{{"A":null}},"cas":"0x{cas:016x}"}}"#
+                )
+            }
+            None => r#"{"rev":7,"sequence":"x"}"#.to_owned(),
+        };
+        format!(
+            r#"{{"n":{n},"vb":1,"op":"mutation","cas":"{n}","datatype":5,"coll":0,"key":"{key}","xattrs":{{"_sync":{metadata}}},"body":{{}}}}"#
+        ) + "\n"
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("feed.ndjson");
+    std::fs::write(&path, lines.iter().map(line).collect::<String>()).unwrap();
+    let feed = format!("replay:{}", path.display());
+    (folder, feed)
+}
+
+/// Though the command ends before the interval of the limit does.
+#[test]
+fn the_number_of_suppressed_lines_is_logged_at_the_end() {
+    let keys: Vec<String> = (1..=25).map(|n| format!("broken-{n}")).collect();
+    let lines: Vec<_> = (1..).zip(&keys).map(|(n, key)| (n, key.as_str(), None)).collect();
+    let (_folder, feed) = recorded(&lines);
+    let (code, out, log) = ended(run(&["run", "--feed", &feed, "--format", "json"]));
+    assert_eq!(code, 0, "{log}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["writer"]["invalid"], 25);
+    assert_eq!(log.matches("a mutation cannot be understood").count(), 10, "{log}");
+    let more: Vec<&str> = log.lines().filter(|line| line.contains("more mutations could not be understood")).collect();
+    assert!(more.len() == 1 && more[0].contains("15"), "{log}");
+}
+
+#[test]
+fn a_sequence_that_is_used_twice_or_is_too_high_is_logged_with_what_to_do() {
+    let (_folder, feed) = recorded(&[(1, "x", Some(1)), (2, "y", Some(1)), (3, "far", Some(1 << 50))]);
+    let (code, out, log) = ended(run(&["run", "--feed", &feed, "--format", "json"]));
+    assert_eq!(code, 0, "{log}");
+    let writer = &serde_json::from_str::<Value>(&out).unwrap()["writer"];
+    assert_eq!((&writer["conflicts"], &writer["implausible"]), (&Value::from(1), &Value::from(1)), "{writer}");
+    let line = |part: &str| log.lines().find(|line| line.contains(part)).unwrap_or_else(|| panic!("no {part:?} in {log}"));
+    let conflict = line("a sequence that was in use already");
+    assert!(conflict.contains('y') && conflict.contains("shown as a late change"), "{conflict}");
+    let implausible = line("implausibly high");
+    assert!(implausible.contains(&(1u64 << 50).to_string()) && implausible.contains("writer.max_jump"), "{implausible}");
+}

@@ -170,6 +170,8 @@ pub struct Writer {
     registered: Arc<Mutex<Collections>>,
     /// Tells who watches; made when somebody asks.
     progress: Option<watch::Sender<WriterProgress>>,
+    /// Logs, at the end of the term, how many lines were suppressed.
+    _at_end: notices::TellAtEnd,
 }
 
 impl Writer {

@@ -28,6 +28,7 @@ static PROPERTIES: Limit = Limit::new(1, SELDOM);
 static CONFLICTS: Limit = Limit::new(10, OFTEN);
 static FULL: Limit = Limit::new(10, OFTEN);
 static MARKED: Limit = Limit::new(10, OFTEN);
+static IMPLAUSIBLE: Limit = Limit::new(10, OFTEN);
 static SKIPPED: Limit = Limit::new(10, OFTEN);
 static ABANDONED: Limit = Limit::new(10, OFTEN);
 static UNDELIVERED: Limit = Limit::new(10, OFTEN);
@@ -154,28 +155,44 @@ impl Notices {
 
     /// Logs the number of suppressed lines of an interval that is over.
     pub(super) fn tell_more(&self) {
-        let now = BEGINNING.elapsed();
-        if let Some(more) = INVALID.take_refused(now) {
-            tracing::warn!(more, "more mutations could not be understood, and were left out");
-        }
-        if let Some(more) = LEFT_OUT.take_refused(now) {
-            tracing::warn!(more, "more documents had metadata with parts that were left out");
-        }
-        if let Some(more) = CONFLICTS.take_refused(now) {
-            tracing::warn!(
-                more,
-                "more documents had a sequence that was in use already, or left channels at one; they are shown as late changes"
-            );
-        }
-        if let Some(more) = FULL.take_refused(now) {
-            tracing::error!(more, "more documents were left out, because no position was free for their sequence");
-        }
-        if let Some(more) = MARKED.take_refused(now) {
-            tracing::warn!(more, "more documents had a sequence that a killed writer had marked as superseded; they are shown");
-        }
-        if let Some(more) = PROPERTIES.take_refused(now) {
-            tracing::info!(more, "more documents had a property `_sync` that is not the gateway's");
-        }
+        tell_refused_mutations(BEGINNING.elapsed());
+    }
+}
+
+/// Logs the number of suppressed lines that are not told yet, when it is dropped.
+#[derive(Debug)]
+pub(super) struct TellAtEnd;
+
+impl Drop for TellAtEnd {
+    fn drop(&mut self) {
+        // Every interval is over by then.
+        tell_refused_mutations(Duration::MAX);
+        tell_refused_sequences(Duration::MAX);
+    }
+}
+
+/// Logs the number of suppressed lines about mutations of an interval that is over.
+fn tell_refused_mutations(now: Duration) {
+    if let Some(more) = INVALID.take_refused(now) {
+        tracing::warn!(more, "more mutations could not be understood, and were left out");
+    }
+    if let Some(more) = LEFT_OUT.take_refused(now) {
+        tracing::warn!(more, "more documents had metadata with parts that were left out");
+    }
+    if let Some(more) = CONFLICTS.take_refused(now) {
+        tracing::warn!(
+            more,
+            "more documents had a sequence that was in use already, or left channels at one; they are shown as late changes"
+        );
+    }
+    if let Some(more) = FULL.take_refused(now) {
+        tracing::error!(more, "more documents were left out, because no position was free for their sequence");
+    }
+    if let Some(more) = MARKED.take_refused(now) {
+        tracing::warn!(more, "more documents had a sequence that a killed writer had marked as superseded; they are shown");
+    }
+    if let Some(more) = PROPERTIES.take_refused(now) {
+        tracing::info!(more, "more documents had a property `_sync` that is not the gateway's");
     }
 }
 
@@ -184,6 +201,14 @@ pub(super) fn tell_noted(noted: &[Noted]) {
     let now = BEGINNING.elapsed();
     if !noted.is_empty() {
         tell_missing(noted, now);
+    }
+    tell_refused_sequences(now);
+}
+
+/// Logs the number of suppressed lines about sequences of an interval that is over.
+fn tell_refused_sequences(now: Duration) {
+    if let Some(more) = IMPLAUSIBLE.take_refused(now) {
+        tracing::warn!(more, "more gaps below sequences that are implausibly high");
     }
     if let Some(more) = SKIPPED.take_refused(now) {
         tracing::info!(more, "more sequences were skipped");
@@ -204,13 +229,14 @@ fn tell_missing(noted: &[Noted], now: Duration) {
             Noted::Skipped(range) => Missing::add(&mut skipped, *range),
             Noted::Abandoned(range) => Missing::add(&mut abandoned, *range),
             Noted::Undelivered(range) => Missing::add(&mut undelivered, *range),
-            Noted::Implausible(range) => tracing::warn!(
+            Noted::Implausible(range) if IMPLAUSIBLE.admits(now) => tracing::warn!(
                 sequence = %range.last().next(),
                 missing = %range,
                 "the sequence is implausibly high: too many below it are missing. Documents at or above it are stored, and not \
                  shown until the gateway's counter comes near: look at it with `sluicegate inspect sequence`, and raise \
                  writer.max_jump if the gap is real"
             ),
+            Noted::Implausible(_) => {}
         }
     }
     if let Some(Missing { first, ranges, sequences }) = Missing::admitted(skipped, &SKIPPED, now) {

@@ -14,7 +14,7 @@ use super::owners::{KnownSequences, RecentOwners, SharedSequences};
 use super::pointers::PointerCache;
 use super::purge::Purges;
 use super::rollback::Rollbacks;
-use super::{Writer, WriterConfig, backoff, inherited, log_retry, name_repair};
+use super::{Writer, WriterConfig, backoff, inherited, log_retry, name_repair, notices};
 use crate::batch::Gap;
 use crate::block::{BlockCodec, codec_named};
 use crate::clock::{Epoch, Progress};
@@ -252,7 +252,7 @@ impl Writer {
             collections: Collections::new(),
             registered: Arc::default(),
             tracker: PositionTracker::new(&checkpoint.position),
-            recorded: checkpoint.position.partitions.keys().copied().collect(),
+            recorded: checkpoint.position.partitions.iter().filter(|(_, at)| at.uuid != 0).map(|(id, _)| *id).collect(),
             has_new_history: false,
             resume: !checkpoint.position.partitions.is_empty(),
             has_positions: true,
@@ -273,6 +273,7 @@ impl Writer {
             emptied: BTreeMap::new(),
             dropping: None,
             progress: None,
+            _at_end: notices::TellAtEnd,
         })
     }
 }

@@ -120,8 +120,8 @@ impl State {
         }
     }
 
-    /// Whether these records do not suffice to follow the writer. They have what has changed since
-    /// a list that was made when this state already lacked the one before.
+    /// Whether these records do not suffice to follow the writer. They have the changes since a
+    /// list that this state has not read, and it lacked the list before that one.
     pub(crate) fn lacks_list_before(&self, records: &[Arc<BatchRecord>]) -> bool {
         let base = records.last().and_then(|record| record.base.as_ref());
         self.lacks.is_some() && base.is_some_and(|base| Some(base.id()) != self.lacks)

@@ -202,7 +202,7 @@ impl Writer {
                     continue;
                 }
                 Pause::NewHistory => {
-                    self.record_histories().await?;
+                    self.record_histories(batch.items.as_slice()).await?;
                     continue;
                 }
                 Pause::Conflict => {}
@@ -232,7 +232,17 @@ impl Writer {
     /// Stores a checkpoint with the histories of the partitions that the feed has just begun to
     /// deliver. The feed tells that a history was lost only to one that has named it: a writer that
     /// takes over, and names none, would never learn that what is stored of it by then is gone.
-    async fn record_histories(&mut self) -> Result<()> {
+    /// One checkpoint is for all histories that the `rest` of the feed batch tells of, up to a
+    /// rollback.
+    async fn record_histories(&mut self, rest: &[Item]) -> Result<()> {
+        for item in rest.iter().take_while(|item| !matches!(item, Item::Control(FeedEvent::Rollback { .. }))) {
+            if let Item::Control(event @ FeedEvent::PartitionState { partition, uuid, .. }) = item
+                && *uuid != 0
+                && self.recorded.insert(*partition)
+            {
+                self.tracker.observe(event);
+            }
+        }
         self.has_new_history = false;
         self.publish_with_checkpoint().await
     }
@@ -281,7 +291,7 @@ impl Writer {
             FeedEvent::RollbackEnded { partition } if self.rollbacks.is_unresolved(*partition) => {
                 ended.insert(*partition);
             }
-            FeedEvent::PartitionState { partition, .. } if self.has_positions => {
+            FeedEvent::PartitionState { partition, uuid, .. } if self.has_positions && *uuid != 0 => {
                 self.has_new_history |= self.recorded.insert(*partition);
             }
             FeedEvent::CaughtUp => _ = self.caught_up_at.get_or_insert_with(Instant::now),

@@ -50,7 +50,8 @@ impl std::fmt::Debug for Publishing {
 
 impl Writer {
     /// Prepares a batch and begins to commit it; with a checkpoint if asked and the feed has
-    /// positions. Between feed batches only may a checkpoint be asked for.
+    /// positions. A checkpoint may be asked for only if all events up to the tracker's positions
+    /// are applied.
     pub(super) fn launch(&mut self, checkpoint: Option<()>) {
         let position = checkpoint.filter(|()| self.has_positions).map(|()| {
             let mut position = self.tracker.position();

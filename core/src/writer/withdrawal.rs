@@ -113,11 +113,12 @@ impl Writer {
         let mut left = PROBED;
         let mut ranges = Vec::new();
         for (first, last) in notes.chain(missing.iter()) {
-            let last = last.min(first.saturating_add(left.saturating_sub(1)));
-            if left > 0 {
-                left -= last - first + 1;
-                ranges.extend(SequenceRange::new(first, last));
+            if left == 0 {
+                break;
             }
+            let last = last.min(first.saturating_add(left - 1));
+            left -= last - first + 1;
+            ranges.extend(SequenceRange::new(first, last));
         }
         ranges
     }

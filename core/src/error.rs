@@ -113,10 +113,14 @@ impl Error {
         self
     }
 
-    /// Adds a thing the error concerns, for example its key.
+    /// Adds a thing the error concerns, for example its key. One that it has already is not added
+    /// again.
     #[must_use]
     pub fn with_context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
-        self.0.context.push((name, value.to_string()));
+        let context = (name, value.to_string());
+        if !self.0.context.contains(&context) {
+            self.0.context.push(context);
+        }
         self
     }
 

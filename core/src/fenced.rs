@@ -1,5 +1,8 @@
 //! Writing over what must not be merged: fenced by the term, and only over what was read.
 
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 
 use crate::clock::Epoch;
@@ -8,8 +11,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::store::{CacheStore, Expiry};
 
-/// How often one document is tried to be replaced. Only a writer that is deposed and does not know it may come in between.
+/// How often one document is tried to be replaced. Only a writer that is deposed and does not know
+/// it may come in between.
 const ROUNDS: usize = 1000;
+
+/// How often a store that fails is asked for one document again.
+const RETRIES: usize = 4;
 
 /// What becomes of a document.
 #[derive(Debug)]
@@ -27,7 +34,8 @@ pub(crate) enum Change {
 pub(crate) struct Fenced<'a> {
     pub(crate) store: &'a dyn CacheStore,
     pub(crate) term: Epoch,
-    /// Whether a document that the store itself cannot read, so that it has no version, is removed first. Nobody but a repair writes over it.
+    /// Whether a document that the store itself cannot read, so that it has no version, is removed
+    /// first. Nobody but a repair writes over it.
     pub(crate) removes_unreadable: bool,
 }
 
@@ -38,43 +46,30 @@ impl Fenced<'_> {
         guard(self.term, clock.value.epoch)
     }
 
-    /// Reads a document and does with it what `change` says, until no one else writes it in between; whether it was written.
+    /// Reads a document and does with it what `change` says, until no one else writes it in between;
+    /// whether it was written.
     ///
-    /// The term is looked at **after** the document was read: so a writer that takes over later cannot have written what was read,
-    /// and what it writes makes the compare-and-swap fail.
+    /// The term is looked at **after** the document was read: so a writer that takes over later
+    /// cannot have written what was read, and what it writes makes the compare-and-swap fail.
+    ///
+    /// A store that fails is asked again here, a few times: a caller rewrites many documents, and
+    /// would begin with all of them again.
     pub(crate) async fn rewrite(
         &self,
         key: &CacheKey,
         mut change: impl FnMut(Option<&[u8]>) -> Result<Change> + Send,
     ) -> Result<bool> {
-        let mut removed = false;
+        let (mut removed, mut delays) = (false, delays());
         for _ in 0..ROUNDS {
-            let found = match self.store.get(key).await {
-                Err(e) if self.is_in_the_way(&e) => {
-                    self.remove(key).await?;
-                    removed = true;
-                    continue;
-                }
-                found => found?,
-            };
-            let change = change(found.as_ref().map(|found| found.value.as_ref()));
-            let change = change.map_err(|e| e.with_context("key", key))?;
-            if matches!((&change, &found), (Change::Keep, _) | (Change::Remove, None)) {
-                return Ok(removed);
-            }
-            self.check().await?;
-            let written = match (change, &found) {
-                (Change::Put(value), Some(found)) => self.store.replace(key, value, found.version, Expiry::Never).await.map(drop),
-                (Change::Put(value), None) => self.store.insert(key, value, Expiry::Never).await.map(drop),
-                (_, found) => self.store.remove(key, found.as_ref().map(|found| found.version)).await,
-            };
-            match written {
-                Ok(()) => return Ok(true),
+            match self.rewrite_once(key, &mut change).await {
+                Ok(Round::Kept) => return Ok(removed),
+                Ok(Round::Written) => return Ok(true),
+                Ok(Round::Removed) => removed = true,
                 Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
-                // It lies together with what cannot be read.
-                Err(e) if self.is_in_the_way(&e) => {
-                    self.remove(key).await?;
-                    removed = true;
+                Err(e) if e.is_retryable() => {
+                    let Some(after) = delays.next() else { return Err(e.with_context("key", key)) };
+                    tracing::warn!(error = ?e, %key, ?after, "the store failed; trying again");
+                    tokio::time::sleep(after).await;
                 }
                 Err(e) => return Err(e.with_context("key", key)),
             }
@@ -83,12 +78,51 @@ impl Fenced<'_> {
         Err(Error::new(ErrorKind::Conflict, message).with_context("key", key))
     }
 
+    async fn rewrite_once(
+        &self,
+        key: &CacheKey,
+        change: &mut (impl FnMut(Option<&[u8]>) -> Result<Change> + Send),
+    ) -> Result<Round> {
+        let found = match self.store.get(key).await {
+            Err(e) if self.is_in_the_way(&e) => return self.remove(key).await,
+            found => found?,
+        };
+        let change = change(found.as_ref().map(|found| found.value.as_ref()))?;
+        if matches!((&change, &found), (Change::Keep, _) | (Change::Remove, None)) {
+            return Ok(Round::Kept);
+        }
+        self.check().await?;
+        let written = match (change, &found) {
+            (Change::Put(value), Some(found)) => self.store.replace(key, value, found.version, Expiry::Never).await.map(drop),
+            (Change::Put(value), None) => self.store.insert(key, value, Expiry::Never).await.map(drop),
+            (_, found) => self.store.remove(key, found.as_ref().map(|found| found.version)).await,
+        };
+        match written {
+            // It lies together with what cannot be read.
+            Err(e) if self.is_in_the_way(&e) => self.remove(key).await,
+            written => written.map(|()| Round::Written),
+        }
+    }
+
     fn is_in_the_way(&self, error: &Error) -> bool {
         self.removes_unreadable && error.kind() == ErrorKind::Corrupt
     }
 
-    async fn remove(&self, key: &CacheKey) -> Result<()> {
+    async fn remove(&self, key: &CacheKey) -> Result<Round> {
         self.check().await?;
-        self.store.remove(key, None).await.map_err(|e| e.with_context("key", key))
+        self.store.remove(key, None).await.map(|()| Round::Removed)
     }
+}
+
+/// What one round of [`Fenced::rewrite`] did.
+enum Round {
+    Kept,
+    Written,
+    /// What could not be read is gone; nothing is written yet.
+    Removed,
+}
+
+/// How long to wait before a failed store is asked for a document again.
+fn delays() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default().with_min_delay(Duration::from_millis(5)).with_max_times(RETRIES).with_jitter().build()
 }

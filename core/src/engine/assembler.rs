@@ -237,7 +237,11 @@ impl Assembler {
             self.stats.cut_numbers += left_out.sequences;
         }
         for sequence in unused {
-            self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
+            // A counter that was lost allocates a number again at which the document left a
+            // channel. This write did not use the number, and the departure has it.
+            if !departures.iter().any(|departure| departure.sequence == sequence) {
+                self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
+            }
         }
         // A sequence that only the channel map remembers is accounted for too: it was this
         // document's, and the feed may have dropped it.
@@ -264,9 +268,9 @@ impl Assembler {
             is_early &= arrival.is_new();
             if arrival.is_new() {
                 match departure_entry(&entry, old, &departures, self.is_reused) {
-                    Some(entry) => {
+                    Some(departure) => {
                         self.sequencer.forget_readmitted(old);
-                        departed.push((entry, arrival));
+                        departed.push((departure, arrival));
                     }
                     None => {
                         self.stats.superseded += 1;
@@ -277,7 +281,7 @@ impl Assembler {
                 }
             }
         }
-        departed.into_iter().for_each(|(entry, arrival)| self.store(entry, arrival, is_early));
+        departed.into_iter().for_each(|(departure, arrival)| self.store(departure, arrival, is_early));
         if !is_shown {
             self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
             return false;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sluicegate::changes::{ChangesOptions, Delivery};
+use sluicegate::feed::MutationKind;
 use sluicegate::pointer::Supersession;
 use sluicegate::verify::{VerifyOptions, verify};
 use sluicegate::{
@@ -13,7 +14,7 @@ use sluicegate::{
     WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
-use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults};
+use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults, Step};
 use sluicegate_testkit::plain::PlainStore;
 
 /// Row of a channel: sequence, document, whether it was removed.
@@ -194,6 +195,44 @@ async fn a_deposed_writer_adds_no_more_batches() {
     let error = deposed.run(&feed(&[&case.first]), std::future::pending()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fenced);
     assert!(store.entries(&[sluicegate::Sequence(1)]).await.unwrap()[0].is_none());
+}
+
+/// The next one has stored the document that the held one was about to store, and removed it.
+#[tokio::test(start_paused = true)]
+async fn a_writer_held_while_another_one_carries_out_a_purge_does_no_harm() {
+    let of = |key: &str, sequence: u64| document(key, 1, sequence, &[sequence], &json!({"a": null}));
+    let (some, purge) = (vec![of("c", 1), of("d", 2)], Mutation { kind: MutationKind::Deletion, ..Mutation::new("d", "") });
+    let all = [some.clone(), vec![Mutation { cas: 3 << 16, ..purge }, of("e", 3)]].concat();
+    let documents = (Step::SequenceDocuments, 1);
+    let [first, second] = [1, 2].map(|nth| (Step::Blocks, nth));
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        for points in [&[documents][..], &[first], &[second], &[documents, first, second]] {
+            let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+            run(store.clone(), &[&some[..1]], supersession).await.unwrap();
+            let held = Arc::new(FaultStore::new(store.clone(), 1, Faults::none()));
+            let mut pauses: Vec<_> = points.iter().map(|(step, nth)| held.pause_at_write(*step, *nth)).collect();
+            let task = tokio::spawn({
+                let (held, some) = (held.clone(), some.clone());
+                async move { run(held, &[&some], supersession).await.map(drop) }
+            });
+            for pause in &mut pauses {
+                assert!(pause.reached().await);
+            }
+            run(store.clone(), &[&all], supersession).await.unwrap();
+            drop(pauses);
+            assert_eq!(task.await.unwrap().unwrap_err().kind(), ErrorKind::Fenced);
+            run(store.clone(), &[&all, &[of("f", 4)]], supersession).await.unwrap();
+            let what = format!("{supersession:?}, held at {points:?}");
+            for channel in ["a", "*"] {
+                let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+                let answer = reader.changes(&[Channel::new(channel).unwrap()], &ChangesOptions::new()).await.unwrap().answer();
+                let rows: Vec<u64> = answer.rows.iter().map(|row| row.id.sequence.0).collect();
+                assert_eq!(rows, [1, 3, 4], "{what}");
+            }
+            let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+            assert!(report.is_clean(), "{what}: {:#?}", report.findings);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

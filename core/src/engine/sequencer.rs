@@ -809,6 +809,15 @@ impl Sequencer {
         }
     }
 
+    /// The entry of a number is removed, and nothing takes its place. If high has passed the number,
+    /// it counts as given up.
+    pub fn purge(&mut self, sequence: Sequence) {
+        let s = sequence.0;
+        if s > self.config.initial.0 && s < self.next && !self.is_skipped(s) {
+            self.abandon(s, s);
+        }
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Duration) {
         let now = internal(now);

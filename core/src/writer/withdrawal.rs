@@ -144,9 +144,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes entries of purged documents. Their sequences stay accounted for.
+    /// Removes entries of purged documents.
     pub(super) async fn remove_purged(&mut self, gone: BySequence) -> Result<()> {
-        self.assembler.purge(gone.values().cloned().collect());
+        let unpublished = &self.unpublished;
+        self.assembler.purge(gone.values().cloned().collect(), |sequence| unpublished.contains(sequence.0));
         self.publish_with_checkpoint().await?;
         self.carry_out(gone.into()).await
     }

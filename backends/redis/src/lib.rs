@@ -8,6 +8,7 @@ mod line;
 mod link;
 mod options;
 mod page;
+mod patch;
 mod proof;
 mod publish;
 mod rows;
@@ -37,6 +38,7 @@ use link::{Commands, Effect, Link};
 pub use options::RedisOptions;
 use options::Target;
 use page::KnownLengths;
+use patch::ReadBlocks;
 use proof::Proofs;
 use rows::KnownRows;
 
@@ -64,6 +66,7 @@ pub struct RedisStore {
     written: Arc<Mutex<FxHashMap<CacheKey, Version>>>,
     known_rows: Arc<Mutex<KnownRows>>,
     known_pages: Arc<Mutex<KnownLengths>>,
+    read_blocks: Arc<ReadBlocks>,
     proofs: Proofs,
 }
 
@@ -94,6 +97,7 @@ impl RedisStore {
             written: Arc::default(),
             known_rows: Arc::default(),
             known_pages: Arc::default(),
+            read_blocks: Arc::default(),
             proofs,
         };
         let info = store.server_info().await?;
@@ -348,7 +352,11 @@ impl CacheStore for RedisStore {
             stored.push(string(answer).map_err(|e| e.with_operation("get").with_context("key", key))?);
         }
         let read = |(key, (at, shape)): (&CacheKey, (usize, Shape))| {
-            read(stored[at].clone(), &shape).map_err(|e| e.with_operation("get").with_context("key", key))
+            let found = read(stored[at].clone(), &shape).map_err(|e| e.with_operation("get").with_context("key", key))?;
+            if let (Shape::Block, Some(stored), Some(found)) = (shape, &stored[at], &found) {
+                self.read_blocks.insert(key, found.version, stored);
+            }
+            Ok(found)
         };
         keys.iter().zip(places).map(read).collect()
     }

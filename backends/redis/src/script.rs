@@ -2,7 +2,7 @@
 //! loaded again after a restart or a flush. One that is sent very often is sent by its hash, and
 //! whole where the server does not know it.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use redis::{Cmd, cmd};
 use sha1::{Digest as _, Sha1};
@@ -19,14 +19,18 @@ pub(crate) enum Sent {
 /// A script that is sent by its hash.
 pub(crate) struct Hashed {
     text: &'static str,
-    hash: LazyLock<String>,
+    hash: OnceLock<String>,
 }
 
 impl Hashed {
+    const fn new(text: &'static str) -> Self {
+        Hashed { text, hash: OnceLock::new() }
+    }
+
     /// What runs it, without its arguments.
     pub(crate) fn command(&self, sent: Sent, keys: &[&str]) -> Cmd {
         let mut command = match sent {
-            Sent::Hash => cmd("EVALSHA").arg(self.hash.as_str()).take(),
+            Sent::Hash => cmd("EVALSHA").arg(self.hash.get_or_init(|| hexadecimal(&Sha1::digest(self.text)))).take(),
             Sent::Whole => cmd("EVAL").arg(self.text).take(),
         };
         command.arg(keys.len()).arg(keys).take()
@@ -67,14 +71,30 @@ return 0";
 
 /// Writes a block over a version. KEYS: it. ARGV: the version, and the bytes to write. Answers as
 /// [`REPLACE`].
-pub(crate) static REPLACE_BLOCK: Hashed =
-    Hashed { text: REPLACE_BLOCK_TEXT, hash: LazyLock::new(|| hexadecimal(&Sha1::digest(REPLACE_BLOCK_TEXT))) };
-
-const REPLACE_BLOCK_TEXT: &str = r"
+pub(crate) static REPLACE_BLOCK: Hashed = Hashed::new(
+    r"
 local old = redis.call('GET', KEYS[1])
 if not old or redis.sha1hex(old):sub(1, 16) ~= ARGV[1] then return 1 end
 redis.call('SET', KEYS[1], ARGV[2])
-return 0";
+return 0",
+);
+
+/// Writes a block over a version. KEYS: it. ARGV: the version, and the pieces of which the new
+/// block consists, as [`patch`](crate::patch::patch) makes them. Answers as [`REPLACE`].
+pub(crate) static PATCH_BLOCK: Hashed = Hashed::new(
+    r"
+local old, patch = redis.call('GET', KEYS[1]), ARGV[2]
+if not old or redis.sha1hex(old):sub(1, 16) ~= ARGV[1] then return 1 end
+local pieces, at = {}, 1
+while at <= #patch do
+  local from, alike, literal = struct.unpack('>I4I4I4', patch, at)
+  pieces[#pieces + 1] = old:sub(from + 1, from + alike)
+  pieces[#pieces + 1] = patch:sub(at + 12, at + 11 + literal)
+  at = at + 12 + literal
+end
+redis.call('SET', KEYS[1], table.concat(pieces))
+return 0",
+);
 
 /// Removes a block of a version. KEYS: it. ARGV: the version.
 pub(crate) const REMOVE_BLOCK: &str = r"

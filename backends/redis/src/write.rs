@@ -1,5 +1,6 @@
 //! Writing documents, each over the version that must be there.
 
+use bytes::Bytes;
 use redis::{Cmd, Value, cmd};
 use sluicegate_core::store::{Version, Write};
 use sluicegate_core::{CacheKey, Error, ErrorKind, Result};
@@ -7,6 +8,7 @@ use sluicegate_core::{CacheKey, Error, ErrorKind, Result};
 use crate::address::{Address, Shape};
 use crate::error::Failure;
 use crate::link::{Answer, Commands, Effect};
+use crate::patch::patch;
 use crate::{
     MAX_VALUE, RedisStore, block_version, conflict, eval, failed, is_done, only_grows, page, page_length, script, stored,
     unexpected, version_bytes, version_text,
@@ -25,9 +27,10 @@ impl RedisStore {
         let mut sent = Vec::with_capacity(writes.len());
         for write in writes {
             let address = self.addresses.of(&write.key);
-            sent.push(command(write, &address, script::Sent::Hash).map(|(command, version)| {
+            let known = write.expected.and_then(|expected| self.read_blocks.take(&write.key, expected));
+            sent.push(command(write, &address, known).map(|(command, written)| {
                 commands.add(address.tag, command);
-                (version, address.shape)
+                (written, address.shape)
             }));
         }
         let mut answers = self.link.run(commands, Effect::Write).await;
@@ -35,13 +38,13 @@ impl RedisStore {
         let mut answers = answers.into_iter();
         let mut known = self.known_rows.lock();
         writes.iter().for_each(|write| known.forget(&write.key));
-        let outcome = |(write, sent): (&Write, Result<(Version, Shape)>)| {
-            let (version, shape) = sent?;
+        let outcome = |(write, sent): (&Write, Result<(Written, Shape)>)| {
+            let (written, shape) = sent?;
             let operation = if write.expected.is_some() { "replace" } else { "insert" };
             let answer = answers.next().unwrap_or_else(|| Err(Failure::unanswered()));
             let answer = answer.map_err(|e| failed(e, Effect::Write, operation, &write.key))?;
             match is_written(&answer, &shape) {
-                Ok(true) => Ok(version),
+                Ok(true) => Ok(written.version),
                 Ok(false) if write.expected.is_some() => Err(conflict(operation, &write.key)),
                 Ok(false) => Err(already_exists(&write.key)),
                 Err(e) => Err(e.with_operation(operation).with_context("key", &write.key)),
@@ -51,15 +54,15 @@ impl RedisStore {
     }
 
     /// Sends the scripts whole that a server did not run by their hashes. It did nothing for them.
-    async fn send_unknown_scripts(&self, writes: &[Write], sent: &[Result<(Version, Shape)>], answers: &mut [Answer]) {
+    async fn send_unknown_scripts(&self, writes: &[Write], sent: &[Result<(Written, Shape)>], answers: &mut [Answer]) {
         let mut places = Vec::new();
         let mut commands = Commands::default();
-        let answered = writes.iter().zip(sent).filter(|(_, sent)| sent.is_ok());
-        for (place, ((write, sent), answer)) in answered.zip(answers.iter()).enumerate() {
-            let is_unknown = matches!(sent, Ok((_, Shape::Block))) && answer.as_ref().is_err_and(Failure::is_unknown_script);
-            let address = self.addresses.of(&write.key);
-            if is_unknown && let Ok((command, _)) = command(write, &address, script::Sent::Whole) {
-                commands.add(address.tag, command);
+        let answered = writes.iter().zip(sent).filter_map(|(write, sent)| Some((write, &sent.as_ref().ok()?.0)));
+        for (place, ((write, written), answer)) in answered.zip(answers.iter()).enumerate() {
+            let Some(run) = &written.run else { continue };
+            if answer.as_ref().is_err_and(Failure::is_unknown_script) {
+                let address = self.addresses.of(&write.key);
+                commands.add(address.tag, run.command(script::Sent::Whole, &address));
                 places.push(place);
             }
         }
@@ -72,9 +75,31 @@ impl RedisStore {
     }
 }
 
-/// What writes a document, and the version it has then. The version of a block follows from its
-/// bytes.
-fn command(write: &Write, address: &Address, sent: script::Sent) -> Result<(Cmd, Version)> {
+/// A document that is sent.
+struct Written {
+    /// The version that it has then.
+    version: Version,
+    /// The script that writes it, if that is sent by its hash.
+    run: Option<Run>,
+}
+
+/// A script that writes a block over a version.
+struct Run {
+    script: &'static script::Hashed,
+    expected: Version,
+    /// The block, or what turns the stored one into it.
+    data: Vec<u8>,
+}
+
+impl Run {
+    fn command(&self, sent: script::Sent, address: &Address) -> Cmd {
+        self.script.command(sent, &[&address.key]).arg(version_text(self.expected)).arg(&self.data).take()
+    }
+}
+
+/// What writes a document. Of a block that is `known` as it is stored, only the changes are sent, if
+/// that is shorter.
+fn command(write: &Write, address: &Address, known: Option<Bytes>) -> Result<(Cmd, Written)> {
     let Write { key, expected, value } = write;
     if value.len() > MAX_VALUE {
         let message = format!("a value of {} bytes is over the limit of {MAX_VALUE}", value.len());
@@ -83,29 +108,34 @@ fn command(write: &Write, address: &Address, sent: script::Sent) -> Result<(Cmd,
     let version = RedisStore::new_version();
     let name = &address.key;
     let new = |bytes: &[u8]| cmd("SET").arg(name).arg(bytes).arg("NX").take();
-    Ok(match (&address.shape, expected) {
+    let command = match (&address.shape, expected) {
         (Shape::Record(place), _) => {
             let mut record = Vec::new();
             page::append(&mut record, *place, version, value);
             let expected = expected.map_or_else(Vec::new, |expected| version_bytes(expected).to_vec());
-            (eval(script::PAGE, &[name]).arg(place).arg(expected).arg(record).take(), version)
+            eval(script::PAGE, &[name]).arg(place).arg(expected).arg(record).take()
         }
-        (Shape::Document, None) => (new(&stored(version, value)), version),
+        (Shape::Document, None) => new(&stored(version, value)),
         (Shape::Document, Some(expected)) => {
-            (eval(script::REPLACE, &[name]).arg(&version_bytes(*expected)[..]).arg(stored(version, value)).take(), version)
+            eval(script::REPLACE, &[name]).arg(&version_bytes(*expected)[..]).arg(stored(version, value)).take()
         }
         (Shape::Block, None) => {
             let bytes = stored(version, value);
-            (new(&bytes), block_version(&bytes))
+            return Ok((new(&bytes), Written { version: block_version(&bytes), run: None }));
         }
         (Shape::Block, Some(expected)) => {
-            let bytes = stored(version, value);
+            let (bytes, expected) = (stored(version, value), *expected);
             let version = block_version(&bytes);
-            (script::REPLACE_BLOCK.command(sent, &[name]).arg(version_text(*expected)).arg(bytes).take(), version)
+            let run = match known.and_then(|known| patch(&known, &bytes)) {
+                Some(patch) => Run { script: &script::PATCH_BLOCK, expected, data: patch },
+                None => Run { script: &script::REPLACE_BLOCK, expected, data: bytes },
+            };
+            return Ok((run.command(script::Sent::Hash, address), Written { version, run: Some(run) }));
         }
-        (Shape::Counter, None) => (new(value), version),
+        (Shape::Counter, None) => new(value),
         (Shape::Counter, Some(_)) => return Err(only_grows(key)),
-    })
+    };
+    Ok((command, Written { version, run: None }))
 }
 
 /// Whether what was there was what was expected, and is written over.

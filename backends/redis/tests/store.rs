@@ -9,3 +9,33 @@ mod single {
 mod cluster {
     sluicegate_testkit::store_conformance!(crate::support::fresh(crate::support::cluster().url()).await);
 }
+
+/// Only what changes of a long block is sent, and a server that lost its scripts is sent the block.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_changes_of_a_long_block_are_sent_as_such() {
+    use sluicegate_core::store::Expiry;
+    use sluicegate_core::{BlockIndex, CacheKey, CacheStore as _, Channel};
+
+    let store = sluicegate_redis::RedisStore::connect(&support::server().url()).await.unwrap();
+    let key = CacheKey::Block(Channel::new("a long block").unwrap(), BlockIndex(7));
+    let mut bytes: Vec<u8> = (0..9_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    store.insert(&key, bytes.clone().into(), Expiry::Never).await.unwrap();
+    for at in (0..9_000).step_by(1_000) {
+        let found = store.get_many(std::slice::from_ref(&key)).await.unwrap().pop().flatten().unwrap();
+        assert_eq!(found.value, bytes);
+        bytes[at] ^= 1;
+        bytes.insert(at + 500, 9);
+        let before = store.traffic().bytes;
+        let version = store.replace(&key, bytes.clone().into(), found.version, Expiry::Never).await.unwrap();
+        let sent = store.traffic().bytes - before;
+        // The first time the server does not know the script.
+        assert!(at == 0 || sent < 400, "{sent} bytes were sent to change two");
+        let written = store.get(&key).await.unwrap().unwrap();
+        assert_eq!((written.value, written.version), (bytes.clone().into(), version));
+        // Another version is refused, and changes nothing.
+        let error = store.replace(&key, vec![0; 9_000].into(), found.version, Expiry::Never).await.unwrap_err();
+        assert_eq!(error.kind(), sluicegate_core::ErrorKind::Conflict);
+        assert_eq!(store.get(&key).await.unwrap().unwrap().version, version);
+    }
+    store.remove(&key, None).await.unwrap();
+}

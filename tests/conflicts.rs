@@ -465,9 +465,9 @@ async fn that_a_document_left_a_channel_is_shown_where_its_sequence_was_accounte
     }
 }
 
-/// The gateway lost its counter, allocated the sequence again at which the document left a channel,
-/// and did not use it for the document's next revision, which was above. The feed left out the
-/// revision that left the channel.
+/// The gateway lost its counter, allocated the sequence again at which the document left a
+/// channel, and did not use it for the document's next revision, which was above. The feed left
+/// out the revision that left the channel.
 #[tokio::test(start_paused = true)]
 async fn that_a_document_left_a_channel_is_shown_where_its_next_revision_names_that_sequence_as_unused() {
     let left = json!({"seq": 2, "rev": "2-b"});
@@ -638,19 +638,17 @@ async fn check_with_faults(seed: u64) -> u64 {
     let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::all(0.05)));
     let feed = MemoryFeed::new("world", world.events.clone()).with_batch(1 + seed as usize % 7).unwrap();
     let mut tries = 0;
-    loop {
-        // A take-over that has to read much gets hardly through: the store recovers in the end.
-        let used: Arc<dyn CacheStore> = if tries < 100 { faulty.clone() } else { store.clone() };
-        let Err(error) = run(used, &feed, seed).await else { break };
-        assert!(error.is_retryable() && tries < 100, "seed {seed}: {error:?}");
+    while let Err(error) = run(faulty.clone(), &feed, seed).await {
+        assert!(error.is_retryable(), "seed {seed}: {error:?}");
         tries += 1;
+        assert!(tries < 1_000, "seed {seed}: never got through: {error:?}");
     }
     assert_right(&store, &world, &format!("seed {seed}, {tries} tries")).await;
     tries
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_again_and_again_changes_nothing_of_that() {
+async fn a_store_that_fails_all_the_time_changes_nothing_of_that() {
     let one = |seed| async move { vec![("terms".to_owned(), check_with_faults(seed).await)] };
     let sums = campaign(0..150, one).await;
     assert!(!are_usual() || sums["terms"] > 50, "{sums:?}");

@@ -16,6 +16,9 @@ use crate::store::CacheStore;
 /// Sequence documents read at once.
 pub(crate) const PAGE: usize = 512;
 
+/// How often a scan tries one read.
+const TRIES: usize = 4;
+
 /// The directory of `channel`; an empty one if nothing is stored.
 ///
 /// # Errors
@@ -347,23 +350,35 @@ async fn for_each_state<S: CacheStore + ?Sized>(
     range: SequenceRange,
     mut take: impl FnMut(Arc<ChangeEntry>, BlockState) -> Result<()> + Send,
 ) -> Result<()> {
-    let directory = directory(store, channel).await?;
+    let directory = again(|| directory(store, channel)).await?;
     for range in position_ranges(&directory, codec.capacity(), range) {
         let (first, _) = Block::locate(range.first(), codec.capacity());
         let (last, _) = Block::locate(range.last(), codec.capacity());
         for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
             let base = Block::range(BlockIndex(index), codec.capacity()).first();
-            let block = block(store, codec, channel, BlockIndex(index)).await?;
+            let block = again(|| block(store, codec, channel, BlockIndex(index))).await?;
             let named = block.iter().map(|(at, state)| (Sequence(base.0 + u64::from(at)), state));
             let (named, states): (Vec<Sequence>, Vec<BlockState>) = named.filter(|(s, _)| range.contains(*s)).unzip();
             for (page, states) in named.chunks(PAGE).zip(states.chunks(PAGE)) {
-                for (entry, state) in store.entries(page).await?.into_iter().zip(states) {
+                for (entry, state) in again(|| store.entries(page)).await?.into_iter().zip(states) {
                     entry.map_or(Ok(()), |entry| take(entry, *state))?;
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Repeats a read that fails and may be repeated, a few times at most. A scan reads much: a caller
+/// that begins anew whenever one of its reads fails hardly gets to the end of it.
+async fn again<T, F: Future<Output = Result<T>>>(mut read: impl FnMut() -> F) -> Result<T> {
+    for _ in 1..TRIES {
+        match read().await {
+            Err(e) if e.is_retryable() => {}
+            done => return done,
+        }
+    }
+    read().await
 }
 
 /// Calls `take` with every entry stored in `range`, live or not: those that the star channels'

@@ -37,7 +37,12 @@ impl Failure {
     /// Whether the server did not run a script that was sent by its hash: it does not know it, or
     /// the user may only send scripts whole.
     pub(crate) fn is_unknown_script(&self) -> bool {
-        matches!(self, Failure::Answered(error) if matches!(error.code(), Some("NOSCRIPT" | "NOPERM")))
+        self.is_refused() || matches!(self, Failure::Answered(error) if error.code() == Some("NOSCRIPT"))
+    }
+
+    /// Whether the user may not do this.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self, Failure::Answered(error) if error.code() == Some("NOPERM"))
     }
 
     /// Whether what the command writes may be there.

@@ -17,6 +17,7 @@ mod wake;
 mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -67,6 +68,8 @@ pub struct RedisStore {
     known_rows: Arc<Mutex<KnownRows>>,
     known_pages: Arc<Mutex<KnownLengths>>,
     read_blocks: Arc<ReadBlocks>,
+    /// Whether it was logged that the user may not run scripts by their hashes.
+    warned_of_scripts: Arc<AtomicBool>,
     proofs: Proofs,
 }
 
@@ -98,6 +101,7 @@ impl RedisStore {
             known_rows: Arc::default(),
             known_pages: Arc::default(),
             read_blocks: Arc::default(),
+            warned_of_scripts: Arc::default(),
             proofs,
         };
         let info = store.server_info().await?;

@@ -27,19 +27,24 @@ pub(crate) struct ReadBlocks(Mutex<Blocks>);
 
 #[derive(Debug, Default)]
 struct Blocks {
+    /// Whether anything is written over: a reader would keep blocks for nothing.
+    is_writing: bool,
     stored: FxHashMap<(CacheKey, Version), Bytes>,
     bytes: usize,
 }
 
 impl ReadBlocks {
-    /// Remembers a block that was read.
+    /// Remembers a block that was read, if anything has been written over before.
     pub(crate) fn insert(&self, key: &CacheKey, version: Version, stored: &Bytes) {
         if stored.len() < WORTH {
             return;
         }
         let mut blocks = self.0.lock();
+        if !blocks.is_writing {
+            return;
+        }
         if blocks.bytes + stored.len() > MAX_BYTES {
-            *blocks = Blocks::default();
+            *blocks = Blocks { is_writing: true, ..Blocks::default() };
         }
         if blocks.stored.insert((key.clone(), version), stored.clone()).is_none() {
             blocks.bytes += stored.len();
@@ -49,6 +54,7 @@ impl ReadBlocks {
     /// Forgets a block that is about to be written over, and returns it.
     pub(crate) fn take(&self, key: &CacheKey, version: Version) -> Option<Bytes> {
         let mut blocks = self.0.lock();
+        blocks.is_writing = true;
         if blocks.stored.is_empty() {
             return None;
         }
@@ -155,9 +161,11 @@ mod tests {
     #[test]
     fn short_blocks_are_not_remembered_and_long_ones_until_they_are_written_over() {
         let (blocks, key, version) = (ReadBlocks::default(), CacheKey::Clock, Version(7));
+        let long = Bytes::from(vec![0; WORTH]);
+        blocks.insert(&key, version, &long);
+        assert_eq!(blocks.take(&key, version), None, "nothing had been written over");
         blocks.insert(&key, version, &Bytes::from(vec![0; WORTH - 1]));
         assert_eq!(blocks.take(&key, version), None);
-        let long = Bytes::from(vec![0; WORTH]);
         blocks.insert(&key, version, &long);
         assert_eq!(blocks.take(&key, Version(8)), None);
         assert_eq!((blocks.take(&key, version), blocks.take(&key, version)), (Some(long), None));

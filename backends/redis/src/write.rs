@@ -1,5 +1,7 @@
 //! Writing documents, each over the version that must be there.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use redis::{Cmd, Value, cmd};
 use sluicegate_core::store::{Version, Write};
@@ -61,6 +63,13 @@ impl RedisStore {
         for (place, ((write, written), answer)) in answered.zip(answers.iter()).enumerate() {
             let Some(run) = &written.run else { continue };
             if answer.as_ref().is_err_and(Failure::is_unknown_script) {
+                if answer.as_ref().is_err_and(Failure::is_refused) && !self.warned_of_scripts.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        store = self.target.name,
+                        "the user may not run EVALSHA, so each block is sent a second time; give the user that right (see the \
+                         store's README)"
+                    );
+                }
                 let address = self.addresses.of(&write.key);
                 commands.add(address.tag, run.command(script::Sent::Whole, &address));
                 places.push(place);
@@ -97,8 +106,8 @@ impl Run {
     }
 }
 
-/// What writes a document. Of a block that is `known` as it is stored, only the changes are sent, if
-/// that is shorter.
+/// What writes a document. Of a block that is `known` as it is stored, only the changes are sent,
+/// if that is shorter.
 fn command(write: &Write, address: &Address, known: Option<Bytes>) -> Result<(Cmd, Written)> {
     let Write { key, expected, value } = write;
     if value.len() > MAX_VALUE {

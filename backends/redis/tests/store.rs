@@ -19,7 +19,9 @@ async fn a_few_changes_of_a_long_block_are_sent_as_such() {
     let store = sluicegate_redis::RedisStore::connect(&support::server().url()).await.unwrap();
     let key = CacheKey::Block(Channel::new("a long block").unwrap(), BlockIndex(7));
     let mut bytes: Vec<u8> = (0..9_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    store.insert(&key, bytes.clone().into(), Expiry::Never).await.unwrap();
+    let inserted = store.insert(&key, bytes.clone().into(), Expiry::Never).await.unwrap();
+    // Nothing that was read before is remembered.
+    store.replace(&key, bytes.clone().into(), inserted, Expiry::Never).await.unwrap();
     for at in (0..9_000).step_by(1_000) {
         let found = store.get_many(std::slice::from_ref(&key)).await.unwrap().pop().flatten().unwrap();
         assert_eq!(found.value, bytes);

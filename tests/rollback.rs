@@ -222,8 +222,8 @@ fn config(seed: u64, in_first_read: bool) -> WriterConfig {
     config.with_supersession(if seed % 4 < 2 { Supersession::Recents } else { Supersession::Pointers })
 }
 
-/// Whether a world's first trouble comes in the first read. Independent of the crash point, of which
-/// there are 33, and of the rest of the world.
+/// Whether a world's first trouble comes in the first read. Independent of the crash point, of
+/// which there are 33, and of the rest of the world.
 fn is_in_first_read(seed: u64) -> bool {
     (seed / 33).is_multiple_of(3)
 }

@@ -46,8 +46,8 @@ impl Fenced<'_> {
         guard(self.term, clock.value.epoch)
     }
 
-    /// Reads a document and does with it what `change` says, until no one else writes it in between;
-    /// whether it was written.
+    /// Reads a document and does with it what `change` says, until no one else writes it in
+    /// between; whether it was written.
     ///
     /// The term is looked at **after** the document was read: so a writer that takes over later
     /// cannot have written what was read, and what it writes makes the compare-and-swap fail.

@@ -788,9 +788,7 @@ impl Sequencer {
             return;
         }
         if s < self.next {
-            if !self.is_skipped(s) {
-                self.abandon(s, s);
-            }
+            self.purge(sequence);
             return;
         }
         if self.arrived.remove(s, s) > 0 {
@@ -809,8 +807,8 @@ impl Sequencer {
         }
     }
 
-    /// The entry of a number is removed, and nothing takes its place. If high has passed the number,
-    /// it counts as given up.
+    /// The entry of a number is removed, and nothing takes its place. If high has passed the
+    /// number, it counts as given up.
     pub fn purge(&mut self, sequence: Sequence) {
         let s = sequence.0;
         if s > self.config.initial.0 && s < self.next && !self.is_skipped(s) {

@@ -69,8 +69,8 @@ impl SnapshotEnds {
     }
 }
 
-/// The last seqno up to `seqno` that both failover logs have in common, each newest first. `seqno` is
-/// in the newest history of `ours`. 0 if they have none in common.
+/// The last seqno up to `seqno` that both failover logs have in common, each newest first. `seqno`
+/// is in the newest history of `ours`. 0 if they have none in common.
 pub fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u64 {
     // Each history ends where the next newer one begins.
     let mut our_end = seqno;
@@ -84,6 +84,13 @@ pub fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u
         our_end = our_end.min(begin);
     }
     0
+}
+
+/// Start and end of the snapshot in which a partition at `seqno` is when the snapshot `next`
+/// begins. If the one `before` has not ended, both count as one: what the former left out is
+/// complete only where it ends.
+pub fn begun_snapshot(seqno: u64, before: (u64, u64), next: (u64, u64)) -> (u64, u64) {
+    if seqno == before.1 { next } else { (before.0.min(next.0), before.1.max(next.1)) }
 }
 
 /// Position of one partition.
@@ -145,17 +152,13 @@ impl PartitionPosition {
         self.snapshot_ends.after(seqno).unwrap_or(self.snapshot_end)
     }
 
-    /// A snapshot begins. The one before may not have ended: then this one ends no earlier, since
-    /// what the former left out is complete only where it ends.
+    /// A snapshot begins; see [`begun_snapshot`].
     pub fn begin_snapshot(&mut self, start: u64, end: u64) {
-        if !self.is_complete() {
-            (self.snapshot_start, self.snapshot_end) = (self.snapshot_start.min(start), self.snapshot_end.max(end));
-            return;
-        }
-        if self.seqno > 0 {
+        if self.seqno > 0 && self.is_complete() {
             self.snapshot_ends.push(self.seqno);
         }
-        (self.snapshot_start, self.snapshot_end) = (start, end);
+        (self.snapshot_start, self.snapshot_end) =
+            begun_snapshot(self.seqno, (self.snapshot_start, self.snapshot_end), (start, end));
     }
 
     /// Takes everything after `to` back: histories that begin later are gone with it. If a snapshot

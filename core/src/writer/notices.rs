@@ -208,7 +208,7 @@ pub(super) fn tell_noted(noted: &[Noted]) {
 /// Logs the number of suppressed lines about sequences of an interval that is over.
 fn tell_refused_sequences(now: Duration) {
     if let Some(more) = IMPLAUSIBLE.take_refused(now) {
-        tracing::warn!(more, "more gaps below sequences that are implausibly high");
+        tracing::warn!(more, "more sequences were implausibly high, because too many below them are missing");
     }
     if let Some(more) = SKIPPED.take_refused(now) {
         tracing::info!(more, "more sequences were skipped");

@@ -1,7 +1,7 @@
 //! One vbucket: what was received of it, and what to ask for next (protocol, section 5). Pure: answers and messages come in, events
 //! for the consumer, requests and wishes go out.
 
-use sluicegate_core::feed::{PartitionPosition, SnapshotEnds, common_point};
+use sluicegate_core::feed::{PartitionPosition, SnapshotEnds, begun_snapshot, common_point};
 use sluicegate_core::{FeedEvent, PartitionId, PartitionSeqno};
 use sluicegate_mcbp::Status;
 use sluicegate_mcbp::dcp::EndReason;
@@ -360,17 +360,12 @@ impl Vbucket {
         Ok(seqno >= self.goal)
     }
 
-    /// As [`PartitionPosition::begin_snapshot`].
     fn begin_snapshot(&mut self, start: u64, end: u64) {
         let at = &mut self.at;
-        if !at.is_complete() {
-            (at.snapshot_start, at.snapshot_end) = (at.snapshot_start.min(start), at.snapshot_end.max(end));
-            return;
-        }
-        if at.seqno > 0 {
+        if at.seqno > 0 && at.is_complete() {
             self.ends.push(at.seqno);
         }
-        (at.snapshot_start, at.snapshot_end) = (start, end);
+        (at.snapshot_start, at.snapshot_end) = begun_snapshot(at.seqno, (at.snapshot_start, at.snapshot_end), (start, end));
     }
 
     /// A snapshot in the order of keys begins: until it is over the position stays where it is.

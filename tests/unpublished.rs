@@ -14,6 +14,7 @@ use sluicegate::{
     Writer, WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
+use sluicegate_testkit::PausingFeed;
 use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults, Step};
 use sluicegate_testkit::plain::PlainStore;
 
@@ -198,45 +199,67 @@ async fn a_deposed_writer_adds_no_more_batches() {
 }
 
 /// The next one has stored the document that the held one was about to store, and removed it.
+/// `is_missing`: a lower sequence never comes. `is_first`: the held one is the first writer of the
+/// cache.
+async fn check_held_purge(points: &[(Step, u64)], supersession: Supersession, is_missing: bool, is_first: bool) {
+    let what = format!("{supersession:?}, held at {points:?}, missing: {is_missing}, first: {is_first}");
+    let of = |key: &str, sequence: u64| document(key, 1, sequence, &[sequence], &json!({"a": null}));
+    let d = if is_missing { 3 } else { 2 };
+    let (some, purge) = (vec![of("c", 1), of("d", d)], Mutation { kind: MutationKind::Deletion, ..Mutation::new("d", "") });
+    let all = [some.clone(), vec![Mutation { cas: 4 << 16, ..purge }, of("e", d + 1)]].concat();
+    let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+    if !is_first {
+        run(store.clone(), &[&some[..1]], supersession).await.unwrap();
+    }
+    let held = Arc::new(FaultStore::new(store.clone(), 1, Faults::none()));
+    let mut pauses: Vec<_> = points.iter().map(|(step, nth)| held.pause_at_write(*step, *nth)).collect();
+    let task = tokio::spawn({
+        let (held, some) = (held.clone(), some.clone());
+        async move { run(held, &[&some], supersession).await.map(drop) }
+    });
+    for pause in &mut pauses {
+        assert!(pause.reached().await, "{what}");
+    }
+    // What is missing is still waited for when the purge is carried out.
+    let waiting = PausingFeed::new(Arc::new(feed(&[&all])));
+    let mut pause = waiting.pause_at(all.len() as u64);
+    let mut next = writer(store.clone(), supersession).await.unwrap();
+    let mut progress = next.progress();
+    let running = tokio::spawn(async move { next.run(&waiting, std::future::pending()).await.map(drop) });
+    assert!(pause.reached().await, "{what}");
+    progress.wait_for(|progress| progress.stats.purged_entries > 0).await.unwrap();
+    assert!(!is_missing || progress.borrow().clock.high.0 < d, "{what}");
+    pause.resume();
+    running.await.unwrap().unwrap();
+    drop(pauses);
+    assert_eq!(task.await.unwrap().unwrap_err().kind(), ErrorKind::Fenced, "{what}");
+    run(store.clone(), &[&all, &[of("f", d + 2)]], supersession).await.unwrap();
+    for channel in ["a", "*"] {
+        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+        let options = ChangesOptions::new().delivery(Delivery::Eager);
+        let answer = reader.changes(&[Channel::new(channel).unwrap()], &options).await.unwrap().answer();
+        let rows: Vec<u64> = answer.rows.iter().map(|row| row.id.sequence.0).collect();
+        assert_eq!(rows, [1, d + 1, d + 2], "{what}");
+    }
+    // A check names the rows that the held writer added to blocks.
+    let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+    let is_stray = |finding: &Finding| match finding.problem {
+        Problem::Missing => finding.key == CacheKey::Sequence(Sequence(d)),
+        Problem::StrayRow => finding.detail.contains(&format!("it shows {d},")),
+        _ => false,
+    };
+    assert!(report.findings.iter().all(is_stray), "{what}: {:#?}", report.findings);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_writer_held_while_another_one_carries_out_a_purge_does_no_harm() {
-    let of = |key: &str, sequence: u64| document(key, 1, sequence, &[sequence], &json!({"a": null}));
-    let (some, purge) = (vec![of("c", 1), of("d", 2)], Mutation { kind: MutationKind::Deletion, ..Mutation::new("d", "") });
-    let all = [some.clone(), vec![Mutation { cas: 3 << 16, ..purge }, of("e", 3)]].concat();
     let documents = (Step::SequenceDocuments, 1);
     let [first, second] = [1, 2].map(|nth| (Step::Blocks, nth));
     for supersession in [Supersession::Recents, Supersession::Pointers] {
         for points in [&[documents][..], &[first], &[second], &[documents, first, second]] {
-            let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
-            run(store.clone(), &[&some[..1]], supersession).await.unwrap();
-            let held = Arc::new(FaultStore::new(store.clone(), 1, Faults::none()));
-            let mut pauses: Vec<_> = points.iter().map(|(step, nth)| held.pause_at_write(*step, *nth)).collect();
-            let task = tokio::spawn({
-                let (held, some) = (held.clone(), some.clone());
-                async move { run(held, &[&some], supersession).await.map(drop) }
-            });
-            for pause in &mut pauses {
-                assert!(pause.reached().await);
+            for (is_missing, is_first) in [(false, false), (false, true), (true, false), (true, true)] {
+                check_held_purge(points, supersession, is_missing, is_first).await;
             }
-            run(store.clone(), &[&all], supersession).await.unwrap();
-            drop(pauses);
-            assert_eq!(task.await.unwrap().unwrap_err().kind(), ErrorKind::Fenced);
-            run(store.clone(), &[&all, &[of("f", 4)]], supersession).await.unwrap();
-            let what = format!("{supersession:?}, held at {points:?}");
-            for channel in ["a", "*"] {
-                let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
-                let answer = reader.changes(&[Channel::new(channel).unwrap()], &ChangesOptions::new()).await.unwrap().answer();
-                let rows: Vec<u64> = answer.rows.iter().map(|row| row.id.sequence.0).collect();
-                assert_eq!(rows, [1, 3, 4], "{what}");
-            }
-            // A check names the rows that the held writer added to blocks.
-            let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
-            let is_stray = |finding: &Finding| match finding.problem {
-                Problem::Missing => finding.key == CacheKey::Sequence(Sequence(2)),
-                Problem::StrayRow => finding.detail.contains("it shows 2,"),
-                _ => false,
-            };
-            assert!(report.findings.iter().all(is_stray), "{what}: {:#?}", report.findings);
         }
     }
 }

@@ -414,12 +414,12 @@ impl Assembler {
     /// Nothing may wait to be prepared.
     ///
     /// Their sequences stay accounted for, but for those that a deposed writer may still store:
-    /// these count as given up, and readers leave out what is under such a sequence.
+    /// these are taken back, and readers leave out what is under such a sequence.
     pub fn purge(&mut self, gone: Vec<Arc<ChangeEntry>>, may_be_stored: impl Fn(Sequence) -> bool) {
         for entry in &gone {
             self.unmarked.remove(&entry.position().rank());
             if entry.position().slot() == 0 && may_be_stored(entry.sequence()) {
-                self.sequencer.purge(entry.sequence());
+                self.sequencer.withdraw(entry.sequence());
             }
         }
         self.early.remove(&gone);

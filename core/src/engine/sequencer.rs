@@ -780,15 +780,18 @@ impl Sequencer {
         self.skipped.range(..=s).next_back().is_some_and(|(_, skip)| skip.last >= s)
     }
 
-    /// A number that arrived is taken back: it counts as given up if high has passed it, otherwise
-    /// as if it had not arrived. So it is new if it comes again.
+    /// A number that arrived is taken back, or nothing takes the place of its entry, which is gone.
+    /// It counts as given up if high has passed it, otherwise as if it had not arrived. So it is
+    /// new if it comes again.
     pub fn withdraw(&mut self, sequence: Sequence) {
         let s = sequence.0;
         if s <= self.config.initial.0 {
             return;
         }
         if s < self.next {
-            self.purge(sequence);
+            if !self.is_skipped(s) {
+                self.abandon(s, s);
+            }
             return;
         }
         if self.arrived.remove(s, s) > 0 {
@@ -804,15 +807,6 @@ impl Sequencer {
             let count = usize::try_from(range.count()).unwrap_or(usize::MAX).min(run.count);
             self.pending.insert(range.first().0, Run { last: range.last().0, count, since: run.since });
             self.pending_count += count;
-        }
-    }
-
-    /// The entry of a number is removed, and nothing takes its place. If high has passed the
-    /// number, it counts as given up.
-    pub fn purge(&mut self, sequence: Sequence) {
-        let s = sequence.0;
-        if s > self.config.initial.0 && s < self.next && !self.is_skipped(s) {
-            self.abandon(s, s);
         }
     }
 

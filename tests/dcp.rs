@@ -1,5 +1,7 @@
 //! The whole way: a gateway's recorded documents in a simulated cluster → DCP → writer → store → answers.
 
+#[path = "dcp/cold.rs"]
+mod cold;
 #[path = "dcp/databases.rs"]
 mod databases;
 #[path = "dcp/killed.rs"]
@@ -42,6 +44,14 @@ on_every_store! {
 }
 
 const PASSWORD: &str = "let-me-in";
+
+/// How many documents are wanted; `default` where nobody says it.
+fn wanted(default: usize) -> usize {
+    match std::env::var("SLUICEGATE_TEST_DOCUMENTS") {
+        Ok(text) => text.replace('_', "").parse().unwrap_or_else(|e| panic!("SLUICEGATE_TEST_DOCUMENTS={text}: {e}")),
+        Err(_) => default,
+    }
+}
 
 async fn cluster(vbuckets: u16) -> Cluster {
     let mut config = ClusterConfig::default();

@@ -17,7 +17,7 @@ use super::support::copies::Copies;
 use super::support::recorded::SETS;
 use super::{assert_answers, cluster, feed, feed_url, write};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_sluicegate");
+pub(super) const PROGRAM: &str = env!("CARGO_BIN_EXE_sluicegate");
 const VBUCKETS: u16 = 128;
 
 /// How often it is killed.

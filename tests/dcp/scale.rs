@@ -10,7 +10,7 @@ use sluicegate_testkit::PausingFeed;
 use super::support::copies::Copies;
 use super::support::recorded::SETS;
 use super::support::{Kind, on_every_store};
-use super::{assert_answers, clock, cluster, feed, write, writer};
+use super::{assert_answers, clock, cluster, feed, wanted, write, writer};
 
 on_every_store! {
     every_answer_is_the_models_however_many_documents_and_whatever_happens_on_the_way
@@ -19,18 +19,11 @@ on_every_store! {
 /// Documents where nobody says how many.
 const DOCUMENTS: usize = 10_000;
 
-fn wanted() -> usize {
-    match std::env::var("SLUICEGATE_TEST_DOCUMENTS") {
-        Ok(text) => text.replace('_', "").parse().unwrap_or_else(|e| panic!("SLUICEGATE_TEST_DOCUMENTS={text}: {e}")),
-        Err(_) => DOCUMENTS,
-    }
-}
-
 /// One writer follows while frames come in pieces, it is held up until the server has sent all it may, a node is killed and started again,
 /// vbuckets move, and a third of them lose their last changes: these are withdrawn, and written again. What it then has not taken, another one takes.
 async fn every_answer_is_the_models_however_many_documents_and_whatever_happens_on_the_way(kind: Kind) {
     let copies = Copies::of(&SETS[0]);
-    let count = wanted().div_ceil(copies.documents).max(4) as u64;
+    let count = wanted(DOCUMENTS).div_ceil(copies.documents).max(4) as u64;
     let began = Instant::now();
     let (cluster, store) = (cluster(1024).await, kind.fresh().await);
     cluster.set_faults(|faults| faults.split_percent = 10);

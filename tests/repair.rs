@@ -15,6 +15,7 @@ use sluicegate::changes::LateCursor;
 use sluicegate::core::batch::BatchRecord;
 use sluicegate::core::verify::{RepairOptions, repair};
 use sluicegate::{BlockIndex, CacheKey, Channel, ErrorKind, ReaderConfig, ReaderNode, Sequence};
+use sluicegate_testkit::fault::{FaultStore, Faults};
 
 #[tokio::test]
 async fn a_sound_cache_is_left_alone() {
@@ -100,9 +101,9 @@ async fn without_clock_or_description_nothing_is_touched() {
     assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
 }
 
-/// Even if the feed's own is gone: that is made anew only by its name.
+/// Even if the feed's own is gone: that is made anew only by its name. Nor is that of a feed from which the cache was made before.
 #[tokio::test]
-async fn a_checkpoint_with_another_name_is_not_made() {
+async fn a_checkpoint_with_another_name_is_neither_made_nor_changed() {
     let case = Case::new(1, 512).await;
     let own = CacheKey::Checkpoint(FEED.into());
     for is_gone in [false, true] {
@@ -110,16 +111,44 @@ async fn a_checkpoint_with_another_name_is_not_made() {
         if is_gone {
             store.remove(&own, None).await.unwrap();
         }
-        let before = clock(&store).await;
-        let error = repair(store.as_ref(), &RepairOptions::default().feed("typo")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
-        assert!(error.to_string().contains(&format!("`typo`; it was made from `{FEED}`")), "{error}");
-        assert_eq!(clock(&store).await, before);
+        let (before, former) = (clock(&store).await, CacheKey::Checkpoint("former".into()));
+        put(store.as_ref(), &former, "of a former feed").await;
+        for (name, options) in [
+            ("typo", RepairOptions::default()),
+            ("former", RepairOptions::default()),
+            ("former", RepairOptions::default().from_beginning()),
+        ] {
+            let error = repair(store.as_ref(), &options.feed(name)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+            assert!(error.to_string().contains(&format!("`{name}`, but from `{FEED}`")), "{error}");
+        }
+        assert_eq!((clock(&store).await, stored(store.as_ref(), &former).await.unwrap()), (before, "of a former feed".into()));
         assert!(stored(store.as_ref(), &CacheKey::Checkpoint("typo".into())).await.is_none());
         let report = repaired(&store).await;
         assert!(report.left.is_clean() && report.repairs.is_empty() != is_gone, "{report:#?}");
         assert!(stored(store.as_ref(), &own).await.is_some());
     }
+}
+
+/// A write that the store executed and did not answer is told as what it is: done.
+#[tokio::test(start_paused = true)]
+async fn what_a_repair_did_is_told_though_the_store_did_not_answer() {
+    let (case, options) = (Case::new(1, 512).await, RepairOptions::default().feed(FEED).from_beginning());
+    let answering = FaultStore::new(case.store(false).await, 0, Faults::none());
+    let expected = repair(&answering, &options).await.unwrap();
+    let key = CacheKey::Checkpoint(FEED.into());
+    assert!(expected.repairs.iter().any(|repair| repair.key == key), "{expected:#?}");
+    let mut unanswered = 0;
+    for seed in 0..1_000 {
+        let mut faults = Faults::none();
+        faults.fail_after = 1.0 / answering.operations() as f64;
+        let faulty = FaultStore::new(case.store(false).await, seed, faults);
+        // Reads fail, too, and end it.
+        let Ok(report) = repair(&faulty, &options).await else { continue };
+        assert_eq!((&report.repairs, &report.left), (&expected.repairs, &expected.left), "seed {seed}");
+        unanswered += u64::from(faulty.operations() > answering.operations());
+    }
+    assert!(unanswered > 3, "only {unanswered} repairs went on after a write that was not answered");
 }
 
 /// A sequence whose entry is in no record any more, and a channel that shows it; in the end too, if that can be.

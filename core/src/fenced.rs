@@ -1,22 +1,18 @@
 //! Writing over what must not be merged: fenced by the term, and only over what was read.
 
-use std::time::Duration;
-
-use backon::{BackoffBuilder as _, ExponentialBuilder};
+use backon::BackoffBuilder as _;
 use bytes::Bytes;
 
 use crate::clock::Epoch;
 use crate::commit::{clock_lost, guard, read_clock};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Status};
 use crate::key::CacheKey;
+use crate::retry;
 use crate::store::{CacheStore, Expiry};
 
 /// How often one document is tried to be replaced. Only a writer that is deposed and does not know
 /// it may come in between.
 const ROUNDS: usize = 1000;
-
-/// How often a store that fails is asked for one document again.
-const RETRIES: usize = 4;
 
 /// What becomes of a document.
 #[derive(Debug)]
@@ -47,7 +43,8 @@ impl Fenced<'_> {
     }
 
     /// Reads a document and does with it what `change` says, until no one else writes it in
-    /// between; whether it was written.
+    /// between. Returns whether it was written, or may have been: a write that failed may have been
+    /// executed.
     ///
     /// The term is looked at **after** the document was read: so a writer that takes over later
     /// cannot have written what was read, and what it writes makes the compare-and-swap fail.
@@ -59,16 +56,16 @@ impl Fenced<'_> {
         key: &CacheKey,
         mut change: impl FnMut(Option<&[u8]>) -> Result<Change> + Send,
     ) -> Result<bool> {
-        let (mut removed, mut delays) = (false, delays());
+        let (mut may_be_written, mut delays) = (false, retry::delays().build());
         for _ in 0..ROUNDS {
-            match self.rewrite_once(key, &mut change).await {
-                Ok(Round::Kept) => return Ok(removed),
+            match self.rewrite_once(key, &mut change, &mut may_be_written).await {
+                Ok(Round::Kept) => return Ok(may_be_written),
                 Ok(Round::Written) => return Ok(true),
-                Ok(Round::Removed) => removed = true,
+                Ok(Round::Removed) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists) => {}
                 Err(e) if e.is_retryable() => {
                     let Some(after) = delays.next() else { return Err(e.with_context("key", key)) };
-                    tracing::warn!(error = ?e, %key, ?after, "the store failed; trying again");
+                    retry::log(&e.with_context("key", key), after);
                     tokio::time::sleep(after).await;
                 }
                 Err(e) => return Err(e.with_context("key", key)),
@@ -82,9 +79,10 @@ impl Fenced<'_> {
         &self,
         key: &CacheKey,
         change: &mut (impl FnMut(Option<&[u8]>) -> Result<Change> + Send),
+        may_be_written: &mut bool,
     ) -> Result<Round> {
         let found = match self.store.get(key).await {
-            Err(e) if self.is_in_the_way(&e) => return self.remove(key).await,
+            Err(e) if self.is_in_the_way(&e) => return self.remove(key, may_be_written).await,
             found => found?,
         };
         let change = change(found.as_ref().map(|found| found.value.as_ref()))?;
@@ -99,8 +97,11 @@ impl Fenced<'_> {
         };
         match written {
             // It lies together with what cannot be read.
-            Err(e) if self.is_in_the_way(&e) => self.remove(key).await,
-            written => written.map(|()| Round::Written),
+            Err(e) if self.is_in_the_way(&e) => self.remove(key, may_be_written).await,
+            written => {
+                *may_be_written |= is_executed_perhaps(&written);
+                written.map(|()| Round::Written)
+            }
         }
     }
 
@@ -108,10 +109,17 @@ impl Fenced<'_> {
         self.removes_unreadable && error.kind() == ErrorKind::Corrupt
     }
 
-    async fn remove(&self, key: &CacheKey) -> Result<Round> {
+    async fn remove(&self, key: &CacheKey, may_be_written: &mut bool) -> Result<Round> {
         self.check().await?;
-        self.store.remove(key, None).await.map(|()| Round::Removed)
+        let removed = self.store.remove(key, None).await;
+        *may_be_written |= is_executed_perhaps(&removed);
+        removed.map(|()| Round::Removed)
     }
+}
+
+/// Whether a write was executed, or may have been.
+fn is_executed_perhaps(written: &Result<()>) -> bool {
+    written.as_ref().err().is_none_or(|error| error.status() == Status::Indeterminate)
 }
 
 /// What one round of [`Fenced::rewrite`] did.
@@ -120,9 +128,4 @@ enum Round {
     Written,
     /// What could not be read is gone; nothing is written yet.
     Removed,
-}
-
-/// How long to wait before a failed store is asked for a document again.
-fn delays() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::default().with_min_delay(Duration::from_millis(5)).with_max_times(RETRIES).with_jitter().build()
 }

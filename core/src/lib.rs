@@ -30,6 +30,7 @@ pub mod pointer;
 #[cfg(feature = "runtime")]
 pub mod reader;
 pub mod registry;
+mod retry;
 pub mod scan;
 pub mod sequence;
 pub mod source;

@@ -10,14 +10,12 @@ use crate::document::CollectionId;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::key::{BlockIndex, CacheKey};
+use crate::retry;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::store::CacheStore;
 
 /// Sequence documents read at once.
 pub(crate) const PAGE: usize = 512;
-
-/// How often a scan tries one read.
-const TRIES: usize = 4;
 
 /// The directory of `channel`; an empty one if nothing is stored.
 ///
@@ -350,35 +348,23 @@ async fn for_each_state<S: CacheStore + ?Sized>(
     range: SequenceRange,
     mut take: impl FnMut(Arc<ChangeEntry>, BlockState) -> Result<()> + Send,
 ) -> Result<()> {
-    let directory = again(|| directory(store, channel)).await?;
+    let directory = retry::read(|| directory(store, channel)).await?;
     for range in position_ranges(&directory, codec.capacity(), range) {
         let (first, _) = Block::locate(range.first(), codec.capacity());
         let (last, _) = Block::locate(range.last(), codec.capacity());
         for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
             let base = Block::range(BlockIndex(index), codec.capacity()).first();
-            let block = again(|| block(store, codec, channel, BlockIndex(index))).await?;
+            let block = retry::read(|| block(store, codec, channel, BlockIndex(index))).await?;
             let named = block.iter().map(|(at, state)| (Sequence(base.0 + u64::from(at)), state));
             let (named, states): (Vec<Sequence>, Vec<BlockState>) = named.filter(|(s, _)| range.contains(*s)).unzip();
             for (page, states) in named.chunks(PAGE).zip(states.chunks(PAGE)) {
-                for (entry, state) in again(|| store.entries(page)).await?.into_iter().zip(states) {
+                for (entry, state) in retry::read(|| store.entries(page)).await?.into_iter().zip(states) {
                     entry.map_or(Ok(()), |entry| take(entry, *state))?;
                 }
             }
         }
     }
     Ok(())
-}
-
-/// Repeats a read that fails and may be repeated, a few times at most. A scan reads much: a caller
-/// that begins anew whenever one of its reads fails hardly gets to the end of it.
-async fn again<T, F: Future<Output = Result<T>>>(mut read: impl FnMut() -> F) -> Result<T> {
-    for _ in 1..TRIES {
-        match read().await {
-            Err(e) if e.is_retryable() => {}
-            done => return done,
-        }
-    }
-    read().await
 }
 
 /// Calls `take` with every entry stored in `range`, live or not: those that the star channels'
@@ -394,7 +380,7 @@ pub async fn for_each_stored<S: CacheStore + ?Sized>(
     range: SequenceRange,
     mut take: impl FnMut(Arc<ChangeEntry>) -> Result<()> + Send,
 ) -> Result<()> {
-    for star in stars(store).await? {
+    for star in retry::read(|| stars(store)).await? {
         for_each(store, codec, &star, range, &mut take).await?;
     }
     Ok(())
@@ -413,7 +399,7 @@ pub(crate) async fn waiting_above<S: CacheStore + ?Sized>(
 ) -> Result<Vec<(Arc<ChangeEntry>, Vec<Channel>)>> {
     let Some(range) = SequenceRange::new(high.next(), Sequence::MAX) else { return Ok(Vec::new()) };
     let mut above = Vec::new();
-    for star in stars(store).await? {
+    for star in retry::read(|| stars(store)).await? {
         let take = |entry: Arc<ChangeEntry>, state| {
             // A departure is not in the star channel, where it is marked from the beginning.
             let is_superseded = state == BlockState::Superseded && entry.in_star();
@@ -424,7 +410,8 @@ pub(crate) async fn waiting_above<S: CacheStore + ?Sized>(
     }
     for (entry, superseded) in above.iter_mut().filter(|(_, superseded)| !superseded.is_empty()) {
         for change in entry.channels() {
-            if self::state(store, codec, &change.channel, entry.position()).await? == BlockState::Superseded {
+            let state = retry::read(|| state(store, codec, &change.channel, entry.position())).await?;
+            if state == BlockState::Superseded {
                 superseded.push(change.channel.clone());
             }
         }
@@ -440,14 +427,14 @@ pub(crate) async fn waiting_above<S: CacheStore + ?Sized>(
 pub(crate) async fn shared_numbers<S: CacheStore + ?Sized>(store: &S, codec: &dyn BlockCodec) -> Result<Vec<Sequence>> {
     let mut numbers = Vec::new();
     let Some(all) = SequenceRange::new(Sequence::ZERO, Sequence::MAX) else { return Ok(numbers) };
-    for star in stars(store).await? {
-        let directory = directory(store, &star).await?;
+    for star in retry::read(|| stars(store)).await? {
+        let directory = retry::read(|| directory(store, &star)).await?;
         for range in position_ranges(&directory, codec.capacity(), all).into_iter().skip(1) {
             let (first, _) = Block::locate(range.first(), codec.capacity());
             let (last, _) = Block::locate(range.last(), codec.capacity());
             for index in directory.blocks.within(first.0, last.0).flat_map(|(a, b)| a..=b) {
                 let base = Block::range(BlockIndex(index), codec.capacity()).first();
-                let block = block(store, codec, &star, BlockIndex(index)).await?;
+                let block = retry::read(|| block(store, codec, &star, BlockIndex(index))).await?;
                 let named = block.iter().map(|(at, _)| Sequence(base.0 + u64::from(at)));
                 numbers.extend(named.filter(|position| range.contains(*position)).map(Sequence::number));
             }

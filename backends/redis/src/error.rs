@@ -37,12 +37,14 @@ impl Failure {
     /// Whether the server did not run a script that was sent by its hash: it does not know it, or
     /// the user may only send scripts whole.
     pub(crate) fn is_unknown_script(&self) -> bool {
-        self.is_refused() || matches!(self, Failure::Answered(error) if error.code() == Some("NOSCRIPT"))
+        self.is_refused_hash() || matches!(self, Failure::Answered(error) if error.code() == Some("NOSCRIPT"))
     }
 
-    /// Whether the user may not do this.
-    pub(crate) fn is_refused(&self) -> bool {
-        matches!(self, Failure::Answered(error) if error.code() == Some("NOPERM"))
+    /// Whether the user may not run scripts by their hashes.
+    pub(crate) fn is_refused_hash(&self) -> bool {
+        // What may not be done is named only in the text: the command, a key or a channel.
+        let names_it = |detail: &str| detail.to_lowercase().contains("'evalsha'");
+        matches!(self, Failure::Answered(error) if error.code() == Some("NOPERM") && error.detail().is_some_and(names_it))
     }
 
     /// Whether what the command writes may be there.

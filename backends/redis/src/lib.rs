@@ -68,8 +68,8 @@ pub struct RedisStore {
     known_rows: Arc<Mutex<KnownRows>>,
     known_pages: Arc<Mutex<KnownLengths>>,
     read_blocks: Arc<ReadBlocks>,
-    /// Whether it was logged that the user may not run scripts by their hashes.
-    warned_of_scripts: Arc<AtomicBool>,
+    /// Whether the user may not run scripts by their hashes.
+    refuses_hashes: Arc<AtomicBool>,
     proofs: Proofs,
 }
 
@@ -101,7 +101,7 @@ impl RedisStore {
             known_rows: Arc::default(),
             known_pages: Arc::default(),
             read_blocks: Arc::default(),
-            warned_of_scripts: Arc::default(),
+            refuses_hashes: Arc::default(),
             proofs,
         };
         let info = store.server_info().await?;

@@ -27,16 +27,16 @@ pub(crate) struct ReadBlocks(Mutex<Blocks>);
 
 #[derive(Debug, Default)]
 struct Blocks {
-    /// Whether anything is written over: a reader would keep blocks for nothing.
+    /// Whether blocks are written over: a reader would keep them for nothing.
     is_writing: bool,
     stored: FxHashMap<(CacheKey, Version), Bytes>,
     bytes: usize,
 }
 
 impl ReadBlocks {
-    /// Remembers a block that was read, if anything has been written over before.
+    /// Remembers a block that was read, if a block has been written over before.
     pub(crate) fn insert(&self, key: &CacheKey, version: Version, stored: &Bytes) {
-        if stored.len() < WORTH {
+        if !(WORTH..=MAX_BYTES).contains(&stored.len()) {
             return;
         }
         let mut blocks = self.0.lock();

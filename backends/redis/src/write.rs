@@ -27,10 +27,11 @@ impl RedisStore {
     pub(crate) async fn write_all(&self, writes: &[Write]) -> Vec<Result<Version>> {
         let mut commands = Commands::default();
         let mut sent = Vec::with_capacity(writes.len());
+        let sent_as = if self.refuses_hashes.load(Ordering::Relaxed) { script::Sent::Whole } else { script::Sent::Hash };
         for write in writes {
             let address = self.addresses.of(&write.key);
             let known = write.expected.and_then(|expected| self.read_blocks.take(&write.key, expected));
-            sent.push(command(write, &address, known).map(|(command, written)| {
+            sent.push(command(write, &address, known, sent_as).map(|(command, written)| {
                 commands.add(address.tag, command);
                 (written, address.shape)
             }));
@@ -63,11 +64,11 @@ impl RedisStore {
         for (place, ((write, written), answer)) in answered.zip(answers.iter()).enumerate() {
             let Some(run) = &written.run else { continue };
             if answer.as_ref().is_err_and(Failure::is_unknown_script) {
-                if answer.as_ref().is_err_and(Failure::is_refused) && !self.warned_of_scripts.swap(true, Ordering::Relaxed) {
+                if answer.as_ref().is_err_and(Failure::is_refused_hash) && !self.refuses_hashes.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         store = self.target.name,
-                        "the user may not run EVALSHA, so each block is sent a second time; give the user that right (see the \
-                         store's README)"
+                        "the user may not run EVALSHA, so scripts are sent whole with each block from now on; give the user that \
+                         right (see the store's README), then start the writer again"
                     );
                 }
                 let address = self.addresses.of(&write.key);
@@ -108,7 +109,7 @@ impl Run {
 
 /// What writes a document. Of a block that is `known` as it is stored, only the changes are sent,
 /// if that is shorter.
-fn command(write: &Write, address: &Address, known: Option<Bytes>) -> Result<(Cmd, Written)> {
+fn command(write: &Write, address: &Address, known: Option<Bytes>, sent_as: script::Sent) -> Result<(Cmd, Written)> {
     let Write { key, expected, value } = write;
     if value.len() > MAX_VALUE {
         let message = format!("a value of {} bytes is over the limit of {MAX_VALUE}", value.len());
@@ -139,7 +140,9 @@ fn command(write: &Write, address: &Address, known: Option<Bytes>) -> Result<(Cm
                 Some(patch) => Run { script: &script::PATCH_BLOCK, expected, data: patch },
                 None => Run { script: &script::REPLACE_BLOCK, expected, data: bytes },
             };
-            return Ok((run.command(script::Sent::Hash, address), Written { version, run: Some(run) }));
+            let command = run.command(sent_as, address);
+            let run = (sent_as == script::Sent::Hash).then_some(run);
+            return Ok((command, Written { version, run }));
         }
         (Shape::Counter, None) => new(value),
         (Shape::Counter, Some(_)) => return Err(only_grows(key)),

@@ -87,10 +87,11 @@ pub fn common_point(ours: &[(u64, u64)], theirs: &[(u64, u64)], seqno: u64) -> u
 }
 
 /// Start and end of the snapshot in which a partition at `seqno` is when the snapshot `next`
-/// begins. If the one `before` has not ended, both count as one: what the former left out is
-/// complete only where it ends.
+/// begins. If the partition is within the one `before`, both count as one: what the former left out
+/// is complete only where it ends. Of a snapshot of which nothing has come, nothing is left out.
 pub fn begun_snapshot(seqno: u64, before: (u64, u64), next: (u64, u64)) -> (u64, u64) {
-    if seqno == before.1 { next } else { (before.0.min(next.0), before.1.max(next.1)) }
+    let is_within = seqno > 0 && seqno >= before.0 && seqno != before.1;
+    if is_within { (before.0.min(next.0), before.1.max(next.1)) } else { next }
 }
 
 /// Position of one partition.
@@ -288,6 +289,17 @@ mod tests {
         assert!(!at.is_complete());
         at.roll_back(4);
         assert_eq!((at.seqno, at.snapshot_start, at.snapshot_end), (4, 4, 4));
+    }
+
+    #[test]
+    fn a_snapshot_of_which_nothing_has_come_does_not_count() {
+        for (before, seqno) in [((0, 9), 0), ((5, 9), 4)] {
+            let mut at = PartitionPosition { seqno, ..Default::default() };
+            (at.snapshot_start, at.snapshot_end) = before;
+            at.begin_snapshot(seqno, seqno + 2);
+            assert_eq!((at.snapshot_start, at.snapshot_end), (seqno, seqno + 2));
+        }
+        assert_eq!(begun_snapshot(5, (5, 9), (6, 8)), (5, 9), "one event of it has come");
     }
 
     #[test]

@@ -114,9 +114,9 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
             let message = format!("the cache has no checkpoint of a feed `{feed}`, so there is no position to reset");
             return Err(Error::config(message).with_next_step(name));
         }
-        // A repair would make one.
-        if !is_there && let Some(other) = other_checkpoint(store, feed).await? {
-            let message = format!("the cache has no checkpoint of a feed `{feed}`; it was made from {other}");
+        // A repair would make one, or change that of a feed from which the cache was made before.
+        if let Some(other) = other_checkpoint(store, feed, is_there).await? {
+            let message = format!("the cache is not made from a feed with the checkpoint `{feed}`, but from {other}");
             return Err(Error::config(message).with_next_step(name));
         }
     }
@@ -145,8 +145,8 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
 }
 
 /// The name of the checkpoint that the cache has, as far as that is known, unless it is `name`. It
-/// is recorded; of a cache of format version 1, only the checkpoint itself tells.
-async fn other_checkpoint(store: &dyn CacheStore, name: &str) -> Result<Option<String>> {
+/// is recorded; of a cache of format version 1, only the checkpoint itself tells, if it `is_there`.
+async fn other_checkpoint(store: &dyn CacheStore, name: &str, is_there: bool) -> Result<Option<String>> {
     let meta = match store.get(&CacheKey::Meta).await {
         // A finding of its own, and then nothing is repaired.
         Err(e) if e.kind() == ErrorKind::Corrupt => None,
@@ -154,7 +154,7 @@ async fn other_checkpoint(store: &dyn CacheStore, name: &str) -> Result<Option<S
     };
     Ok(match meta {
         Some(Meta { checkpoint: Some(other), .. }) => (other != name).then(|| format!("`{other}`")),
-        Some(meta) if meta.format == 1 => Some("another one".to_owned()),
+        Some(meta) if meta.format == 1 && !is_there => Some("another one".to_owned()),
         _ => None,
     })
 }

@@ -44,6 +44,7 @@ use crate::engine::{Assembler, WriterStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, FeedStart, PartitionId, PositionTracker};
 use crate::key::{BlockIndex, CacheKey};
+use crate::retry::log as log_retry;
 use crate::sequence::{RangeSet, Sequence};
 use crate::store::{CacheStore, Versioned};
 
@@ -438,10 +439,6 @@ fn backoff(config: &WriterConfig) -> ExponentialBuilder {
         .with_total_delay(Some(Duration::from_millis(config.give_up_after_ms)))
         .without_max_times()
         .with_jitter()
-}
-
-fn log_retry(error: &Error, after: Duration) {
-    tracing::warn!(?error, ?after, "the store failed; trying again");
 }
 
 /// Says what to do about a stored document that is corrupt. The clock and the cache's description

@@ -43,8 +43,8 @@ impl Fenced<'_> {
     }
 
     /// Reads a document and does with it what `change` says, until no one else writes it in
-    /// between. Returns whether it was written, or may have been: a write that failed may have been
-    /// executed.
+    /// between. Returns whether it was written, or may have been: a write that failed or was refused
+    /// may have been executed.
     ///
     /// The term is looked at **after** the document was read: so a writer that takes over later
     /// cannot have written what was read, and what it writes makes the compare-and-swap fail.
@@ -117,9 +117,11 @@ impl Fenced<'_> {
     }
 }
 
-/// Whether a write was executed, or may have been.
+/// Whether a write was executed, or may have been. A client of the store that repeats it by itself
+/// is told of the version that it has written.
 fn is_executed_perhaps(written: &Result<()>) -> bool {
-    written.as_ref().err().is_none_or(|error| error.status() == Status::Indeterminate)
+    let is_refused = |error: &Error| matches!(error.kind(), ErrorKind::Conflict | ErrorKind::AlreadyExists);
+    written.as_ref().err().is_none_or(|error| is_refused(error) || error.status() == Status::Indeterminate)
 }
 
 /// What one round of [`Fenced::rewrite`] did.

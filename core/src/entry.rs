@@ -130,6 +130,24 @@ impl ChangeEntry {
         ChangeEntry::versioned(sequence, document, revision, "", flags)
     }
 
+    /// An entry of nothing, for the place of one that is moved.
+    pub(crate) fn empty() -> Self {
+        ChangeEntry {
+            sequence: Sequence::ZERO,
+            text: Box::default(),
+            document_len: 0,
+            revision_len: 0,
+            collection: CollectionId::default(),
+            flags: EntryFlags::default(),
+            slot: 0,
+            partition: PartitionId::default(),
+            seqno: PartitionSeqno::default(),
+            cas: 0,
+            channels: SmallVec::new(),
+            supersedes: SequenceList::new(),
+        }
+    }
+
     /// As [`new`](Self::new), with the revision's current version, `VERSION@SOURCE` in the form
     /// that clients see; empty if it has none.
     ///

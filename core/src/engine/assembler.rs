@@ -194,7 +194,13 @@ impl Assembler {
 
     /// Takes one decoded mutation. Returns whether the mutation is a new document, whose entry will
     /// be stored.
-    pub fn apply(&mut self, decoded: Decoded, now: Duration) -> bool {
+    pub fn apply(&mut self, mut decoded: Decoded, now: Duration) -> bool {
+        self.take(&mut decoded, now)
+    }
+
+    /// As [`apply`](Self::apply), and leaves of a document only an empty one. It is large: it would
+    /// be copied several times.
+    pub(crate) fn take(&mut self, decoded: &mut Decoded, now: Duration) -> bool {
         self.stats.received += 1;
         match decoded {
             Decoded::Document(document) => return self.document(document, true, now),
@@ -207,14 +213,14 @@ impl Assembler {
                 let arrival = self.sequencer.arrived(principal.sequence, now);
                 if self.count(arrival).is_new() {
                     self.stats.principals += 1;
-                    let (sequence, kind, name) = (principal.sequence, principal.kind, principal.name);
+                    let (sequence, kind, name) = (principal.sequence, principal.kind, std::mem::take(&mut principal.name));
                     self.principals.push(PrincipalChange { sequence, kind, name });
                 }
             }
-            Decoded::Unused(range) => self.stats.unused += self.sequencer.unused(range, now),
+            Decoded::Unused(range) => self.stats.unused += self.sequencer.unused(*range, now),
             Decoded::Counter(counter) => {
                 self.stats.ignored += 1;
-                self.sequencer.counter(counter, now);
+                self.sequencer.counter(*counter, now);
             }
             Decoded::Ignored(Ignored::OtherDatabase(_)) => self.stats.other_database += 1,
             Decoded::Ignored(Ignored::OtherCollection(_)) => self.stats.other_collection += 1,
@@ -226,17 +232,17 @@ impl Assembler {
 
     /// Takes a document. A document that is not shown accounts for its sequences, too. Returns
     /// whether its entry will be stored.
-    fn document(&mut self, mut document: DecodedDocument, is_shown: bool, now: Duration) -> bool {
-        if self.is_reused || document.entry.is_low() || self.has_low_departure(&document) {
+    fn document(&mut self, document: &mut DecodedDocument, is_shown: bool, now: Duration) -> bool {
+        if self.is_reused || document.entry.is_low() || self.has_low_departure(document) {
             self.is_reused = true;
-            reach_all(&mut document);
+            reach_all(document);
         }
         let DecodedDocument { entry, unused, departures, accounted, left_out, names_all_channels: _ } = document;
         if let Some(left_out) = left_out {
             self.stats.bad_channels += left_out.channels;
             self.stats.cut_numbers += left_out.sequences;
         }
-        for sequence in unused {
+        for sequence in unused.iter().copied() {
             // A counter that was lost allocates a number again at which the document left a
             // channel. This write did not use the number, and the departure has it.
             if !departures.iter().any(|departure| departure.sequence == sequence) {
@@ -249,11 +255,11 @@ impl Assembler {
         let mut is_early = self.sequencer.holds()
             && !self.is_reused
             && entry.supersedes().iter().all(|position| position.slot() == 0)
-            && are_apart(&entry, &departures);
+            && are_apart(entry, departures);
         let mut departed = Vec::new();
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
             let left = departures.iter().map(|departure| departure.sequence);
-            earlier.extend(entry.supersedes().iter().copied().chain(accounted).chain(left));
+            earlier.extend(entry.supersedes().iter().copied().chain(accounted.iter().copied()).chain(left));
             // The sequence of an entry in a slot is accounted for by another document. Only a
             // departure that has been readmitted there is new.
             earlier.retain(|position| position.slot() == 0 || departures.iter().any(|d| d.sequence == *position));
@@ -267,7 +273,7 @@ impl Assembler {
             };
             is_early &= arrival.is_new();
             if arrival.is_new() {
-                match departure_entry(&entry, old, &departures, self.is_reused) {
+                match departure_entry(entry, old, departures, self.is_reused) {
                     Some(departure) => {
                         self.sequencer.forget_readmitted(old);
                         departed.push((departure, arrival));
@@ -289,7 +295,7 @@ impl Assembler {
         let arrival = self.sequencer.arrived_at(entry.position(), now);
         let is_new = self.count(arrival).is_new();
         if is_new {
-            self.store(entry, arrival, is_early);
+            self.store(std::mem::replace(entry, ChangeEntry::empty()), arrival, is_early);
         }
         is_new
     }

@@ -15,8 +15,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 
 pub use identity::FeedIdentity;
-#[cfg(feature = "runtime")]
-pub(crate) use position::least_missed;
 pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds, begun_snapshot, common_point};
 #[cfg(feature = "runtime")]
 pub use shared::{SharedFeed, Strangers, Territory};

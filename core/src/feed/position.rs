@@ -6,17 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{FeedEvent, PartitionId, PartitionSeqno};
 
-/// Of ascending places, which one to forget so that fewer are left the farther they are back: its neighbours are close to one another, as seen from the
-/// newest. The first and the newest stay, if there are more than two.
-pub(crate) fn least_missed(places: &[u64]) -> usize {
-    let newest = places.last().copied().unwrap_or(0);
-    let gap = |at: usize| u128::from(places[at + 1] - places[at - 1]);
-    let age = |at: usize| u128::from(newest - places[at - 1]);
-    let between = 1..places.len().saturating_sub(1);
-    between.min_by(|a, b| (gap(*a) * age(*b)).cmp(&(gap(*b) * age(*a)))).unwrap_or(0)
-}
-
 /// Seqnos at which snapshots of a partition ended, some of those that were taken: the farther back, the fewer.
+///
+/// Which are kept depends on their numbers only: of each [level](Self::LEVELS), the last one before the newest multiple. So two that follow the same
+/// partition, and stopped near one another, mostly have one in common that is not far back.
 ///
 /// Only there nothing was left out: within a snapshot the producer leaves out changes of keys that have a later one in it. Whoever goes back to another
 /// place may never get what was left out before it, if the later change is lost.
@@ -25,8 +18,11 @@ pub(crate) fn least_missed(places: &[u64]) -> usize {
 pub struct SnapshotEnds(Vec<u64>);
 
 impl SnapshotEnds {
-    /// So many are remembered.
-    const MOST: usize = 8;
+    /// Exponents of two: the last end before the newest multiple of each power is kept.
+    const LEVELS: [u32; 9] = [0, 3, 6, 9, 12, 15, 18, 21, 24];
+
+    /// The limit: that of each level, and the newest.
+    const MOST: usize = Self::LEVELS.len() + 1;
 
     /// Remembers one; it must be above all others, and is left out otherwise.
     pub fn push(&mut self, seqno: u64) {
@@ -35,7 +31,8 @@ impl SnapshotEnds {
         }
         self.0.push(seqno);
         if self.0.len() > Self::MOST {
-            self.0.remove(least_missed(&self.0));
+            let kept = Self::LEVELS.map(|level| self.up_to((seqno >> level << level).saturating_sub(1)));
+            self.0.retain(|end| *end == seqno || kept.contains(&Some(*end)));
         }
     }
 
@@ -426,11 +423,30 @@ mod tests {
         let mut ends = SnapshotEnds::default();
         (1..=100_000).for_each(|n| ends.push(n * 10));
         ends.push(7);
-        assert_eq!((ends.0.len(), ends.0[0], ends.0[7]), (SnapshotEnds::MOST, 10, 1_000_000));
-        let ages: Vec<u64> = ends.0.iter().map(|end| 1_000_000 - end).collect();
-        assert!(ages.windows(2).all(|two| two[0] <= 40 * two[1].max(1)), "{ages:?}");
-        ends.forget_after(500_000);
-        assert!(ends.up_to(1_000_000).is_some_and(|end| end <= 500_000));
-        assert_eq!(ends.up_to(9), None);
+        assert!(ends.0.starts_with(&[786_430, 983_030, 999_420, 999_930]), "{ends:?}");
+        assert!(ends.0.ends_with(&[999_990, 1_000_000]) && ends.0.len() <= SnapshotEnds::MOST, "{ends:?}");
+        ends.forget_after(900_000);
+        assert_eq!((ends.up_to(1_000_000), ends.up_to(786_429)), (Some(786_430), None));
+    }
+
+    #[test]
+    fn two_that_stopped_near_one_another_have_an_end_in_common_that_is_near() {
+        let (mut ends, mut all) = (SnapshotEnds::default(), Vec::new());
+        let mut last = 0;
+        for n in 0..20_000u64 {
+            last += 1 + n * n % 17;
+            ends.push(last);
+            all.push(ends.clone());
+        }
+        for lag in [1, 4, 30, 200] {
+            let mut back = 0;
+            for (one, other) in all.iter().zip(&all[lag..]) {
+                let newest = one.0.last().copied().unwrap_or(0);
+                let common = one.0.iter().rev().find(|end| other.contains(**end));
+                back += newest - common.copied().unwrap_or(0);
+            }
+            let (mean, apart) = (back / (all.len() - lag) as u64, lag as u64 * last / all.len() as u64);
+            assert!(mean < 10 * apart, "{lag} ends, {apart}, apart: {mean} back");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::batch::{Checkpoint, Floor};
-use crate::feed::{FeedPosition, PartitionId, least_missed};
+use crate::feed::{FeedPosition, PartitionId};
 
 /// Floors that are remembered, at most.
 const MOST: usize = 16;
@@ -49,6 +49,16 @@ impl Floors {
         let at = |partition: &PartitionId| position.partitions.get(partition).map_or(0, |at| at.seqno);
         self.newest(|began| began.partitions.iter().all(|(partition, began)| began.seqno <= at(partition)))
     }
+}
+
+/// Of ascending places, which one to forget so that fewer are left the farther they are back: its neighbours are close to one another, as seen from the
+/// newest. The first and the newest stay, if there are more than two.
+fn least_missed(places: &[u64]) -> usize {
+    let newest = places.last().copied().unwrap_or(0);
+    let gap = |at: usize| u128::from(places[at + 1] - places[at - 1]);
+    let age = |at: usize| u128::from(newest - places[at - 1]);
+    let between = 1..places.len().saturating_sub(1);
+    between.min_by(|a, b| (gap(*a) * age(*b)).cmp(&(gap(*b) * age(*a)))).unwrap_or(0)
 }
 
 #[cfg(test)]

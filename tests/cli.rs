@@ -289,9 +289,8 @@ fn a_sound_cache_is_not_repaired() {
 }
 
 #[test]
-fn a_repair_can_forget_the_feeds_position_if_it_knows_the_feed() {
+fn a_repair_can_forget_the_feeds_position() {
     assert_fails(run(&["verify", "--from-beginning"]), 2, &["--repair"]);
-    assert_fails(run(&["verify", "--repair", "--from-beginning"]), 2, &["--checkpoint"]);
     assert_fails(run(&["verify", "--repair"]), 1, &["holds no cache"]);
     let (code, out, _) = ended(run(&["verify", "--repair", "--from-beginning", "--feed", &small()]));
     assert_eq!(code, 0, "{out}");
@@ -565,9 +564,26 @@ fn several_databases_that_are_not_named_are_noticed() {
 }
 
 #[test]
-fn a_position_that_is_not_there_cannot_be_forgotten() {
+fn the_name_of_another_checkpoint_is_refused() {
     let args = ["verify", "--repair", "--from-beginning", "--checkpoint", "nosuchfeed", "--feed", &small()];
-    assert_fails(run(&args), 2, &["nosuchfeed", "no checkpoint"]);
+    assert_fails(run(&args), 2, &["nosuchfeed", "but from `replay:"]);
+    let args = ["verify", "--checkpoint", "nosuchfeed", "--feed", &small()];
+    assert_fails(run(&args), 2, &["nosuchfeed", "but from `replay:"]);
+}
+
+/// The wrong bucket, for example.
+#[test]
+fn a_feed_without_a_document_of_the_gateway_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("others.ndjson");
+    let line =
+        |n: u64| format!(r#"{{"n":{n},"vb":1,"op":"mutation","cas":"{n}","datatype":1,"coll":0,"key":"other-{n}","body":{{}}}}"#);
+    std::fs::write(&file, (1..=3).map(|n| line(n) + "\n").collect::<String>()).unwrap();
+    let warning = "none of the feed's events is a document of the gateway's database";
+    let (code, _, log) = ended(run(&["run", "--feed", &format!("replay:{}", file.display())]));
+    assert!(code == 0 && log.contains(warning) && log.contains("events=3"), "{log}");
+    let (code, _, log) = ended(run(&["run", "--feed", &small()]));
+    assert!(code == 0 && !log.contains(warning), "{log}");
 }
 
 /// By default those of all databases of the recording.

@@ -97,8 +97,24 @@ async fn without_clock_or_description_nothing_is_touched() {
             assert_eq!(stored(store.as_ref(), &block).await.unwrap(), "");
         }
     }
-    let error = repair(case.store(false).await.as_ref(), &RepairOptions::default().from_beginning()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+}
+
+/// The cache records its name.
+#[tokio::test]
+async fn the_checkpoint_is_repaired_and_forgotten_without_its_name() {
+    let (case, key) = (Case::new(1, 512).await, CacheKey::Checkpoint(FEED.into()));
+    for damage in [false, true] {
+        let store = case.store(false).await;
+        let mut options = RepairOptions::default();
+        if damage {
+            garble(store.as_ref(), &key).await;
+        } else {
+            options = options.from_beginning();
+        }
+        let report = repair(store.as_ref(), &options).await.unwrap();
+        assert!(report.left.is_clean() && report.repairs.len() == 1 && report.repairs[0].key == key, "{report:#?}");
+        assert_eq!(clock(&store).await.checkpoint, 0);
+    }
 }
 
 /// Even if the feed's own is gone: that is made anew only by its name. Nor is that of a feed from which the cache was made before.

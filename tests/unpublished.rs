@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::feed::MutationKind;
 use sluicegate::pointer::Supersession;
-use sluicegate::verify::{Finding, Problem, VerifyOptions, verify};
+use sluicegate::verify::{Finding, Problem, RepairOptions, VerifyOptions, repair, verify};
 use sluicegate::{
     CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Sequence,
     Writer, WriterConfig,
@@ -234,13 +234,16 @@ async fn check_held_purge(points: &[(Step, u64)], supersession: Supersession, is
     drop(pauses);
     assert_eq!(task.await.unwrap().unwrap_err().kind(), ErrorKind::Fenced, "{what}");
     run(store.clone(), &[&all, &[of("f", d + 2)]], supersession).await.unwrap();
-    for channel in ["a", "*"] {
-        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
-        let options = ChangesOptions::new().delivery(Delivery::Eager);
-        let answer = reader.changes(&[Channel::new(channel).unwrap()], &options).await.unwrap().answer();
-        let rows: Vec<u64> = answer.rows.iter().map(|row| row.id.sequence.0).collect();
-        assert_eq!(rows, [1, d + 1, d + 2], "{what}");
-    }
+    let check_rows = async |what: &str| {
+        for channel in ["a", "*"] {
+            let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+            let options = ChangesOptions::new().delivery(Delivery::Eager);
+            let answer = reader.changes(&[Channel::new(channel).unwrap()], &options).await.unwrap().answer();
+            let rows: Vec<u64> = answer.rows.iter().map(|row| row.id.sequence.0).collect();
+            assert_eq!(rows, [1, d + 1, d + 2], "{what}");
+        }
+    };
+    check_rows(&what).await;
     // A check names the rows that the held writer added to blocks.
     let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
     let is_stray = |finding: &Finding| match finding.problem {
@@ -249,6 +252,9 @@ async fn check_held_purge(points: &[(Step, u64)], supersession: Supersession, is
         _ => false,
     };
     assert!(report.findings.iter().all(is_stray), "{what}: {:#?}", report.findings);
+    let report = repair(store.as_ref(), &RepairOptions::default()).await.unwrap();
+    assert!(report.left.is_clean() && report.lost().count() == 0, "{what}: {report:#?}");
+    check_rows(&format!("{what}, after a repair")).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -267,7 +273,6 @@ async fn a_writer_held_while_another_one_carries_out_a_purge_does_no_harm() {
 #[tokio::test(start_paused = true)]
 async fn a_list_of_commits_that_cannot_be_read_is_removed_by_a_repair() {
     use sluicegate::store::Expiry;
-    use sluicegate::verify::{RepairOptions, repair};
     let case = cases().remove(0);
     for garbage in ["{", r#"{"epoch":{"counter":9,"writer":1},"batches":[]}"#] {
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());

@@ -22,7 +22,8 @@ interrupted leaves it there. The columns:
              they are handed, of blocks the changes, without directories; counted in another run
   peak MiB   of the process: a store in memory is in it, a server is not
   log lines  of the writer and the store, as `run` would print them
-  / in order the column before it, divided by that of the order of the sequences";
+  / in order the column before it, divided by that of the order of the sequences in the same round;
+             the median of the rounds";
 
 /// Measures on the loads of the gateway's own cache benchmark: rates, CPU seconds, memory; then
 /// reads. Everything on the memory store, but `cold` on each store given by --store on the command
@@ -34,8 +35,8 @@ pub(crate) struct BenchArgs {
     #[arg(value_enum)]
     which: Vec<Which>,
     /// Documents of each writing load
-    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
-    documents: usize,
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    documents: u64,
     /// Sequences of the channel in `deep`
     #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(100_000..))]
     sequences: u64,
@@ -135,7 +136,7 @@ pub(crate) async fn run(args: BenchArgs, session: Session) -> Outcome<Exit> {
         results.rates.push(Rate { per_second: median.rate(), per_cpu_second: median.rate_per_cpu(), median, ratio });
     }
     if wanted(Which::Cold) {
-        let orders = Orders { documents: args.documents as u64, chunks: &args.chunk, rounds: args.rounds };
+        let orders = Orders { documents: args.documents, chunks: &args.chunk, rounds: args.rounds };
         results.cold = cold::run(&orders, &session).await?;
     }
     if wanted(Which::Tail) {
@@ -157,7 +158,7 @@ pub(crate) async fn run(args: BenchArgs, session: Session) -> Outcome<Exit> {
 }
 
 fn loads(args: &BenchArgs, wanted: impl Fn(Which) -> bool) -> Vec<Load> {
-    let base = PeerLoad { documents: args.documents, ..PeerLoad::default() };
+    let base = PeerLoad { documents: args.documents as usize, ..PeerLoad::default() };
     let four = PeerLoad { channels_per_document: 4, ..base.clone() };
     let mut loads = Vec::new();
     let mut add = |name, load: &PeerLoad, kind, against| loads.push(Load { name, load: load.clone(), kind, against });
@@ -173,7 +174,7 @@ fn loads(args: &BenchArgs, wanted: impl Fn(Which) -> bool) -> Vec<Load> {
         add("decoded, 4 channels", &four, Kind::Decoded, Some("decoded, 1 channel"));
     }
     if wanted(Which::Scaling) {
-        let half = PeerLoad { documents: args.documents / 2, ..base.clone() };
+        let half = PeerLoad { documents: base.documents.div_ceil(2), ..base.clone() };
         add("half the documents", &half, Kind::Raw, None);
         add("all documents", &base, Kind::Raw, Some("half the documents"));
         add("twice the channels", &PeerLoad { channels: 2_000, ..base.clone() }, Kind::Raw, Some("all documents"));

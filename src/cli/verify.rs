@@ -1,8 +1,8 @@
 //! `sluicegate verify`: whether a cache keeps its own rules, and making it do so.
 
 use clap::Args;
+use sluicegate::CacheStore;
 use sluicegate::core::verify::{Action, RepairOptions, RepairReport, VerifyOptions, VerifyReport, repair, verify};
-use sluicegate::{CacheStore, Error};
 
 use super::output::{Outcome, Table, grouped, json, text};
 use super::session::{Session, Which};
@@ -15,7 +15,8 @@ pub(crate) struct VerifyArgs {
     /// The database, if several are served
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
-    /// Also check the checkpoint of this feed, named as `sluicegate run` names it; with --feed it is checked anyway
+    /// Name of the checkpoint to check, as `sluicegate run` gives it. By default that which the cache records; caches of older versions do not
+    /// record it
     #[arg(long, value_name = "NAME")]
     checkpoint: Option<String>,
     /// Rebuild what is wrong from what is sound, and check again; exit code 3 if something is left. A writer that runs is fenced: stop it first
@@ -49,9 +50,6 @@ pub(crate) async fn run(args: VerifyArgs, session: Session) -> Outcome<Exit> {
 }
 
 async fn repaired(args: VerifyArgs, store: &dyn CacheStore, verify: VerifyOptions) -> Outcome<Exit> {
-    if args.from_beginning && verify.feed.is_none() {
-        return Err(Error::config("--from-beginning needs the feed's name; give it with --checkpoint").into());
-    }
     let mut options = RepairOptions::default();
     (options.verify, options.from_beginning) = (verify, args.from_beginning);
     let report = repair(store, &options).await?;
@@ -88,7 +86,7 @@ fn repairs(report: &RepairReport) -> String {
 
 const LOST: &str = "\
 To get back what is lost, let a writer read the feed from its beginning:
-  sluicegate verify --repair --from-beginning --checkpoint NAME, then sluicegate run.
+  sluicegate verify --repair --from-beginning, with the same --store, then sluicegate run.
 Or make the cache anew in another namespace.
 ";
 

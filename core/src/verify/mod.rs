@@ -33,8 +33,8 @@ pub use repair::{RepairOptions, RepairReport, repair};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct VerifyOptions {
-    /// The feed whose checkpoint is checked, as [`FeedInfo::checkpoint_name`](crate::feed::FeedInfo::checkpoint_name) gives it. Nothing else
-    /// tells a checkpoint's key.
+    /// The feed whose checkpoint is checked, as [`FeedInfo::checkpoint_name`](crate::feed::FeedInfo::checkpoint_name) gives it. By default that
+    /// which the cache records; builds of before did not record it, and then the checkpoint is not checked.
     pub feed: Option<String>,
     /// Findings reported at most; the rest is counted.
     pub max_findings: usize,
@@ -98,10 +98,54 @@ impl VerifyReport {
 /// Cancel safe; may be repeated. It reads every document of the cache about once.
 ///
 /// # Errors
-/// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec; what the store says if it cannot be read.
-/// What is wrong with the cache itself is in the report.
+/// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec, or if the cache is made from a feed with
+/// another checkpoint; what the store says if it cannot be read. What is wrong with the cache itself is in the report.
 pub fn verify<'a>(store: &'a dyn CacheStore, options: &'a VerifyOptions) -> BoxFuture<'a, Result<VerifyReport>> {
-    Box::pin(async { Ok(look(store, options).await?.report) })
+    Box::pin(async {
+        let options = with_checkpoint(store, options).await?;
+        Ok(look(store, &options).await?.report)
+    })
+}
+
+/// The options with the name of the checkpoint that the cache has, as far as that is known: it is
+/// recorded; of a cache of format version 1, only the checkpoint itself tells.
+///
+/// # Errors
+/// `ConfigInvalid` if another one is named.
+async fn with_checkpoint(store: &dyn CacheStore, options: &VerifyOptions) -> Result<VerifyOptions> {
+    let mut options = options.clone();
+    let meta = match store.get(&CacheKey::Meta).await {
+        // A finding of its own.
+        Err(e) if e.kind() == ErrorKind::Corrupt => None,
+        stored => stored?.and_then(|stored| Meta::from_bytes(&stored.value).ok()),
+    };
+    let Some(meta) = meta else { return Ok(options) };
+    let other = match (&options.feed, meta.checkpoint) {
+        (Some(name), Some(own)) => (*name != own).then(|| format!("`{own}`")),
+        (Some(name), None) => {
+            let is_other = meta.format == 1 && !is_there(store, name).await?;
+            is_other.then(|| "another one".to_owned())
+        }
+        (None, own) => {
+            options.feed = own;
+            None
+        }
+    };
+    let (Some(name), Some(other)) = (&options.feed, other) else { return Ok(options) };
+    let message = format!("the cache is not made from a feed with the checkpoint `{name}`, but from {other}");
+    Err(Error::config(message).with_next_step(NAMED))
+}
+
+/// What to do about a wrong name.
+const NAMED: &str = "give the name as `sluicegate run` tells it when it starts, such as dcp:BUCKET";
+
+/// Whether there is a checkpoint with this name.
+async fn is_there(store: &dyn CacheStore, name: &str) -> Result<bool> {
+    match store.get(&CacheKey::Checkpoint(name.to_owned())).await {
+        // A document that the store itself cannot read exists.
+        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(true),
+        stored => Ok(stored?.is_some()),
+    }
 }
 
 /// A look at a cache, and what it was looked at with.

@@ -16,7 +16,7 @@ pub(super) use crate::fenced::Change;
 use crate::fenced::Fenced;
 use crate::key::CacheKey;
 use crate::meta::Meta;
-use crate::sequence::Sequence;
+use crate::sequence::{RangeSet, Sequence};
 use crate::store::CacheStore;
 
 /// One pass over a cache.
@@ -104,6 +104,13 @@ impl<'a> Pass<'a> {
     /// Whether everything about the entry must be stored: it is promised, or in a published record.
     pub(super) fn is_required(&self, sequence: Sequence) -> bool {
         self.is_promised(sequence) || self.published.batches.contains_key(&sequence)
+    }
+
+    /// Whether readers leave out what blocks say of a sequence whose document is not there: it is
+    /// given up, and neither `lost` nor in a published record. A deposed writer has stored it.
+    pub(super) fn is_left_out(&self, sequence: Sequence, lost: &RangeSet) -> bool {
+        let Published { given_up, batches, .. } = &self.published;
+        given_up.contains(sequence.0) && !batches.contains_key(&sequence) && !lost.contains(sequence.0)
     }
 
     /// What is at a key; or what is wrong with it, where the store itself cannot read it.

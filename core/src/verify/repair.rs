@@ -5,13 +5,12 @@ use serde::Serialize;
 
 use super::findings::{Action, Repair};
 use super::sweep::Sweep;
-use super::{Look, Opened, VerifyOptions, VerifyReport, look, open};
+use super::{Look, NAMED, Opened, VerifyOptions, VerifyReport, is_there, look, open, with_checkpoint};
 use crate::clock::{Epoch, PublishedClock};
 use crate::commit::{clock_lost, guard, stamp_checkpoint, update};
 use crate::coordinate::next_epoch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
-use crate::meta::Meta;
 use crate::sequence::Sequence;
 use crate::store::CacheStore;
 
@@ -22,10 +21,10 @@ const ROUNDS: usize = 4;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RepairOptions {
-    /// What to check, and how much to report. The checkpoint is looked at only if its feed is named here.
+    /// What to check, and how much to report.
     pub verify: VerifyOptions,
     /// Forget the feed's position, so that the next writer reads the feed from its beginning: what is lost is then taken again, as late. Needs
-    /// the name of the feed.
+    /// the name of the feed, if the cache does not record it.
     pub from_beginning: bool,
 }
 
@@ -99,25 +98,16 @@ pub fn repair<'a>(store: &'a dyn CacheStore, options: &'a RepairOptions) -> BoxF
 }
 
 async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<RepairReport> {
-    if options.from_beginning && options.verify.feed.is_none() {
-        return Err(Error::config("to forget the feed's position, the name of the feed must be given"));
-    }
-    if let Some(feed) = options.verify.feed.as_deref() {
-        let key = CacheKey::Checkpoint(feed.to_owned());
-        let is_there = match store.get(&key).await {
-            // A document that the store itself cannot read exists, and is reset.
-            Err(e) if e.kind() == ErrorKind::Corrupt => true,
-            stored => stored?.is_some(),
+    let mut options = options.clone();
+    options.verify = with_checkpoint(store, &options.verify).await?;
+    let options = &options;
+    if options.from_beginning {
+        let Some(feed) = options.verify.feed.as_deref() else {
+            return Err(Error::config("to forget the feed's position, the name of the feed must be given").with_next_step(NAMED));
         };
-        let name = "give the name as `sluicegate run` tells it when it starts, such as dcp:BUCKET";
-        if options.from_beginning && !is_there {
+        if !is_there(store, feed).await? {
             let message = format!("the cache has no checkpoint of a feed `{feed}`, so there is no position to reset");
-            return Err(Error::config(message).with_next_step(name));
-        }
-        // A repair would make one, or change that of a feed from which the cache was made before.
-        if let Some(other) = other_checkpoint(store, feed, is_there).await? {
-            let message = format!("the cache is not made from a feed with the checkpoint `{feed}`, but from {other}");
-            return Err(Error::config(message).with_next_step(name));
+            return Err(Error::config(message).with_next_step(NAMED));
         }
     }
     let mut found = look(store, &options.verify).await?;
@@ -142,21 +132,6 @@ async fn repair_all(store: &dyn CacheStore, options: &RepairOptions) -> Result<R
     }
     report.left = found.report;
     Ok(report)
-}
-
-/// The name of the checkpoint that the cache has, as far as that is known, unless it is `name`. It
-/// is recorded; of a cache of format version 1, only the checkpoint itself tells, if it `is_there`.
-async fn other_checkpoint(store: &dyn CacheStore, name: &str, is_there: bool) -> Result<Option<String>> {
-    let meta = match store.get(&CacheKey::Meta).await {
-        // A finding of its own, and then nothing is repaired.
-        Err(e) if e.kind() == ErrorKind::Corrupt => None,
-        stored => stored?.and_then(|stored| Meta::from_bytes(&stored.value).ok()),
-    };
-    Ok(match meta {
-        Some(Meta { checkpoint: Some(other), .. }) => (other != name).then(|| format!("`{other}`")),
-        Some(meta) if meta.format == 1 && !is_there => Some("another one".to_owned()),
-        _ => None,
-    })
 }
 
 /// Begins a term: whoever wrote before can publish no more. Nor can it store the checkpoint any more, if that is known: one ahead of the

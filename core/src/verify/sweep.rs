@@ -489,7 +489,11 @@ impl<'p, 'a> Sweep<'p, 'a> {
         let mut lost: BTreeMap<Sequence, Channel> = BTreeMap::new();
         for channel in &channels {
             self.find_older(&mut window, channel).await?;
-            let doubt = window.doubt(channel, |sequence| self.pass.is_required(sequence));
+            let star = self.seen.get(Channel::shared_star(channel.collection())).and_then(|star| star.directory.as_ref());
+            // Where that is not known, nothing is taken for left out.
+            let known_lost = star.map_or_else(|| RangeSet::from(vec![(0, u64::MAX)]), |star| star.lost.clone());
+            let is_needed = |sequence: Sequence| self.pass.is_required(sequence) && !self.pass.is_left_out(sequence, &known_lost);
+            let doubt = window.doubt(channel, is_needed);
             let listed = self.lists(channel, window.index);
             let Some(seen) = self.seen.get_mut(channel) else { continue };
             seen.doubt = std::cmp::max_by_key(seen.doubt, doubt, |lost| lost.rank());
@@ -500,7 +504,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 marked: self.pass.clock.marked,
                 unpublished: self.pass.term.is_some(),
             };
-            self.settle_block(&window, channel, facts, &mut lost).await?;
+            self.settle_block(&window, channel, facts, &known_lost, &mut lost).await?;
         }
         for (sequence, channel) in &lost {
             let is_broken = window.broken.contains_key(sequence);
@@ -561,12 +565,17 @@ impl<'p, 'a> Sweep<'p, 'a> {
         window: &Window,
         channel: &Channel,
         facts: Facts,
+        known_lost: &RangeSet,
         lost: &mut BTreeMap<Sequence, Channel>,
     ) -> Result<()> {
         let key = CacheKey::Block(channel.clone(), window.index);
         let Some(stored) = window.cells.get(channel).and_then(|cell| cell.stored.as_ref()) else { return Ok(()) };
         let pass = &mut *self.pass;
-        let mut verdict = window.judge(channel, stored, facts, |sequence| pass.is_required(sequence));
+        let judge = |pass: &Pass<'_>, stored: &Stored| {
+            let is_left_out = |sequence: Sequence| pass.is_left_out(sequence, known_lost);
+            window.judge(channel, stored, facts, |sequence| pass.is_required(sequence), is_left_out)
+        };
+        let mut verdict = judge(pass, stored);
         let findings = std::mem::take(&mut verdict.findings);
         let first = findings.first().map(|finding| finding.detail.clone());
         findings.into_iter().for_each(|finding| pass.push(finding));
@@ -577,7 +586,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
             rebuilt = shared
                 .rewrite(&key, |bytes| {
                     let now = Stored::of(bytes, codec.as_ref());
-                    let now = window.judge(channel, &now, facts, |sequence| shared.is_required(sequence));
+                    let now = judge(shared, &now);
                     Ok(if now.is_wrong { Change::Put(codec.encode(&now.right)) } else { Change::Keep })
                 })
                 .await?;

@@ -167,6 +167,7 @@ impl Window {
         stored: &Stored,
         facts: Facts,
         is_required: impl Fn(Sequence) -> bool,
+        is_left_out: impl Fn(Sequence) -> bool,
     ) -> Verdict {
         let key = CacheKey::Block(channel.clone(), self.index);
         let mut verdict = Verdict {
@@ -202,10 +203,13 @@ impl Window {
                 continue;
             }
             let superseded = cell.marked.at(offset);
-            let named = channel.is_star() || star.is_none_or(|star| star.may_name(offset)) || self.broken.contains_key(&sequence);
+            // Readers leave it out: nothing is lost with it.
+            let is_left_out = !document && !self.broken.contains_key(&sequence) && is_left_out(sequence);
+            let named = !is_left_out
+                && (channel.is_star() || star.is_none_or(|star| star.may_name(offset)) || self.broken.contains_key(&sequence));
             let known = Known { document, named, own, superseded, required, doubt: sequence.rank() < facts.doubt.rank() };
             let (mut right, wrong) = judge(state, known);
-            if gone && !document && required && superseded != Superseded::Yes {
+            if gone && !document && required && !is_left_out && superseded != Superseded::Yes {
                 right = BlockState::Present;
             }
             verdict.right.raise(offset, right);

@@ -330,7 +330,11 @@ impl Writer {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn finish(&mut self) -> Result<()> {
+        let was_first_read = self.assembler.sequencer().holds();
         notices::tell_noted(&self.assembler.end_of_feed(self.now()));
+        if was_first_read {
+            self.tell_built();
+        }
         self.flush().await
     }
 
@@ -402,7 +406,19 @@ impl Writer {
         let is_complete = self.assembler.sequencer().pending_count() == 0;
         if is_complete || caught_up_at.elapsed() >= Duration::from_millis(self.config.max_wait_ms) {
             notices::tell_noted(&self.assembler.release(self.now()));
-            tracing::info!(high = self.assembler.sequencer().high().0, "the new cache is built: readers answer requests");
+            self.tell_built();
+        }
+    }
+
+    fn tell_built(&self) {
+        tracing::info!(high = self.assembler.sequencer().high().0, "the new cache is built: readers answer requests");
+        let stats = self.assembler.stats();
+        if self.assembler.sequencer().high() == Sequence::ZERO && stats.received > 0 {
+            tracing::warn!(
+                events = stats.received,
+                "none of the feed's events is a document of the gateway's database: see whether the bucket, the metadata id \
+                 (decoder.metadata_id) and the collections are the gateway's"
+            );
         }
     }
 

@@ -57,6 +57,17 @@ fn is_zero(cas: &u64) -> bool {
     *cas == 0
 }
 
+/// Who had the sequence of a document when it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceOwner {
+    /// It was not accounted for: the document is new.
+    Nobody,
+    /// The document itself: it comes again.
+    Itself,
+    /// Something else, and the document is no duplicate.
+    Another,
+}
+
 impl Pointer {
     /// Of a document without rows.
     pub fn new<'a>(document: impl Into<DocumentRef<'a>>) -> Self {
@@ -98,9 +109,8 @@ impl Pointer {
     }
 
     /// Takes the rows of a decoded document, and adds to what it supersedes the rows it takes the
-    /// place of. `is_placed`: whether its number was accounted for when it came, and it is no
-    /// duplicate.
-    pub fn follow_document(&mut self, document: &mut DecodedDocument, is_placed: bool) {
+    /// place of. `owner`: who had its sequence when it came.
+    pub fn follow_document(&mut self, document: &mut DecodedDocument, owner: SequenceOwner) {
         let cas = document.entry.origin().cas;
         let is_later = self.cas > 0 && cas > self.cas;
         if cas == 0 || cas >= self.cas {
@@ -111,7 +121,9 @@ impl Pointer {
         // Its CAS may be lower than that of an earlier revision.
         let is_followed = highest.is_some_and(|row| row.rank() >= entry.position().rank());
         // A document that was purged and made anew does not name its earlier sequences.
-        let is_unknown = !is_followed || is_placed || is_later || entry.is_low();
+        // One of before that comes for the first time is not named either.
+        let is_earlier = owner == SequenceOwner::Nobody && cas > 0 && cas < self.cas;
+        let is_unknown = !is_followed || owner == SequenceOwner::Another || is_later || is_earlier || entry.is_low();
         if entry.in_star() && is_unknown && highest != Some(entry.position()) {
             self.add_low(entry.position());
         }
@@ -296,9 +308,9 @@ mod tests {
         let mut pointer = Pointer::new("d");
         pointer.follow(&mut entry(16, &[("a", Membership::Present)]));
         let low = entry(10, &[("a", Membership::Present)]);
-        pointer.follow_document(&mut low.clone().into(), false);
+        pointer.follow_document(&mut low.clone().into(), SequenceOwner::Itself);
         assert!(pointer.low.is_empty(), "it may come again after a restart");
-        pointer.follow_document(&mut low.into(), true);
+        pointer.follow_document(&mut low.into(), SequenceOwner::Another);
         let read = Pointer::from_bytes(&pointer.to_bytes(), "d").unwrap();
         assert_eq!((read.low.as_slice(), read.row(&Channel::star())), (&[Sequence(10)][..], Some(Sequence(16))));
         let mut merged = Pointer::new("d");
@@ -329,14 +341,17 @@ mod tests {
     #[test]
     fn a_document_made_anew_with_a_lower_sequence_is_not_forgotten() {
         let mut pointer = Pointer::new("d");
-        pointer.follow_document(&mut entry(16, &[]).with_cas(100).into(), false);
+        pointer.follow_document(&mut entry(16, &[]).with_cas(100).into(), SequenceOwner::Nobody);
         for _ in 0..2 {
             // It comes again after a restart.
-            pointer.follow_document(&mut entry(10, &[]).with_cas(200).into(), false);
+            pointer.follow_document(&mut entry(10, &[]).with_cas(200).into(), SequenceOwner::Itself);
             assert_eq!((pointer.low.as_slice(), pointer.cas), (&[Sequence(10)][..], 200));
         }
-        pointer.follow_document(&mut entry(12, &[]).with_cas(150).into(), false);
+        pointer.follow_document(&mut entry(12, &[]).with_cas(150).into(), SequenceOwner::Itself);
         assert_eq!(pointer.low, [Sequence(10)], "it came before");
+        let mut other = pointer.clone();
+        other.follow_document(&mut entry(12, &[]).with_cas(150).into(), SequenceOwner::Nobody);
+        assert_eq!(other.low, [Sequence(10), Sequence(12)], "it comes for the first time");
         #[cfg(feature = "runtime")]
         for order in [[10, 16], [16, 10]] {
             let mut rebuilt = Pointer::new("d");
@@ -348,11 +363,11 @@ mod tests {
     #[test]
     fn a_revision_with_a_lower_cas_than_an_earlier_one_is_not_forgotten() {
         let mut pointer = Pointer::new("d");
-        pointer.follow_document(&mut entry(5, &[]).with_cas(200).into(), false);
-        pointer.follow_document(&mut entry(7, &[]).with_cas(100).into(), false);
+        pointer.follow_document(&mut entry(5, &[]).with_cas(200).into(), SequenceOwner::Nobody);
+        pointer.follow_document(&mut entry(7, &[]).with_cas(100).into(), SequenceOwner::Nobody);
         assert_eq!(pointer.low, [Sequence(7)]);
         let mut next = entry(9, &[]).with_cas(300).into();
-        pointer.follow_document(&mut next, false);
+        pointer.follow_document(&mut next, SequenceOwner::Nobody);
         assert_eq!(next.entry.supersedes(), [Sequence(5), Sequence(7)]);
     }
 
@@ -363,7 +378,7 @@ mod tests {
         let later = entry(10, &[("b", Membership::Present)]).with_cas(200);
         let mut pointer = Pointer::new("d");
         pointer.follow(&mut earlier.clone());
-        pointer.follow_document(&mut later.clone().into(), true);
+        pointer.follow_document(&mut later.clone().into(), SequenceOwner::Another);
         pointer.withdraw(|position| position == Sequence(16), std::iter::once(&later));
         let expected = (Some(Sequence(10)), None, Some(Sequence(10)));
         let row = |name| pointer.row(&Channel::new(name).unwrap());
@@ -371,7 +386,7 @@ mod tests {
         assert!(pointer.low.is_empty() && pointer.cas == 200);
         // One of before comes again: it is known to be earlier, and supersedes nothing.
         let mut again = earlier.clone().into();
-        pointer.follow_document(&mut again, true);
+        pointer.follow_document(&mut again, SequenceOwner::Another);
         assert!(again.entry.supersedes().is_empty());
         assert_eq!(pointer.low, [Sequence(16)]);
     }

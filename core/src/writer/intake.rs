@@ -17,6 +17,7 @@ use crate::document::CollectionId;
 use crate::entry::Origin;
 use crate::error::{Error, Result};
 use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
+use crate::pointer::SequenceOwner;
 use crate::sequence::Sequence;
 
 /// A feed batch, decoded.
@@ -224,7 +225,7 @@ impl Writer {
                 }
                 batch.now = self.now();
                 self.remember_duplicate(partition, seqno, &one, batch);
-                self.take_one(partition, seqno, one, batch);
+                self.take_one(partition, seqno, &mut one, batch);
             }
         }
     }
@@ -277,7 +278,7 @@ impl Writer {
                     self.rollbacks.hold(Held { partition, seqno, decoded, before });
                     self.tracker.advance(partition, seqno);
                 }
-                Some(Item::Decoded(partition, seqno, one)) => self.take_one(partition, seqno, one, batch),
+                Some(Item::Decoded(partition, seqno, mut one)) => self.take_one(partition, seqno, &mut one, batch),
                 Some(Item::Control(event)) => self.control(&event, ended),
                 None => {}
             }
@@ -318,18 +319,30 @@ impl Writer {
         }
     }
 
+    /// Leaves of a document only an empty one, see [`Assembler::take`].
+    ///
+    /// [`Assembler::take`]: crate::engine::Assembler::take
     #[inline]
-    fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, mut decoded: Decoded, batch: &mut Batch) {
+    fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &mut Decoded, batch: &mut Batch) {
         let released = batch.is_released.then(|| self.rollbacks.take_released()).flatten();
-        if let Decoded::Purged(purged) = &decoded {
+        // What a former term has stored may come again.
+        let may_be_again = self.may_have_stored();
+        if let Decoded::Purged(purged) = decoded {
             let origin = Origin { partition, seqno, cas: purged.cas };
             let before = released.unwrap_or_else(|| self.tracker.at(partition).cloned());
             self.purges.take(purged.clone(), origin, before, Instant::now());
         } else if let Some(cache) = &mut self.pointers {
-            let conflicts = batch.conflicts.as_ref();
-            let is_placed = conflicts.is_some_and(|conflicts| conflicts.has_placed(&decoded));
-            let is_made_anew = cache.follow(&mut decoded, &batch.pointers, self.assembler.clock().batch + 1, is_placed);
-            if let Decoded::Document(document) = &mut decoded {
+            let is_placed = batch.conflicts.as_ref().is_some_and(|conflicts| conflicts.has_placed(decoded));
+            let sequencer = self.assembler.sequencer();
+            let owner = match decoded {
+                _ if is_placed => SequenceOwner::Another,
+                Decoded::Document(document) if may_be_again || sequencer.is_accounted(document.entry.position()) => {
+                    SequenceOwner::Itself
+                }
+                _ => SequenceOwner::Nobody,
+            };
+            let is_made_anew = cache.follow(decoded, &batch.pointers, self.assembler.clock().batch + 1, owner);
+            if let Decoded::Document(document) = decoded {
                 self.owners.leave_out_others(&mut document.entry);
                 if !is_made_anew {
                     self.purges.follow(document);
@@ -342,11 +355,11 @@ impl Writer {
             }
         }
         self.tracker.advance(partition, seqno);
-        if let (Some(conflicts), Decoded::Document(document) | Decoded::Foreign(document)) = (&mut batch.conflicts, &decoded) {
+        if let (Some(conflicts), Decoded::Document(document) | Decoded::Foreign(document)) = (&mut batch.conflicts, &*decoded) {
             conflicts.applied(document);
         }
         let mut own = None;
-        match &decoded {
+        match decoded {
             Decoded::Document(document) => {
                 own = Some((document.entry.position(), self.owners.take(document)));
                 self.known.take(document, &self.shared);
@@ -357,7 +370,7 @@ impl Writer {
             }
             _ => {}
         }
-        let is_new = self.assembler.apply(decoded, batch.now);
+        let is_new = self.assembler.take(decoded, batch.now);
         if let Some((position, owner)) = own.filter(|_| is_new) {
             self.owners.insert_hash(position, owner);
         }

@@ -14,7 +14,7 @@ use crate::document::DocumentId;
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::key::CacheKey;
-use crate::pointer::Pointer;
+use crate::pointer::{Pointer, SequenceOwner};
 use crate::sequence::Sequence;
 use crate::store::CacheStore;
 
@@ -114,9 +114,9 @@ pub(super) struct PointerCache {
 
 impl PointerCache {
     /// Works out what a decoded document supersedes, given the pointer that was `read` for it.
-    /// `batch` is the batch its entry will be in. `is_placed` if its number was accounted for.
+    /// `batch` is the batch its entry will be in, `owner` who had its sequence.
     /// Returns whether the rows that the document had before are of a purged one.
-    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64, is_placed: bool) -> bool {
+    pub(super) fn follow(&mut self, decoded: &mut Decoded, read: &Pointers, batch: u64, owner: SequenceOwner) -> bool {
         let is_shown = matches!(decoded, Decoded::Document(_));
         let (Decoded::Document(document) | Decoded::Foreign(document)) = decoded else { return false };
         if !is_shown && document.departures.is_empty() {
@@ -135,7 +135,7 @@ impl PointerCache {
             return false;
         }
         let is_of_purged = pointer.is_of_purged(document);
-        pointer.follow_document(document, is_placed);
+        pointer.follow_document(document, owner);
         is_of_purged
     }
 

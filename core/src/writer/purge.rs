@@ -234,8 +234,13 @@ impl Writer {
         let has_pointers = self.has_pointers;
         let (store, codec, policy) = (self.store.clone(), self.codec.clone(), backoff(&self.config));
         let is_wanted = |entry: &ChangeEntry| pending.contains_key(&entry.document());
+        let unpublished: Vec<Sequence> = self.unpublished.iter().flat_map(|(first, last)| first..=last).map(Sequence).collect();
         let attempt = || async {
             let mut known = BySequence::new();
+            for page in unpublished.chunks(scan::PAGE) {
+                let read = store.entries(page).await?.into_iter().flatten();
+                known.extend(read.filter(|entry| is_wanted(entry)).map(|entry| (entry.position(), entry)));
+            }
             if has_pointers {
                 for entry in pointed_to(store.as_ref(), pending).await? {
                     known.insert(entry.position(), entry);

@@ -201,9 +201,9 @@ impl Assembler {
     /// As [`apply`](Self::apply), and leaves of a document only an empty one. It is large: it would
     /// be copied several times.
     pub(crate) fn take(&mut self, decoded: &mut Decoded, now: Duration) -> bool {
-        self.stats.received += 1;
+        self.stats.received += u64::from(!matches!(decoded, Decoded::Document(_)));
         match decoded {
-            Decoded::Document(document) => return self.document(document, true, now),
+            Decoded::Document(document) => return self.take_document(document, now),
             Decoded::Foreign(document) => {
                 self.stats.foreign += 1;
                 self.document(document, false, now);
@@ -228,6 +228,13 @@ impl Assembler {
             Decoded::Invalid(_) => self.stats.invalid += 1,
         }
         false
+    }
+
+    /// As [`take`](Self::take), for a document.
+    #[inline]
+    pub(crate) fn take_document(&mut self, document: &mut DecodedDocument, now: Duration) -> bool {
+        self.stats.received += 1;
+        self.document(document, true, now)
     }
 
     /// Takes a document. A document that is not shown accounts for its sequences, too. Returns

@@ -659,6 +659,7 @@ impl Sequencer {
     }
 
     /// Whether a document that was readmitted at this position has not arrived yet.
+    #[inline]
     pub fn is_readmitted(&self, position: Sequence) -> bool {
         let note = match position.slot() {
             0 if !self.has_readmitted => None,

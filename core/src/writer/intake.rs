@@ -16,7 +16,7 @@ use crate::decode::{Decoded, Invalid, MutationDecoder};
 use crate::document::CollectionId;
 use crate::entry::Origin;
 use crate::error::{Error, Result};
-use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionSeqno};
+use crate::feed::{FeedBatch, FeedEvent, PartitionId, PartitionPosition, PartitionSeqno};
 use crate::pointer::SequenceOwner;
 use crate::sequence::Sequence;
 
@@ -37,10 +37,17 @@ pub(super) enum Item {
     Control(FeedEvent),
 }
 
-/// What is left of a feed batch.
+/// The items of a feed batch, taken where they lie: they are large.
+#[derive(Debug)]
+struct Queue {
+    items: Vec<Item>,
+    /// The next one.
+    at: usize,
+}
+
+/// What is known of a feed batch.
 #[derive(Debug)]
 struct Batch {
-    items: std::vec::IntoIter<Item>,
     pointers: Pointers,
     /// Whether all of it has waited for a rollback that has ended.
     is_released: bool,
@@ -164,14 +171,12 @@ impl Writer {
     }
 
     pub(super) async fn apply_now(&mut self, decoded: DecodedBatch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
-        let number = decoded.number;
-        let (items, now) = (decoded.items.into_iter(), self.now());
-        let mut batch = Batch { items, pointers: decoded.pointers, is_released: false, now, conflicts: None };
-        self.take_batch(&mut batch, ended).await?;
+        let (number, bytes) = (decoded.number, decoded.bytes);
+        self.take_batch(decoded, false, ended).await?;
         if let Some(cache) = &mut self.pointers {
             cache.used(number);
         }
-        self.taken(decoded.bytes);
+        self.taken(bytes);
         Ok(())
     }
 
@@ -186,46 +191,47 @@ impl Writer {
                 self.known.forget(document.entry.document());
             }
         }
-        let (items, now) = (decoded.items.into_iter(), self.now());
-        let mut batch = Batch { items, pointers: decoded.pointers, is_released: true, now, conflicts: None };
-        self.take_batch(&mut batch, &mut BTreeSet::new()).await?;
-        self.taken(decoded.bytes);
+        let bytes = decoded.bytes;
+        self.take_batch(decoded, true, &mut BTreeSet::new()).await?;
+        self.taken(bytes);
         Ok(())
     }
 
-    async fn take_batch(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
-        let count = batch.items.len();
+    async fn take_batch(&mut self, decoded: DecodedBatch, is_released: bool, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
+        let mut queue = Queue { items: decoded.items, at: 0 };
+        let mut batch = Batch { pointers: decoded.pointers, is_released, now: self.now(), conflicts: None };
         loop {
-            match self.take_plain(batch, ended) {
+            match self.take_plain(&mut queue, &mut batch, ended) {
                 Pause::End => return Ok(()),
                 Pause::Full => {
                     self.launch_full().await?;
                     continue;
                 }
                 Pause::NewHistory => {
-                    self.record_histories(batch.items.as_slice()).await?;
+                    self.record_histories(&queue.items[queue.at..]).await?;
                     continue;
                 }
                 Pause::Conflict => {}
             }
-            let at = count - batch.items.len();
+            let at = queue.at;
             let conflicts = match &mut batch.conflicts {
                 Some(conflicts) => conflicts,
                 // What follows is looked up with it, unless some of that may have to wait.
                 none => {
-                    let all = batch.items.as_mut_slice();
+                    let all = &mut queue.items[at..];
                     let some = if batch.is_released || self.rollbacks.is_idle() { all } else { &mut all[..1] };
                     none.insert(self.resolve_conflicts(at, some, &batch.pointers).await?)
                 }
             };
-            if let Some(Item::Decoded(partition, seqno, mut one)) = batch.items.next() {
-                self.resolve_conflict(at, &mut one, conflicts, &batch.pointers).await?;
-                if let Some(later) = conflicts.later(&one).filter(|later| later.sequence() <= self.assembler.clock().high) {
+            queue.at += 1;
+            if let Some(Item::Decoded(partition, seqno, one)) = queue.items.get_mut(at) {
+                self.resolve_conflict(at, one, conflicts, &batch.pointers).await?;
+                if let Some(later) = conflicts.later(one).filter(|later| later.sequence() <= self.assembler.clock().high) {
                     self.assembler.show_again(later);
                 }
                 batch.now = self.now();
-                self.remember_duplicate(partition, seqno, &one, batch);
-                self.take_one(partition, seqno, &mut one, batch);
+                self.remember_duplicate(*partition, *seqno, one, &batch);
+                self.take_one(*partition, *seqno, one, &mut batch);
             }
         }
     }
@@ -260,8 +266,8 @@ impl Writer {
     /// Takes the items of a feed batch up to the first that may conflict with what is stored, which
     /// is left, or until a batch is full. Not async: the items would be copied into the future and
     /// out of it.
-    fn take_plain(&mut self, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> Pause {
-        while let Some(item) = batch.items.as_slice().first() {
+    fn take_plain(&mut self, queue: &mut Queue, batch: &mut Batch, ended: &mut BTreeSet<PartitionId>) -> Pause {
+        while let Some(item) = queue.items.get_mut(queue.at) {
             if self.is_batch_full() {
                 return Pause::Full;
             }
@@ -272,15 +278,16 @@ impl Writer {
             if !waits && self.may_conflict(item, &batch.pointers) {
                 return Pause::Conflict;
             }
-            match batch.items.next() {
-                Some(Item::Decoded(partition, seqno, decoded)) if waits => {
+            queue.at += 1;
+            match item {
+                Item::Decoded(partition, seqno, decoded) if waits => {
+                    let (partition, seqno, decoded) = (*partition, *seqno, decoded.clone());
                     let before = self.tracker.at(partition).cloned();
                     self.rollbacks.hold(Held { partition, seqno, decoded, before });
                     self.tracker.advance(partition, seqno);
                 }
-                Some(Item::Decoded(partition, seqno, mut one)) => self.take_one(partition, seqno, &mut one, batch),
-                Some(Item::Control(event)) => self.control(&event, ended),
-                None => {}
+                Item::Decoded(partition, seqno, one) => self.take_one(*partition, *seqno, one, batch),
+                Item::Control(event) => self.control(event, ended),
             }
         }
         Pause::End
@@ -324,7 +331,45 @@ impl Writer {
     /// [`Assembler::take`]: crate::engine::Assembler::take
     #[inline]
     fn take_one(&mut self, partition: PartitionId, seqno: PartitionSeqno, decoded: &mut Decoded, batch: &mut Batch) {
-        let released = batch.is_released.then(|| self.rollbacks.take_released()).flatten();
+        let released = if batch.is_released { self.rollbacks.take_released() } else { None };
+        if self.pointers.is_some() || matches!(decoded, Decoded::Purged(_)) {
+            self.follow_purges(partition, seqno, decoded, batch, released);
+        }
+        self.tracker.advance(partition, seqno);
+        if let Some(conflicts) = &mut batch.conflicts
+            && let Decoded::Document(document) | Decoded::Foreign(document) = &*decoded
+        {
+            conflicts.applied(document);
+        }
+        match decoded {
+            Decoded::Document(document) => {
+                let (position, owner) = (document.entry.position(), self.owners.take(document));
+                self.known.take(document, &self.shared);
+                if self.assembler.take_document(document, batch.now) {
+                    self.owners.insert_hash(position, owner);
+                }
+            }
+            other => {
+                if let Decoded::Foreign(document) = &*other {
+                    self.owners.take(document);
+                    self.known.take_foreign(document);
+                }
+                self.assembler.take(other, batch.now);
+            }
+        }
+    }
+
+    /// Takes a purge, or works out by its pointer what a document supersedes, and whether the feed
+    /// has left out a purge. `released`: where its partition was before it, if it has waited for a
+    /// rollback.
+    fn follow_purges(
+        &mut self,
+        partition: PartitionId,
+        seqno: PartitionSeqno,
+        decoded: &mut Decoded,
+        batch: &Batch,
+        released: Option<Option<PartitionPosition>>,
+    ) {
         // What a former term has stored may come again.
         let may_be_again = self.may_have_stored();
         if let Decoded::Purged(purged) = decoded {
@@ -353,26 +398,6 @@ impl Writer {
                     }
                 }
             }
-        }
-        self.tracker.advance(partition, seqno);
-        if let (Some(conflicts), Decoded::Document(document) | Decoded::Foreign(document)) = (&mut batch.conflicts, &*decoded) {
-            conflicts.applied(document);
-        }
-        let mut own = None;
-        match decoded {
-            Decoded::Document(document) => {
-                own = Some((document.entry.position(), self.owners.take(document)));
-                self.known.take(document, &self.shared);
-            }
-            Decoded::Foreign(document) => {
-                self.owners.take(document);
-                self.known.take_foreign(document);
-            }
-            _ => {}
-        }
-        let is_new = self.assembler.take(decoded, batch.now);
-        if let Some((position, owner)) = own.filter(|_| is_new) {
-            self.owners.insert_hash(position, owner);
         }
     }
 

@@ -31,7 +31,9 @@ const LINES: usize = 20;
 /// What the command says when it has read everything.
 fn read_all(cluster: &Cluster, store: &str) -> (Value, Vec<String>) {
     let arguments = ["run", "--feed", &feed_url(cluster, "until=now"), "--store", store, "--format", "json"].map(str::to_owned);
-    let ended = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap();
+    // It takes every variable that begins so for a setting of its own.
+    let command = &mut Command::new(PROGRAM);
+    let ended = command.args(arguments).env_remove("SLUICEGATE_TEST_DOCUMENTS").stdin(Stdio::null()).output().unwrap();
     let log: Vec<String> = String::from_utf8_lossy(&ended.stderr).lines().map(str::to_owned).collect();
     assert!(ended.status.success(), "{}: {log:#?}", ended.status);
     (serde_json::from_slice(&ended.stdout).unwrap(), log)

@@ -30,6 +30,10 @@ impl Process {
             wait $program
             kill $watcher 2>/dev/null"#;
         let mut command = Command::new("sh");
+        // The program takes every variable that begins with SLUICEGATE_ for a setting of its own.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SLUICEGATE_TEST_")) {
+            command.env_remove(name);
+        }
         command.args(["-c", script, "sh", program]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = command.stderr(Stdio::null()).spawn().unwrap_or_else(|e| panic!("cannot run sh: {e}"));
         let mut pid = String::new();

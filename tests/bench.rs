@@ -2,19 +2,14 @@
 
 #![cfg(all(feature = "cli", feature = "bench", feature = "redis"))]
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde_json::Value;
-use sluicegate_test_servers::RedisServer;
+use sluicegate_test_servers::{RedisServer, command};
 
 fn bench(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    let mut command = command(env!("CARGO_BIN_EXE_sluicegate"));
     command.arg("bench").args(args).stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("SLUICEGATE_") {
-            command.env_remove(name);
-        }
-    }
     command.output().unwrap()
 }
 

@@ -9,13 +9,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    let mut command = sluicegate_test_servers::command(env!("CARGO_BIN_EXE_sluicegate"));
     command.args(args).stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("SLUICEGATE_") {
-            command.env_remove(name);
-        }
-    }
     command
 }
 

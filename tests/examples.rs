@@ -4,7 +4,7 @@
 #![cfg(all(feature = "cli", feature = "memory", feature = "replay"))]
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// Its decisions, without what is measured.
 #[path = "../examples/compare_backends/verdict.rs"]
@@ -21,7 +21,7 @@ fn run(name: &str, args: &[&str]) -> String {
 fn exit(name: &str, args: &[&str]) -> (Option<i32>, String, String) {
     let command = Path::new(env!("CARGO_BIN_EXE_sluicegate"));
     let example = command.with_file_name("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    let output = Command::new(&example).args(args).stdin(Stdio::null()).output();
+    let output = sluicegate_test_servers::command(&example).args(args).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("{}: {e}; `cargo build --examples` builds it", example.display()));
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))

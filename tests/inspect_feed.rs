@@ -2,7 +2,7 @@
 
 #![cfg(all(feature = "cli", feature = "dcp", feature = "memory"))]
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 use sluicegate_simulator::{Cluster, ClusterConfig, Load};
@@ -27,13 +27,8 @@ fn url(cluster: &Cluster) -> String {
 
 /// What it printed, and its exit code.
 async fn inspect(args: &[&str], password: &str) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    let mut command = sluicegate_test_servers::command(env!("CARGO_BIN_EXE_sluicegate"));
     command.args(["inspect", "feed"]).args(args).env("FEED_PASSWORD", password).stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("SLUICEGATE_") {
-            command.env_remove(name);
-        }
-    }
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))

@@ -19,7 +19,8 @@ use sluicegate_testkit::plain::PlainStore;
 
 const BOTH: [Supersession; 2] = [Supersession::Recents, Supersession::Pointers];
 
-/// The revisions of document `d` from when it is made until it is purged: CAS, sequence and channel of each.
+/// The revisions of document `d` from when it is made until it is purged: CAS, sequence and channel
+/// of each.
 fn life(revisions: &[(u64, u64, &str)]) -> Vec<Mutation> {
     let mut kept = Kept::default();
     let write = |(cas, sequence, channel): &(u64, u64, &str)| {
@@ -84,8 +85,9 @@ fn points() -> impl Iterator<Item = CrashPoint> {
     (1..4).flat_map(|nth| CrashPoint::all(nth).chain(CrashPoint::occasional(nth)))
 }
 
-/// A commit with two revisions, a purge and a new document is cut off. Then the feed leaves out all but the first revision and the purge, which is
-/// carried out before the document's next revision comes.
+/// A commit with two revisions, a purge and a new document is cut off. Then the feed leaves out all
+/// but the first revision and the purge, which is carried out before the document's next revision
+/// comes.
 #[tokio::test(start_paused = true)]
 async fn what_was_stored_in_a_commit_that_was_cut_off_goes_with_the_purge() {
     let (old, new) = (life(&[(1, 1, "c"), (2, 2, "a")]), life(&[(4, 3, "b"), (6, 6, "c")]));
@@ -120,7 +122,8 @@ async fn what_was_stored_in_a_commit_that_was_cut_off_goes_with_the_purge() {
     }
 }
 
-/// A replica has the same changes but the last, in smaller snapshots, and so delivers what the first snapshot left out.
+/// A replica has the same changes but the last, in smaller snapshots, and so delivers what the
+/// first snapshot left out.
 #[tokio::test(start_paused = true)]
 async fn a_failover_that_brings_a_revision_from_before_a_purge_shows_nothing_of_it() {
     let (old, new) = (life(&[(1, 1, "a")]), life(&[(3, 2, "b")]));

@@ -117,7 +117,7 @@ async fn the_checkpoint_is_repaired_and_forgotten_without_its_name() {
     }
 }
 
-/// Even if the feed's own is gone: that is made anew only by its name. Nor is that of a feed from which the cache was made before.
+/// Even if the feed's own is gone. Nor is that of a feed from which the cache was made before.
 #[tokio::test]
 async fn a_checkpoint_with_another_name_is_neither_made_nor_changed() {
     let case = Case::new(1, 512).await;
@@ -146,7 +146,8 @@ async fn a_checkpoint_with_another_name_is_neither_made_nor_changed() {
     }
 }
 
-/// A client of the store that repeats a write by itself, after an answer that was lost, is told that something else is there already.
+/// A client of the store that repeats a write by itself, after an answer that was lost, is told
+/// that something else is there already.
 #[tokio::test(start_paused = true)]
 async fn what_a_repair_did_is_told_though_a_write_is_said_to_be_refused() {
     let (case, options) = (Case::new(1, 512).await, RepairOptions::default().feed(FEED).from_beginning());

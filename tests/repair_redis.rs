@@ -9,7 +9,7 @@ mod case;
 mod damage;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -108,7 +108,7 @@ impl<'s> OnRedis<'s> {
 
     /// The command, as a user runs it: its exit code and what it printed.
     fn sluicegate(&self, arguments: &[&str]) -> (i32, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+        let mut command = sluicegate_test_servers::command(env!("CARGO_BIN_EXE_sluicegate"));
         command.args(arguments).args(["--store", &self.url, "--checkpoint", FEED]).stdin(Stdio::null());
         let output = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -137,7 +137,7 @@ impl ChangeEntry {
             text: Box::default(),
             document_len: 0,
             revision_len: 0,
-            collection: CollectionId::default(),
+            collection: CollectionId::DEFAULT,
             flags: EntryFlags::default(),
             slot: 0,
             partition: PartitionId::default(),
@@ -168,20 +168,7 @@ impl ChangeEntry {
         text.push_str(document);
         text.push_str(revision);
         version.iter().for_each(|part| text.push_str(part));
-        Ok(ChangeEntry {
-            sequence,
-            text: text.into_boxed_str(),
-            document_len,
-            revision_len,
-            collection: CollectionId::DEFAULT,
-            flags,
-            slot: 0,
-            partition: PartitionId::default(),
-            seqno: PartitionSeqno::default(),
-            cas: 0,
-            channels: SmallVec::new(),
-            supersedes: SequenceList::new(),
-        })
+        Ok(ChangeEntry { sequence, text: text.into_boxed_str(), document_len, revision_len, flags, ..ChangeEntry::empty() })
     }
 
     /// Sets the collection of the document. Channels that were added before become those of the

@@ -43,8 +43,8 @@ impl Fenced<'_> {
     }
 
     /// Reads a document and does with it what `change` says, until no one else writes it in
-    /// between. Returns whether it was written, or may have been: a write that failed or was refused
-    /// may have been executed.
+    /// between. Returns whether it was written, or may have been: a write that failed or was
+    /// refused may have been executed.
     ///
     /// The term is looked at **after** the document was read: so a writer that takes over later
     /// cannot have written what was read, and what it writes makes the compare-and-swap fail.

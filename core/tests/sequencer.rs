@@ -815,3 +815,13 @@ fn progress_does_not_look_at_each_implausible_sequence() {
     sequencer.counter(Sequence(920), ms(0));
     assert_eq!(highest(&sequencer), 1_020);
 }
+
+#[test]
+fn an_arrival_or_the_counter_tells_of_a_gateway_though_high_is_still_zero() {
+    let fresh = || Sequencer::new(SequencerConfig { holds: true, ..SequencerConfig::default() });
+    assert!(fresh().is_untouched());
+    let (mut arrived, mut counted) = (fresh(), fresh());
+    arrived.arrived(Sequence(2), ms(0));
+    counted.counter(Sequence(0), ms(0));
+    assert!(arrived.high() == Sequence::ZERO && !arrived.is_untouched() && !counted.is_untouched());
+}

@@ -15,8 +15,8 @@ pub(crate) struct VerifyArgs {
     /// The database, if several are served
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
-    /// Name of the checkpoint to check, as `sluicegate run` gives it. By default that which the cache records; caches of older versions do not
-    /// record it
+    /// Name of the checkpoint to check, as `sluicegate run` gives it. By default the name that the
+    /// cache records; caches of older versions record none
     #[arg(long, value_name = "NAME")]
     checkpoint: Option<String>,
     /// Rebuild what is wrong from what is sound, and check again; exit code 3 if something is left. A writer that runs is fenced: stop it first

@@ -1,10 +1,10 @@
-//! A cold start: a bucket that is there already is read into a new cache by the command, once undisturbed and once by a writer that is killed ten
-//! times on the way.
+//! A cold start: a bucket that is there already is read into a new cache by the command, once
+//! undisturbed and once by a writer that is killed ten times on the way.
 //!
 //! How many documents: the environment variable `SLUICEGATE_TEST_DOCUMENTS`. See the README.
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -12,7 +12,7 @@ use sluicegate::CacheStore;
 use sluicegate::core::commit::read_clock;
 use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate_simulator::Cluster;
-use sluicegate_test_servers::{Process, RedisServer, wait_until};
+use sluicegate_test_servers::{Process, RedisServer, command, wait_until};
 
 use super::killed::PROGRAM;
 use super::support::copies::Copies;
@@ -31,9 +31,7 @@ const LINES: usize = 20;
 /// What the command says when it has read everything.
 fn read_all(cluster: &Cluster, store: &str) -> (Value, Vec<String>) {
     let arguments = ["run", "--feed", &feed_url(cluster, "until=now"), "--store", store, "--format", "json"].map(str::to_owned);
-    // It takes every variable that begins so for a setting of its own.
-    let command = &mut Command::new(PROGRAM);
-    let ended = command.args(arguments).env_remove("SLUICEGATE_TEST_DOCUMENTS").stdin(Stdio::null()).output().unwrap();
+    let ended = command(PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap();
     let log: Vec<String> = String::from_utf8_lossy(&ended.stderr).lines().map(str::to_owned).collect();
     assert!(ended.status.success(), "{}: {log:#?}", ended.status);
     (serde_json::from_slice(&ended.stdout).unwrap(), log)
@@ -64,7 +62,8 @@ async fn wait_for_arrived(writer: &Process, store: &dyn CacheStore, arrived: u64
     }
 }
 
-/// A server sends its vbuckets side by side, each in its own order, so most sequences arrive before lower ones.
+/// A server sends its vbuckets side by side, each in its own order, so most sequences arrive before
+/// lower ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_start_has_nothing_late_and_goes_on_wherever_it_is_killed() {
     let copies = Copies::of(&SETS[0]);

@@ -146,14 +146,7 @@ fn way(way: Way) -> Way {
 
 /// Keys of each collection.
 fn keys() -> usize {
-    match std::env::var("SLUICEGATE_TEST_DOCUMENTS") {
-        Ok(text) => {
-            let documents: usize =
-                text.replace('_', "").parse().unwrap_or_else(|e| panic!("SLUICEGATE_TEST_DOCUMENTS={text}: {e}"));
-            documents.div_ceil(COLLECTIONS).max(KEYS)
-        }
-        Err(_) => KEYS,
-    }
+    super::wanted(0).div_ceil(COLLECTIONS).max(KEYS)
 }
 
 async fn bucket(seed: u64) -> Cluster {

@@ -1,6 +1,6 @@
 //! The writer is a process of its own, killed again and again while the cluster is being written to.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use sluicegate::core::commit::read_clock;
 use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate::{CacheKey, CacheStore, Epoch, PartitionId};
 use sluicegate_simulator::Cluster;
-use sluicegate_test_servers::{Process, RedisServer, wait_until};
+use sluicegate_test_servers::{Process, RedisServer, command, wait_until};
 
 use super::support::copies::Copies;
 use super::support::recorded::SETS;
@@ -140,7 +140,7 @@ async fn a_writers_process_killed_at_any_moment_loses_nothing_and_repeats_nothin
     assert!(resumed > 3 && halfway > 3, "{resumed} went on at a checkpoint, {halfway} were ended halfway");
 
     let last = arguments(&feed_url(&cluster, "until=now"), &url);
-    let ended = Command::new(PROGRAM).args(last).stdin(Stdio::null()).output().unwrap();
+    let ended = command(PROGRAM).args(last).stdin(Stdio::null()).output().unwrap();
     assert!(ended.status.success(), "{}: {}", ended.status, String::from_utf8_lossy(&ended.stderr));
     assert_answers(&stored.store, &copies, COPIES).await;
     let CacheKey::Checkpoint(name) = &stored.checkpoint else { panic!("{}", stored.checkpoint) };

@@ -368,6 +368,12 @@ impl Sequencer {
         self.pending_count.saturating_add(usize::try_from(self.arrived.len()).unwrap_or(usize::MAX))
     }
 
+    /// Whether nothing has told of any number: nothing has arrived or is missing, and the gateway's
+    /// counter is not known.
+    pub fn is_untouched(&self) -> bool {
+        self.high() <= self.config.initial && self.pending_count() == 0 && self.counter.is_none()
+    }
+
     /// About how many bytes its stored [state](Self::state) has.
     pub fn state_bytes(&self) -> usize {
         // In base64; runs and skipped ranges are objects, ranges that were given up are pairs.

@@ -8,8 +8,9 @@ use super::{FeedEvent, PartitionId, PartitionSeqno};
 
 /// Seqnos at which snapshots of a partition ended, some of those that were taken: the farther back, the fewer.
 ///
-/// Which are kept depends on their numbers only: of each of some powers of two, the last one before the newest multiple. So two that follow the same
-/// partition, and stopped near one another, mostly have one in common that is not far back.
+/// Which are kept depends on their numbers only: for each of some powers of two, the last one
+/// before the newest multiple of it. So two positions that are near one another in the same
+/// partition mostly have an end in common that is not far back.
 ///
 /// Only there nothing was left out: within a snapshot the producer leaves out changes of keys that have a later one in it. Whoever goes back to another
 /// place may never get what was left out before it, if the later change is lost.

@@ -33,8 +33,10 @@ pub use repair::{RepairOptions, RepairReport, repair};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct VerifyOptions {
-    /// The feed whose checkpoint is checked, as [`FeedInfo::checkpoint_name`](crate::feed::FeedInfo::checkpoint_name) gives it. By default that
-    /// which the cache records; builds of before did not record it, and then the checkpoint is not checked.
+    /// The feed whose checkpoint is checked, as
+    /// [`FeedInfo::checkpoint_name`](crate::feed::FeedInfo::checkpoint_name) gives it. By default
+    /// the name that the cache records. Older builds did not record one; then the checkpoint is not
+    /// checked.
     pub feed: Option<String>,
     /// Findings reported at most; the rest is counted.
     pub max_findings: usize,
@@ -98,8 +100,9 @@ impl VerifyReport {
 /// Cancel safe; may be repeated. It reads every document of the cache about once.
 ///
 /// # Errors
-/// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec, or if the cache is made from a feed with
-/// another checkpoint; what the store says if it cannot be read. What is wrong with the cache itself is in the report.
+/// `NotFound` if the store holds no cache; `ConfigInvalid` if this build does not know its codec,
+/// or if the cache is made from a feed with another checkpoint; what the store says if it cannot be
+/// read. What is wrong with the cache itself is in the report.
 pub fn verify<'a>(store: &'a dyn CacheStore, options: &'a VerifyOptions) -> BoxFuture<'a, Result<VerifyReport>> {
     Box::pin(async {
         let options = with_checkpoint(store, options).await?;

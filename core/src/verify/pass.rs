@@ -108,9 +108,11 @@ impl<'a> Pass<'a> {
 
     /// Whether readers leave out what blocks say of a sequence whose document is not there: it is
     /// given up, and neither `lost` nor in a published record. A deposed writer has stored it.
-    pub(super) fn is_left_out(&self, sequence: Sequence, lost: &RangeSet) -> bool {
+    /// Nothing is, if it is not known what is lost.
+    pub(super) fn is_left_out(&self, sequence: Sequence, lost: Option<&RangeSet>) -> bool {
         let Published { given_up, batches, .. } = &self.published;
-        given_up.contains(sequence.0) && !batches.contains_key(&sequence) && !lost.contains(sequence.0)
+        let is_lost = lost.is_none_or(|lost| lost.contains(sequence.0));
+        !is_lost && given_up.contains(sequence.0) && !batches.contains_key(&sequence)
     }
 
     /// What is at a key; or what is wrong with it, where the store itself cannot read it.

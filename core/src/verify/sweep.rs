@@ -490,9 +490,9 @@ impl<'p, 'a> Sweep<'p, 'a> {
         for channel in &channels {
             self.find_older(&mut window, channel).await?;
             let star = self.seen.get(Channel::shared_star(channel.collection())).and_then(|star| star.directory.as_ref());
-            // Where that is not known, nothing is taken for left out.
-            let known_lost = star.map_or_else(|| RangeSet::from(vec![(0, u64::MAX)]), |star| star.lost.clone());
-            let is_needed = |sequence: Sequence| self.pass.is_required(sequence) && !self.pass.is_left_out(sequence, &known_lost);
+            let known_lost = star.map(|star| star.lost.clone());
+            let known_lost = known_lost.as_ref();
+            let is_needed = |sequence: Sequence| self.pass.is_required(sequence) && !self.pass.is_left_out(sequence, known_lost);
             let doubt = window.doubt(channel, is_needed);
             let listed = self.lists(channel, window.index);
             let Some(seen) = self.seen.get_mut(channel) else { continue };
@@ -504,7 +504,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
                 marked: self.pass.clock.marked,
                 unpublished: self.pass.term.is_some(),
             };
-            self.settle_block(&window, channel, facts, &known_lost, &mut lost).await?;
+            self.settle_block(&window, channel, facts, known_lost, &mut lost).await?;
         }
         for (sequence, channel) in &lost {
             let is_broken = window.broken.contains_key(sequence);
@@ -565,7 +565,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
         window: &Window,
         channel: &Channel,
         facts: Facts,
-        known_lost: &RangeSet,
+        known_lost: Option<&RangeSet>,
         lost: &mut BTreeMap<Sequence, Channel>,
     ) -> Result<()> {
         let key = CacheKey::Block(channel.clone(), window.index);

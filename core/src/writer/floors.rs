@@ -51,8 +51,9 @@ impl Floors {
     }
 }
 
-/// Of ascending places, which one to forget so that fewer are left the farther they are back: its neighbours are close to one another, as seen from the
-/// newest. The first and the newest stay, if there are more than two.
+/// Of ascending places, which one to forget so that fewer are left the farther they are back: its
+/// neighbours are close to one another, as seen from the newest. The first and the newest stay, if
+/// there are more than two.
 fn least_missed(places: &[u64]) -> usize {
     let newest = places.last().copied().unwrap_or(0);
     let gap = |at: usize| u128::from(places[at + 1] - places[at - 1]);

@@ -413,7 +413,7 @@ impl Writer {
     fn tell_built(&self) {
         tracing::info!(high = self.assembler.sequencer().high().0, "the new cache is built: readers answer requests");
         let stats = self.assembler.stats();
-        if self.assembler.sequencer().high() == Sequence::ZERO && stats.received > 0 {
+        if self.assembler.sequencer().is_untouched() && stats.received > 0 {
             tracing::warn!(
                 events = stats.received,
                 "none of the feed's events is a document of the gateway's database: see whether the bucket, the metadata id \

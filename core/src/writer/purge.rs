@@ -234,11 +234,16 @@ impl Writer {
         let has_pointers = self.has_pointers;
         let (store, codec, policy) = (self.store.clone(), self.codec.clone(), backoff(&self.config));
         let is_wanted = |entry: &ChangeEntry| pending.contains_key(&entry.document());
-        let unpublished: Vec<Sequence> = self.unpublished.iter().flat_map(|(first, last)| first..=last).map(Sequence).collect();
+        let unpublished = self.unpublished.clone();
         let attempt = || async {
             let mut known = BySequence::new();
-            for page in unpublished.chunks(scan::PAGE) {
-                let read = store.entries(page).await?.into_iter().flatten();
+            let mut positions = unpublished.iter().flat_map(|(first, last)| first..=last).map(Sequence);
+            loop {
+                let page: Vec<Sequence> = positions.by_ref().take(scan::PAGE).collect();
+                if page.is_empty() {
+                    break;
+                }
+                let read = store.entries(&page).await?.into_iter().flatten();
                 known.extend(read.filter(|entry| is_wanted(entry)).map(|entry| (entry.position(), entry)));
             }
             if has_pointers {

@@ -3,5 +3,5 @@
 mod process;
 mod redis;
 
-pub use process::{Process, free_port, wait_until};
+pub use process::{Process, command, free_port, wait_until};
 pub use redis::{RedisCluster, RedisServer, engine_program};

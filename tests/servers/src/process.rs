@@ -1,5 +1,6 @@
 //! A program that ends with the test, however that ends.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -29,11 +30,7 @@ impl Process {
             (read -r _ <&3; kill -9 $program) >/dev/null 2>&1 & watcher=$!
             wait $program
             kill $watcher 2>/dev/null"#;
-        let mut command = Command::new("sh");
-        // The program takes every variable that begins with SLUICEGATE_ for a setting of its own.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SLUICEGATE_TEST_")) {
-            command.env_remove(name);
-        }
+        let mut command = command("sh");
         command.args(["-c", script, "sh", program]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = command.stderr(Stdio::null()).spawn().unwrap_or_else(|e| panic!("cannot run sh: {e}"));
         let mut pid = String::new();
@@ -67,6 +64,16 @@ impl Drop for Process {
             let _ = shell.wait();
         }
     }
+}
+
+/// A command that runs `program` without the variables that begin with `SLUICEGATE_`: the product
+/// takes each of them for a setting, those of the tests, too.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SLUICEGATE_")) {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// A port that nobody listens on now.

@@ -256,23 +256,47 @@ impl Assembler {
                 self.stats.unused += self.sequencer.unused(SequenceRange::one(sequence), now);
             }
         }
-        // A sequence that only the channel map remembers is accounted for too: it was this
-        // document's, and the feed may have dropped it.
-        let mut earlier = SequenceList::new();
         let mut is_early = self.sequencer.holds()
             && !self.is_reused
             && entry.supersedes().iter().all(|position| position.slot() == 0)
             && are_apart(entry, departures);
-        let mut departed = Vec::new();
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
-            let left = departures.iter().map(|departure| departure.sequence);
-            earlier.extend(entry.supersedes().iter().copied().chain(accounted.iter().copied()).chain(left));
-            // The sequence of an entry in a slot is accounted for by another document. Only a
-            // departure that has been readmitted there is new.
-            earlier.retain(|position| position.slot() == 0 || departures.iter().any(|d| d.sequence == *position));
-            earlier.sort_unstable();
-            earlier.dedup();
+            is_early = self.take_earlier(entry, accounted, departures, is_shown, is_early, now);
         }
+        if !is_shown {
+            self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
+            return false;
+        }
+        let arrival = self.sequencer.arrived_at(entry.position(), now);
+        let is_new = self.count(arrival).is_new();
+        if is_new {
+            self.store(std::mem::replace(entry, ChangeEntry::empty()), arrival, is_early);
+        }
+        is_new
+    }
+
+    /// Takes the sequences of a document's earlier revisions. Stores a departure that has not
+    /// arrived. Returns whether the document's marks hide no row; `is_early` says whether that may
+    /// be.
+    fn take_earlier(
+        &mut self,
+        entry: &ChangeEntry,
+        accounted: &[Sequence],
+        departures: &[Departure],
+        is_shown: bool,
+        mut is_early: bool,
+        now: Duration,
+    ) -> bool {
+        // A sequence that only the channel map remembers is accounted for too: it was this
+        // document's, and the feed may have dropped it.
+        let left = departures.iter().map(|departure| departure.sequence);
+        let mut earlier: SequenceList = entry.supersedes().iter().copied().chain(accounted.iter().copied()).chain(left).collect();
+        // The sequence of an entry in a slot is accounted for by another document. Only a departure
+        // that has been readmitted there is new.
+        earlier.retain(|position| position.slot() == 0 || departures.iter().any(|d| d.sequence == *position));
+        earlier.sort_unstable();
+        earlier.dedup();
+        let mut departed = Vec::new();
         for old in earlier {
             let arrival = match old.slot() {
                 0 => self.sequencer.arrived(old, now),
@@ -295,16 +319,7 @@ impl Assembler {
             }
         }
         departed.into_iter().for_each(|(departure, arrival)| self.store(departure, arrival, is_early));
-        if !is_shown {
-            self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
-            return false;
-        }
-        let arrival = self.sequencer.arrived_at(entry.position(), now);
-        let is_new = self.count(arrival).is_new();
-        if is_new {
-            self.store(std::mem::replace(entry, ChangeEntry::empty()), arrival, is_early);
-        }
-        is_new
+        is_early
     }
 
     /// Whether a departure that has not arrived has a lower sequence than an earlier revision that

@@ -774,7 +774,7 @@ impl Sequencer {
     pub fn is_accounted(&self, sequence: Sequence) -> bool {
         let s = sequence.0;
         if s >= self.next {
-            return self.arrived.contains(s) || self.is_in_run(s);
+            return !(self.pending.is_empty() && self.arrived.is_empty()) && (self.arrived.contains(s) || self.is_in_run(s));
         }
         !self.is_skipped(s) && !self.abandoned.contains(s)
     }

@@ -294,6 +294,7 @@ impl Writer {
 
     /// The sequence of a document, if it is accounted for, or shared: then the document may be
     /// there, in a slot.
+    #[inline]
     fn accounted(&self, document: &DecodedDocument) -> Option<Sequence> {
         let (sequencer, number) = (self.assembler.sequencer(), document.entry.sequence());
         let is_shared = !self.shared.is_empty() && self.shared.contains(number);

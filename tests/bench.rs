@@ -38,6 +38,25 @@ fn a_first_read_by_vbucket_sends_about_as_much_and_logs_as_little_as_one_in_orde
     assert_eq!(server.cli(&["DBSIZE"]).trim(), "0", "something is left of what was removed");
 }
 
+/// A writer that was away reads by vbucket what has been written since, while readers are in use:
+/// what waits too long is skipped, and late when it comes. The log has a summary of it.
+#[test]
+fn a_later_burst_sends_about_as_much_as_one_in_order_and_is_summarized_in_the_log() {
+    let args = ["cold", "--cached", "1000", "--documents", "40000", "--rounds", "1", "--chunk", "1000", "--format", "json"];
+    let output = bench(&args);
+    assert!(output.status.success(), "{output:?}");
+    let results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [in_order, by_vbucket] = results["cold"].as_array().unwrap().as_slice() else { panic!("{results}") };
+    let number = |run: &Value, name: &str| run[name].as_f64().unwrap_or_else(|| panic!("no {name} in {run}"));
+    for run in [in_order, by_vbucket] {
+        assert_eq!(number(run, "sequences"), 40_000.0, "{run}");
+        assert!(number(run, "log_lines") <= 20.0 && number(run, "sent_ratio") <= 1.3, "{run}");
+    }
+    assert_eq!((number(in_order, "late"), number(in_order, "skipped")), (0.0, 0.0), "{in_order}");
+    let (late, skipped) = (number(by_vbucket, "late"), number(by_vbucket, "skipped"));
+    assert!(late > 10_000.0 && late == skipped, "all that was skipped has come: {by_vbucket}");
+}
+
 #[test]
 fn only_a_cold_start_is_measured_on_other_stores() {
     for args in [&["--store", "memory:"][..], &["raw", "--store", "memory:"], &["cold", "tail", "--store", "memory:"]] {

@@ -1,4 +1,5 @@
-//! A cold start: a whole bucket is read into a new cache.
+//! A cold start: a whole bucket is read into a new cache. And a later burst: a writer that was away
+//! reads what has been written since.
 //!
 //! A server sends what it has vbucket by vbucket, so the sequences of a gateway come in an order
 //! that has little to do with their own.
@@ -8,8 +9,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sluicegate_core::feed::{FeedBatch, FeedCapabilities, FeedInfo};
 use sluicegate_core::{
-    CacheStore, Channel, Feed, FeedEvent, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, PartitionSeqno, Result,
-    Writer, WriterConfig,
+    CacheStore, Channel, Epoch, Feed, FeedEvent, FeedStart, FeedStream, GatewayDecoder, Mutation, PartitionId, PartitionSeqno,
+    Result, Writer, WriterConfig,
 };
 
 use sluicegate_testkit::clear::{Contents, clear};
@@ -27,7 +28,10 @@ const CHANNELS: u64 = 1_000;
 /// A bucket, and the order in which it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ColdLoad {
-    /// How many documents it has. Each has one sequence.
+    /// The number of documents that the cache has already, in the order of their sequences. These
+    /// are not measured.
+    pub cached: u64,
+    /// How many documents are sent. Each has one sequence.
     pub documents: u64,
     /// How many documents of a vbucket are sent before some of the next one; `None` for the order
     /// of the sequences.
@@ -49,7 +53,23 @@ fn rotation(nth: u64) -> u64 {
 }
 
 impl ColdLoad {
-    fn places(self) -> Box<dyn Iterator<Item = Place> + Send> {
+    /// What the cache has already.
+    fn before(self) -> Self {
+        ColdLoad { cached: 0, documents: self.cached, chunk: None }
+    }
+
+    /// What is sent after [`before`](Self::before).
+    fn places(self) -> impl Iterator<Item = Place> + Send {
+        let shift = move |place: Place| Place {
+            sequence: self.cached + place.sequence,
+            seqno: self.cached.div_ceil(VBUCKETS) + place.seqno,
+            ..place
+        };
+        self.unshifted().map(shift)
+    }
+
+    /// As if the cache had nothing.
+    fn unshifted(self) -> Box<dyn Iterator<Item = Place> + Send> {
         let documents = self.documents;
         let Some(chunk) = self.chunk else {
             let place = |sequence: u64| {
@@ -124,13 +144,27 @@ pub struct ColdStart {
     pub peak_mib: Option<f64>,
 }
 
-/// Reads a bucket into `store`, which must be empty.
+/// Reads a bucket into `store`, which must be empty. If the cache is to have documents already, a
+/// first writer stores these, and another takes over.
 ///
 /// # Errors
-/// What the writer says.
+/// What the writers say.
 pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<ColdStart> {
-    let (decoder, config) = (Arc::new(GatewayDecoder::default()), WriterConfig::default());
-    let mut writer = Writer::take_over(store.store(), decoder, &load.info().checkpoint_name(), FIRST_EPOCH, config).await?;
+    let name = load.info().checkpoint_name();
+    let take_over = |epoch| {
+        let (decoder, config) = (Arc::new(GatewayDecoder::default()), WriterConfig::default());
+        Writer::take_over(store.store(), decoder, &name, epoch, config)
+    };
+    let before = load.before();
+    let epoch = if before.documents == 0 {
+        FIRST_EPOCH
+    } else {
+        let mut writer = take_over(FIRST_EPOCH).await?;
+        writer.run(&before, std::future::pending()).await?;
+        check(&writer, before.documents)?;
+        Epoch { counter: FIRST_EPOCH.counter + 1, ..FIRST_EPOCH }
+    };
+    let mut writer = take_over(epoch).await?;
     let before = store.sent();
     let watch = Watch::start();
     writer.run(&load, std::future::pending()).await?;
@@ -147,8 +181,8 @@ pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<Co
 /// As [`clear`].
 pub async fn clear_cold(store: &Arc<dyn CacheStore>, load: ColdLoad) -> Result<()> {
     let mut contents = Contents { feed: load.info().checkpoint_name(), ..Contents::default() };
-    if load.documents > 0 {
-        contents.sequences.insert(1, load.documents);
+    if load.cached + load.documents > 0 {
+        contents.sequences.insert(1, load.cached + load.documents);
     }
     contents.channels = (0..CHANNELS).map(|channel| Channel::new(&channel_name(channel))).collect::<Result<_>>()?;
     contents.channels.insert(Channel::star());
@@ -165,7 +199,7 @@ mod tests {
 
     #[test]
     fn each_order_has_all_documents_once_and_each_vbucket_in_order() {
-        let all = |chunk| ColdLoad { documents: 10_000, chunk }.places().collect::<Vec<_>>();
+        let all = |chunk| ColdLoad { cached: 0, documents: 10_000, chunk }.places().collect::<Vec<_>>();
         let in_order = all(None);
         assert!(in_order.iter().map(|place| place.sequence).eq(1..=10_000));
         let sorted = |places: &[Place]| places.iter().map(|p| (p.sequence, p.vbucket, p.seqno)).collect::<BTreeSet<_>>();
@@ -183,7 +217,7 @@ mod tests {
     async fn nothing_is_late_or_skipped_in_any_order() {
         for chunk in [None, Some(1), Some(5), Some(1_000)] {
             let store = MeteredStore::counting(Arc::new(MemoryStore::new()));
-            let start = cold("small", &store, ColdLoad { documents: 20_000, chunk }).await.unwrap();
+            let start = cold("small", &store, ColdLoad { cached: 0, documents: 20_000, chunk }).await.unwrap();
             assert_eq!((start.late, start.skipped), (0, 0), "{chunk:?}");
         }
     }

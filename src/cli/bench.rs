@@ -40,6 +40,10 @@ pub(crate) struct BenchArgs {
     /// Sequences of the channel in `deep`
     #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(100_000..))]
     sequences: u64,
+    /// Documents that the cache of `cold` has already: what is measured is a later burst, after the
+    /// writer was away
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    cached: u64,
     /// How often each writing load is run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
@@ -136,7 +140,7 @@ pub(crate) async fn run(args: BenchArgs, session: Session) -> Outcome<Exit> {
         results.rates.push(Rate { per_second: median.rate(), per_cpu_second: median.rate_per_cpu(), median, ratio });
     }
     if wanted(Which::Cold) {
-        let orders = Orders { documents: args.documents, chunks: &args.chunk, rounds: args.rounds };
+        let orders = Orders { cached: args.cached, documents: args.documents, chunks: &args.chunk, rounds: args.rounds };
         results.cold = cold::run(&orders, &session).await?;
     }
     if wanted(Which::Tail) {

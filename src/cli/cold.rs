@@ -1,5 +1,6 @@
-//! `sluicegate bench cold`: a bucket is read into a new cache, in several orders. Each run has a
-//! process of its own, so that its peak memory is its own.
+//! `sluicegate bench cold`: a bucket is read into a new cache, in several orders, or what has been
+//! written since into one that is there. Each run has a process of its own, so that its peak memory
+//! is its own.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ const MEGABYTE: f64 = 1e6;
 /// What is read, and in which orders.
 #[derive(Debug)]
 pub(crate) struct Orders<'a> {
+    pub(crate) cached: u64,
     pub(crate) documents: u64,
     pub(crate) chunks: &'a [u64],
     pub(crate) rounds: u64,
@@ -40,7 +42,7 @@ impl Orders<'_> {
     /// All loads; the first is in order.
     fn loads(&self) -> Vec<ColdLoad> {
         let chunks = std::iter::once(None).chain(self.chunks.iter().copied().map(Some));
-        chunks.map(|chunk| ColdLoad { documents: self.documents, chunk }).collect()
+        chunks.map(|chunk| ColdLoad { cached: self.cached, documents: self.documents, chunk }).collect()
     }
 }
 
@@ -119,7 +121,7 @@ async fn run_in_process(url: &str, load: ColdLoad, count: bool, settings: &Setti
     let program = std::env::current_exe()
         .map_err(|e| failed("the path of this program, which measures each run, is not known".to_owned()).with_source(e))?;
     let mut command = Command::new(program);
-    command.arg(MEASURE).arg(format!("--documents={}", load.documents));
+    command.arg(MEASURE).arg(format!("--cached={}", load.cached)).arg(format!("--documents={}", load.documents));
     if let Some(chunk) = load.chunk {
         command.arg(format!("--chunk={chunk}"));
     }
@@ -219,6 +221,8 @@ pub(crate) fn tables(rates: &[ColdRate]) -> String {
 #[derive(Debug, Args)]
 pub(crate) struct MeasureArgs {
     #[arg(long)]
+    cached: u64,
+    #[arg(long)]
     documents: u64,
     #[arg(long)]
     chunk: Option<u64>,
@@ -249,7 +253,7 @@ impl<S: Subscriber> Layer<S> for LogLines {
 
 /// Measures one run and prints it for [`run`].
 pub(crate) async fn measure(args: MeasureArgs, session: Session) -> Outcome<Exit> {
-    let load = ColdLoad { documents: args.documents, chunk: args.chunk };
+    let load = ColdLoad { cached: args.cached, documents: args.documents, chunk: args.chunk };
     let store = match args.count {
         true => MeteredStore::counting(session.store().await?),
         false => MeteredStore::open(session.store_url()).await?,

@@ -2,7 +2,8 @@
 
 use clap::Args;
 use futures::future::try_join_all;
-use sluicegate::{ReaderNode, Sluicegate};
+use sluicegate::changes::ChangesOptions;
+use sluicegate::{Channel, ReaderNode, Sluicegate};
 
 use super::Exit;
 use super::changes::RequestArgs;
@@ -25,6 +26,7 @@ pub(crate) struct FollowArgs {
 pub(crate) async fn run(args: FollowArgs, session: Session) -> Outcome<Exit> {
     if !session.fed_by_flag {
         let reader = session.reader(&args.request.which).await?;
+        tell_waiting(&reader);
         follow(&args, &reader, std::future::pending()).await?;
         return Ok(Exit::Done);
     }
@@ -46,6 +48,13 @@ pub(crate) async fn run(args: FollowArgs, session: Session) -> Outcome<Exit> {
     }
     try_join_all(caches.into_iter().map(Sluicegate::shutdown)).await?;
     Ok(Exit::Done)
+}
+
+/// Logs that the cache does not answer yet: nothing is printed until it does.
+fn tell_waiting(reader: &ReaderNode) {
+    if let Err(error) = reader.cached_changes(&Channel::star(), &ChangesOptions::new()) {
+        tracing::warn!(%error, "no changes are printed yet");
+    }
 }
 
 /// Prints until the limit is reached, or everything up to the batch that `ended` gives.
@@ -94,7 +103,7 @@ mod tests {
 
     use clap::Parser as _;
     use sluicegate::{
-        ChangeEntry, Channel, CollectionId, Decoded, EntryFlags, GatewayDecoder, Membership, ReaderConfig, Sequence, Writer,
+        ChangeEntry, CollectionId, Decoded, EntryFlags, GatewayDecoder, Membership, ReaderConfig, Sequence, Writer,
         WriterConfig,
     };
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::state::{State, Status};
 use super::{Node, WhileBuilding};
 use crate::batch::BatchRecord;
-use crate::clock::PublishedClock;
+use crate::clock::{Progress, PublishedClock};
 use crate::commit::read_clock;
 use crate::error::{Error, Result};
 use crate::missing::LastBatch;
@@ -150,19 +150,30 @@ impl Node {
     }
 
     fn set_status(&self, status: Status) {
-        if self.followed.borrow().status == status {
-            return;
-        }
-        match &status {
-            Status::Ready => tracing::info!("ready"),
-            Status::Building(progress) => tracing::debug!(percent = progress.percent(), "the cache is being built"),
-            Status::Offline(reason) | Status::Lost(reason) => tracing::error!(reason, "offline"),
+        {
+            let before = &self.followed.borrow().status;
+            if *before == status {
+                return;
+            }
+            match (before, &status) {
+                (_, Status::Ready) => tracing::info!("ready"),
+                (Status::Building(_), Status::Building(progress)) => {
+                    tracing::debug!(percent = progress.percent(), "the cache is still being built");
+                }
+                (_, Status::Building(progress)) => tell_building(*progress),
+                (_, Status::Offline(reason) | Status::Lost(reason)) => tracing::error!(reason, "offline"),
+            }
         }
         let mut state = self.state.write();
         state.status = status.clone();
         state.tails.values().for_each(|tail| tail.changed.notify_waiters());
         self.followed.send_modify(|followed| followed.status = status);
     }
+}
+
+/// Logs that no request is answered for now.
+pub(super) fn tell_building(progress: Progress) {
+    tracing::info!(percent = progress.percent(), "the cache is being built: requests are refused, or wait, until it is complete");
 }
 
 /// What the error of a cache that is being built has in its context, and no other.

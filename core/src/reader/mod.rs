@@ -226,6 +226,7 @@ impl ReaderNode {
         let state = match clock.building.filter(|_| config.while_building == WhileBuilding::Refuse) {
             // It begins when the cache is built. All entries are above high until then.
             Some(progress) => {
+                follow::tell_building(progress);
                 let mut state = State::new(PublishedClock::new(clock.cache).into(), Vec::new());
                 state.status = Status::Building(progress);
                 state

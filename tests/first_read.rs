@@ -106,7 +106,7 @@ async fn readers_refuse_requests_or_show_what_is_complete_until_the_cache_is_bui
     let refusing = reader(&store, WhileBuilding::Refuse).await;
     let error = rows(&refusing).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    let told = ["percent", "arrived", "highest"].map(|name| error.context(name).unwrap_or_default());
+    let told = ["percent", "arrived", "of about"].map(|name| error.context(name).unwrap_or_default());
     assert_eq!(told, ["60", "240", "400"], "{error}");
     let showing = reader(&store, WhileBuilding::Show).await;
     assert_eq!(rows(&showing).await.unwrap(), [1, 2], "3 is of the last partition");

@@ -131,13 +131,22 @@ pub struct Progress {
     pub arrived: u64,
     /// The highest of them.
     pub highest: Sequence,
+    /// About how many there will be, by the share of the feed that has been delivered. `None` if
+    /// the feed does not tell how much it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<u64>,
 }
 
 impl Progress {
-    /// The percentage of the sequences up to the highest that are accounted for, at most 99. Those
-    /// that the feed never delivers are not.
+    /// About how many sequences there will be: at least the highest, since lower ones that have not
+    /// arrived may still come.
+    pub fn total(self) -> u64 {
+        self.expected.unwrap_or(0).max(self.highest.0)
+    }
+
+    /// The percentage of these sequences that are accounted for, at most 99.
     pub fn percent(self) -> u64 {
-        (self.arrived as f64 / self.highest.0.max(1) as f64 * 100.0).clamp(0.0, 99.0) as u64
+        (self.arrived as f64 / self.total().max(1) as f64 * 100.0).clamp(0.0, 99.0) as u64
     }
 }
 

@@ -103,8 +103,7 @@ mod tests {
 
     use clap::Parser as _;
     use sluicegate::{
-        ChangeEntry, CollectionId, Decoded, EntryFlags, GatewayDecoder, Membership, ReaderConfig, Sequence, Writer,
-        WriterConfig,
+        ChangeEntry, CollectionId, Decoded, EntryFlags, GatewayDecoder, Membership, ReaderConfig, Sequence, Writer, WriterConfig,
     };
 
     use super::*;

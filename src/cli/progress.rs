@@ -101,7 +101,7 @@ impl Drop for Meter {
 /// The time that the rest of a first read takes at the rate since `begun`, when `arrived` sequences
 /// had arrived.
 fn remaining(now: Progress, arrived: u64, begun: Duration) -> Option<Duration> {
-    let (done, left) = (now.arrived.saturating_sub(arrived), now.highest.0.saturating_sub(now.arrived));
+    let (done, left) = (now.arrived.saturating_sub(arrived), now.total().saturating_sub(now.arrived));
     (done > 0).then(|| Duration::try_from_secs_f64(begun.as_secs_f64() * left as f64 / done as f64).ok()).flatten()
 }
 
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_first_read_is_estimated_from_its_rate() {
-        let progress = |arrived, highest| Progress { arrived, highest: Sequence(highest) };
+        let progress = |arrived, highest| Progress { arrived, highest: Sequence(highest), expected: None };
         let ten = Duration::from_secs(10);
         assert_eq!(remaining(progress(400, 1_000), 100, ten), Some(Duration::from_secs(20)));
         assert_eq!(remaining(progress(100, 1_000), 100, ten), None);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sluicegate::CacheStore;
+use sluicegate::core::clock::Progress;
 use sluicegate::core::commit::read_clock;
 use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate_simulator::Cluster;
@@ -46,15 +47,15 @@ async fn assert_whole(store: &str, checkpoint: &str, copies: &Copies, count: u64
 }
 
 /// Waits until a running writer has stored so many sequences of the bucket. The cache must not be
-/// complete then.
-async fn wait_for_arrived(writer: &Process, store: &dyn CacheStore, arrived: u64) {
+/// complete then. Returns how far it is.
+async fn wait_for_arrived(writer: &Process, store: &dyn CacheStore, arrived: u64) -> Progress {
     loop {
         let stored = read_clock(store).await.unwrap().map(|clock| clock.value);
         // Before the first batch nothing is said of the progress.
         if let Some(clock) = stored.filter(|clock| clock.batch > 0) {
             let building = clock.building.unwrap_or_else(|| panic!("all was read before {arrived} were counted: {clock:?}"));
             if building.arrived >= arrived {
-                return;
+                return building;
             }
         }
         assert!(writer.is_running(), "the writer has ended by itself before {arrived} had arrived");
@@ -93,7 +94,9 @@ async fn a_cold_start_has_nothing_late_and_goes_on_wherever_it_is_killed() {
     for kill in 1..=KILLS {
         cluster.take_lowest_starts();
         let writer = Process::start(PROGRAM, &arguments);
-        wait_for_arrived(&writer, store.as_ref(), whole.stable.0 * kill / (KILLS + 1)).await;
+        let building = wait_for_arrived(&writer, store.as_ref(), whole.stable.0 * kill / (KILLS + 1)).await;
+        let total = building.total();
+        assert!((whole.stable.0..whole.stable.0 * 2).contains(&total), "{building:?} of {}", whole.stable);
         writer.signal("KILL");
         wait_until("the killed writer is gone", || !writer.is_running());
         let starts = cluster.take_lowest_starts();

@@ -16,11 +16,11 @@ use super::lists::{LIST_CHANGES, Lists, Told};
 use super::sequencer::{Arrival, Noted, Sequencer};
 use crate::batch::{BatchRecord, Checkpoint, Entries, Floor, LateEntry, ListedBlocks, PrincipalChange, Publication, WriteBatch};
 use crate::block::BlockCodec;
-use crate::clock::PublishedClock;
+use crate::clock::{Progress, PublishedClock};
 use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
 use crate::document::{CollectionId, DocumentRef};
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
-use crate::feed::FeedPosition;
+use crate::feed::{Delivered, FeedPosition};
 use crate::missing::MissingList;
 use crate::sequence::{RangeSet, Sequence, SequenceList, SequenceRange};
 
@@ -82,6 +82,8 @@ pub struct Assembler {
     /// Whether a later revision may have a lower sequence, because a gateway has lost its counter:
     /// there was one, or a departure with one, or sequences are known to have been allocated twice.
     is_reused: bool,
+    /// The share of the feed that has been delivered, if that is known.
+    delivered: Option<Delivered>,
     lists: Lists,
     stats: WriterStats,
 }
@@ -115,6 +117,7 @@ impl Assembler {
             inherited: FxHashMap::default(),
             has_inherited: false,
             is_reused: false,
+            delivered: None,
             lists: Lists::after(0, LIST_CHANGES),
             stats: WriterStats::default(),
         }
@@ -381,6 +384,11 @@ impl Assembler {
         self.is_reused = is_reused;
     }
 
+    /// Sets the share of the feed that has been delivered. For the progress of a first read.
+    pub fn set_delivered(&mut self, delivered: Option<Delivered>) {
+        self.delivered = delivered;
+    }
+
     /// Prepares for a document whose sequence is accounted for already. Makes room for its entry at
     /// `position`, so that it is new when it is applied.
     pub fn readmit(&mut self, position: Sequence) {
@@ -569,9 +577,14 @@ impl Assembler {
             settled: self.sequencer.settled(now).max(self.clock.settled),
             gaps: self.sequencer.skipped_count(),
             marked: stable.min(first_unmarked).max(self.clock.marked),
-            building: self.sequencer.holds().then(|| self.sequencer.progress()),
+            building: self.sequencer.holds().then(|| self.progress()),
             ..self.clock.clone()
         }
+    }
+
+    fn progress(&self) -> Progress {
+        let progress = self.sequencer.progress();
+        Progress { expected: self.delivered.and_then(|delivered| delivered.whole_of(progress.arrived)), ..progress }
     }
 
     /// Makes a batch of all that was collected, with the clock as it is after it. With a position,

@@ -521,7 +521,7 @@ impl Sequencer {
         };
         let arrived = self.high().0.saturating_add(self.pending_count() as u64);
         let highest = plausible.map_or(self.high().0, |(_, run)| run.last).max(single.unwrap_or_default());
-        Progress { arrived, highest: Sequence(highest) }
+        Progress { arrived, highest: Sequence(highest), expected: None }
     }
 
     /// A number arrived: its document is there, or a newer revision says that it was superseded.

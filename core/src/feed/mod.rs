@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 
 pub use identity::FeedIdentity;
-pub use position::{FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds, begun_snapshot, common_point};
+pub use position::{Delivered, FeedPosition, PartitionPosition, PositionTracker, SnapshotEnds, begun_snapshot, common_point};
 #[cfg(feature = "runtime")]
 pub use shared::{SharedFeed, Strangers, Territory};
 

@@ -195,7 +195,7 @@ impl Status {
             Status::Building(progress) => Err(Error::new(crate::ErrorKind::Unavailable, "the cache is being built")
                 .with_context(PERCENT, progress.percent())
                 .with_context("arrived", progress.arrived)
-                .with_context("highest", progress.highest)
+                .with_context("of about", progress.total())
                 .with_next_step("try again later; reader.while_building = \"show\" answers with what is complete")),
             Status::Lost(reason) => Err(Error::corrupt(format!("offline: {reason}"))),
         }

@@ -68,6 +68,9 @@ impl Writer {
             self.dirty = false;
             self.bytes_since_checkpoint = 0;
         }
+        if self.assembler.sequencer().holds() {
+            self.assembler.set_delivered(self.tracker.delivered());
+        }
         let Prepared { batch, list, mut publication } = self.assembler.prepare(position, self.now());
         if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {
             self.floors.remember(&checkpoint.position, checkpoint.floor);

@@ -10,6 +10,7 @@ use serde_json::json;
 use sluicegate::changes::ChangesOptions;
 use sluicegate::core::batch::Checkpoint;
 use sluicegate::core::engine::PendingRun;
+use sluicegate::core::verify::{VerifyOptions, verify};
 use sluicegate::feed::{FeedIdentity, FeedInfo};
 use sluicegate::reader::WhileBuilding;
 use sluicegate::store::Expiry;
@@ -18,8 +19,8 @@ use sluicegate::{
     ReaderConfig, ReaderNode, Result, SequenceRange, Writer, WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
-use sluicegate_testkit::PausingFeed;
 use sluicegate_testkit::plain::PlainStore;
+use sluicegate_testkit::{CrashPoint, FaultStore, Faults, PausingFeed, Step, When};
 
 /// Documents of so many partitions, each partition's after those of the one before. `is_left_out`
 /// says which sequences never come.
@@ -150,6 +151,54 @@ async fn a_writer_that_is_killed_in_the_first_read_is_followed_by_one_that_goes_
     }
     assert!(terms > 5 && received < 1_400, "{received} events in {terms} terms");
     assert_eq!(rows(&reader(&store, WhileBuilding::Refuse).await).await.unwrap(), (1..=1_000).collect::<Vec<_>>());
+}
+
+/// Documents that have left two channels, each with three sequences in a row.
+fn moved(documents: u64, partitions: u64) -> Vec<Mutation> {
+    let mutation = |n: u64| {
+        let (first, partition) = (3 * n - 2, PartitionId((n % partitions) as u16));
+        let left = |by: u64| json!({"seq": first + by, "rev": format!("{}-a", by + 1)});
+        let metadata = json!({
+            "rev": "3-a", "sequence": first + 2, "recent_sequences": [first, first + 1, first + 2],
+            "channels": {"a": null, "x": left(0), "y": left(1)},
+        });
+        let mutation = Mutation::new(format!("d{n}"), json!({"_sync": metadata}).to_string());
+        Mutation { cas: n << 16, partition, ..mutation }
+    };
+    let mut mutations: Vec<Mutation> = (1..=documents).map(mutation).collect();
+    mutations.sort_by_key(|mutation| mutation.partition);
+    mutations
+}
+
+/// The writer would keep all entries in memory otherwise, up to the end of the first read.
+#[tokio::test(start_paused = true)]
+async fn marks_do_not_wait_in_a_first_read_that_goes_on_after_a_commit_was_cut_off() {
+    let plain = Arc::new(PlainStore::new());
+    let store: Arc<dyn CacheStore> = plain.clone();
+    let bucket = moved(1_000, 16);
+    let faulty = Arc::new(FaultStore::new(plain, 1, Faults::none()));
+    faulty.crash_at(CrashPoint { step: Step::BatchRecord, when: When::Before, nth: 10 });
+    let mut killed = writer(&(faulty as Arc<dyn CacheStore>), true).await;
+    let cut_off = killed.run(&feed(bucket.clone()), std::future::pending()).await.unwrap_err();
+    assert_eq!(cut_off.kind(), ErrorKind::Closed, "{cut_off:?}");
+    drop(killed);
+
+    let paused = PausingFeed::new(Arc::new(feed(bucket)));
+    let mut pause = paused.pause_at(80);
+    let mut next = writer(&store, true).await;
+    let running = tokio::spawn(async move { next.run(&paused, std::future::pending()).await.map(|_| next) });
+    assert!(pause.reached().await);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let stored = store.get(&CacheKey::Checkpoint("bucket".to_owned())).await.unwrap().unwrap();
+    let unmarked = Checkpoint::from_bytes(&stored.value).unwrap().unmarked.unwrap();
+    assert!(unmarked.len() < 300, "the marks of {} documents wait", unmarked.len());
+    pause.resume();
+    let next = running.await.unwrap().unwrap();
+    assert_eq!((next.clock().stable.0, next.clock().gaps, next.clock().late), (3_000, 0, 0));
+    let all: Vec<u64> = (1..=1_000).map(|n| 3 * n).collect();
+    assert_eq!(rows(&reader(&store, WhileBuilding::Refuse).await).await.unwrap(), all);
+    let report = verify(store.as_ref(), &VerifyOptions::default().feed("bucket")).await.unwrap();
+    assert!(report.is_clean(), "{report:#?}");
 }
 
 /// Rewrites the checkpoint as a build of format version 2 has stored it: what has arrived is in

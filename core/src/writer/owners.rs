@@ -18,7 +18,7 @@ use rustc_hash::{FxBuildHasher, FxHashSet};
 use super::conflict::{Conflicts, slots_of};
 use super::pointers::Pointers;
 use super::{Writer, notices};
-use crate::decode::DecodedDocument;
+use crate::decode::{DecodedDocument, Departure};
 use crate::document::{DocumentId, DocumentRef};
 use crate::engine::departure_entry;
 use crate::entry::ChangeEntry;
@@ -361,9 +361,14 @@ impl Writer {
                     continue;
                 }
                 Some(stored) if is_expected => {
-                    // A departure with a lower sequence has to mark its row, too. The assembler
-                    // does not know that this entry is stored.
-                    if document.departures.iter().any(|departure| departure.sequence.rank() < stored.position().rank()) {
+                    // A departure with a lower sequence from one of its channels has to mark its
+                    // row there, too. The assembler does not know that this entry is stored.
+                    let position = stored.position().rank();
+                    let is_low = |departure: &Departure| {
+                        departure.sequence.rank() < position
+                            && stored.channels().iter().any(|change| change.channel == departure.channel)
+                    };
+                    if document.departures.iter().any(is_low) {
                         self.assembler.set_reused(true);
                     }
                     document.recall_earlier(&stored);

@@ -197,11 +197,12 @@ impl Writer {
             // What was published after the checkpoint, above high, comes again.
             building: clock.building.zip(checkpoint.unmarked.as_ref()),
         };
-        if let Some((progress, _)) = search.building {
+        if let Some((progress, unmarked)) = search.building {
             tracing::info!(
                 arrived = progress.arrived,
                 at_most = RecentOwners::PLACES,
-                "the first read of the feed goes on; before that, the newest stored entries are read"
+                unmarked = unmarked.len(),
+                "the first read of the feed goes on; before that, the newest stored entries are read, and those without marks"
             );
         }
         let attempt = || async { search.run(store.as_ref(), codec.as_ref()).await };

@@ -112,6 +112,8 @@ pub struct Writer {
     has_new_history: bool,
     resume: bool,
     has_positions: bool,
+    /// How many partitions the feed has, if it announces snapshots.
+    partitions: Option<u16>,
     began: Instant,
     checkpointed: Instant,
     /// Whether events were applied since the last checkpoint.
@@ -240,7 +242,9 @@ impl Writer {
     }
 
     async fn follow(&mut self, feed: &dyn Feed, mut stop: BoxFuture<'_, ()>) -> Result<Ended> {
-        self.has_positions = feed.info().capabilities.positions;
+        let info = feed.info();
+        self.has_positions = info.capabilities.positions;
+        self.partitions = info.capabilities.snapshots.then_some(info.partitions);
         if !self.has_positions {
             self.resume = false;
         }

@@ -69,7 +69,7 @@ impl Writer {
             self.bytes_since_checkpoint = 0;
         }
         if self.assembler.sequencer().holds() {
-            self.assembler.set_delivered(self.tracker.delivered());
+            self.assembler.set_delivered(self.partitions.and_then(|partitions| self.tracker.delivered(partitions)));
         }
         let Prepared { batch, list, mut publication } = self.assembler.prepare(position, self.now());
         if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {

@@ -257,6 +257,7 @@ impl Writer {
             has_new_history: false,
             resume: !checkpoint.position.partitions.is_empty(),
             has_positions: true,
+            partitions: None,
             store,
             decoder,
             config,

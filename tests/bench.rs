@@ -48,6 +48,8 @@ fn a_later_burst_sends_about_as_much_as_one_in_order_and_is_summarized_in_the_lo
     let results: Value = serde_json::from_slice(&output.stdout).unwrap();
     let [in_order, by_vbucket] = results["cold"].as_array().unwrap().as_slice() else { panic!("{results}") };
     let number = |run: &Value, name: &str| run[name].as_f64().unwrap_or_else(|| panic!("no {name} in {run}"));
+    let names = [in_order, by_vbucket].map(|run| run["what"].as_str().unwrap());
+    assert_eq!(names, ["in order, after 1,000 in the cache", "by vbucket, 1,000 at a time, after 1,000 in the cache"]);
     for run in [in_order, by_vbucket] {
         assert_eq!(number(run, "sequences"), 40_000.0, "{run}");
         assert!(number(run, "log_lines") <= 20.0 && number(run, "sent_ratio") <= 1.3, "{run}");

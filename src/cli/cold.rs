@@ -145,10 +145,12 @@ async fn run_in_process(url: &str, load: ColdLoad, count: bool, settings: &Setti
 }
 
 fn name(load: ColdLoad) -> String {
-    match load.chunk {
+    let order = match load.chunk {
         None => "in order".to_owned(),
         Some(chunk) => format!("by vbucket, {} at a time", grouped(chunk)),
-    }
+    };
+    // A later burst must not be taken for a cold start.
+    if load.cached > 0 { format!("{order}, after {} in the cache", grouped(load.cached)) } else { order }
 }
 
 /// Compares the runs of each order with those of the first.
@@ -181,7 +183,7 @@ pub(crate) fn tables(rates: &[ColdRate]) -> String {
     let mut out = String::new();
     for of_store in rates.chunk_by(|a, b| a.store == b.store) {
         let mut table = Table::new([
-            "cold start",
+            "documents",
             ">documents/s",
             ">/ in order",
             ">MB sent",

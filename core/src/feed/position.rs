@@ -325,8 +325,7 @@ mod tests {
         let mut tracker = PositionTracker::default();
         assert_eq!(tracker.delivered(4), None, "no snapshot has begun");
         for (id, end) in [(0, 100), (3, 300)] {
-            let (start, end) = (PartitionSeqno(0), PartitionSeqno(end));
-            tracker.observe(&FeedEvent::SnapshotStart { partition: PartitionId(id), start, end });
+            tracker.entry(PartitionId(id)).begin_snapshot(0, end);
         }
         let none = Delivered { events: 0, of: 800 };
         assert_eq!((tracker.delivered(4), none.whole_of(0)), (Some(none), None));

@@ -24,7 +24,7 @@ use sluicegate::{
 use sluicegate_memory::MemoryStore;
 use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
 use sluicegate_testkit::observe::{Rows, rows};
-use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, When};
+use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, Step, When};
 use support::seeds::{are_usual, campaign};
 
 /// What a document's value holds: the metadata of a gateway, in short.
@@ -478,6 +478,62 @@ async fn a_revision_that_was_left_out_and_came_later_is_shown_when_its_successor
         for (channel, rows) in answers(&opened(&store).await).await {
             let expected = ["a", "*"].contains(&&channel[..]).then(|| (1, "doc".to_owned(), "1-x".to_owned(), false, false));
             assert_eq!(rows, expected.into_iter().collect::<Rows>(), "{channel}");
+        }
+    }
+}
+
+/// A writer is killed after it has stored a revision and the end of the one before in a channel, and
+/// before it has published them. A later revision, in that channel again, comes next and is lost. It
+/// was to mark what the others supersede, too.
+#[tokio::test]
+async fn what_a_killed_writer_stored_is_marked_when_the_revision_after_it_is_lost() {
+    let event = |document: &str, sequence: u64, channel: &str, recent: &[u64], left: &[(&str, u64)]| {
+        let left = left.iter().map(|(name, at)| ((*name).to_owned(), (*at, format!("{at}-x")))).collect();
+        let (revision, channels, recent) = (format!("{sequence}-x"), vec![channel.to_owned()], recent.to_vec());
+        let metadata = Metadata { sequence, revision, channels, recent, left };
+        let mut mutation = Mutation::new(document.to_owned(), serde_json::to_string(&metadata).unwrap());
+        let partition = PartitionId(u16::from(document == "other"));
+        (mutation.partition, mutation.seqno) = (partition, PartitionSeqno(sequence));
+        FeedEvent::Mutation(mutation)
+    };
+    let partition = PartitionId(0);
+    let (first, second) = (event("doc", 2, "c", &[], &[]), event("doc", 4, "a", &[2, 3], &[("c", 3)]));
+    let third = event("doc", 5, "c", &[2, 3, 4], &[("a", 5)]);
+    // Sequence 1 comes last, so stable passes nothing before.
+    let other = event("other", 1, "b", &[], &[]);
+    for seed in [0, 1, 2, 5] {
+        let store = store(seed);
+        let writer = |store| Writer::alone(store, Arc::new(Short), "branching", config(seed, false));
+        let mut healthy = writer(store.clone()).await.unwrap();
+        healthy.process(FeedBatch::from(vec![first.clone()])).await.unwrap();
+        healthy.finish().await.unwrap();
+
+        let faulty = Arc::new(FaultStore::new(store.clone(), seed, Faults::none()));
+        let mut killed = writer(faulty.clone()).await.unwrap();
+        faulty.crash_at(CrashPoint { step: Step::BatchRecord, when: When::Before, nth: 1 });
+        let outcome = async {
+            killed.process(FeedBatch::from(vec![second.clone()])).await?;
+            killed.finish().await
+        };
+        assert_eq!(outcome.await.unwrap_err().kind(), ErrorKind::Closed);
+
+        let mut next = writer(store.clone()).await.unwrap();
+        let lost = FeedEvent::Rollback { partition, to: PartitionSeqno(2) };
+        next.process(FeedBatch::from(vec![third.clone()])).await.unwrap();
+        let again = vec![lost, second.clone(), FeedEvent::RollbackEnded { partition }, other.clone()];
+        next.process(FeedBatch::from(again)).await.unwrap();
+        next.finish().await.unwrap();
+        let report = checked(&store).await;
+        assert!(report.is_clean(), "seed {seed}: {report:#?}");
+        let row = |document: &str, sequence: u64| (sequence, document.to_owned(), format!("{sequence}-x"), false, sequence == 3);
+        let expected = BTreeMap::from([
+            ("a", vec![row("doc", 4)]),
+            ("b", vec![row("other", 1)]),
+            ("c", vec![row("doc", 3)]),
+            ("*", vec![row("other", 1), row("doc", 4)]),
+        ]);
+        for (channel, rows) in answers(&opened(&store).await).await {
+            assert_eq!(rows, expected.get(&channel[..]).cloned().unwrap_or_default(), "seed {seed}: {channel}");
         }
     }
 }

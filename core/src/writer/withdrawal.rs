@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::conflict::slots_of;
 use super::intake::{DecodedBatch, Item};
 use super::rollback::Held;
-use super::{Writer, backoff, log_retry};
+use super::{Writer, backoff, inherited, log_retry};
 use crate::entry::ChangeEntry;
 use crate::error::{Error, Result};
 use crate::feed::{FeedEvent, PartitionId};
@@ -158,11 +158,16 @@ impl Writer {
         let policy = backoff(&self.config);
         let (store, codec) = (self.store.clone(), self.codec.clone());
         let attempt = || async { withdraw::plan(store.as_ref(), codec.as_ref(), &gone).await };
-        let (plan, _) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+        let (plan, stored) = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
         tracing::warn!(entries = gone.entries.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
         let in_slots = self.used_in_slots(&plan.numbers, &gone).await?;
         let missing: Vec<Sequence> = plan.numbers.iter().copied().filter(|number| !in_slots.contains(number)).collect();
+        // Where a killed writer stored them and did not mark what they supersede, what is gone was to
+        // mark that.
+        let unmarked = stored.into_values().filter(|entry| !entry.supersedes().is_empty()).collect();
+        let unmarked = inherited::without_others(store.as_ref(), policy, unmarked).await?;
         self.assembler.withdraw(gone.entries(), gone.room.iter().copied(), &missing);
+        unmarked.into_iter().for_each(|entry| self.assembler.remember_unmarked(entry));
         self.rollbacks.recall(&plan.numbers);
         self.publish_with_checkpoint().await?;
         self.carry_out(gone).await

@@ -21,7 +21,7 @@ use sluicegate_memory::MemoryStore;
 use sluicegate_replay::peer;
 pub use sluicegate_replay::peer::PeerLoad;
 
-pub use cold::{ColdLoad, ColdStart, clear_cold, cold};
+pub use cold::{ColdLoad, ColdStart, clear_cold, cold, fill};
 pub use sent::MeteredStore;
 use stores::ObservedStore;
 
@@ -333,6 +333,11 @@ pub async fn backpressure(limit: usize) -> Result<Backpressure> {
 
 fn resident() -> f64 {
     memory_stats::memory_stats().map_or(0.0, |m| m.physical_mem as f64 / f64::from(1 << 20))
+}
+
+/// Lets [`peak`] begin anew. Whether the system can do that.
+fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 /// The most resident memory that this process has had, in MiB, if the system tells.

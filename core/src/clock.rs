@@ -138,10 +138,10 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// About how many sequences there will be: at least the highest, since lower ones that have not
-    /// arrived may still come.
+    /// About how many sequences there will be. It may go down while the feed is read. If the feed
+    /// does not tell how much it has, it is the highest, since all lower ones may still come.
     pub fn total(self) -> u64 {
-        self.expected.unwrap_or(0).max(self.highest.0)
+        self.expected.unwrap_or(self.highest.0).max(self.arrived)
     }
 
     /// The percentage of these sequences that are accounted for, at most 99.

@@ -15,7 +15,7 @@ use sluicegate_core::{
 
 use sluicegate_testkit::clear::{Contents, clear};
 
-use super::{FIRST_EPOCH, Measured, MeteredStore, Watch, check, peak};
+use super::{FIRST_EPOCH, Measured, MeteredStore, Watch, check, peak, reset_peak};
 
 const VBUCKETS: u64 = 1_024;
 
@@ -139,32 +139,38 @@ pub struct ColdStart {
     pub skipped: u64,
     /// How many bytes the store was sent, if [`MeteredStore`] counts them.
     pub sent_bytes: Option<u64>,
-    /// The most resident memory that the process has had, in MiB; `None` if the system does not
-    /// tell. What was before counts as well: so measure in a process of its own.
+    /// The most resident memory that the process has had meanwhile, in MiB; `None` if the system
+    /// does not tell. What the process has had before counts if it has not been given back: so
+    /// measure in a process of its own.
     pub peak_mib: Option<f64>,
 }
 
-/// Reads a bucket into `store`, which must be empty. If the cache is to have documents already, a
-/// first writer stores these, and another takes over.
+async fn take_over(store: &MeteredStore, load: ColdLoad, epoch: Epoch) -> Result<Writer> {
+    let (decoder, config) = (Arc::new(GatewayDecoder::default()), WriterConfig::default());
+    Writer::take_over(store.store(), decoder, &load.info().checkpoint_name(), epoch, config).await
+}
+
+/// Stores the documents that the cache is to have before [`cold`], by a writer of their own.
 ///
 /// # Errors
-/// What the writers say.
-pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<ColdStart> {
-    let name = load.info().checkpoint_name();
-    let take_over = |epoch| {
-        let (decoder, config) = (Arc::new(GatewayDecoder::default()), WriterConfig::default());
-        Writer::take_over(store.store(), decoder, &name, epoch, config)
-    };
+/// What the writer says.
+pub async fn fill(store: &MeteredStore, load: ColdLoad) -> Result<()> {
     let before = load.before();
-    let epoch = if before.documents == 0 {
-        FIRST_EPOCH
-    } else {
-        let mut writer = take_over(FIRST_EPOCH).await?;
-        writer.run(&before, std::future::pending()).await?;
-        check(&writer, before.documents)?;
-        Epoch { counter: FIRST_EPOCH.counter + 1, ..FIRST_EPOCH }
-    };
-    let mut writer = take_over(epoch).await?;
+    if before.documents == 0 {
+        return Ok(());
+    }
+    let mut writer = take_over(store, load, FIRST_EPOCH).await?;
+    writer.run(&before, std::future::pending()).await?;
+    check(&writer, before.documents)
+}
+
+/// Reads a bucket into `store`, which must be empty but for what [`fill`] has stored.
+///
+/// # Errors
+/// What the writer says.
+pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<ColdStart> {
+    let is_peak_of_this = load.cached == 0 || reset_peak();
+    let mut writer = take_over(store, load, Epoch { counter: FIRST_EPOCH.counter + 1, ..FIRST_EPOCH }).await?;
     let before = store.sent();
     let watch = Watch::start();
     writer.run(&load, std::future::pending()).await?;
@@ -172,7 +178,7 @@ pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<Co
     check(&writer, load.documents)?;
     let sent_bytes = store.sent().zip(before).map(|(after, before)| after - before);
     let (late, skipped) = (writer.stats().late, writer.stats().skipped);
-    Ok(ColdStart { measured, late, skipped, sent_bytes, peak_mib: peak() })
+    Ok(ColdStart { measured, late, skipped, sent_bytes, peak_mib: is_peak_of_this.then(peak).flatten() })
 }
 
 /// Removes from `store` what a cold start has left.
@@ -199,18 +205,22 @@ mod tests {
 
     #[test]
     fn each_order_has_all_documents_once_and_each_vbucket_in_order() {
-        let all = |chunk| ColdLoad { cached: 0, documents: 10_000, chunk }.places().collect::<Vec<_>>();
-        let in_order = all(None);
-        assert!(in_order.iter().map(|place| place.sequence).eq(1..=10_000));
         let sorted = |places: &[Place]| places.iter().map(|p| (p.sequence, p.vbucket, p.seqno)).collect::<BTreeSet<_>>();
-        for chunk in [1, 3, 100] {
-            let places = all(Some(chunk));
-            assert_eq!((places.len(), sorted(&places)), (10_000, sorted(&in_order)), "{chunk}");
-            let mut last = BTreeMap::new();
-            assert!(places.iter().all(|p| last.insert(p.vbucket, p.seqno).is_none_or(|before| before < p.seqno)), "{chunk}");
-        }
         let changes = |places: &[Place]| places.windows(2).filter(|two| two[0].vbucket != two[1].vbucket).count();
-        assert_eq!(changes(&all(Some(100))), 1_023, "vbucket by vbucket");
+        for cached in [0, 1_500] {
+            let load = |chunk| ColdLoad { cached, documents: 10_000, chunk };
+            let all = |chunk| load(chunk).places().collect::<Vec<_>>();
+            let in_order = all(None);
+            assert!(in_order.iter().map(|place| place.sequence).eq(cached + 1..=cached + 10_000));
+            for chunk in [1, 3, 100] {
+                let places = all(Some(chunk));
+                assert_eq!((places.len(), sorted(&places)), (10_000, sorted(&in_order)), "{chunk}");
+                let mut last: BTreeMap<u64, u64> = load(None).before().places().map(|p| (p.vbucket, p.seqno)).collect();
+                assert_eq!(last.len(), cached.min(VBUCKETS) as usize);
+                assert!(places.iter().all(|p| last.insert(p.vbucket, p.seqno).is_none_or(|before| before < p.seqno)), "{chunk}");
+            }
+            assert_eq!(changes(&all(Some(100))), 1_023, "vbucket by vbucket");
+        }
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ interrupted leaves it there. The columns:
 
   MB sent    on Redis, all commands as they go over the wire; on other stores the keys and values that
              they are handed, of blocks the changes, without directories; counted in another run
-  peak MiB   of the process: a store in memory is in it, a server is not
+  peak MiB   of the process: a store in memory is in it, with what is cached already; a server is not
   log lines  of the writer and the store, as `run` would print them
   / in order the column before it, divided by that of the order of the sequences in the same round;
              the median of the rounds";
@@ -35,14 +35,14 @@ pub(crate) struct BenchArgs {
     #[arg(value_enum)]
     which: Vec<Which>,
     /// Documents of each writing load
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     documents: u64,
     /// Sequences of the channel in `deep`
     #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(100_000..))]
     sequences: u64,
     /// Documents that the cache of `cold` has already: what is measured is a later burst, after the
     /// writer was away
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     cached: u64,
     /// How often each writing load is run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
@@ -117,6 +117,9 @@ pub(crate) async fn run(args: BenchArgs, session: Session) -> Outcome<Exit> {
     if !session.stores.is_empty() && !is_cold_only {
         let message = "--store is for `bench cold` only; everything else is measured on the memory store";
         return Err(Error::config(message).into());
+    }
+    if args.cached > 0 && !args.which.is_empty() && !args.which.contains(&Which::Cold) {
+        return Err(Error::config("--cached is for `bench cold`, which is not measured").into());
     }
     let wanted = |which| args.which.is_empty() || args.which.contains(&which);
     let mut results = Results::default();

@@ -183,7 +183,7 @@ pub(crate) fn tables(rates: &[ColdRate]) -> String {
     let mut out = String::new();
     for of_store in rates.chunk_by(|a, b| a.store == b.store) {
         let mut table = Table::new([
-            "documents",
+            "order",
             ">documents/s",
             ">/ in order",
             ">MB sent",
@@ -247,6 +247,12 @@ impl MeasureArgs {
 #[derive(Clone, Debug, Default)]
 struct LogLines(Arc<AtomicU64>);
 
+impl LogLines {
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl<S: Subscriber> Layer<S> for LogLines {
     fn on_event(&self, _event: &Event<'_>, _context: Context<'_, S>) {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +266,9 @@ pub(crate) async fn measure(args: MeasureArgs, session: Session) -> Outcome<Exit
         true => MeteredStore::counting(session.store().await?),
         false => MeteredStore::open(session.store_url()).await?,
     };
+    bench::fill(&store, load).await?;
+    let before = args.lines.count();
     let start = bench::cold(&name(load), &store, load).await?;
-    json(&ColdRun { start, log_lines: args.lines.0.load(Ordering::Relaxed) })?;
+    json(&ColdRun { start, log_lines: args.lines.count() - before })?;
     Ok(Exit::Done)
 }

@@ -50,10 +50,11 @@ pub(crate) async fn run(args: FollowArgs, session: Session) -> Outcome<Exit> {
     Ok(Exit::Done)
 }
 
-/// Logs that the cache does not answer yet: nothing is printed until it does.
+/// Logs that the cache is being built, if it is.
 fn tell_waiting(reader: &ReaderNode) {
-    if let Err(error) = reader.cached_changes(&Channel::star(), &ChangesOptions::new()) {
-        tracing::warn!(%error, "no changes are printed yet");
+    let refused = reader.cached_changes(&Channel::star(), &ChangesOptions::new()).err();
+    if let Some(percent) = refused.as_ref().and_then(|error| error.context("percent")) {
+        tracing::warn!(percent, "the cache is being built: no changes are printed until it is complete");
     }
 }
 

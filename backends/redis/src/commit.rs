@@ -24,16 +24,14 @@ impl RedisStore {
         let codec = batch.codec.as_ref();
         let Some(layout) = codec.in_place() else {
             // Batches that follow one another mostly change the same blocks: of two commits that
-            // merge at a time, one would have to read and write them again.
+            // merge at a time, one would have to read and write them again. Their order does not
+            // matter.
             let merged = async {
                 let _turn = self.merging.lock().await;
                 merge_blocks(self, &deltas, codec).await
             };
             let (live, ()) = try_join(merged, self.commit_rest(batch, &deltas, Commands::default(), false).map_ok(drop)).await?;
-            {
-                let _turn = self.listing.lock().await;
-                list_blocks(self, batch, &deltas).await?;
-            }
+            list_blocks(self, batch, &deltas).await?;
             self.prove(batch.epoch).await?;
             let empty = live.into_iter().enumerate().filter(|(_, live)| *live == 0).map(|(at, _)| at).collect();
             return Ok(receipt(&deltas, empty));

@@ -68,10 +68,9 @@ pub struct RedisStore {
     known_rows: Arc<Mutex<KnownRows>>,
     known_pages: Arc<Mutex<KnownLengths>>,
     read_blocks: Arc<ReadBlocks>,
-    /// Held by the commit that merges blocks by compare-and-swap.
+    /// Held while a commit merges blocks that cannot be raised where they lie. Only saves work:
+    /// blocks are written by compare-and-swap.
     merging: Arc<tokio::sync::Mutex<()>>,
-    /// Held by the commit that puts blocks into directories.
-    listing: Arc<tokio::sync::Mutex<()>>,
     /// Whether the user may not run scripts by their hashes.
     refuses_hashes: Arc<AtomicBool>,
     proofs: Proofs,
@@ -106,7 +105,6 @@ impl RedisStore {
             known_pages: Arc::default(),
             read_blocks: Arc::default(),
             merging: Arc::default(),
-            listing: Arc::default(),
             refuses_hashes: Arc::default(),
             proofs,
         };

@@ -45,3 +45,44 @@ async fn a_few_changes_of_a_long_block_are_sent_as_such() {
     }
     store.remove(&key, None).await.unwrap();
 }
+
+/// Commits that are under way at a time do not repeat each other's merges.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_at_a_time_send_what_they_send_one_after_the_other() {
+    use futures::future::try_join_all;
+    use sluicegate_core::batch::{Entries, WriteBatch};
+    use sluicegate_core::block::Adaptive;
+    use sluicegate_core::{CacheStore as _, ChangeEntry, Channel, EntryFlags, Epoch, Membership, Sequence};
+
+    const BATCHES: u64 = 8;
+    const ENTRIES: u64 = 100;
+
+    let entry = |sequence: u64| {
+        let entry = ChangeEntry::new(Sequence(sequence), &format!("doc{sequence}"), "1-a", EntryFlags::default()).unwrap();
+        std::sync::Arc::new(entry.with_channel(Channel::new(&format!("c{}", sequence % 10)).unwrap(), Membership::Present))
+    };
+    // All are in the first block of each of eleven channels.
+    let batch = |nth: u64| WriteBatch {
+        epoch: Epoch { counter: 1, writer: 1 },
+        codec: std::sync::Arc::new(Adaptive::default()),
+        entries: Entries::from((nth * ENTRIES + 1..=(nth + 1) * ENTRIES).map(entry).collect::<Vec<_>>()),
+        marks: Vec::new(),
+        stable: Sequence::ZERO,
+        listed: Default::default(),
+    };
+    // No other test may make this server forget scripts.
+    let server = sluicegate_test_servers::RedisServer::start();
+    let (mut sent, batches) = (Vec::new(), (0..=BATCHES).map(batch).collect::<Vec<_>>());
+    for at_a_time in [1, BATCHES as usize] {
+        let store = support::open(&format!("{}?namespace={}", server.url(), support::namespace())).await;
+        // The server gets to know the scripts.
+        store.commit(&batches[0]).await.unwrap();
+        let before = store.traffic().commands;
+        for some in batches[1..].chunks(at_a_time) {
+            try_join_all(some.iter().map(|batch| store.commit(batch))).await.unwrap();
+        }
+        sent.push(store.traffic().commands - before);
+    }
+    let [least, sent] = sent[..] else { unreachable!() };
+    assert!(sent <= least + least / 10, "{sent} commands were sent at a time, {least} one after the other");
+}

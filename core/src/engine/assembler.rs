@@ -583,8 +583,10 @@ impl Assembler {
     }
 
     fn progress(&self) -> Progress {
-        let progress = self.sequencer.progress();
-        Progress { expected: self.delivered.and_then(|delivered| delivered.whole_of(progress.arrived)), ..progress }
+        let (progress, initial) = (self.sequencer.progress(), self.sequencer.initial().0);
+        let arrived = progress.arrived.saturating_sub(initial);
+        let expected = self.delivered.and_then(|delivered| delivered.whole_of(arrived));
+        Progress { expected: expected.map(|expected| expected.saturating_add(initial)), ..progress }
     }
 
     /// Makes a batch of all that was collected, with the clock as it is after it. With a position,

@@ -506,6 +506,11 @@ impl Sequencer {
         }
     }
 
+    /// The sequence before the first one of the cache.
+    pub fn initial(&self) -> Sequence {
+        self.config.initial
+    }
+
     /// How many numbers have arrived, and the highest of them, as far as it is plausible.
     pub fn progress(&self) -> Progress {
         let plausible = self.pending.iter().rev().find(|(first, _)| self.is_plausible(Sequence(**first)));

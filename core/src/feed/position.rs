@@ -185,8 +185,8 @@ pub struct FeedPosition {
 /// How much of a feed has been delivered, in its own numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivered {
-    /// The positions of all partitions, added up.
-    pub events: u64,
+    /// The seqnos of all partitions, added up.
+    pub seqnos: u64,
     /// About what this sum will be when everything has been delivered.
     pub of: u64,
 }
@@ -194,7 +194,7 @@ pub struct Delivered {
 impl Delivered {
     /// What there will be if `count` has come with this share. `None` if nothing has come.
     pub fn whole_of(self, count: u64) -> Option<u64> {
-        let whole = (u128::from(count) * u128::from(self.of)).checked_div(u128::from(self.events))?;
+        let whole = (u128::from(count) * u128::from(self.of)).checked_div(u128::from(self.seqnos))?;
         Some(u64::try_from(whole).unwrap_or(u64::MAX))
     }
 }
@@ -225,18 +225,24 @@ impl PositionTracker {
         self.partitions[index].get_or_insert_default()
     }
 
-    /// The share of a feed with so many partitions that has been delivered, if it has snapshots. Of
-    /// a partition whose first snapshot has not begun it is not known how much it has: it counts as
-    /// the mean of the others.
+    /// The share of a feed with so many partitions that has been delivered. A partition whose first
+    /// snapshot has not begun counts as the mean of the others, also if it is empty: it is not
+    /// known how much it has.
+    ///
+    /// `None` if no snapshot has begun, or while a partition's events come in no order: it is not
+    /// known then how many of them have come.
     pub fn delivered(&self, partitions: u16) -> Option<Delivered> {
-        let (mut begun, mut events, mut ends) = (0u64, 0u64, 0u64);
+        if !self.unordered.is_empty() {
+            return None;
+        }
+        let (mut begun, mut seqnos, mut ends) = (0u64, 0u64, 0u64);
         for at in self.partitions.iter().flatten() {
             begun += u64::from(at.snapshot_end > 0);
-            events = events.saturating_add(at.seqno);
+            seqnos = seqnos.saturating_add(at.seqno);
             ends = ends.saturating_add(at.snapshot_end);
         }
         let unknown = u64::from(partitions).saturating_sub(begun).saturating_mul(ends.checked_div(begun)?);
-        Some(Delivered { events, of: ends.saturating_add(unknown) })
+        Some(Delivered { seqnos, of: ends.saturating_add(unknown) })
     }
 
     /// Takes the event at `seqno` of `partition` into account.
@@ -327,13 +333,17 @@ mod tests {
         for (id, end) in [(0, 100), (3, 300)] {
             tracker.entry(PartitionId(id)).begin_snapshot(0, end);
         }
-        let none = Delivered { events: 0, of: 800 };
+        let none = Delivered { seqnos: 0, of: 800 };
         assert_eq!((tracker.delivered(4), none.whole_of(0)), (Some(none), None));
         tracker.advance(PartitionId(3), PartitionSeqno(80));
         let some = tracker.delivered(4).unwrap();
-        assert_eq!((some, some.whole_of(50)), (Delivered { events: 80, of: 800 }, Some(500)));
-        let huge = Delivered { events: 1, of: u64::MAX };
+        assert_eq!((some, some.whole_of(50)), (Delivered { seqnos: 80, of: 800 }, Some(500)));
+        let huge = Delivered { seqnos: 1, of: u64::MAX };
         assert_eq!(huge.whole_of(u64::MAX), Some(u64::MAX));
+        tracker.observe(&FeedEvent::Unordered { partition: PartitionId(1) });
+        assert_eq!(tracker.delivered(4), None, "it is not known how much of a partition has come");
+        tracker.observe(&FeedEvent::SeqnoAdvanced { partition: PartitionId(1), seqno: PartitionSeqno(20) });
+        assert_eq!(tracker.delivered(4), Some(Delivered { seqnos: 100, of: 560 }));
     }
 
     #[test]

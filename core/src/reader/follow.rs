@@ -150,19 +150,17 @@ impl Node {
     }
 
     fn set_status(&self, status: Status) {
-        {
-            let before = &self.followed.borrow().status;
-            if *before == status {
-                return;
+        let before = self.followed.borrow().status.clone();
+        if before == status {
+            return;
+        }
+        match (&before, &status) {
+            (_, Status::Ready) => tracing::info!("ready"),
+            (Status::Building(_), Status::Building(progress)) => {
+                tracing::debug!(percent = progress.percent(), "the cache is still being built");
             }
-            match (before, &status) {
-                (_, Status::Ready) => tracing::info!("ready"),
-                (Status::Building(_), Status::Building(progress)) => {
-                    tracing::debug!(percent = progress.percent(), "the cache is still being built");
-                }
-                (_, Status::Building(progress)) => tell_building(*progress),
-                (_, Status::Offline(reason) | Status::Lost(reason)) => tracing::error!(reason, "offline"),
-            }
+            (_, Status::Building(progress)) => tell_building(*progress),
+            (_, Status::Offline(reason) | Status::Lost(reason)) => tracing::error!(reason, "offline"),
         }
         let mut state = self.state.write();
         state.status = status.clone();
@@ -195,7 +193,7 @@ impl Status {
             Status::Building(progress) => Err(Error::new(crate::ErrorKind::Unavailable, "the cache is being built")
                 .with_context(PERCENT, progress.percent())
                 .with_context("arrived", progress.arrived)
-                .with_context("of about", progress.total())
+                .with_context("expected", progress.total())
                 .with_next_step("try again later; reader.while_building = \"show\" answers with what is complete")),
             Status::Lost(reason) => Err(Error::corrupt(format!("offline: {reason}"))),
         }

@@ -361,14 +361,8 @@ impl Writer {
                     continue;
                 }
                 Some(stored) if is_expected => {
-                    // A departure with a lower sequence from one of its channels has to mark its
-                    // row there, too. The assembler does not know that this entry is stored.
-                    let position = stored.position().rank();
-                    let is_low = |departure: &Departure| {
-                        departure.sequence.rank() < position
-                            && stored.channels().iter().any(|change| change.channel == departure.channel)
-                    };
-                    if document.departures.iter().any(is_low) {
+                    // The assembler does not know that this entry is stored.
+                    if must_mark_higher(document, &stored) {
                         self.assembler.set_reused(true);
                     }
                     document.recall_earlier(&stored);
@@ -469,6 +463,20 @@ fn tells_earlier(departure: &ChangeEntry, stored: &ChangeEntry) -> bool {
     !stored.in_star() && first.partition == known.partition && first.seqno < known.seqno
 }
 
+/// Whether a departure may have to mark a row with a higher sequence, in the channel that the
+/// document left: the row of `stored`, an earlier revision, or of one that only `stored` names.
+fn must_mark_higher(document: &DecodedDocument, stored: &ChangeEntry) -> bool {
+    let DecodedDocument { entry, departures, .. } = document;
+    let unnamed = stored.supersedes().iter().filter(|position| !entry.supersedes().contains(position));
+    let highest_unnamed = unnamed.map(|position| position.rank()).max();
+    let is_lower = |departure: &Departure| {
+        let rank = departure.sequence.rank();
+        let has_row = || stored.channels().iter().any(|change| change.channel == departure.channel);
+        rank < stored.position().rank() && (highest_unnamed.is_some_and(|highest| highest > rank) || has_row())
+    };
+    departures.iter().any(is_lower)
+}
+
 /// Whether `stored` is the entry of the document's revision that had `sequence`, as far as a
 /// departure tells.
 fn is_of(stored: &ChangeEntry, sequence: Sequence, document: &DecodedDocument) -> bool {
@@ -479,7 +487,31 @@ fn is_of(stored: &ChangeEntry, sequence: Sequence, document: &DecodedDocument) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::EntryFlags;
+    use crate::{Channel, EntryFlags};
+
+    #[test]
+    fn a_departure_marks_higher_rows_of_its_channel_that_nothing_else_is_known_to_mark() {
+        let departure = |channel: &str, sequence| Departure {
+            sequence: Sequence(sequence),
+            revision: "1-a".into(),
+            channel: Channel::new(channel).unwrap(),
+            membership: crate::Membership::Removed,
+            since: Sequence::ZERO,
+        };
+        let left =
+            |channel, sequence| DecodedDocument { departures: [departure(channel, sequence)].into(), ..document(12, &[10]) };
+        let stored = |channel: &str, superseded: &[u64]| {
+            let entry = ChangeEntry::new(Sequence(10), "d", "2-b", EntryFlags::default()).unwrap();
+            let entry = entry.with_supersedes(superseded.iter().map(|n| Sequence(*n)));
+            entry.with_channel(Channel::new(channel).unwrap(), crate::Membership::Present)
+        };
+        assert!(must_mark_higher(&left("x", 5), &stored("x", &[])), "its own row");
+        assert!(must_mark_higher(&left("x", 5), &stored("y", &[8])), "the row of one that only it names");
+        assert!(!must_mark_higher(&left("x", 5), &stored("y", &[3])), "that is lower");
+        assert!(!must_mark_higher(&left("x", 11), &stored("x", &[8])), "all are lower");
+        let names_all = DecodedDocument { departures: [departure("x", 5)].into(), ..document(12, &[8, 10]) };
+        assert!(!must_mark_higher(&names_all, &stored("y", &[8])), "the document names it itself");
+    }
 
     fn document(sequence: u64, superseded: &[u64]) -> DecodedDocument {
         let entry = ChangeEntry::new(Sequence(sequence), "d", "1-a", EntryFlags::default()).unwrap();

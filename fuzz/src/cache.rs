@@ -36,6 +36,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "block-bytes", seeds: || block_seeds("bytes"), check: |bytes| block("bytes", bytes) },
     Target { name: "block-two-bit", seeds: || block_seeds("two-bit"), check: |bytes| block("two-bit", bytes) },
     Target { name: "block-adaptive", seeds: || block_seeds("adaptive"), check: |bytes| block("adaptive", bytes) },
+    Target { name: "block-log", seeds: || block_seeds("log"), check: |bytes| block("log", bytes) },
     Target { name: "sequence-id", seeds: sequence_id_seeds, check: sequence_id },
     Target { name: "location", seeds: location_seeds, check: location },
 ];
@@ -180,7 +181,7 @@ fn pointer(bytes: &[u8]) -> bool {
 }
 
 fn meta_seeds() -> Vec<Vec<u8>> {
-    let codecs = ["bytes", "two-bit", "adaptive"].map(|name| codec_named(name, 1_000).expect("a codec"));
+    let codecs = ["bytes", "two-bit", "adaptive", "log"].map(|name| codec_named(name, 1_000).expect("a codec"));
     codecs.map(|codec| Meta::new(&*codec, 64, 1).to_bytes().to_vec()).to_vec()
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use sluicegate::WriterConfig;
-use sluicegate::block::{Adaptive, ByteArray, TwoBit};
+use sluicegate::block::{Adaptive, ByteArray, Log, TwoBit};
 
 use super::output::{Outcome, Table, json, text};
 use super::{Exit, Format};
@@ -41,6 +41,7 @@ pub(crate) fn run(args: BackendsArgs) -> Outcome<Exit> {
         codecs: vec![
             Backend { name: Adaptive::NAME, about: "a short list while few, a bitmap when that is smaller" },
             Backend { name: ByteArray::NAME, about: "a byte a sequence" },
+            Backend { name: Log::NAME, about: "as adaptive, and a store can append to it" },
             Backend { name: TwoBit::NAME, about: "two bits a sequence" },
         ],
         default_codec: WriterConfig::default().codec,

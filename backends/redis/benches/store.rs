@@ -94,7 +94,7 @@ fn main() -> Result<()> {
     runtime.block_on(wakes(&server))
 }
 
-const CODECS: [&str; 3] = ["bytes", "two-bit", "adaptive"];
+const CODECS: [&str; 4] = ["bytes", "two-bit", "adaptive", "log"];
 
 fn config(codec: &str) -> WriterConfig {
     let mut config = WriterConfig::default();

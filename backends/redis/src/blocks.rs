@@ -107,11 +107,11 @@ fn check_length(answer: Value, layout: InPlace, capacity: u32) -> Result<bool> {
     Err(Error::corrupt(format!("not a block: {length} bytes, where this codec's have {longest} at most")))
 }
 
-fn get(address: &Address) -> Cmd {
+pub(crate) fn get(address: &Address) -> Cmd {
     cmd("GET").arg(&address.key).take()
 }
 
-fn block_key(delta: &BlockDelta) -> CacheKey {
+pub(crate) fn block_key(delta: &BlockDelta) -> CacheKey {
     CacheKey::Block(delta.channel.clone(), delta.index)
 }
 
@@ -183,17 +183,28 @@ impl RedisStore {
     }
 
     /// The block that was read, after a delta was written to it.
-    fn read_block(&self, delta: &BlockDelta, answer: Answer, codec: &dyn BlockCodec) -> Result<Block> {
+    pub(crate) fn read_block(&self, delta: &BlockDelta, answer: Answer, codec: &dyn BlockCodec) -> Result<Block> {
+        match self.decode_block(delta, answer, codec)? {
+            Some(block) => {
+                self.known_rows.lock().read(delta, &block);
+                Ok(block)
+            }
+            // Someone removed it meanwhile.
+            None => {
+                self.known_rows.lock().forget(&block_key(delta));
+                Ok(Block::new(codec.capacity()))
+            }
+        }
+    }
+
+    /// The block that was read, if there is one.
+    pub(crate) fn decode_block(&self, delta: &BlockDelta, answer: Answer, codec: &dyn BlockCodec) -> Result<Option<Block>> {
         let key = block_key(delta);
         let stored = string(answer.map_err(|e| failed(e, Effect::Read, "get", &key))?);
-        let block = stored.and_then(|stored| match stored.as_deref() {
-            Some(stored) => codec.decode(stored.get(VERSION..).unwrap_or_default()),
-            // Someone removed it meanwhile.
-            None => Ok(Block::new(codec.capacity())),
-        });
-        let block = block.map_err(|e| e.with_context("key", &key))?;
-        self.known_rows.lock().read(delta, &block);
-        Ok(block)
+        let decode = |stored: Option<bytes::Bytes>| {
+            stored.map(|stored| codec.decode(stored.get(VERSION..).unwrap_or_default())).transpose()
+        };
+        stored.and_then(decode).map_err(|e| e.with_context("key", &key))
     }
 
     /// Looks at blocks that this store has not written before, so that nothing is written over what is none.

@@ -17,12 +17,17 @@ fn receipt(deltas: &[BlockDelta], empty: Vec<usize>) -> CommitReceipt {
 }
 
 impl RedisStore {
-    /// Sequence documents, blocks and counters in one go, each slot's in this order; then directories, few of which change. Blocks that cannot be
-    /// raised where they lie are read, and written beside the rest.
+    /// Sequence documents, blocks and counters in one go, each slot's in this order; then directories, few of which change. Blocks that can neither
+    /// be raised where they lie nor appended to are read, and written beside the rest.
     pub(crate) async fn commit_natively(&self, batch: &WriteBatch) -> Result<CommitReceipt> {
         let deltas = batch.block_deltas();
         let codec = batch.codec.as_ref();
-        let Some(layout) = codec.in_place() else {
+        let mut blocks = Commands::default();
+        let (raises, appends) = match codec.in_place() {
+            Some(layout) => (Some(self.send_blocks(&mut blocks, &deltas, layout, codec.capacity()).await?), None),
+            None => (None, self.appends(&deltas, codec).await?),
+        };
+        if raises.is_none() && appends.is_none() {
             // Batches that follow one another mostly change the same blocks: of two commits that
             // merge at a time, one would have to read and write them again. Their order does not
             // matter.
@@ -35,12 +40,16 @@ impl RedisStore {
             self.prove(batch.epoch).await?;
             let empty = live.into_iter().enumerate().filter(|(_, live)| *live == 0).map(|(at, _)| at).collect();
             return Ok(receipt(&deltas, empty));
-        };
-        let mut blocks = Commands::default();
-        let sent = self.send_blocks(&mut blocks, &deltas, layout, codec.capacity()).await?;
+        }
+        if let Some(appends) = &appends {
+            self.send_appends(&mut blocks, &deltas, appends);
+        }
         let listed = !deltas.iter().any(|delta| must_list(batch, delta));
         let answers = self.commit_rest(batch, &deltas, blocks, listed).await?;
-        let empty = self.empty_blocks(sent, answers, &deltas, codec).await?;
+        let empty = match (raises, appends) {
+            (Some(raises), _) => self.empty_blocks(raises, answers, &deltas, codec).await?,
+            (None, appends) => self.appended(appends.unwrap_or_default(), answers, &deltas, codec).await?,
+        };
         if !listed {
             list_blocks(self, batch, &deltas).await?;
             self.prove(batch.epoch).await?;

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod append;
 mod blocks;
 mod commit;
 mod error;
@@ -376,7 +377,10 @@ impl CacheStore for RedisStore {
     async fn merge_block(&self, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<u32> {
         match codec.in_place() {
             Some(layout) => self.merge_in_place(delta, codec, layout).await,
-            None => sluicegate_core::commit::merge_block(self, delta, codec).await,
+            None => match self.merge_appended(delta, codec).await? {
+                Some(live) => Ok(live),
+                None => sluicegate_core::commit::merge_block(self, delta, codec).await,
+            },
         }
     }
 

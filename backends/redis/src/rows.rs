@@ -19,6 +19,8 @@ pub(crate) struct Rows {
     live: smallvec::SmallVec<[u32; ROWS]>,
     /// Whether there are others.
     has_more: bool,
+    /// Whether some states may be superseded.
+    has_marks: bool,
 }
 
 /// What is known of a block.
@@ -35,20 +37,29 @@ pub(crate) enum Live {
 impl Rows {
     /// Of a block of which nothing is known but that it is one.
     fn unknown() -> Self {
-        Rows { has_more: true, ..Rows::default() }
+        Rows { has_more: true, has_marks: true, ..Rows::default() }
     }
 
-    fn of(block: &Block) -> Self {
-        let mut rows = Rows::default();
+    pub(crate) fn of(block: &Block) -> Self {
+        let mut rows = Rows { has_marks: block.live_count() < block.set_count(), ..Rows::default() };
         let mut live = block.live(0, block.capacity()).map(|(offset, _)| offset);
         rows.live.extend(live.by_ref().take(ROWS));
         rows.has_more = live.next().is_some();
         rows
     }
 
+    /// States were appended, and none was looked at. A row may have been superseded before it came.
+    fn appended(&mut self, changes: &[(u32, BlockState)]) -> Live {
+        let rows = || changes.iter().rev().filter(|(_, state)| state.is_live()).map(|(offset, _)| *offset);
+        let known = if self.has_marks || has_marks(changes) { 0 } else { ROWS };
+        let live: smallvec::SmallVec<[u32; ROWS]> = rows().take(known).collect();
+        self.raised(changes, &live, rows().nth(known).is_some())
+    }
+
     /// States were raised; `live` are those of its rows that were looked at and found live, and it has others that were not if `has_more`.
     fn raised(&mut self, changes: &[(u32, BlockState)], live: &[u32], has_more: bool) -> Live {
         self.has_more |= has_more;
+        self.has_marks |= has_marks(changes);
         for offset in live {
             if !self.live.contains(offset) {
                 if self.live.len() < ROWS { self.live.push(*offset) } else { self.has_more = true }
@@ -64,6 +75,10 @@ impl Rows {
             (true, true) => Live::Unknown,
         }
     }
+}
+
+fn has_marks(changes: &[(u32, BlockState)]) -> bool {
+    changes.iter().any(|(_, state)| *state == BlockState::Superseded)
 }
 
 /// The blocks that were written lately. What it says is a hint: it may take a row for live that another writer superseded.
@@ -112,10 +127,40 @@ impl KnownRows {
     }
 }
 
+impl KnownRows {
+    /// The delta was appended to a block; `found` are its rows before, if it was not known.
+    pub(crate) fn appended(&mut self, delta: &BlockDelta, found: Option<Rows>) -> Live {
+        if let Some(mut rows) = self.0.get_mut(&place(delta)) {
+            return rows.appended(&delta.changes);
+        }
+        let mut rows = found.unwrap_or_else(Rows::unknown);
+        let live = rows.appended(&delta.changes);
+        self.0.insert(place(delta), rows);
+        live
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use BlockState::{Present, Superseded};
+    use BlockState::{Present, Removal, Superseded};
+
+    #[test]
+    fn what_is_appended_is_live_unless_something_may_have_superseded_it() {
+        let mut rows = Rows::default();
+        assert_eq!(rows.appended(&[(1, Present), (2, Removal)]), Live::Some);
+        assert_eq!(rows.appended(&marks(&[1])), Live::Some);
+        assert_eq!(rows.appended(&[(3, Present)]), Live::Some, "2 is live");
+        assert_eq!(rows.appended(&marks(&[2])), Live::Unknown, "3 may have been superseded before");
+        let mut marked = Rows::default();
+        assert_eq!(marked.appended(&marks(&[7])), Live::None);
+        assert_eq!(marked.appended(&[(7, Present)]), Live::Unknown);
+        let mut many = Rows::default();
+        let all: Vec<(u32, BlockState)> = (0..20).map(|offset| (offset, Present)).collect();
+        assert_eq!(many.appended(&all), Live::Some);
+        assert_eq!(many.appended(&marks(&(12..20).collect::<Vec<_>>())), Live::Unknown);
+        assert_eq!(Rows::unknown().appended(&[(1, Present)]), Live::Unknown);
+    }
 
     fn marks(offsets: &[u32]) -> Vec<(u32, BlockState)> {
         offsets.iter().map(|offset| (*offset, Superseded)).collect()

@@ -10,13 +10,22 @@ mod cluster {
     sluicegate_testkit::store_conformance!(crate::support::fresh(crate::support::cluster().url()).await);
 }
 
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use futures::future::try_join_all;
+use sluicegate_core::batch::{Entries, WriteBatch};
+use sluicegate_core::block::{Adaptive, BlockCodec, Log};
+use sluicegate_core::{BlockIndex, CacheKey, CacheStore as _, ChangeEntry, Channel, EntryFlags, Epoch, Membership, Sequence};
+use sluicegate_redis::RedisStore;
+use sluicegate_test_servers::RedisServer;
+
 /// Only what changes of a long block is sent, and a server that lost its scripts is sent the block.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_few_changes_of_a_long_block_are_sent_as_such() {
     use sluicegate_core::store::Expiry;
-    use sluicegate_core::{BlockIndex, CacheKey, CacheStore as _, Channel};
 
-    let store = sluicegate_redis::RedisStore::connect(&support::server().url()).await.unwrap();
+    let store = RedisStore::connect(&support::server().url()).await.unwrap();
     let key = CacheKey::Block(Channel::new("a long block").unwrap(), BlockIndex(7));
     let mut bytes: Vec<u8> = (0..9_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let inserted = store.insert(&key, bytes.clone().into(), Expiry::Never).await.unwrap();
@@ -46,33 +55,33 @@ async fn a_few_changes_of_a_long_block_are_sent_as_such() {
     store.remove(&key, None).await.unwrap();
 }
 
-/// Commits that are under way at a time do not repeat each other's merges.
-#[tokio::test(flavor = "multi_thread")]
-async fn commits_at_a_time_send_what_they_send_one_after_the_other() {
-    use futures::future::try_join_all;
-    use sluicegate_core::batch::{Entries, WriteBatch};
-    use sluicegate_core::block::Adaptive;
-    use sluicegate_core::{CacheStore as _, ChangeEntry, Channel, EntryFlags, Epoch, Membership, Sequence};
-
-    const BATCHES: u64 = 8;
-    const ENTRIES: u64 = 100;
-
+/// Documents in ten channels, one after the other.
+fn batch(codec: impl BlockCodec, sequences: RangeInclusive<u64>) -> WriteBatch {
     let entry = |sequence: u64| {
         let entry = ChangeEntry::new(Sequence(sequence), &format!("doc{sequence}"), "1-a", EntryFlags::default()).unwrap();
-        std::sync::Arc::new(entry.with_channel(Channel::new(&format!("c{}", sequence % 10)).unwrap(), Membership::Present))
+        Arc::new(entry.with_channel(Channel::new(&format!("c{}", sequence % 10)).unwrap(), Membership::Present))
     };
-    // All are in the first block of each of eleven channels.
-    let batch = |nth: u64| WriteBatch {
+    WriteBatch {
         epoch: Epoch { counter: 1, writer: 1 },
-        codec: std::sync::Arc::new(Adaptive::default()),
-        entries: Entries::from((nth * ENTRIES + 1..=(nth + 1) * ENTRIES).map(entry).collect::<Vec<_>>()),
+        codec: Arc::new(codec),
+        entries: Entries::from(sequences.map(entry).collect::<Vec<_>>()),
         marks: Vec::new(),
         stable: Sequence::ZERO,
         listed: Default::default(),
-    };
+    }
+}
+
+/// Commits that are under way at a time do not repeat each other's merges.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_at_a_time_send_what_they_send_one_after_the_other() {
+    const BATCHES: u64 = 8;
+    const ENTRIES: u64 = 100;
+
     // No other test may make this server forget scripts.
-    let server = sluicegate_test_servers::RedisServer::start();
-    let (mut sent, batches) = (Vec::new(), (0..=BATCHES).map(batch).collect::<Vec<_>>());
+    let server = RedisServer::start();
+    // All are in the first block of each of eleven channels.
+    let of = |nth: u64| batch(Adaptive::default(), nth * ENTRIES + 1..=(nth + 1) * ENTRIES);
+    let (mut sent, batches) = (Vec::new(), (0..=BATCHES).map(of).collect::<Vec<_>>());
     for at_a_time in [1, BATCHES as usize] {
         let store = support::open(&format!("{}?namespace={}", server.url(), support::namespace())).await;
         // The server gets to know the scripts.
@@ -85,4 +94,55 @@ async fn commits_at_a_time_send_what_they_send_one_after_the_other() {
     }
     let [least, sent] = sent[..] else { unreachable!() };
     assert!(sent <= least + least / 10, "{sent} commands were sent at a time, {least} one after the other");
+}
+
+async fn rows(store: &RedisStore, codec: &Log) -> Vec<u32> {
+    let key = CacheKey::Block(Channel::star(), BlockIndex(0));
+    let stored = store.get(&key).await.unwrap().unwrap();
+    codec.decode(&stored.value).unwrap().iter().map(|(offset, _)| offset).collect()
+}
+
+/// What is appended to a block that somebody has removed would be read without its beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_was_removed_since_it_was_written_is_made_anew() {
+    let (server, codec) = (RedisServer::start(), Log::default());
+    let store = support::open(&server.url()).await;
+    store.commit(&batch(codec.clone(), 1..=100)).await.unwrap();
+    let other = support::open(&server.url()).await;
+    other.remove(&CacheKey::Block(Channel::star(), BlockIndex(0)), None).await.unwrap();
+    let next = batch(codec.clone(), 101..=120);
+    let error = store.commit(&next).await.unwrap_err();
+    assert!(error.is_retryable() && error.context("key").is_some_and(|key| key.contains('*')), "{error:?}");
+    store.commit(&next).await.unwrap();
+    assert_eq!(rows(&store, &codec).await, (101..=120).collect::<Vec<_>>());
+}
+
+/// Two writers that both make a block.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_make_a_block_at_a_time_have_all_their_rows_in_it() {
+    let (server, codec) = (RedisServer::start(), Log::default());
+    let stores = [support::open(&server.url()).await, support::open(&server.url()).await];
+    for round in 0..20u64 {
+        let first = round * 40_000;
+        let batches = [first..=first + 9, first + 10..=first + 19].map(|of| batch(codec.clone(), of));
+        try_join_all(stores.iter().zip(&batches).map(|(store, batch)| store.commit(batch))).await.unwrap();
+        let key = CacheKey::Block(Channel::star(), BlockIndex(round));
+        let stored = stores[0].get(&key).await.unwrap().unwrap();
+        assert_eq!(codec.decode(&stored.value).unwrap().set_count(), 20, "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_has_got_long_is_encoded_anew() {
+    let (server, codec) = (RedisServer::start(), Log::with_capacity(1_000).unwrap());
+    let store = support::open(&server.url()).await;
+    for round in 0..50 {
+        // The same rows come again and again, as after a take-over.
+        for first in [1, 101, 201] {
+            store.commit(&batch(codec.clone(), first..=first + 99)).await.unwrap();
+        }
+        let stored = store.get(&CacheKey::Block(Channel::star(), BlockIndex(0))).await.unwrap().unwrap();
+        assert!(stored.value.len() <= codec.longest_log(), "{} bytes in round {round}", stored.value.len());
+    }
+    assert_eq!(rows(&store, &codec).await, (1..=300).collect::<Vec<_>>());
 }

@@ -2,6 +2,7 @@
 
 mod adaptive;
 mod byte_array;
+mod log;
 mod two_bit;
 
 use std::fmt;
@@ -12,9 +13,10 @@ use bytes::Bytes;
 
 pub use adaptive::Adaptive;
 pub use byte_array::ByteArray;
+pub use log::Log;
 pub use two_bit::TwoBit;
 
-use super::Block;
+use super::{Block, BlockState};
 use crate::error::{Error, Result};
 
 /// The capacities that a codec may have.
@@ -41,6 +43,20 @@ pub trait BlockCodec: Send + Sync + fmt::Debug + 'static {
     /// must decode. `None` where a block must be decoded and encoded anew.
     fn in_place(&self) -> Option<InPlace> {
         None
+    }
+
+    /// Bytes that raise these states, for a store that can append to what is stored: behind the
+    /// bytes of any block of this codec, or of none, they make up the block in which each state is
+    /// raised as by [`Block::raise`]. Offsets may repeat; absent states change nothing.
+    ///
+    /// `None` where a block must be decoded and encoded anew.
+    fn appended(&self, _changes: &[(u32, BlockState)]) -> Option<Bytes> {
+        None
+    }
+
+    /// A store that has appended to a block encodes it anew if it has more bytes than this.
+    fn longest_log(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -71,7 +87,7 @@ impl InPlace {
     }
 }
 
-/// The codec called `name`: `adaptive`, `bytes` or `two-bit`.
+/// The codec called `name`: `adaptive`, `bytes`, `log` or `two-bit`.
 ///
 /// # Errors
 /// `ConfigInvalid` for a name or capacity that this build does not know.
@@ -79,12 +95,14 @@ pub fn codec_named(name: &str, capacity: u32) -> Result<Arc<dyn BlockCodec>> {
     Ok(match name {
         Adaptive::NAME => Arc::new(Adaptive::with_capacity(capacity)?),
         ByteArray::NAME => Arc::new(ByteArray::with_capacity(capacity)?),
+        Log::NAME => Arc::new(Log::with_capacity(capacity)?),
         TwoBit::NAME => Arc::new(TwoBit::with_capacity(capacity)?),
         _ => {
             return Err(Error::config(format!(
-                "block codec `{name}` is not known; use one of: {}, {}, {}",
+                "block codec `{name}` is not known; use one of: {}, {}, {}, {}",
                 Adaptive::NAME,
                 ByteArray::NAME,
+                Log::NAME,
                 TwoBit::NAME
             )));
         }

@@ -9,7 +9,7 @@ mod tests;
 
 use std::fmt;
 
-pub use codec::{Adaptive, BlockCodec, ByteArray, CAPACITIES, InPlace, TwoBit, codec_named};
+pub use codec::{Adaptive, BlockCodec, ByteArray, CAPACITIES, InPlace, Log, TwoBit, codec_named};
 
 use crate::key::BlockIndex;
 use crate::sequence::{Sequence, SequenceRange};

@@ -13,7 +13,7 @@ fn state(bits: u8) -> BlockState {
 }
 
 fn codecs(capacity: u32) -> Vec<Arc<dyn BlockCodec>> {
-    ["bytes", "two-bit", "adaptive"].iter().map(|name| codec_named(name, capacity).unwrap()).collect()
+    ["bytes", "two-bit", "adaptive", "log"].iter().map(|name| codec_named(name, capacity).unwrap()).collect()
 }
 
 /// A capacity, and raises within it: few or many, near one another or far apart.
@@ -66,6 +66,21 @@ proptest! {
                 }
             }
             prop_assert_eq!(codec.decode(&bytes).unwrap(), block(capacity, &raises), "{}", codec.name());
+        }
+    }
+
+    #[test]
+    fn what_is_appended_to_a_block_is_raised_in_it((capacity, raises) in raises(), parts in 1usize..40, is_new in any::<bool>()) {
+        for codec in codecs(capacity) {
+            let (whole, appended) = raises.split_at(if is_new { 0 } else { raises.len() / 2 });
+            let mut bytes = if is_new { Vec::new() } else { codec.encode(&block(capacity, whole)).to_vec() };
+            for part in appended.chunks(parts) {
+                let changes: Vec<_> = part.iter().map(|(offset, bits)| (*offset, state(*bits))).collect();
+                bytes.extend(codec.appended(&changes).into_iter().flatten());
+            }
+            if codec.appended(&[]).is_some() && !bytes.is_empty() {
+                prop_assert_eq!(codec.decode(&bytes).unwrap(), block(capacity, &raises), "{}", codec.name());
+            }
         }
     }
 
@@ -124,7 +139,7 @@ proptest! {
             prop_assert_eq!(&read, &block, "{:?}", codec);
             prop_assert_eq!(read.iter().collect::<Vec<_>>(), block.iter().collect::<Vec<_>>());
             prop_assert_eq!(&codec.encode(&read), &bytes, "{:?}", codec);
-            let longest = if codec.name() == "bytes" { capacity as usize } else { capacity as usize / 4 + 2 };
+            let longest = if codec.name() == "bytes" { capacity as usize } else { capacity as usize / 4 + 5 };
             prop_assert!(bytes.len() <= longest);
         }
     }
@@ -272,6 +287,36 @@ fn a_list_that_cannot_have_been_written_is_corrupt() {
 }
 
 #[test]
+fn a_log_is_short_and_one_that_cannot_have_been_written_is_corrupt() {
+    let codec = Log::with_capacity(64).unwrap();
+    assert_eq!(codec.encode(&Block::new(64)).as_ref(), [0]);
+    assert_eq!(codec.encode(&block(64, &[(3, 2), (4, 1)])).as_ref(), [0, 3 << 2 | 2, 1]);
+    let all: Vec<(u32, u8)> = (0..64).map(|o| (o, 1)).collect();
+    assert_eq!(codec.encode(&block(64, &all)).as_ref(), [&[2, 16][..], &[0b0101_0101; 16]].concat());
+    let changes = [(9, BlockState::Removal), (3, BlockState::Absent), (8, BlockState::Present), (9, BlockState::Present)];
+    assert_eq!(codec.appended(&changes).unwrap().as_ref(), [0, 8 << 2 | 1, 3]);
+    let appended = codec.decode(&[2, 1, 0b0100_0000, 0, 8 << 2 | 1, 3, 0, 2]).unwrap();
+    assert_eq!(appended, block(64, &[(0, 3), (8, 1), (9, 3)]));
+    let corrupt: [&[u8]; 12] = [
+        &[],
+        &[1, 1],
+        &[3],
+        &[0, 0x80],
+        &[0, 0x81, 0x00],
+        &[0, 0x81, 0x02],
+        &[0, 4],
+        &[2],
+        &[2, 2, 1],
+        &[2, 0x81, 0x00, 1],
+        &[2, 1, 0b0100_0000, 1],
+        &[2, 0x80, 0x80, 0x80, 0x01],
+    ];
+    for bytes in corrupt {
+        assert_eq!(codec.decode(bytes).map(|_| ()).unwrap_err().kind(), ErrorKind::Corrupt, "{bytes:?}");
+    }
+}
+
+#[test]
 fn blocks_of_other_capacities_merge_within_their_own() {
     let all: Vec<(u32, u8)> = (0..96).map(|o| (o, 1)).collect();
     let mut small = block(65, &all);
@@ -283,14 +328,15 @@ fn blocks_of_other_capacities_merge_within_their_own() {
 fn an_unknown_codec_lists_what_there_is() {
     let error = codec_named("roaring", 10_000).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
-    assert_eq!(error.to_string(), "block codec `roaring` is not known; use one of: adaptive, bytes, two-bit");
+    assert_eq!(error.to_string(), "block codec `roaring` is not known; use one of: adaptive, bytes, log, two-bit");
     for (capacity, good) in [(0, false), (63, false), (64, true), (1 << 22, true), ((1 << 22) + 1, false), (u32::MAX, false)] {
-        for name in ["adaptive", "bytes", "two-bit"] {
+        for name in ["adaptive", "bytes", "log", "two-bit"] {
             assert_eq!(codec_named(name, capacity).is_ok(), good, "{name} {capacity}");
         }
     }
     assert!(codec_named("bytes", 1).unwrap_err().to_string().contains("64 to 4194304"));
-    let known: [(Arc<dyn BlockCodec>, u32); 3] = [
+    let known: [(Arc<dyn BlockCodec>, u32); 4] = [
+        (Arc::new(Log::default()), 40_000),
         (Arc::new(ByteArray::default()), 10_000),
         (Arc::new(TwoBit::default()), 40_000),
         (Arc::new(Adaptive::default()), 40_000),

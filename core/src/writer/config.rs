@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::codec_named;
+use crate::block::{Log, codec_named};
 use crate::engine::{LIST_CHANGES, MAX_JUMP, SequencerConfig};
 use crate::error::{Error, Result};
 use crate::pointer::Supersession;
@@ -99,7 +99,7 @@ impl Default for WriterConfig {
             ring: 128,
             list_changes: LIST_CHANGES,
             supersession: Supersession::default(),
-            codec: "adaptive".to_owned(),
+            codec: Log::NAME.to_owned(),
             block_capacity: 40_000,
         }
     }

@@ -153,19 +153,20 @@ impl Writer {
     pub(super) fn may_conflict(&self, item: &Item, pointers: &Pointers) -> bool {
         match item {
             Item::Decoded(_, _, Decoded::Document(document)) => {
+                // Most documents of a new bucket name nothing.
                 self.accounted(document).is_some()
                     || self.may_be_marked(document)
-                    || !self.shared.is_empty() && self.names_shared(document)
-                    || self.has_uncertain(document, pointers)
-                    || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
+                    || (document.earlier().next().is_some() || !pointers.is_empty()) && self.names_conflict(document, pointers)
             }
-            Item::Decoded(_, _, Decoded::Foreign(document)) => {
-                !self.shared.is_empty() && self.names_shared(document)
-                    || self.has_uncertain(document, pointers)
-                    || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
-            }
+            Item::Decoded(_, _, Decoded::Foreign(document)) => self.names_conflict(document, pointers),
             _ => false,
         }
+    }
+
+    fn names_conflict(&self, document: &DecodedDocument, pointers: &Pointers) -> bool {
+        !self.shared.is_empty() && self.names_shared(document)
+            || self.has_uncertain(document, pointers)
+            || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
     }
 
     fn names_shared(&self, document: &DecodedDocument) -> bool {
@@ -301,7 +302,8 @@ impl Writer {
         // A readmission that was published before a crash makes it missing again. An entry that was
         // stored in a commit that was cut off is like a new one, as long as its sequence is
         // missing.
-        let is_expected = || sequencer.is_readmitted(number) && !self.unpublished.contains(number.0);
+        let is_expected =
+            || sequencer.has_readmitted() && sequencer.is_readmitted(number) && !self.unpublished.contains(number.0);
         let is_known = is_shared || sequencer.is_accounted(number) || is_expected();
         (is_known && !sequencer.is_before_start(number)).then_some(number)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::future::{join, join_all};
 use sluicegate_core::batch::{BlockDelta, ListedBlocks, WriteBatch};
-use sluicegate_core::block::{Adaptive, BlockState, ByteArray, TwoBit};
+use sluicegate_core::block::{Adaptive, BlockState, ByteArray, Log, TwoBit};
 use sluicegate_core::commit::{drop_blocks, store_batch, update};
 use sluicegate_core::directory::Directory;
 use sluicegate_core::store::Expiry;
@@ -147,6 +147,16 @@ pub async fn commits_in_two_bit_blocks_are_those_of_the_provided_algorithm(store
 /// In core's codec whose blocks change their shape.
 pub async fn commits_in_adaptive_blocks_are_those_of_the_provided_algorithm(store: Store) {
     as_provided(&store, &(Arc::new(Adaptive::default()) as _), 4, 20).await;
+}
+
+/// In core's codec whose blocks can be appended to.
+pub async fn commits_in_logs_are_those_of_the_provided_algorithm(store: Store) {
+    as_provided(&store, &(Arc::new(Log::default()) as _), 6, 20).await;
+}
+
+/// In small blocks of that codec, which get long again and again.
+pub async fn commits_in_small_logs_are_those_of_the_provided_algorithm(store: Store) {
+    as_provided(&store, &(Arc::new(Log::with_capacity(64).must("make a codec")) as _), 7, 60).await;
 }
 
 /// So that every entry is a block of its own.

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sluicegate_core::block::{Adaptive, ByteArray, TwoBit};
+use sluicegate_core::block::{Adaptive, ByteArray, Log, TwoBit};
 use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, Channel, Sequence};
 
 use crate::codec::SmallBlocks;
@@ -100,6 +100,8 @@ macro_rules! store_cases {
             commits_in_byte_arrays_are_those_of_the_provided_algorithm
             commits_in_two_bit_blocks_are_those_of_the_provided_algorithm
             commits_in_adaptive_blocks_are_those_of_the_provided_algorithm
+            commits_in_logs_are_those_of_the_provided_algorithm
+            commits_in_small_logs_are_those_of_the_provided_algorithm
             commits_in_blocks_of_one_sequence_are_those_of_the_provided_algorithm
             primitives_and_commits_mix
             a_commit_may_be_repeated
@@ -173,8 +175,14 @@ fn small() -> Arc<dyn BlockCodec> {
 }
 
 /// The testkit's own codec, and those of core.
-fn codecs() -> [Arc<dyn BlockCodec>; 4] {
-    [small(), Arc::new(ByteArray::default()), Arc::new(TwoBit::default()), Arc::new(Adaptive::default())]
+fn codecs() -> [Arc<dyn BlockCodec>; 5] {
+    [
+        small(),
+        Arc::new(ByteArray::default()),
+        Arc::new(TwoBit::default()),
+        Arc::new(Adaptive::default()),
+        Arc::new(Log::default()),
+    ]
 }
 
 fn star() -> Channel {

@@ -42,16 +42,11 @@ impl Default for Adaptive {
 }
 
 /// Appends the list of `block`; stops and says so when it takes more than `longest` bytes.
-fn push_list(block: &Block, longest: usize, out: &mut Vec<u8>) -> bool {
+pub(super) fn push_list(block: &Block, longest: usize, out: &mut Vec<u8>) -> bool {
     let longest = out.len() + longest;
     let mut next = 0;
     for (offset, state) in block.iter() {
-        let mut item = (offset - next) << 2 | state as u32;
-        while item >= 0x80 {
-            out.push(item as u8 | 0x80);
-            item >>= 7;
-        }
-        out.push(item as u8);
+        push_item(offset - next, state, out);
         if out.len() > longest {
             return false;
         }
@@ -60,12 +55,28 @@ fn push_list(block: &Block, longest: usize, out: &mut Vec<u8>) -> bool {
     true
 }
 
-fn read_list(capacity: u32, bytes: &[u8]) -> Result<Block, String> {
-    let mut block = Block::new(capacity);
+/// Appends one item of a list.
+pub(super) fn push_item(distance: u32, state: BlockState, out: &mut Vec<u8>) {
+    let mut item = distance << 2 | state as u32;
+    while item >= 0x80 {
+        out.push(item as u8 | 0x80);
+        item >>= 7;
+    }
+    out.push(item as u8);
+}
+
+/// Raises in `block` what `bytes` list; says what is wrong with them otherwise. If lists may follow
+/// one another, a zero byte begins each but the first.
+pub(super) fn read_list(block: &mut Block, bytes: &[u8], may_follow: bool) -> Result<(), String> {
+    let capacity = block.capacity();
     let mut next = 0u64;
     let mut item = 0u64;
     let mut shift = 0;
     for &byte in bytes {
+        if byte == 0 && shift == 0 && may_follow {
+            next = 0;
+            continue;
+        }
         // Four bytes hold the largest distance there can be, and one more does no harm to a `u64`.
         if shift > 28 || (byte == 0 && shift > 0) {
             return Err("a list has an item that is written too long".to_owned());
@@ -84,7 +95,7 @@ fn read_list(capacity: u32, bytes: &[u8]) -> Result<Block, String> {
         next = offset + 1;
         (item, shift) = (0, 0);
     }
-    if shift > 0 { Err("a list ends within an item".to_owned()) } else { Ok(block) }
+    if shift > 0 { Err("a list ends within an item".to_owned()) } else { Ok(()) }
 }
 
 impl BlockCodec for Adaptive {
@@ -114,7 +125,10 @@ impl BlockCodec for Adaptive {
 
     fn decode(&self, bytes: &[u8]) -> Result<Block> {
         let read = match bytes.split_first() {
-            Some((&LIST, list)) => read_list(self.capacity, list),
+            Some((&LIST, list)) => {
+                let mut block = Block::new(self.capacity);
+                read_list(&mut block, list, false).map(|()| block)
+            }
             Some((&BITMAP, bitmap)) => read_bitmap(self.capacity, bitmap),
             Some((kind, _)) => Err(format!("a block of unknown kind {kind}")),
             None => Err("a block without a byte".to_owned()),

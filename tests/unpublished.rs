@@ -5,17 +5,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use sluicegate::batch::BlockDelta;
+use sluicegate::block::{BlockState, codec_named};
 use sluicegate::changes::{ChangesOptions, Delivery};
 use sluicegate::feed::MutationKind;
 use sluicegate::pointer::Supersession;
 use sluicegate::verify::{Finding, Problem, RepairOptions, VerifyOptions, repair, verify};
 use sluicegate::{
-    CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode, Result, Sequence,
-    Writer, WriterConfig,
+    BlockIndex, CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode,
+    Result, Sequence, Writer, WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
 use sluicegate_testkit::PausingFeed;
-use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults, Step};
+use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults, Step, When};
 use sluicegate_testkit::plain::PlainStore;
 
 /// Row of a channel: sequence, document, whether it was removed.
@@ -287,5 +289,41 @@ async fn a_list_of_commits_that_cannot_be_read_is_removed_by_a_repair() {
         assert!(report.left.is_clean(), "{:#?}", report.left.findings);
         let all: [&[Mutation]; 2] = [&case.first, &case.after];
         drop(run(store.clone(), &all, Supersession::Recents).await.unwrap());
+    }
+}
+
+/// A commit stores blocks and entries at a time. The next writer is given a later revision only,
+/// and stable does not pass that for long: readers would look for the entry of the earlier one.
+#[tokio::test]
+async fn a_row_whose_entry_was_not_stored_breaks_no_request() {
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        let plain = Arc::new(PlainStore::new());
+        let store: Arc<dyn CacheStore> = plain.clone();
+        let in_a = json!({"a": null});
+        let first = [document("x", 1, 1, &[1], &in_a), document("z", 1, 3, &[3], &in_a)];
+        run(store.clone(), &[&first], supersession).await.unwrap();
+        let faulty = Arc::new(FaultStore::new(plain, 1, Faults::none()));
+        faulty.crash_at(CrashPoint { step: Step::SequenceDocuments, when: When::Before, nth: 1 });
+        let killed = run(faulty, &[&first, &[document("d", 1, 2, &[2], &in_a)]], supersession).await.map(drop);
+        assert_eq!(killed.unwrap_err().kind(), ErrorKind::Closed);
+        // The rows that it has stored.
+        let config = WriterConfig::default();
+        let codec = codec_named(&config.codec, config.block_capacity).unwrap();
+        for channel in [Channel::new("a").unwrap(), Channel::star()] {
+            let delta = BlockDelta::new(channel, BlockIndex(0), vec![(2, BlockState::Present)]);
+            store.merge_block(&delta, codec.as_ref()).await.unwrap();
+        }
+        // 4 is missing.
+        let next = run(store.clone(), &[&first, &[document("d", 2, 5, &[2, 5], &in_a)]], supersession).await.unwrap();
+        assert_eq!((next.clock().stable, next.clock().gaps), (Sequence(3), 1));
+        let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+        for (delivery, expected) in [(Delivery::Strict, &["x", "z"][..]), (Delivery::Eager, &["x", "z", "d"])] {
+            let options = ChangesOptions::new().delivery(delivery);
+            for channel in [Channel::new("a").unwrap(), Channel::star()] {
+                let answer = reader.changes(&[channel], &options).await.unwrap().answer();
+                let keys: Vec<&str> = answer.rows.iter().map(|row| row.entry.key()).collect();
+                assert_eq!(keys, expected, "{supersession:?}, {delivery:?}");
+            }
+        }
     }
 }

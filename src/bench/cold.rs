@@ -170,7 +170,9 @@ pub async fn fill(store: &MeteredStore, load: ColdLoad) -> Result<()> {
 /// What the writer says.
 pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<ColdStart> {
     let is_peak_of_this = load.cached == 0 || reset_peak();
-    let mut writer = take_over(store, load, Epoch { counter: FIRST_EPOCH.counter + 1, ..FIRST_EPOCH }).await?;
+    // A writer that takes over does more: another may have stored something.
+    let counter = FIRST_EPOCH.counter + u64::from(load.cached > 0);
+    let mut writer = take_over(store, load, Epoch { counter, ..FIRST_EPOCH }).await?;
     let before = store.sent();
     let watch = Watch::start();
     writer.run(&load, std::future::pending()).await?;

@@ -176,7 +176,10 @@ impl Assembler {
         if !entry.supersedes().is_empty() {
             self.has_inherited = true;
             for older in entry.supersedes() {
-                self.inherited.entry(*older).or_default().push(entry.position().rank());
+                let naming = self.inherited.entry(*older).or_default();
+                if !naming.contains(&entry.position().rank()) {
+                    naming.push(entry.position().rank());
+                }
             }
             self.unmarked.insert(entry.position().rank(), entry);
         }
@@ -561,6 +564,10 @@ impl Assembler {
         let count = if is_enough { due.max(never_wait) } else { never_wait };
         let mut marks = if is_enough { self.early.take(MAX_MARKS) } else { Vec::new() };
         marks.extend(std::iter::from_fn(|| self.unmarked.pop_first()).take(count).map(|(_, entry)| entry));
+        if self.unmarked.is_empty() {
+            self.inherited = FxHashMap::default();
+            self.has_inherited = false;
+        }
         marks
     }
 

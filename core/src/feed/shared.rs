@@ -163,6 +163,9 @@ struct Share {
     /// its end.
     returning: BTreeSet<PartitionId>,
     unordered: BTreeSet<PartitionId>,
+    /// Partitions that were rolled back to before the database's position, and where to. Whether
+    /// anything of the database was taken back, the history tells that comes next.
+    undecided: BTreeMap<PartitionId, PartitionSeqno>,
     /// The positions with which this database began, where the feed was opened at another one. One
     /// is kept until the feed goes back to where this database left out nothing.
     began: BTreeMap<PartitionId, PartitionPosition>,
@@ -199,6 +202,7 @@ impl Share {
             ahead,
             returning: BTreeSet::new(),
             unordered: BTreeSet::new(),
+            undecided: BTreeMap::new(),
             began,
             back: BTreeMap::new(),
             needs_earlier: None,
@@ -226,6 +230,7 @@ impl Share {
     }
 
     fn take(&mut self, event: &FeedEvent) {
+        self.decide(event);
         match event {
             FeedEvent::Mutation(mutation) => {
                 let (partition, seqno) = (mutation.partition, mutation.seqno);
@@ -254,15 +259,13 @@ impl Share {
             }
             FeedEvent::Rollback { partition, to } => {
                 self.unordered.remove(partition);
-                match self.ahead.get_mut(partition) {
-                    // Events that come again are for this database, too.
-                    Some(ahead) if ahead.position.seqno > to.0 => drop(self.ahead.remove(partition)),
-                    Some(ahead) => ahead.is_told = true,
-                    None => {}
+                let is_ahead = |ahead: &Ahead| ahead.position.seqno > to.0 && ahead.position.uuid != 0;
+                if self.ahead.get(partition).is_some_and(is_ahead) {
+                    let lowest = self.undecided.entry(*partition).or_insert(*to);
+                    *lowest = *to.min(lowest);
+                } else {
+                    self.take_rollback(*partition, *to);
                 }
-                self.rolled_back(*partition, *to);
-                self.returning.remove(partition);
-                self.tell(*partition, event);
             }
             FeedEvent::PartitionState { partition, failover_log, .. } => {
                 if let Some(ahead) = self.ahead.get(partition)
@@ -305,6 +308,42 @@ impl Share {
                 self.told.push(event.clone());
             }
         }
+    }
+
+    /// Decides about rollbacks that were not passed on. If the history that comes next is the one of
+    /// the database's position, nothing of the database was taken back: it left the other history
+    /// before. It must not be told: a restart would begin at its position and be told nothing.
+    fn decide(&mut self, next: &FeedEvent) {
+        if self.undecided.is_empty() {
+            return;
+        }
+        if let FeedEvent::PartitionState { partition, failover_log, .. } = next
+            && let Some(to) = self.undecided.get(partition)
+            && let Some(ahead) = self.ahead.get_mut(partition)
+            && failover_log.first().is_some_and(|(newest, _)| *newest == ahead.position.uuid)
+        {
+            ahead.passed = ahead.passed.min(to.0);
+            self.undecided.remove(partition);
+        }
+        let is_next = |partition: &PartitionId| next.partition().is_none_or(|next| next == *partition);
+        if matches!(next, FeedEvent::Rollback { .. } | FeedEvent::CollectionNames(_)) {
+            return;
+        }
+        let decided: Vec<(PartitionId, PartitionSeqno)> =
+            self.undecided.extract_if(.., |partition, _| is_next(partition)).collect();
+        decided.into_iter().for_each(|(partition, to)| self.take_rollback(partition, to));
+    }
+
+    fn take_rollback(&mut self, partition: PartitionId, to: PartitionSeqno) {
+        match self.ahead.get_mut(&partition) {
+            // Events that come again are for this database, too.
+            Some(ahead) if ahead.position.seqno > to.0 => drop(self.ahead.remove(&partition)),
+            Some(ahead) => ahead.is_told = true,
+            None => {}
+        }
+        self.rolled_back(partition, to);
+        self.returning.remove(&partition);
+        self.tell(partition, &FeedEvent::Rollback { partition, to });
     }
 
     /// The partition was rolled back, to a place up to which the feed delivers nothing again.

@@ -7,7 +7,7 @@ use backon::Retryable as _;
 use super::{Writer, backoff, log_retry, notices};
 use crate::block::BlockState;
 use crate::decode::DecodedDocument;
-use crate::entry::ChangeEntry;
+use crate::entry::{ChangeEntry, EntryFlags, Membership};
 use crate::error::{Error, Result};
 use crate::scan;
 use crate::sequence::{Sequence, SequenceRange};
@@ -123,6 +123,22 @@ impl Writer {
         let attempt = || async { withdraw::clear(fenced, codec, entry).await };
         attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
         Ok(false)
+    }
+
+    /// Clears the states at the sequence of an earlier revision that a killed writer may have
+    /// stored without its entry. From here on the document accounts for the sequence, so readers do
+    /// not leave it out any more, and would find no entry.
+    pub(super) async fn clear_row(&mut self, document: &DecodedDocument, sequence: Sequence) -> Result<()> {
+        let entry = &document.entry;
+        let mut row = ChangeEntry::new(sequence, entry.key(), entry.revision(), EntryFlags::default())?;
+        row = row.with_collection(entry.collection());
+        let left = document.departures.iter().filter(|departure| departure.sequence > sequence);
+        for channel in entry.channels().iter().map(|change| &change.channel).chain(left.map(|departure| &departure.channel)) {
+            row = row.with_channel(channel.clone(), Membership::Present);
+        }
+        let (fenced, codec) = (self.fenced(), self.codec.as_ref());
+        let attempt = || async { withdraw::clear(fenced, codec, &row).await };
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
     }
 
     /// The document whose entries name a position as their own, and so have a mark there, or will

@@ -110,6 +110,8 @@ pub(super) struct PointerCache {
     newest: HashMap<DocumentId, (Pointer, u64), FxBuildHasher>,
     /// Documents of published batches, and until when they must be kept.
     leaving: VecDeque<(u64, u64, Vec<DocumentId>)>,
+    /// Documents that may get no entry, and the batch that it would be in.
+    without_entry: VecDeque<(u64, DocumentId)>,
 }
 
 impl PointerCache {
@@ -129,6 +131,9 @@ impl PointerCache {
         }
         let Some((pointer, last)) = self.newest.get_mut(&document.entry.document()) else { return false };
         *last = batch;
+        if !is_shown || owner == SequenceOwner::Itself {
+            self.without_entry.push_back((batch, document.entry.document().into()));
+        }
         if !is_shown {
             // Only the channels that it left get rows.
             pointer.follow_departures(document);
@@ -164,7 +169,10 @@ impl PointerCache {
     /// `batch` is published: its pointers can be read. Reads begun before, up to number `begun`,
     /// may have missed them.
     pub(super) fn published(&mut self, batch: u64, documents: impl Iterator<Item = DocumentId>, begun: u64) {
-        self.leaving.push_back((begun, batch, documents.collect()));
+        let is_over = |(last, _): &(u64, DocumentId)| *last <= batch;
+        let without_entry = std::iter::from_fn(|| self.without_entry.pop_front_if(|waiting| is_over(waiting)));
+        let documents = documents.chain(without_entry.map(|(_, document)| document)).collect();
+        self.leaving.push_back((begun, batch, documents));
     }
 
     /// All reads up to number `used` have been used.
@@ -177,5 +185,32 @@ impl PointerCache {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::EntryFlags;
+    use crate::sequence::Sequence;
+
+    #[test]
+    fn the_pointer_of_a_duplicate_is_let_go_with_those_of_its_batch() {
+        let mut cache = PointerCache::default();
+        let follow = |cache: &mut PointerCache, key: &str, batch, owner| {
+            let entry = ChangeEntry::new(Sequence(5), key, "1-a", EntryFlags::default()).unwrap();
+            cache.follow(&mut Decoded::Document(entry.into()), &Pointers::default(), batch, owner);
+        };
+        follow(&mut cache, "new", 3, SequenceOwner::Nobody);
+        follow(&mut cache, "again", 3, SequenceOwner::Itself);
+        follow(&mut cache, "later", 4, SequenceOwner::Itself);
+        cache.published(3, [DocumentId::from("new")].into_iter(), 7);
+        cache.used(6);
+        assert_eq!(cache.newest.len(), 3, "a read that began before may have missed them");
+        cache.used(7);
+        assert_eq!(cache.newest.keys().map(|id| &*id.key).collect::<Vec<_>>(), ["later"]);
+        cache.published(4, [].into_iter(), 7);
+        cache.used(7);
+        assert!(cache.newest.is_empty());
     }
 }

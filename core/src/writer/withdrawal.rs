@@ -164,7 +164,9 @@ impl Writer {
         let missing: Vec<Sequence> = plan.numbers.iter().copied().filter(|number| !in_slots.contains(number)).collect();
         // Where a killed writer stored them and did not mark what they supersede, what is gone was to
         // mark that.
-        let unmarked = stored.into_values().filter(|entry| !entry.supersedes().is_empty()).collect();
+        let is_unmarked =
+            |entry: &Arc<ChangeEntry>| self.unpublished.contains(entry.position().0) && !entry.supersedes().is_empty();
+        let unmarked = stored.into_values().filter(is_unmarked).collect();
         let unmarked = inherited::without_others(store.as_ref(), policy, unmarked).await?;
         self.assembler.withdraw(gone.entries(), gone.room.iter().copied(), &missing);
         unmarked.into_iter().for_each(|entry| self.assembler.remember_unmarked(entry));

@@ -107,6 +107,19 @@ fn what_an_earlier_term_names_is_not_superseded_if_it_comes_as_another_document(
     assembler.remember_unmarked(Arc::new(entry.with_supersedes([Sequence(1)])));
     apply(&mut assembler, 1, None);
     assert_eq!(assembler.unmarked().next().unwrap().supersedes(), [Sequence(1)], "its own");
+    // The same again, as after several rollbacks, until it is marked.
+    let entry = assembler.unmarked().next().unwrap().clone();
+    for _ in 0..3 {
+        assembler.remember_unmarked(entry.clone());
+    }
+    assert!(assembler.inherited.values().all(|naming| naming.len() == 1), "{:?}", assembler.inherited);
+    for n in 2..=3 {
+        assembler.apply(Decoded::Unused(crate::SequenceRange::one(Sequence(n))), Duration::ZERO);
+    }
+    let clock = assembler.prepare(None, Duration::ZERO).publication.clock;
+    assembler.published(&clock);
+    assert_eq!(marks(&mut assembler), [3]);
+    assert!(assembler.inherited.is_empty());
 }
 
 #[test]

@@ -265,6 +265,22 @@ fn a_rollback_is_told_to_all_and_what_comes_again_to_those_who_had_it() {
 }
 
 #[test]
+fn a_rollback_to_the_history_of_a_database_takes_nothing_of_it_back() {
+    // Another database is in history 1; this one has been in history 2 up to 30.
+    let start = || share(&at(&[(P, 2, 30)]), &at(&[(P, 1, 10)]));
+    let (log, another) = (state(P, &[(2, 5), (1, 0)]), state(P, &[(3, 5), (1, 0)]));
+    let (sixth, last, ended) = (mutation(P, 6, "a", 8), mutation(P, 31, "b", 8), FeedEvent::RollbackEnded { partition: P });
+    let events = [rollback(P, 5), log.clone(), sixth.clone(), last.clone(), ended.clone()];
+    assert_eq!(told(&mut start(), &events), [log.clone(), last, ended]);
+    let got = told(&mut start(), &[rollback(P, 8), rollback(P, 5), another.clone(), sixth.clone()]);
+    assert_eq!(got, [rollback(P, 5), another, sixth.clone()], "it was in a third history");
+    let got = told(&mut start(), &[rollback(P, 5), sixth.clone(), log.clone()]);
+    assert_eq!(got, [rollback(P, 5), sixth, log], "the feed does not tell the history");
+    let got = told(&mut start(), &[rollback(P, 5), FeedEvent::CaughtUp]);
+    assert_eq!(got, [rollback(P, 5), FeedEvent::CaughtUp]);
+}
+
+#[test]
 fn a_history_that_was_left_after_the_place_of_opening_is_told_as_a_rollback() {
     // The histories: 1 up to 8, then 2. This database was in history 1 at 10; the feed was opened
     // at 4.

@@ -1,6 +1,6 @@
 //! Compares what this cache answers with what a gateway answered: recorded mutations in, recorded answers against ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
@@ -169,9 +169,27 @@ pub struct Report {
     pub differences: Vec<String>,
     /// Recorded answers that are not a cache's to give, by reason.
     pub not_asked: BTreeMap<&'static str, usize>,
+    /// Answers that were recorded at markers which the mutations do not have: these are not
+    /// compared. By marker.
+    pub not_reached: BTreeMap<u32, usize>,
 }
 
 impl Report {
+    /// Whether every recorded answer that is a cache's to give was compared, and agrees.
+    pub fn is_agreed(&self) -> bool {
+        self.differences.is_empty() && self.not_reached.is_empty()
+    }
+
+    /// Notes the answers of `truth` at markers other than those `reached`.
+    fn note_not_reached(&mut self, truth: &Truth, reached: &BTreeSet<u32>) {
+        for answer in truth.answers.iter().filter(|answer| !reached.contains(&answer.marker)) {
+            match answer.question {
+                Question::Other(reason) => *self.not_asked.entry(reason).or_default() += 1,
+                _ => *self.not_reached.entry(answer.marker).or_default() += 1,
+            }
+        }
+    }
+
     /// Adds another's figures.
     pub fn add(&mut self, other: Report) {
         self.answers += other.answers;
@@ -181,6 +199,9 @@ impl Report {
         for (reason, count) in other.not_asked {
             *self.not_asked.entry(reason).or_default() += count;
         }
+        for (marker, count) in other.not_reached {
+            *self.not_reached.entry(marker).or_default() += count;
+        }
     }
 }
 
@@ -189,6 +210,9 @@ impl fmt::Display for Report {
         writeln!(f, "{} answers agree, {} rows; {} malformed requests refused", self.answers, self.rows, self.refused)?;
         for (reason, count) in &self.not_asked {
             writeln!(f, "{count} not asked: {reason}")?;
+        }
+        for (marker, count) in &self.not_reached {
+            writeln!(f, "{count} not compared: the mutations do not have marker {marker}")?;
         }
         writeln!(f, "{} differences", self.differences.len())?;
         for difference in self.differences.iter().take(20) {
@@ -211,11 +235,13 @@ pub async fn compare(
 ) -> Result<Report> {
     let mut writer = Writer::alone(store.clone(), Arc::new(GatewayDecoder::default()), "recording", config).await?;
     let reader = ReaderNode::open(store, ReaderConfig::default()).await?;
-    let mut report = Report::default();
+    let (mut report, mut reached) = (Report::default(), BTreeSet::new());
     for (marker, mutations) in parts {
         ingest(&mut writer, &reader, &mutations).await?;
         report.add(compare_marker(&reader, truth, marker, ids).await?);
+        reached.insert(marker);
     }
+    report.note_not_reached(truth, &reached);
     Ok(report)
 }
 
@@ -280,8 +306,9 @@ pub async fn compare_keyspaces(
         let reader = ReaderNode::open(database.store.clone(), ReaderConfig::default()).await?;
         caches.push((database.name.as_str(), writer, reader));
     }
-    let mut report = KeyspacesReport::default();
+    let (mut report, mut reached) = (KeyspacesReport::default(), BTreeSet::new());
     for (marker, mutations) in parts {
+        reached.insert(marker);
         for (_, writer, reader) in &mut caches {
             ingest(writer, reader, &mutations).await?;
         }
@@ -310,6 +337,7 @@ pub async fn compare_keyspaces(
             report.total.add(one);
         }
     }
+    report.total.note_not_reached(truth, &reached);
     Ok(report)
 }
 

@@ -622,6 +622,25 @@ fn recorded_answers_of_keyspaces_are_compared() {
     assert!(code == 3 && differences.len() == 1 && differences[0].as_str().unwrap().contains("s1.c1"), "{report}");
 }
 
+#[test]
+fn answers_that_cannot_be_compared_are_no_agreement() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let answer =
+        r#"{"kind":"changes","marker":2,"request":{"as":"admin"},"status":200,"response":{"results":[],"last_seq":"0"}}"#;
+    let (mutations, truth) = (file("mutations", ""), file("truth", answer));
+    let compare = |args: &[&str]| run(&[&["compare", "--mutations", &mutations], args].concat());
+    let (code, out, _) = ended(compare(&["--truth", &truth]));
+    assert!(code == 3 && out.contains("1 not compared: the mutations do not have marker 2"), "{out}");
+    assert_fails(compare(&["--truth", &truth, "--database", "db1"]), 2, &["--database db1"]);
+    let stats = file("stats", r#"{"kind":"stats","marker":0,"stats":{"high_seq_stable":3}}"#);
+    assert_fails(compare(&["--truth", &stats]), 2, &["--truth", "no answer"]);
+}
+
 /// Each line of a recording: a document with a sequence, or one whose metadata are damaged.
 fn recorded(lines: &[(u64, &str, Option<u64>)]) -> (tempfile::TempDir, String) {
     let line = |(n, key, sequence): &(u64, &str, Option<u64>)| {

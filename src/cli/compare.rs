@@ -13,7 +13,7 @@ use super::session::Session;
 use super::settings::DatabasesSetting;
 use super::{Exit, Format};
 
-/// Ingests a recording up to each of its markers, and compares every answer that was recorded there with ours; exit code 3 if one differs.
+/// Ingests a recording up to each of its markers, and compares every answer that was recorded there with ours; exit code 3 if one differs, or could not be compared because the mutations do not have its marker.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// Recorded mutations (NDJSON, plain or gzip)
@@ -45,6 +45,9 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
     let read = tokio::task::spawn_blocking(move || Ok::<_, Error>((Recording::read(mutations)?, Truth::read(truth)?)));
     let failed = |e| Error::new(ErrorKind::Unexpected, "reading the recordings failed").with_source(e);
     let (recording, truth) = read.await.map_err(failed)??;
+    if truth.answers.is_empty() {
+        return Err(Error::config("the recorded answers, --truth, have no answer to a changes request").into());
+    }
     let ids = match args.ids {
         CompareIds::Exact => Ids::Exact,
         CompareIds::Sequences => Ids::Sequences,
@@ -57,7 +60,11 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
             Format::Json => json(&report)?,
             Format::Table => text(&report.to_string())?,
         }
-        return Ok(if report.total.differences.is_empty() { Exit::Done } else { Exit::Found });
+        return Ok(if report.total.is_agreed() { Exit::Done } else { Exit::Found });
+    }
+    if let Some(name) = args.only.first() {
+        let message = format!("--database {name} is for answers of several databases, and these are of one");
+        return Err(Error::config(message).into());
     }
     let store = session.store().await?;
     let report = compare(store, recording.parts(), &truth, ids, session.settings.writer.clone()).await?;
@@ -65,7 +72,7 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
         Format::Json => json(&report)?,
         Format::Table => text(&report.to_string())?,
     }
-    Ok(if report.differences.is_empty() { Exit::Done } else { Exit::Found })
+    Ok(if report.is_agreed() { Exit::Done } else { Exit::Found })
 }
 
 /// The databases whose keyspaces are compared: those of the settings, or those found in the

@@ -482,8 +482,8 @@ async fn a_revision_that_was_left_out_and_came_later_is_shown_when_its_successor
     }
 }
 
-/// A writer is killed after it has stored a revision and the end of the one before in a channel, and
-/// before it has published them. A later revision, in that channel again, comes next and is lost. It
+/// A writer is killed after it has stored a revision that has left a channel, and before it has
+/// published it. A later revision, in that channel again, comes next and is lost in a rollback. It
 /// was to mark what the others supersede, too.
 #[tokio::test]
 async fn what_a_killed_writer_stored_is_marked_when_the_revision_after_it_is_lost() {

@@ -13,7 +13,9 @@ use super::session::Session;
 use super::settings::DatabasesSetting;
 use super::{Exit, Format};
 
-/// Ingests a recording up to each of its markers, and compares every answer that was recorded there with ours; exit code 3 if one differs, or could not be compared because the mutations do not have its marker.
+/// Ingests a recording up to each of its markers, and compares every answer that was recorded there
+/// with ours; exit code 3 if one differs, or cannot be compared because the mutations do not have
+/// its marker.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// Recorded mutations (NDJSON, plain or gzip)

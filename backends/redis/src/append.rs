@@ -45,12 +45,7 @@ impl RedisStore {
             let known = self.known_rows.lock();
             unknown.retain(|at| !known.contains(&deltas[*at]));
         }
-        let mut commands = Commands::default();
-        for at in &unknown {
-            let address = self.addresses.of(&block_key(&deltas[*at]));
-            commands.add(address.tag, get(&address));
-        }
-        for (at, answer) in unknown.iter().zip(self.link.run(commands, Effect::Read).await) {
+        for (at, answer) in unknown.iter().zip(self.get_blocks(&unknown, deltas).await) {
             let block = self.decode_block(&deltas[*at], answer, codec)?;
             if block.is_none() {
                 // Zero bytes for the version. Where another writer has made the block meanwhile,
@@ -117,17 +112,7 @@ impl RedisStore {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        let mut commands = Commands::default();
-        for at in &unknown {
-            let address = self.addresses.of(&block_key(&deltas[*at]));
-            commands.add(address.tag, get(&address));
-        }
-        for (at, answer) in unknown.into_iter().zip(self.link.run(commands, Effect::Read).await) {
-            if self.read_block(&deltas[at], answer, codec)?.live_count() == 0 {
-                empty.push(at);
-            }
-        }
-        empty.sort_unstable();
+        self.read_empty(unknown, deltas, codec, &mut empty).await?;
         // Only what is longer than it need be is written.
         update_many(self, &long, |_, stored| {
             let Some(stored) = stored else { return Ok(None) };

@@ -166,20 +166,36 @@ impl RedisStore {
                 }
             }
         }
-        if !unknown.is_empty() {
-            let mut commands = Commands::default();
-            for at in &unknown {
-                let address = self.addresses.of(&block_key(&deltas[*at]));
-                commands.add(address.tag, get(&address));
-            }
-            for (at, answer) in unknown.into_iter().zip(self.link.run(commands, Effect::Read).await) {
-                if self.read_block(&deltas[at], answer, codec)?.live_count() == 0 {
-                    empty.push(at);
-                }
-            }
-            empty.sort_unstable();
-        }
+        self.read_empty(unknown, deltas, codec, &mut empty).await?;
         Ok(empty)
+    }
+
+    /// Reads the blocks at the `unknown` places. Adds to `empty`, in order, those in which nothing
+    /// is live.
+    pub(crate) async fn read_empty(
+        &self,
+        unknown: Vec<usize>,
+        deltas: &[BlockDelta],
+        codec: &dyn BlockCodec,
+        empty: &mut Vec<usize>,
+    ) -> Result<()> {
+        for (at, answer) in unknown.iter().zip(self.get_blocks(&unknown, deltas).await) {
+            if self.read_block(&deltas[*at], answer, codec)?.live_count() == 0 {
+                empty.push(*at);
+            }
+        }
+        empty.sort_unstable();
+        Ok(())
+    }
+
+    /// What is stored of the blocks at these places.
+    pub(crate) async fn get_blocks(&self, places: &[usize], deltas: &[BlockDelta]) -> Vec<Answer> {
+        let mut commands = Commands::default();
+        for at in places {
+            let address = self.addresses.of(&block_key(&deltas[*at]));
+            commands.add(address.tag, get(&address));
+        }
+        self.link.run(commands, Effect::Read).await
     }
 
     /// The block that was read, after a delta was written to it.

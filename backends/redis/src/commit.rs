@@ -17,8 +17,9 @@ fn receipt(deltas: &[BlockDelta], empty: Vec<usize>) -> CommitReceipt {
 }
 
 impl RedisStore {
-    /// Sequence documents, blocks and counters in one go, each slot's in this order; then directories, few of which change. Blocks that can neither
-    /// be raised where they lie nor appended to are read, and written beside the rest.
+    /// Sequence documents, blocks and counters in one go, each slot's in this order; then
+    /// directories, few of which change. Blocks that can neither be raised where they lie nor
+    /// appended to are read, and written beside the rest.
     pub(crate) async fn commit_natively(&self, batch: &WriteBatch) -> Result<CommitReceipt> {
         let deltas = batch.block_deltas();
         let codec = batch.codec.as_ref();
@@ -36,7 +37,7 @@ impl RedisStore {
                 merge_blocks(self, &deltas, codec).await
             };
             let (live, ()) = try_join(merged, self.commit_rest(batch, &deltas, Commands::default(), false).map_ok(drop)).await?;
-            list_blocks(self, batch, &deltas).await?;
+            self.list(batch, &deltas).await?;
             self.prove(batch.epoch).await?;
             let empty = live.into_iter().enumerate().filter(|(_, live)| *live == 0).map(|(at, _)| at).collect();
             return Ok(receipt(&deltas, empty));
@@ -51,10 +52,20 @@ impl RedisStore {
             (None, appends) => self.appended(appends.unwrap_or_default(), answers, &deltas, codec).await?,
         };
         if !listed {
-            list_blocks(self, batch, &deltas).await?;
+            self.list(batch, &deltas).await?;
             self.prove(batch.epoch).await?;
         }
         Ok(receipt(&deltas, empty))
+    }
+
+    /// Puts blocks into directories. Batches that follow one another list blocks in the same ones:
+    /// of two that do so at a time, one would have to read and write them again.
+    async fn list(&self, batch: &WriteBatch, deltas: &[BlockDelta]) -> Result<()> {
+        if !deltas.iter().any(|delta| must_list(batch, delta)) {
+            return Ok(());
+        }
+        let _turn = self.listing.lock().await;
+        list_blocks(self, batch, deltas).await
     }
 
     /// Commits sequence documents, what is to be done to blocks, and counters, and ends there if this is the `end`; the answers about blocks.

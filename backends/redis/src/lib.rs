@@ -72,6 +72,8 @@ pub struct RedisStore {
     /// Held while a commit merges blocks that cannot be raised where they lie. Only saves work:
     /// blocks are written by compare-and-swap.
     merging: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a commit puts blocks into directories, likewise.
+    listing: Arc<tokio::sync::Mutex<()>>,
     /// Whether the user may not run scripts by their hashes.
     refuses_hashes: Arc<AtomicBool>,
     proofs: Proofs,
@@ -106,6 +108,7 @@ impl RedisStore {
             known_pages: Arc::default(),
             read_blocks: Arc::default(),
             merging: Arc::default(),
+            listing: Arc::default(),
             refuses_hashes: Arc::default(),
             proofs,
         };

@@ -310,9 +310,11 @@ impl Share {
         }
     }
 
-    /// Decides about rollbacks that were not passed on. If the history that comes next is the one of
-    /// the database's position, nothing of the database was taken back: it left the other history
-    /// before. It must not be told: a restart would begin at its position and be told nothing.
+    /// Decides about rollbacks that were not passed on. If the feed then is in the history of the
+    /// database's position, nothing of the database was taken back: it had left the other history
+    /// before. The database must not be told of the rollback. Its checkpoints would stay at that
+    /// position, relying on the feed to report the rollback again after a restart, which it does
+    /// not do from there.
     fn decide(&mut self, next: &FeedEvent) {
         if self.undecided.is_empty() {
             return;

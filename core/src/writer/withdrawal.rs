@@ -162,8 +162,8 @@ impl Writer {
         tracing::warn!(entries = gone.entries.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
         let in_slots = self.used_in_slots(&plan.numbers, &gone).await?;
         let missing: Vec<Sequence> = plan.numbers.iter().copied().filter(|number| !in_slots.contains(number)).collect();
-        // Where a killed writer stored them and did not mark what they supersede, what is gone was to
-        // mark that.
+        // A killed writer may have stored these and not marked what they supersede. What is gone
+        // was to mark that.
         let is_unmarked =
             |entry: &Arc<ChangeEntry>| self.unpublished.contains(entry.position().0) && !entry.supersedes().is_empty();
         let unmarked = stored.into_values().filter(is_unmarked).collect();

@@ -134,7 +134,7 @@ pub async fn commits_are_those_of_the_provided_algorithm(store: Store) {
     as_provided(&store, &small(), 1, 60).await;
 }
 
-/// In core's default codec.
+/// In core's codec of a byte a sequence.
 pub async fn commits_in_byte_arrays_are_those_of_the_provided_algorithm(store: Store) {
     as_provided(&store, &(Arc::new(ByteArray::default()) as _), 2, 20).await;
 }

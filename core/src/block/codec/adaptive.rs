@@ -41,8 +41,16 @@ impl Default for Adaptive {
     }
 }
 
+/// The list of `block` behind the byte `kind`; `None` if a bitmap of `bitmap` bytes is shorter.
+pub(super) fn short_list(block: &Block, kind: u8, bitmap: usize) -> Option<Vec<u8>> {
+    // A list takes a byte an item at least, a bitmap a byte for four sequences.
+    let may_be_shorter = block.set_count() as usize <= bitmap;
+    let mut out = vec![kind];
+    (may_be_shorter && push_list(block, bitmap, &mut out)).then_some(out)
+}
+
 /// Appends the list of `block`; stops and says so when it takes more than `longest` bytes.
-pub(super) fn push_list(block: &Block, longest: usize, out: &mut Vec<u8>) -> bool {
+fn push_list(block: &Block, longest: usize, out: &mut Vec<u8>) -> bool {
     let longest = out.len() + longest;
     let mut next = 0;
     for (offset, state) in block.iter() {
@@ -57,12 +65,16 @@ pub(super) fn push_list(block: &Block, longest: usize, out: &mut Vec<u8>) -> boo
 
 /// Appends one item of a list.
 pub(super) fn push_item(distance: u32, state: BlockState, out: &mut Vec<u8>) {
-    let mut item = distance << 2 | state as u32;
-    while item >= 0x80 {
-        out.push(item as u8 | 0x80);
-        item >>= 7;
+    push_number(distance << 2 | state as u32, out);
+}
+
+/// Appends a number, seven bits a byte, lowest first, the high bit set in all bytes but its last.
+pub(super) fn push_number(mut number: u32, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
     }
-    out.push(item as u8);
+    out.push(number as u8);
 }
 
 /// Raises in `block` what `bytes` list; says what is wrong with them otherwise. If lists may follow
@@ -110,16 +122,12 @@ impl BlockCodec for Adaptive {
     fn encode(&self, block: &Block) -> Bytes {
         debug_assert_eq!(block.capacity(), self.capacity, "a block of another codec");
         let bitmap = bitmap_len(block);
-        let mut out = Vec::new();
-        // A list takes a byte an item at least, a bitmap a byte for four sequences.
-        let list_may_be_shorter = block.set_count() as usize <= bitmap;
-        out.push(LIST);
-        if !list_may_be_shorter || !push_list(block, bitmap, &mut out) {
-            out.clear();
-            out.reserve_exact(1 + bitmap);
+        let out = short_list(block, LIST, bitmap).unwrap_or_else(|| {
+            let mut out = Vec::with_capacity(1 + bitmap);
             out.push(BITMAP);
             push_bitmap(block, bitmap, &mut out);
-        }
+            out
+        });
         Bytes::from(out)
     }
 

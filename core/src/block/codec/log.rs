@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::{Block, BlockState};
-use super::adaptive::{push_item, push_list, read_list};
+use super::adaptive::{push_item, push_number, read_list, short_list};
 use super::two_bit::{bitmap_len, push_bitmap, read_bitmap};
 use super::{BlockCodec, checked_capacity};
 use crate::error::{Error, Result};
@@ -47,14 +47,6 @@ impl Default for Log {
     }
 }
 
-fn push_length(mut length: usize, out: &mut Vec<u8>) {
-    while length >= 0x80 {
-        out.push(length as u8 | 0x80);
-        length >>= 7;
-    }
-    out.push(length as u8);
-}
-
 /// Splits what begins with a length there; says what is wrong otherwise.
 fn split_length(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
     let mut length = 0;
@@ -83,17 +75,13 @@ impl BlockCodec for Log {
     fn encode(&self, block: &Block) -> Bytes {
         debug_assert_eq!(block.capacity(), self.capacity, "a block of another codec");
         let bitmap = bitmap_len(block);
-        let mut out = Vec::new();
-        // A list takes a byte an item at least, a bitmap a byte for four sequences.
-        let list_may_be_shorter = block.set_count() as usize <= bitmap;
-        out.push(LIST);
-        if !list_may_be_shorter || !push_list(block, bitmap, &mut out) {
-            out.clear();
-            out.reserve_exact(1 + LENGTH_BYTES + bitmap);
+        let out = short_list(block, LIST, bitmap).unwrap_or_else(|| {
+            let mut out = Vec::with_capacity(1 + LENGTH_BYTES + bitmap);
             out.push(BITMAP);
-            push_length(bitmap, &mut out);
+            push_number(bitmap as u32, &mut out);
             push_bitmap(block, bitmap, &mut out);
-        }
+            out
+        });
         Bytes::from(out)
     }
 
@@ -132,7 +120,7 @@ impl BlockCodec for Log {
         Some(Bytes::from(out))
     }
 
-    /// Twice a bitmap: a block is encoded anew once for so many bytes that were appended.
+    /// Twice the longest bitmap, so that a block is not encoded anew with each append.
     fn longest_log(&self) -> usize {
         self.capacity as usize / 2
     }

@@ -27,19 +27,23 @@ pub(crate) struct Channels {
 /// Place of a codec in [`Channels::codecs`].
 type CodecId = u32;
 
+/// A commit raises states of many channels. The fields that [`Channels::raise`] uses come first, in
+/// one cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct ChannelState {
+    /// The last commit that raised something here.
+    raised_by: u64,
+    /// Number and place of the block used last.
+    last: (BlockIndex, usize),
+    blocks: Vec<BlockCell>,
+    /// The number of writes of the directory by primitives, which may change what it lists.
+    /// [`BlockCell::listed_at`] holds for this number.
+    directory_writes: u32,
+    places: FxHashMap<BlockIndex, usize>,
     channel: Channel,
     counter: Option<(Counter, Version)>,
     directory: Option<(DirectoryState, Version)>,
-    /// What the directory lists may change by a primitive: what blocks remember of it holds for this count of such writes.
-    directory_writes: u64,
-    blocks: Vec<BlockCell>,
-    places: FxHashMap<BlockIndex, usize>,
-    /// Number and place of the block used last.
-    last: Option<(BlockIndex, usize)>,
-    /// The last commit that raised something here.
-    raised_by: u64,
 }
 
 #[derive(Debug)]
@@ -54,23 +58,53 @@ enum DirectoryState {
     Raw(Raw),
 }
 
+/// A block. It takes one cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 struct BlockCell {
     index: BlockIndex,
     version: Version,
     content: Content,
-    /// The count of directory writes up to which the directory is known to list this block.
-    listed_at: Option<u64>,
+    /// What a native block is encoded with.
+    codec: CodecId,
+    /// The number of directory writes at which the directory is known to list this block;
+    /// [`NOT_LISTED`] if that is not known.
+    listed_at: u32,
     /// The last commit that had this block listed.
     listed_by: u64,
 }
 
+const _: () = assert!(size_of::<BlockCell>() == 64);
+
+/// See [`BlockCell::listed_at`].
+const NOT_LISTED: u32 = u32::MAX;
+
 #[derive(Debug)]
 enum Content {
-    /// `live` of its sequences are live.
-    Native { block: Block, live: u32, codec: CodecId },
+    Native(Block),
     /// As it was written through a primitive, and not changed since.
-    Raw(Raw),
+    Raw(Box<Raw>),
+}
+
+/// A sequence's place in blocks. Several channels have it in turn.
+#[derive(Clone, Copy, Debug)]
+struct Located {
+    sequence: Sequence,
+    index: BlockIndex,
+    offset: u32,
+    /// Whether anyone may drop the block from its directory, so that adding to it must rewrite that.
+    is_droppable: bool,
+}
+
+impl Located {
+    fn of(sequence: Sequence, capacity: u32, stable: Sequence) -> Self {
+        let (index, offset) = Block::locate(sequence, capacity);
+        Located { sequence, index, offset, is_droppable: is_droppable(index, capacity, stable) }
+    }
+}
+
+fn is_droppable(index: BlockIndex, capacity: u32, stable: Sequence) -> bool {
+    Block::range(index, capacity).last() <= stable
 }
 
 /// One commit under way.
@@ -82,6 +116,8 @@ pub(crate) struct Raising {
     codec: CodecId,
     capacity: u32,
     stable: Sequence,
+    /// The last sequence of which a state was raised.
+    located: Located,
     /// Channels raised.
     touched: Vec<usize>,
     /// Channel and number of each block whose listing must be looked at.
@@ -100,6 +136,7 @@ impl Raising {
             codec: channels.codec_id(&batch.codec),
             capacity: batch.codec.capacity().max(1),
             stable: batch.stable,
+            located: Located::of(Sequence(0), batch.codec.capacity(), batch.stable),
             touched: Vec::with_capacity(batch.entries.len().min(1024)),
             to_list: Vec::new(),
             maybe_empty: Vec::new(),
@@ -117,9 +154,16 @@ impl Raising {
         self.error.take().map_or(Ok(()), Err)
     }
 
-    /// Whether anyone may drop the block from its directory, so that adding to it must rewrite that.
+    #[inline]
+    fn locate(&mut self, sequence: Sequence) -> Located {
+        if self.located.sequence != sequence {
+            self.located = Located::of(sequence, self.capacity, self.stable);
+        }
+        self.located
+    }
+
     fn is_droppable(&self, index: BlockIndex) -> bool {
-        Block::range(index, self.capacity).last() <= self.stable
+        is_droppable(index, self.capacity, self.stable)
     }
 }
 
@@ -146,21 +190,19 @@ impl Channels {
             at.raised_by = raising.id;
             raising.touched.push(place);
         }
-        let (index, offset) = Block::locate(sequence, raising.capacity);
+        let Located { index, offset, is_droppable, .. } = raising.locate(sequence);
         let cell_place = match at.last {
-            Some((last, cell_place)) if last == index => cell_place,
+            (last, cell_place) if last == index && cell_place < at.blocks.len() => cell_place,
             _ => at.find_block(index, raising),
         };
         let cell = &mut at.blocks[cell_place];
         let left = match &mut cell.content {
-            Content::Native { block, live, codec } if *codec == raising.codec => {
+            Content::Native(block) if cell.codec == raising.codec => {
                 let before = block.raise(offset, state);
-                let after = BlockState::from_bits(before as u8 | state as u8);
-                if after != before {
+                if before as u8 | state as u8 != before as u8 {
                     cell.version = raising.version;
-                    *live = *live + u32::from(after.is_live()) - u32::from(before.is_live());
                 }
-                *live
+                block.live_count()
             }
             _ => match raise_slowly(&self.codecs, &at.channel, cell, raising, offset, state) {
                 Ok(live) => live,
@@ -173,7 +215,8 @@ impl Channels {
         if left == 0 {
             raising.maybe_empty.push((place, index));
         }
-        if own && cell.listed_by != raising.id && (cell.listed_at != Some(at.directory_writes) || raising.is_droppable(index)) {
+        let is_listed = cell.listed_at == at.directory_writes && cell.listed_at != NOT_LISTED;
+        if own && (is_droppable || !is_listed) && cell.listed_by != raising.id {
             cell.listed_by = raising.id;
             raising.to_list.push((place, index));
         }
@@ -208,13 +251,13 @@ impl Channels {
         let changed = delta.apply(&mut block);
         let live = block.live_count();
         if changed || !found {
-            let content = match self.known_codec(codec) {
-                Some(codec) => Content::Native { block, live, codec },
+            let (content, codec) = match self.known_codec(codec) {
+                Some(codec) => (Content::Native(block), codec),
                 // Not a codec that could be asked again later.
-                None => Content::Raw(Raw { bytes: codec.encode(&block), deadline: None }),
+                None => (Content::raw(codec.encode(&block), None), 0),
             };
             let place = self.place(&delta.channel);
-            self.channels[place].put_block(delta.index, content, version);
+            self.channels[place].put_block(delta.index, content, codec, version);
         }
         Ok(live)
     }
@@ -223,8 +266,8 @@ impl Channels {
     pub(crate) fn channel_bytes(&self, place: usize) -> Option<usize> {
         let at = self.channels.get(place)?;
         let blocks = at.blocks.iter().map(|cell| match &cell.content {
-            Content::Native { block, .. } => block.memory_bytes() - size_of_val(block),
-            Content::Raw(raw) => raw.bytes.len(),
+            Content::Native(block) => block.memory_bytes() - size_of_val(block),
+            Content::Raw(raw) => size_of_val(&**raw) + raw.bytes.len(),
         });
         let directory = match &at.directory {
             Some((DirectoryState::Native(directory), _)) => ranges_bytes(&directory.blocks),
@@ -296,7 +339,7 @@ fn raise_slowly(
     state: BlockState,
 ) -> Result<u32> {
     let bytes = match &cell.content {
-        Content::Native { block, codec, .. } => Some(codecs[*codec as usize].encode(block)),
+        Content::Native(block) => Some(codecs[cell.codec as usize].encode(block)),
         Content::Raw(raw) => (!raw.is_over()).then(|| raw.bytes.clone()),
     };
     let mut block = match &bytes {
@@ -308,34 +351,51 @@ fn raise_slowly(
     let before = block.raise(offset, state);
     let live = block.live_count();
     if bytes.is_none() || before as u8 | state as u8 != before as u8 {
-        cell.content = Content::Native { block, live, codec: raising.codec };
+        (cell.content, cell.codec) = (Content::Native(block), raising.codec);
         cell.version = raising.version;
     }
     Ok(live)
 }
 
+impl BlockCell {
+    fn new(index: BlockIndex, content: Content, codec: CodecId, version: Version) -> Self {
+        BlockCell { index, version, content, codec, listed_at: NOT_LISTED, listed_by: 0 }
+    }
+}
+
+impl Content {
+    fn raw(bytes: Bytes, deadline: Option<Instant>) -> Self {
+        Content::Raw(Box::new(Raw { bytes, deadline }))
+    }
+}
+
 impl ChannelState {
     fn new(channel: Channel) -> Self {
         ChannelState {
+            raised_by: 0,
+            last: (BlockIndex(0), usize::MAX),
+            blocks: Vec::new(),
+            directory_writes: 0,
+            places: FxHashMap::default(),
             channel,
             counter: None,
             directory: None,
-            directory_writes: 0,
-            blocks: Vec::new(),
-            places: FxHashMap::default(),
-            last: None,
-            raised_by: 0,
         }
+    }
+
+    /// What blocks know of the directory does not hold any more.
+    fn count_directory_write(&mut self) {
+        self.directory_writes = self.directory_writes.saturating_add(1);
     }
 
     /// The place of a block, which is made if there is none.
     fn find_block(&mut self, index: BlockIndex, raising: &Raising) -> usize {
         let place = *self.places.entry(index).or_insert_with(|| {
-            let content = Content::Native { block: Block::new(raising.capacity), live: 0, codec: raising.codec };
-            self.blocks.push(BlockCell { index, version: raising.version, content, listed_at: None, listed_by: 0 });
+            let content = Content::Native(Block::new(raising.capacity));
+            self.blocks.push(BlockCell::new(index, content, raising.codec, raising.version));
             self.blocks.len() - 1
         });
-        self.last = Some((index, place));
+        self.last = (index, place);
         place
     }
 
@@ -347,22 +407,22 @@ impl ChannelState {
         }
     }
 
-    fn put_block(&mut self, index: BlockIndex, content: Content, version: Version) {
+    fn put_block(&mut self, index: BlockIndex, content: Content, codec: CodecId, version: Version) {
         match self.places.get(&index) {
             Some(place) => {
                 let cell = &mut self.blocks[*place];
-                (cell.content, cell.version) = (content, version);
+                (cell.content, cell.codec, cell.version) = (content, codec, version);
             }
             None => {
                 self.places.insert(index, self.blocks.len());
-                self.blocks.push(BlockCell { index, version, content, listed_at: None, listed_by: 0 });
+                self.blocks.push(BlockCell::new(index, content, codec, version));
             }
         }
     }
 
     fn take_block(&mut self, index: BlockIndex) {
         let Some(place) = self.places.remove(&index) else { return };
-        self.last = None;
+        self.last.1 = usize::MAX;
         self.blocks.swap_remove(place);
         if let Some(moved) = self.blocks.get(place) {
             self.places.insert(moved.index, place);
@@ -372,7 +432,7 @@ impl ChannelState {
     /// Whether a block that a commit has just raised has nothing live.
     fn has_nothing_live(&self, index: BlockIndex) -> bool {
         match self.block(index).map(|cell| &cell.content) {
-            Some(Content::Native { live, .. }) => *live == 0,
+            Some(Content::Native(block)) => block.live_count() == 0,
             // It was seen empty, and was not changed since.
             Some(Content::Raw(_)) => true,
             None => false,
@@ -409,7 +469,7 @@ impl ChannelState {
             }
         }
         if let Some(place) = self.places.get(&index) {
-            self.blocks[*place].listed_at = Some(self.directory_writes);
+            self.blocks[*place].listed_at = self.directory_writes;
         }
         Ok(())
     }
@@ -434,7 +494,7 @@ impl Area for Channels {
             CacheKey::Block(channel, index) => {
                 let cell = self.state(channel)?.block(*index)?;
                 let stored = match &cell.content {
-                    Content::Native { block, codec, .. } => Stored::Block(block.clone(), self.codecs[*codec as usize].clone()),
+                    Content::Native(block) => Stored::Block(block.clone(), self.codecs[cell.codec as usize].clone()),
                     Content::Raw(raw) => Stored::Bytes(raw.bytes.clone()),
                 };
                 Some((stored, cell.version))
@@ -463,18 +523,17 @@ impl Area for Channels {
         let (CacheKey::Block(channel, _) | CacheKey::Directory(channel) | CacheKey::Counter(channel)) = key else { return };
         let place = self.place(channel);
         let at = &mut self.channels[place];
-        let raw = Raw { bytes: value, deadline };
         match key {
-            CacheKey::Block(_, index) => at.put_block(*index, Content::Raw(raw), version),
+            CacheKey::Block(_, index) => at.put_block(*index, Content::raw(value, deadline), 0, version),
             CacheKey::Directory(_) => {
-                at.directory_writes += 1;
-                at.directory = Some((DirectoryState::Raw(raw), version));
+                at.count_directory_write();
+                at.directory = Some((DirectoryState::Raw(Raw { bytes: value, deadline }), version));
             }
             _ => {
                 // The canonical text of a number is kept as that number.
-                let counter = match number(&raw.bytes) {
-                    Ok(n) if raw.deadline.is_none() && n.to_string().as_bytes() == raw.bytes => Counter::Number(n),
-                    _ => Counter::Raw(raw),
+                let counter = match number(&value) {
+                    Ok(n) if deadline.is_none() && n.to_string().as_bytes() == value => Counter::Number(n),
+                    _ => Counter::Raw(Raw { bytes: value, deadline }),
                 };
                 at.counter = Some((counter, version));
             }
@@ -488,7 +547,7 @@ impl Area for Channels {
         match key {
             CacheKey::Block(_, index) => at.take_block(*index),
             CacheKey::Directory(_) => {
-                at.directory_writes += 1;
+                at.count_directory_write();
                 at.directory = None;
             }
             _ => at.counter = None,

@@ -40,8 +40,10 @@ impl BlockState {
     }
 
     /// Whether a reader shows it.
+    #[inline]
     pub fn is_live(self) -> bool {
-        matches!(self, BlockState::Present | BlockState::Removal)
+        // One of the two bits.
+        (self as u8 ^ self as u8 >> 1) & 1 == 1
     }
 }
 
@@ -58,6 +60,8 @@ fn longest_list(capacity: u32) -> usize {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Block {
     capacity: u32,
+    /// The number of live sequences.
+    live: u32,
     states: States,
 }
 
@@ -87,6 +91,10 @@ fn set_bits(words: &[u64]) -> u32 {
     words.iter().map(|w| ((w | w >> 1) & LOW_BITS).count_ones()).sum()
 }
 
+fn live_bits(words: &[u64]) -> u32 {
+    words.iter().map(|w| ((w ^ w >> 1) & LOW_BITS).count_ones()).sum()
+}
+
 fn word_state(words: &[u64], offset: u32) -> u8 {
     (words[(offset / PER_WORD) as usize] >> (2 * (offset % PER_WORD)) & 3) as u8
 }
@@ -94,7 +102,7 @@ fn word_state(words: &[u64], offset: u32) -> u8 {
 impl Block {
     /// An empty block for `capacity` sequences (at most 2^30).
     pub fn new(capacity: u32) -> Self {
-        Block { capacity: capacity.min(1 << 30), states: States::Sparse(Vec::new()) }
+        Block { capacity: capacity.min(1 << 30), live: 0, states: States::Sparse(Vec::new()) }
     }
 
     /// The block whose states are `words`, two bits an offset from the lowest bit up; as a list if they are few.
@@ -109,6 +117,7 @@ impl Block {
             *last &= (1 << (2 * used)) - 1;
         }
         let set = set_bits(&words) as usize;
+        block.live = live_bits(&words);
         block.states = States::Dense(words.into_boxed_slice());
         if set <= longest_list(capacity) {
             let mut list = Vec::with_capacity(set);
@@ -156,13 +165,13 @@ impl Block {
         if offset >= self.capacity || state == BlockState::Absent {
             return self.get(offset);
         }
-        match &mut self.states {
+        let before = match &mut self.states {
             States::Dense(words) => {
                 let word = &mut words[(offset / PER_WORD) as usize];
                 let shift = 2 * (offset % PER_WORD);
                 let before = (*word >> shift & 3) as u8;
                 *word |= (state as u64) << shift;
-                BlockState::from_bits(before)
+                before
             }
             States::Sparse(list) => {
                 let before = match list.last() {
@@ -185,11 +194,15 @@ impl Block {
                 if list.len() > longest_list(self.capacity) {
                     self.make_dense();
                 }
-                BlockState::from_bits(before)
+                before
             }
-        }
+        };
+        let (before, after) = (BlockState::from_bits(before), BlockState::from_bits(before | state as u8));
+        self.live = self.live + u32::from(after.is_live()) - u32::from(before.is_live());
+        before
     }
 
+    #[cold]
     fn make_dense(&mut self) {
         if let States::Sparse(list) = &self.states {
             let mut words = vec![0u64; self.capacity.div_ceil(PER_WORD) as usize].into_boxed_slice();
@@ -208,6 +221,7 @@ impl Block {
                 for (a, b) in mine.iter_mut().zip(theirs.iter()) {
                     *a |= b;
                 }
+                self.live = live_bits(mine);
             }
             _ => {
                 for (offset, state) in other.iter() {
@@ -262,12 +276,10 @@ impl Block {
         sparse.chain(dense.filter(move |(offset, _)| (from..to).contains(offset)))
     }
 
-    /// How many sequences are live.
+    /// The number of live sequences. It is kept, not counted.
+    #[inline]
     pub fn live_count(&self) -> u32 {
-        match &self.states {
-            States::Sparse(list) => list.iter().filter(|item| BlockState::from_bits(**item as u8).is_live()).count() as u32,
-            States::Dense(words) => words.iter().map(|w| ((w ^ w >> 1) & LOW_BITS).count_ones()).sum(),
-        }
+        self.live
     }
 
     /// How many sequences are not absent.

@@ -157,11 +157,13 @@ struct Place {
     at: PartitionPosition,
     /// What must have come before a rollback has ended.
     returning: Option<u64>,
+    /// Whether the history has been told since the feed was opened.
+    is_told: bool,
 }
 
 impl Place {
     fn new(at: PartitionPosition) -> Self {
-        Place { at, returning: None }
+        Place { at, returning: None, is_told: false }
     }
 
     /// What there is to tell of the partition next, a snapshot at most.
@@ -169,6 +171,7 @@ impl Place {
         let id = PartitionId(id);
         let mut out = Vec::new();
         let uuid = partition.log[0].0;
+        let mut has_changed = false;
         if self.at.uuid != uuid {
             let common = if self.at.uuid == 0 {
                 self.at.seqno
@@ -188,10 +191,14 @@ impl Place {
             // Another history may have less: then less is waited for.
             self.returning = self.returning.map(|_| partition.high());
             (self.at.uuid, self.at.failover_log) = (uuid, partition.log.clone());
+            (self.is_told, has_changed) = (false, true);
+        }
+        if !self.is_told {
+            self.is_told = true;
             out.push(FeedEvent::PartitionState { partition: id, uuid, failover_log: partition.log.clone() });
-            if alone {
-                return out;
-            }
+        }
+        if has_changed && alone {
+            return out;
         }
         let rest = partition.after(self.at.seqno);
         let begun = rest.partition_point(|item| item.seqno.0 <= self.at.snapshot_end);

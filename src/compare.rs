@@ -113,6 +113,14 @@ impl Truth {
 }
 
 impl Question {
+    /// The reason, if it is not for a cache to answer.
+    fn not_asked(&self) -> Option<&'static str> {
+        match self {
+            Question::Other(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
     fn of(request: &Value, marker: u32) -> Question {
         if request["as"] != "admin" {
             return Question::Other("asked as a user: the service's part");
@@ -175,17 +183,28 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether every recorded answer that is a cache's to give was compared, and agrees.
+    /// Whether every recorded answer that is a cache's to give was compared, and agrees. False if
+    /// there is no such answer.
     pub fn is_agreed(&self) -> bool {
-        self.differences.is_empty() && self.not_reached.is_empty()
+        self.differences.is_empty() && self.not_reached.is_empty() && self.has_compared()
     }
 
-    /// Notes the answers of `truth` at markers other than those `reached`.
-    fn note_not_reached(&mut self, truth: &Truth, reached: &BTreeSet<u32>) {
+    fn has_compared(&self) -> bool {
+        self.answers + self.refused + self.differences.len() > 0
+    }
+
+    /// Notes the answers of `truth` at markers other than those `reached`. `left_out` gives the
+    /// reason for an answer that is not compared at any marker.
+    fn note_not_reached(
+        &mut self,
+        truth: &Truth,
+        reached: &BTreeSet<u32>,
+        left_out: impl Fn(&RecordedAnswer) -> Option<&'static str>,
+    ) {
         for answer in truth.answers.iter().filter(|answer| !reached.contains(&answer.marker)) {
-            match answer.question {
-                Question::Other(reason) => *self.not_asked.entry(reason).or_default() += 1,
-                _ => *self.not_reached.entry(answer.marker).or_default() += 1,
+            match left_out(answer) {
+                Some(reason) => *self.not_asked.entry(reason).or_default() += 1,
+                None => *self.not_reached.entry(answer.marker).or_default() += 1,
             }
         }
     }
@@ -214,6 +233,9 @@ impl fmt::Display for Report {
         for (marker, count) in &self.not_reached {
             writeln!(f, "{count} not compared: the mutations do not have marker {marker}")?;
         }
+        if !self.has_compared() {
+            writeln!(f, "nothing was compared")?;
+        }
         writeln!(f, "{} differences", self.differences.len())?;
         for difference in self.differences.iter().take(20) {
             writeln!(f, "  {difference}")?;
@@ -241,7 +263,7 @@ pub async fn compare(
         report.add(compare_marker(&reader, truth, marker, ids).await?);
         reached.insert(marker);
     }
-    report.note_not_reached(truth, &reached);
+    report.note_not_reached(truth, &reached, |answer| answer.question.not_asked());
     Ok(report)
 }
 
@@ -306,6 +328,13 @@ pub async fn compare_keyspaces(
         let reader = ReaderNode::open(database.store.clone(), ReaderConfig::default()).await?;
         caches.push((database.name.as_str(), writer, reader));
     }
+    let left_out = |answer: &RecordedAnswer| match &answer.keyspace {
+        None => Some("not of a keyspace"),
+        Some(keyspace) => {
+            let is_compared = databases.iter().any(|database| Some(database.name.as_str()) == keyspace.database.as_deref());
+            if is_compared { answer.question.not_asked() } else { Some("of a database that is not compared") }
+        }
+    };
     let (mut report, mut reached) = (KeyspacesReport::default(), BTreeSet::new());
     for (marker, mutations) in parts {
         reached.insert(marker);
@@ -313,15 +342,13 @@ pub async fn compare_keyspaces(
             ingest(writer, reader, &mutations).await?;
         }
         for recorded in truth.answers.iter().filter(|answer| answer.marker == marker) {
-            let Some(keyspace) = &recorded.keyspace else {
-                *report.total.not_asked.entry("not of a keyspace").or_default() += 1;
+            if let Some(reason) = left_out(recorded) {
+                *report.total.not_asked.entry(reason).or_default() += 1;
                 continue;
-            };
+            }
+            let Some(keyspace) = &recorded.keyspace else { continue };
             let cache = caches.iter().find(|(name, ..)| Some(*name) == keyspace.database.as_deref());
-            let Some((_, _, reader)) = cache else {
-                *report.total.not_asked.entry("of a database that is not compared").or_default() += 1;
-                continue;
-            };
+            let Some((_, _, reader)) = cache else { continue };
             let named =
                 |name: &str| collections.iter().rev().find(|(_, known)| ***known == *name).map(|(id, _)| CollectionId(*id));
             let mut one = Report::default();
@@ -337,7 +364,7 @@ pub async fn compare_keyspaces(
             report.total.add(one);
         }
     }
-    report.total.note_not_reached(truth, &reached);
+    report.total.note_not_reached(truth, &reached, left_out);
     Ok(report)
 }
 

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn command(args: &[&str]) -> Command {
     let mut command = sluicegate_test_servers::command(env!("CARGO_BIN_EXE_sluicegate"));
@@ -607,16 +607,29 @@ fn recorded_answers_of_keyspaces_are_compared() {
     let (code, _, error) = compare(&truth, &["--database", "db9"]);
     assert!(code == 2 && error.contains("no database db9") && error.contains("db1"), "{error}");
 
-    // One answer lacks a row.
     let mut text = String::new();
     flate2::read::GzDecoder::new(std::fs::File::open(&truth).unwrap()).read_to_string(&mut text).unwrap();
     let mut answers: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+
+    // An answer of another database was recorded at a marker that the mutations do not have.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truth.ndjson");
+    let write =
+        |answers: &[Value]| std::fs::write(&path, answers.iter().map(|one| format!("{one}\n")).collect::<String>()).unwrap();
+    let mut other = answers.clone();
+    let of_db2 = |answer: &&mut Value| answer["keyspace"] == "db2.s2.c1" && answer["note"] == "everything of this keyspace";
+    other.iter_mut().find(of_db2).expect("an answer of db2")["marker"] = 0.into();
+    write(&other);
+    let (code, one) = report(&path, &["--database", "db1"]);
+    assert!(code == 0 && one["not_reached"] == json!({}), "{one}");
+    let (code, all) = report(&path, &[]);
+    assert!(code == 3 && all["not_reached"] == json!({"0": 1}), "{all}");
+
+    // One answer lacks a row.
     let is_all = |answer: &&mut Value| answer["keyspace"] == "db1.s1.c1" && answer["note"] == "everything of this keyspace";
     let changed = answers.iter_mut().find(is_all).expect("an answer with all of a keyspace");
     changed["response"]["results"].as_array_mut().unwrap().remove(0);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("truth.ndjson");
-    std::fs::write(&path, answers.iter().map(|answer| format!("{answer}\n")).collect::<String>()).unwrap();
+    write(&answers);
     let (code, report) = report(&path, &[]);
     let differences = report["differences"].as_array().unwrap();
     assert!(code == 3 && differences.len() == 1 && differences[0].as_str().unwrap().contains("s1.c1"), "{report}");
@@ -638,7 +651,10 @@ fn answers_that_cannot_be_compared_are_no_agreement() {
     assert!(code == 3 && out.contains("1 not compared: the mutations do not have marker 2"), "{out}");
     assert_fails(compare(&["--truth", &truth, "--database", "db1"]), 2, &["--database db1"]);
     let stats = file("stats", r#"{"kind":"stats","marker":0,"stats":{"high_seq_stable":3}}"#);
-    assert_fails(compare(&["--truth", &stats]), 2, &["--truth", "no answer"]);
+    assert_fails(compare(&["--truth", &stats]), 2, &["--truth", "no recorded answer"]);
+    let user = file("user", &answer.replace("admin", "user"));
+    let (code, out, _) = ended(compare(&["--truth", &user]));
+    assert!(code == 3 && out.contains("nothing was compared") && out.contains("asked as a user"), "{out}");
 }
 
 /// Each line of a recording: a document with a sequence, or one whose metadata are damaged.

@@ -15,7 +15,7 @@ use super::{Exit, Format};
 
 /// Ingests a recording up to each of its markers, and compares every answer that was recorded there
 /// with ours; exit code 3 if one differs, or cannot be compared because the mutations do not have
-/// its marker.
+/// its marker, or if no answer was compared.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// Recorded mutations (NDJSON, plain or gzip)
@@ -48,7 +48,9 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
     let failed = |e| Error::new(ErrorKind::Unexpected, "reading the recordings failed").with_source(e);
     let (recording, truth) = read.await.map_err(failed)??;
     if truth.answers.is_empty() {
-        return Err(Error::config("the recorded answers, --truth, have no answer to a changes request").into());
+        return Err(
+            Error::config("the file given by --truth has no recorded answer to a changes request; record answers first").into()
+        );
     }
     let ids = match args.ids {
         CompareIds::Exact => Ids::Exact,
@@ -65,7 +67,9 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
         return Ok(if report.total.is_agreed() { Exit::Done } else { Exit::Found });
     }
     if let Some(name) = args.only.first() {
-        let message = format!("--database {name} is for answers of several databases, and these are of one");
+        let message = format!(
+            "--database {name} selects among several databases, but the recorded answers are of one database; leave the option out"
+        );
         return Err(Error::config(message).into());
     }
     let store = session.store().await?;

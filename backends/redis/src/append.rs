@@ -1,45 +1,53 @@
-//! Blocks to which states are appended: see [`BlockCodec::appended`].
+//! Blocks to which states are appended: see [`BlockCodec::encode_append`].
 
-use bytes::Bytes;
-use redis::{Cmd, Value, cmd};
+use redis::{Value, cmd};
 use sluicegate_core::batch::BlockDelta;
 use sluicegate_core::commit::update_many;
-use sluicegate_core::{BlockCodec, CacheKey, Error, ErrorKind, Result};
+use sluicegate_core::{BlockCodec, CacheKey, Result};
 
 use crate::blocks::{block_key, get};
 use crate::link::{Answer, Commands, Effect};
-use crate::rows::{Live, Rows};
-use crate::{RedisStore, VERSION, eval, failed, script, unexpected};
+use crate::rows::Live;
+use crate::{RedisStore, VERSION, failed, unexpected};
+
+/// A block is read, and encoded anew, each time that an append makes it longer than this or a
+/// power of four times this.
+const FIRST_LIMIT: usize = 1_024;
+
+/// Whether an append makes a block longer than one of the limits.
+fn passes_limit(before: usize, after: usize) -> bool {
+    after >= FIRST_LIMIT && before.max(1).ilog2() / 2 < after.ilog2() / 2
+}
 
 /// What is appended to one block.
 #[derive(Debug)]
 pub(crate) struct Append {
-    bytes: Bytes,
-    /// The rows of the block as it was read before, if this store did not know it.
-    found: Option<Rows>,
-}
-
-impl Append {
-    fn command(&self, key: &str) -> Cmd {
-        cmd("APPEND").arg(key).arg(&self.bytes[..]).take()
-    }
-
-    /// The block's length afterwards; `None` if it was not there although it was known. Then it has
-    /// no version now.
-    fn length(&self, answer: &Value) -> Result<Option<usize>> {
-        let &Value::Int(length) = answer else { return Err(unexpected(answer)) };
-        let length = usize::try_from(length).map_err(|_| unexpected(answer))?;
-        Ok((self.found.is_some() || length > self.bytes.len()).then_some(length))
-    }
+    /// Begins with zero bytes, as many as a version has. So an append that makes a block makes it
+    /// whole, whether or not the block was expected to be there: a server may have lost it, and a
+    /// client may send a command again after a lost connection.
+    bytes: Vec<u8>,
+    /// Whether the block was looked for, and was not there.
+    is_new: bool,
 }
 
 impl RedisStore {
-    /// What appends to the blocks of `deltas`; `None` if the codec cannot append. Blocks that this
-    /// store has not written before are read, so that nothing is appended to what is none.
-    pub(crate) async fn appends(&self, deltas: &[BlockDelta], codec: &dyn BlockCodec) -> Result<Option<Vec<Append>>> {
-        let bytes: Option<Vec<Bytes>> = deltas.iter().map(|delta| codec.appended(&delta.changes)).collect();
-        let Some(bytes) = bytes else { return Ok(None) };
-        let mut appends: Vec<Append> = bytes.into_iter().map(|bytes| Append { bytes, found: None }).collect();
+    /// Adds the commands that append to blocks, one for each delta; `None` if the codec does not
+    /// support appending. Blocks that this store does not know are read first, so that states are
+    /// not appended to a value that is not a block.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the key, for a value that is not a block; what the store says.
+    pub(crate) async fn queue_appends(
+        &self,
+        commands: &mut Commands,
+        deltas: &[BlockDelta],
+        codec: &dyn BlockCodec,
+    ) -> Result<Option<Vec<Append>>> {
+        let append = |delta: &BlockDelta| {
+            let states = codec.encode_append(&delta.changes)?;
+            Some(Append { bytes: [&[0; VERSION][..], &states].concat(), is_new: false })
+        };
+        let Some(mut appends) = deltas.iter().map(append).collect::<Option<Vec<Append>>>() else { return Ok(None) };
         let mut unknown: Vec<usize> = (0..deltas.len()).collect();
         {
             let known = self.known_rows.lock();
@@ -47,108 +55,108 @@ impl RedisStore {
         }
         for (at, answer) in unknown.iter().zip(self.get_blocks(&unknown, deltas).await) {
             let block = self.decode_block(&deltas[*at], answer, codec)?;
-            if block.is_none() {
-                // Zero bytes for the version. Where another writer has made the block meanwhile,
-                // they stand for lists of nothing.
-                appends[*at].bytes = [&[0; VERSION][..], &appends[*at].bytes].concat().into();
+            appends[*at].is_new = block.is_none();
+            let mut known = self.known_rows.lock();
+            match block {
+                Some(block) => known.read(&deltas[*at], &block),
+                // A commit that is under way may have made it since.
+                None if known.contains(&deltas[*at]) => {}
+                None => known.found(&deltas[*at], true),
             }
-            appends[*at].found = Some(block.as_ref().map_or_else(Rows::default, Rows::of));
+        }
+        for (delta, append) in deltas.iter().zip(&appends) {
+            let address = self.addresses.of(&block_key(delta));
+            commands.add(address.tag, cmd("APPEND").arg(address.key).arg(&append.bytes).take());
         }
         Ok(Some(appends))
     }
 
-    /// Adds the commands of [`appends`](Self::appends), one for each delta.
-    pub(crate) fn send_appends(&self, commands: &mut Commands, deltas: &[BlockDelta], appends: &[Append]) {
-        for (delta, append) in deltas.iter().zip(appends) {
-            let address = self.addresses.of(&block_key(delta));
-            commands.add(address.tag, append.command(&address.key));
-        }
-    }
-
-    /// Looks what was answered to [`send_appends`](Self::send_appends). The places of the blocks in
-    /// which nothing is live. Blocks that have got long are encoded anew.
-    pub(crate) async fn appended(
+    /// Evaluates the answers to [`queue_appends`](Self::queue_appends). Returns the indexes of
+    /// blocks without live rows. Blocks that have passed a limit are encoded anew.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the key, for a block that cannot be read; what the store says.
+    pub(crate) async fn finish_appends(
         &self,
-        appends: Vec<Append>,
+        appends: &[Append],
         answers: Vec<Answer>,
         deltas: &[BlockDelta],
         codec: &dyn BlockCodec,
     ) -> Result<Vec<usize>> {
-        let (mut empty, mut unknown, mut long, mut failure) = (Vec::new(), Vec::new(), Vec::new(), None);
-        let mut removed = Vec::new();
+        let (mut empty, mut unknown, mut long, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         {
             let mut known = self.known_rows.lock();
             for (at, ((delta, append), answer)) in deltas.iter().zip(appends).zip(answers).enumerate() {
-                let answer = answer.map_err(|e| failed(e, Effect::Write, "merge", &block_key(delta)));
-                let length =
-                    answer.and_then(|answer| append.length(&answer).map_err(|e| e.with_context("key", block_key(delta))));
-                match length {
-                    Ok(Some(length)) => {
-                        long.extend((length > VERSION + codec.longest_log()).then(|| block_key(delta)));
-                        match known.appended(delta, append.found) {
-                            Live::Some => {}
-                            Live::None => empty.push(at),
-                            Live::Unknown => unknown.push(at),
-                        }
-                    }
-                    Ok(None) => {
-                        known.forget(&block_key(delta));
-                        removed.push((at, append.bytes));
-                    }
-                    // It may have been made, or not.
-                    Err(e) => {
-                        known.forget(&block_key(delta));
-                        failure.get_or_insert(e);
-                    }
+                let key = || block_key(delta);
+                let answer = answer.map_err(|e| failed(e, Effect::Write, "append", &key()))?;
+                let length = match answer {
+                    Value::Int(length) => usize::try_from(length).ok(),
+                    _ => None,
+                };
+                let length = length.ok_or_else(|| unexpected(&answer).with_context("key", key()))?;
+                let before = length.saturating_sub(append.bytes.len());
+                if passes_limit(before, length) {
+                    long.push(key());
+                }
+                if before == 0 && !append.is_new {
+                    gone.push(key());
+                    known.found(delta, true);
+                }
+                match known.record_append(delta) {
+                    Live::Some => {}
+                    Live::None => empty.push(at),
+                    Live::Unknown => unknown.push(at),
                 }
             }
         }
-        if let Some((at, _)) = removed.first() {
-            let message = "the block was removed while it was written; the commit is tried again";
-            let e = Error::new(ErrorKind::Unavailable, message).with_operation("merge");
-            failure.get_or_insert(e.with_context("key", block_key(&deltas[*at])));
-        }
-        self.remove_unversioned(deltas, removed).await?;
-        if let Some(failure) = failure {
-            return Err(failure);
+        if let Some(key) = gone.first() {
+            tracing::warn!(
+                store = self.target.name,
+                key = %key,
+                blocks = gone.len(),
+                "blocks that this process has written were gone from the server, and have been made anew; rows stored in them before \
+                 are lost unless somebody removed the blocks on purpose: run `sluicegate verify --repair`"
+            );
         }
         self.read_empty(unknown, deltas, codec, &mut empty).await?;
-        // Only what is longer than it need be is written.
-        update_many(self, &long, |_, stored| {
-            let Some(stored) = stored else { return Ok(None) };
-            let encoded = codec.encode(&codec.decode(stored)?);
-            Ok((encoded.len() < stored.len()).then_some(encoded))
-        })
-        .await?;
+        self.encode_anew(&long, codec).await?;
         Ok(empty)
     }
 
-    /// Removes blocks that an append has made although there should have been one: they have no
-    /// version.
-    async fn remove_unversioned(&self, deltas: &[BlockDelta], made: Vec<(usize, Bytes)>) -> Result<()> {
-        let mut commands = Commands::default();
-        for (at, bytes) in &made {
-            let address = self.addresses.of(&block_key(&deltas[*at]));
-            commands.add(address.tag, eval(script::REMOVE_VALUE, &[&address.key]).arg(&bytes[..]).take());
-        }
-        for ((at, _), answer) in made.iter().zip(self.link.run(commands, Effect::Write).await) {
-            answer.map_err(|e| failed(e, Effect::Write, "remove", &block_key(&deltas[*at])))?;
-        }
-        Ok(())
+    /// Replaces blocks whose encoding is much shorter than what is stored. Others come to the next
+    /// limit first, so that a block is not read at each append.
+    async fn encode_anew(&self, blocks: &[CacheKey], codec: &dyn BlockCodec) -> Result<()> {
+        update_many(self, blocks, |_, stored| {
+            let Some(stored) = stored else { return Ok(None) };
+            let encoded = codec.encode(&codec.decode(stored)?);
+            Ok((encoded.len() <= stored.len() / 4 * 3).then_some(encoded))
+        })
+        .await
     }
 
-    /// One block, by itself; how many of its sequences are live afterwards. `None` if the codec
-    /// cannot append.
-    pub(crate) async fn merge_appended(&self, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<Option<u32>> {
+    /// Appends to one block. Returns how many of its sequences are live afterwards; `None` if the
+    /// codec does not support appending.
+    pub(crate) async fn merge_append(&self, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<Option<u32>> {
         let deltas = std::slice::from_ref(delta);
-        let Some(appends) = self.appends(deltas, codec).await? else { return Ok(None) };
         let mut commands = Commands::default();
-        self.send_appends(&mut commands, deltas, &appends);
+        let Some(appends) = self.queue_appends(&mut commands, deltas, codec).await? else { return Ok(None) };
         let answers = self.link.run(commands, Effect::Write).await;
-        self.appended(appends, answers, deltas, codec).await?;
-        let key: CacheKey = block_key(delta);
-        let address = self.addresses.of(&key);
+        self.finish_appends(&appends, answers, deltas, codec).await?;
+        let address = self.addresses.of(&block_key(delta));
         let answer = self.link.one(address.tag, get(&address), Effect::Read).await;
         Ok(Some(self.read_block(delta, answer, codec)?.live_count()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_passes_a_limit_each_time_it_has_grown_fourfold() {
+        let passed = |before, after| passes_limit(before, after);
+        assert!(!passed(0, 1_023) && passed(0, 1_024) && passed(1_000, 1_030));
+        assert!(!passed(1_024, 4_095) && passed(4_095, 4_096) && passed(500, 70_000));
+        assert!(!passed(16_384, 65_535));
     }
 }

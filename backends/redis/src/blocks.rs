@@ -1,5 +1,6 @@
 //! Blocks that are raised where they lie.
 
+use bytes::Bytes;
 use redis::{Cmd, Value, cmd};
 use sluicegate_core::batch::BlockDelta;
 use sluicegate_core::block::{Block, BlockState, InPlace};
@@ -8,7 +9,7 @@ use sluicegate_core::{BlockCodec, CacheKey, Error, Result};
 use crate::address::{Address, Addresses};
 use crate::link::{Answer, Commands, Effect};
 use crate::rows::{Live, ROWS};
-use crate::{RedisStore, VERSION, eval, failed, script, string, unexpected};
+use crate::{RedisStore, VERSION, eval, failed, script, split_version, string, unexpected};
 
 /// So many states are raised bit by bit; more at once, where they lie close together.
 const FEW_STATES: usize = 16;
@@ -127,8 +128,8 @@ impl RedisStore {
         Ok(self.read_block(delta, self.link.one(address.tag, get(&address), Effect::Read).await, codec)?.live_count())
     }
 
-    /// Adds what raises the blocks of a batch, a command each.
-    pub(crate) async fn send_blocks(
+    /// Adds the commands that raise states where they lie, one for each delta.
+    pub(crate) async fn queue_raises(
         &self,
         commands: &mut Commands,
         deltas: &[BlockDelta],
@@ -145,7 +146,8 @@ impl RedisStore {
         Ok(deltas.iter().map(raise).collect())
     }
 
-    /// Looks what was answered to [`send_blocks`](Self::send_blocks); the places of the blocks in which nothing is live.
+    /// Evaluates the answers to [`queue_raises`](Self::queue_raises). Returns the indexes of blocks
+    /// without live rows.
     pub(crate) async fn empty_blocks(
         &self,
         sent: Vec<Raise>,
@@ -217,10 +219,8 @@ impl RedisStore {
     pub(crate) fn decode_block(&self, delta: &BlockDelta, answer: Answer, codec: &dyn BlockCodec) -> Result<Option<Block>> {
         let key = block_key(delta);
         let stored = string(answer.map_err(|e| failed(e, Effect::Read, "get", &key))?);
-        let decode = |stored: Option<bytes::Bytes>| {
-            stored.map(|stored| codec.decode(stored.get(VERSION..).unwrap_or_default())).transpose()
-        };
-        stored.and_then(decode).map_err(|e| e.with_context("key", &key))
+        let decode = |stored: Bytes| codec.decode(&split_version(&stored)?.1);
+        stored.and_then(|stored| stored.map(decode).transpose()).map_err(|e| e.with_context("key", &key))
     }
 
     /// Looks at blocks that this store has not written before, so that nothing is written over what is none.

@@ -8,12 +8,24 @@ use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
 use sluicegate_core::commit::{list_blocks, merge_blocks, must_list};
 use sluicegate_core::{CacheKey, Epoch, Error, Result, Sequence};
 
+use crate::append::Append;
+use crate::blocks::Raise;
 use crate::error::{Failure, translate};
 use crate::link::{Answer, Commands, Effect};
 use crate::{RedisStore, eval, failed, page, page_length, script, unexpected};
 
 fn receipt(deltas: &[BlockDelta], empty: Vec<usize>) -> CommitReceipt {
     CommitReceipt { emptied: empty.into_iter().map(|at| (deltas[at].channel.clone(), deltas[at].index)).collect() }
+}
+
+/// How the blocks of a batch are written, by what their codec supports.
+enum BlockWrites {
+    /// States are raised where they lie.
+    InPlace(Vec<Raise>),
+    /// States are appended.
+    Append(Vec<Append>),
+    /// Blocks are read and written by compare-and-swap.
+    Merge,
 }
 
 impl RedisStore {
@@ -24,32 +36,30 @@ impl RedisStore {
         let deltas = batch.block_deltas();
         let codec = batch.codec.as_ref();
         let mut blocks = Commands::default();
-        let (raises, appends) = match codec.in_place() {
-            Some(layout) => (Some(self.send_blocks(&mut blocks, &deltas, layout, codec.capacity()).await?), None),
-            None => (None, self.appends(&deltas, codec).await?),
+        let writes = match codec.in_place() {
+            Some(layout) => BlockWrites::InPlace(self.queue_raises(&mut blocks, &deltas, layout, codec.capacity()).await?),
+            None => {
+                let appends = self.queue_appends(&mut blocks, &deltas, codec).await?;
+                appends.map_or(BlockWrites::Merge, BlockWrites::Append)
+            }
         };
-        if raises.is_none() && appends.is_none() {
-            // Batches that follow one another mostly change the same blocks: of two commits that
-            // merge at a time, one would have to read and write them again. Their order does not
-            // matter.
-            let merged = async {
-                let _turn = self.merging.lock().await;
-                merge_blocks(self, &deltas, codec).await
-            };
-            let (live, ()) = try_join(merged, self.commit_rest(batch, &deltas, Commands::default(), false).map_ok(drop)).await?;
-            self.list(batch, &deltas).await?;
-            self.prove(batch.epoch).await?;
-            let empty = live.into_iter().enumerate().filter(|(_, live)| *live == 0).map(|(at, _)| at).collect();
-            return Ok(receipt(&deltas, empty));
-        }
-        if let Some(appends) = &appends {
-            self.send_appends(&mut blocks, &deltas, appends);
-        }
-        let listed = !deltas.iter().any(|delta| must_list(batch, delta));
-        let answers = self.commit_rest(batch, &deltas, blocks, listed).await?;
-        let empty = match (raises, appends) {
-            (Some(raises), _) => self.empty_blocks(raises, answers, &deltas, codec).await?,
-            (None, appends) => self.appended(appends.unwrap_or_default(), answers, &deltas, codec).await?,
+        let merges = matches!(writes, BlockWrites::Merge);
+        let listed = !merges && !deltas.iter().any(|delta| must_list(batch, delta));
+        let rest = self.commit_rest(batch, &deltas, blocks, listed);
+        let empty = match writes {
+            BlockWrites::InPlace(raises) => self.empty_blocks(raises, rest.await?, &deltas, codec).await?,
+            BlockWrites::Append(appends) => self.finish_appends(&appends, rest.await?, &deltas, codec).await?,
+            BlockWrites::Merge => {
+                // Batches that follow one another mostly change the same blocks: of two commits that
+                // merge at a time, one would have to read and write them again. Their order does not
+                // matter.
+                let merged = async {
+                    let _turn = self.merging.lock().await;
+                    merge_blocks(self, &deltas, codec).await
+                };
+                let (live, ()) = try_join(merged, rest.map_ok(drop)).await?;
+                live.into_iter().enumerate().filter(|(_, live)| *live == 0).map(|(at, _)| at).collect()
+            }
         };
         if !listed {
             self.list(batch, &deltas).await?;

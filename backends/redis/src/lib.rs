@@ -69,10 +69,11 @@ pub struct RedisStore {
     known_rows: Arc<Mutex<KnownRows>>,
     known_pages: Arc<Mutex<KnownLengths>>,
     read_blocks: Arc<ReadBlocks>,
-    /// Held while a commit merges blocks that cannot be raised where they lie. Only saves work:
-    /// blocks are written by compare-and-swap.
+    /// Held while a commit merges blocks whose codec supports neither in-place changes nor
+    /// appending. It only saves repeated work: blocks are written by compare-and-swap.
     merging: Arc<tokio::sync::Mutex<()>>,
-    /// Held while a commit puts blocks into directories, likewise.
+    /// Held while a commit adds blocks to directories. It only saves repeated work, as `merging`
+    /// does.
     listing: Arc<tokio::sync::Mutex<()>>,
     /// Whether the user may not run scripts by their hashes.
     refuses_hashes: Arc<AtomicBool>,
@@ -230,11 +231,16 @@ fn read(stored: Option<Bytes>, shape: &Shape) -> Result<Option<Versioned<Bytes>>
     if let Shape::Record(place) = shape {
         return page::find(stored, *place);
     }
+    let (version, value) = split_version(&stored)?;
+    let version = if *shape == Shape::Block { block_version(&stored) } else { version };
+    Ok(Some(Versioned { version, value }))
+}
+
+fn split_version(stored: &Bytes) -> Result<(Version, Bytes)> {
     let Some((version, _)) = stored.split_first_chunk::<VERSION>() else {
         return Err(Error::corrupt("the key holds what no cache wrote; use a namespace of its own"));
     };
-    let version = if *shape == Shape::Block { block_version(&stored) } else { Version(u64::from_be_bytes(*version)) };
-    Ok(Some(Versioned { version, value: stored.slice(VERSION..) }))
+    Ok((Version(u64::from_be_bytes(*version)), stored.slice(VERSION..)))
 }
 
 fn unexpected(answer: &Value) -> Error {
@@ -380,7 +386,7 @@ impl CacheStore for RedisStore {
     async fn merge_block(&self, delta: &BlockDelta, codec: &dyn BlockCodec) -> Result<u32> {
         match codec.in_place() {
             Some(layout) => self.merge_in_place(delta, codec, layout).await,
-            None => match self.merge_appended(delta, codec).await? {
+            None => match self.merge_append(delta, codec).await? {
                 Some(live) => Ok(live),
                 None => sluicegate_core::commit::merge_block(self, delta, codec).await,
             },

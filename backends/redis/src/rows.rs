@@ -1,17 +1,25 @@
-//! Which rows of the blocks that were written lately are live: so that whether a block has become empty need not be asked each time.
+//! What is remembered of blocks, so that a block need not be read before or after it is written.
 
 use quick_cache::UnitWeighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use rustc_hash::FxBuildHasher;
 use sluicegate_core::batch::BlockDelta;
 use sluicegate_core::block::{Block, BlockState};
+use sluicegate_core::channel::ChannelMap;
+use sluicegate_core::sequence::RangeSet;
 use sluicegate_core::{BlockIndex, CacheKey, Channel};
 
-/// Blocks remembered, at most; some 120 bytes each.
+/// The limit for blocks of which rows are remembered; some 120 bytes each.
 const BLOCKS: usize = 65_536;
 
-/// Live rows remembered of a block, at most.
+/// The limit for runs of unmarked blocks; some 20 bytes each, and 200 more for each channel.
+const RUNS: usize = 1 << 18;
+
+/// The limit for live rows remembered of a block.
 pub(crate) const ROWS: usize = 8;
+
+/// Live rows are looked for in so many sequences of a block at a time.
+const ROWS_APART: u32 = 1_024;
 
 /// Some live rows of one block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,19 +45,30 @@ pub(crate) enum Live {
 impl Rows {
     /// Of a block of which nothing is known but that it is one.
     fn unknown() -> Self {
-        Rows { has_more: true, has_marks: true, ..Rows::default() }
+        Rows { has_marks: true, ..Rows::unmarked() }
+    }
+
+    /// Of a block of which it is known that nothing in it is superseded.
+    fn unmarked() -> Self {
+        Rows { has_more: true, ..Rows::default() }
     }
 
     pub(crate) fn of(block: &Block) -> Self {
         let mut rows = Rows { has_marks: block.live_count() < block.set_count(), ..Rows::default() };
-        let mut live = block.live(0, block.capacity()).map(|(offset, _)| offset);
-        rows.live.extend(live.by_ref().take(ROWS));
-        rows.has_more = live.next().is_some();
+        // The highest: those of the lowest sequences are superseded first.
+        let mut from = block.capacity();
+        while rows.live.len() < ROWS && from > 0 {
+            let to = from;
+            from = to.saturating_sub(ROWS_APART);
+            let live: Vec<u32> = block.live(from, to).map(|(offset, _)| offset).collect();
+            rows.live.extend(live.into_iter().rev().take(ROWS - rows.live.len()));
+        }
+        rows.has_more = block.live_count() as usize > rows.live.len();
         rows
     }
 
     /// States were appended, and none was looked at. A row may have been superseded before it came.
-    fn appended(&mut self, changes: &[(u32, BlockState)]) -> Live {
+    fn record_append(&mut self, changes: &[(u32, BlockState)]) -> Live {
         let rows = || changes.iter().rev().filter(|(_, state)| state.is_live()).map(|(offset, _)| *offset);
         let known = if self.has_marks || has_marks(changes) { 0 } else { ROWS };
         let live: smallvec::SmallVec<[u32; ROWS]> = rows().take(known).collect();
@@ -81,13 +100,61 @@ fn has_marks(changes: &[(u32, BlockState)]) -> bool {
     changes.iter().any(|(_, state)| *state == BlockState::Superseded)
 }
 
-/// The blocks that were written lately. What it says is a hint: it may take a row for live that another writer superseded.
+/// Blocks in which nothing is superseded, in runs.
+///
+/// A cold start writes to all blocks of a bucket in turn, many more than [`KnownRows`] remembers
+/// the rows of, and supersedes little.
+#[derive(Debug, Default)]
+struct Unmarked {
+    blocks: ChannelMap<RangeSet>,
+    /// The number of runs in all channels.
+    runs: usize,
+}
+
+impl Unmarked {
+    fn contains(&self, (channel, index): &(Channel, BlockIndex)) -> bool {
+        self.blocks.get(channel).is_some_and(|blocks| blocks.contains(index.0))
+    }
+
+    fn insert(&mut self, place: &(Channel, BlockIndex), limit: usize) {
+        if self.contains(place) {
+            return;
+        }
+        let (channel, index) = place;
+        if self.runs >= limit {
+            // They are read again.
+            *self = Unmarked::default();
+        }
+        let blocks = self.blocks.entry(channel.clone()).or_default();
+        let before = blocks.ranges_len();
+        blocks.insert(index.0, index.0);
+        self.runs = self.runs + blocks.ranges_len() - before;
+    }
+
+    fn remove(&mut self, (channel, index): &(Channel, BlockIndex)) {
+        let Some(blocks) = self.blocks.get_mut(channel) else { return };
+        let before = blocks.ranges_len();
+        blocks.remove(index.0, index.0);
+        self.runs = self.runs + blocks.ranges_len() - before;
+        if blocks.is_empty() {
+            self.blocks.remove(channel);
+        }
+    }
+}
+
+/// What is known of the blocks of a cache. It is a hint: it may take a row for live that another
+/// writer superseded.
 #[derive(Debug)]
-pub(crate) struct KnownRows(Cache<(Channel, BlockIndex), Rows, UnitWeighter, FxBuildHasher>);
+pub(crate) struct KnownRows {
+    /// Of the blocks that were written lately.
+    rows: Cache<(Channel, BlockIndex), Rows, UnitWeighter, FxBuildHasher>,
+    unmarked: Unmarked,
+}
 
 impl Default for KnownRows {
     fn default() -> Self {
-        KnownRows(Cache::with(BLOCKS, BLOCKS as u64, UnitWeighter, FxBuildHasher, DefaultLifecycle::default()))
+        let rows = Cache::with(BLOCKS, BLOCKS as u64, UnitWeighter, FxBuildHasher, DefaultLifecycle::default());
+        KnownRows { rows, unmarked: Unmarked::default() }
     }
 }
 
@@ -98,45 +165,69 @@ fn place(delta: &BlockDelta) -> (Channel, BlockIndex) {
 impl KnownRows {
     /// Whether the block is known to be one.
     pub(crate) fn contains(&self, delta: &BlockDelta) -> bool {
-        self.0.peek(&place(delta)).is_some()
+        let place = place(delta);
+        self.rows.peek(&place).is_some() || self.unmarked.contains(&place)
     }
 
     /// The block was found to be one, or not to be there yet.
     pub(crate) fn found(&mut self, delta: &BlockDelta, is_new: bool) {
-        self.0.insert(place(delta), if is_new { Rows::default() } else { Rows::unknown() });
+        self.insert(place(delta), if is_new { Rows::default() } else { Rows::unknown() });
     }
 
     /// The block was read.
     pub(crate) fn read(&mut self, delta: &BlockDelta, block: &Block) {
-        self.0.insert(place(delta), Rows::of(block));
+        self.insert(place(delta), Rows::of(block));
+    }
+
+    fn insert(&mut self, place: (Channel, BlockIndex), rows: Rows) {
+        if rows.has_marks {
+            self.unmarked.remove(&place);
+        } else {
+            self.unmarked.insert(&place, RUNS);
+        }
+        self.rows.insert(place, rows);
     }
 
     /// The document was written otherwise, if it is a block.
     pub(crate) fn forget(&mut self, key: &CacheKey) {
         if let CacheKey::Block(channel, index) = key {
-            self.0.remove(&(channel.clone(), *index));
+            let place = (channel.clone(), *index);
+            self.unmarked.remove(&place);
+            self.rows.remove(&place);
         }
     }
 
     /// The delta was written; see [`Rows::raised`].
     pub(crate) fn raised(&mut self, delta: &BlockDelta, live: &[u32], has_more: bool) -> Live {
-        match self.0.get_mut(&place(delta)) {
+        let place = place(delta);
+        if has_marks(&delta.changes) {
+            self.unmarked.remove(&place);
+        }
+        match self.rows.get_mut(&place) {
             Some(mut rows) => rows.raised(&delta.changes, live, has_more),
             None => Rows::unknown().raised(&delta.changes, live, has_more),
         }
     }
-}
 
-impl KnownRows {
-    /// The delta was appended to a block; `found` are its rows before, if it was not known.
-    pub(crate) fn appended(&mut self, delta: &BlockDelta, found: Option<Rows>) -> Live {
-        if let Some(mut rows) = self.0.get_mut(&place(delta)) {
-            return rows.appended(&delta.changes);
+    /// The delta was appended to a block.
+    pub(crate) fn record_append(&mut self, delta: &BlockDelta) -> Live {
+        let place = place(delta);
+        let has_marks = has_marks(&delta.changes);
+        if let Some(mut rows) = self.rows.get_mut(&place) {
+            let live = rows.record_append(&delta.changes);
+            drop(rows);
+            if has_marks {
+                self.unmarked.remove(&place);
+            }
+            return live;
         }
-        let mut rows = found.unwrap_or_else(Rows::unknown);
-        let live = rows.appended(&delta.changes);
-        self.0.insert(place(delta), rows);
-        live
+        // Its rows are not remembered again: in a cold start, each block is written to so seldom that
+        // they would be forgotten before they are used.
+        if !has_marks && self.unmarked.contains(&place) {
+            return Rows::unmarked().record_append(&delta.changes);
+        }
+        self.unmarked.remove(&place);
+        Live::Unknown
     }
 }
 
@@ -148,18 +239,51 @@ mod tests {
     #[test]
     fn what_is_appended_is_live_unless_something_may_have_superseded_it() {
         let mut rows = Rows::default();
-        assert_eq!(rows.appended(&[(1, Present), (2, Removal)]), Live::Some);
-        assert_eq!(rows.appended(&marks(&[1])), Live::Some);
-        assert_eq!(rows.appended(&[(3, Present)]), Live::Some, "2 is live");
-        assert_eq!(rows.appended(&marks(&[2])), Live::Unknown, "3 may have been superseded before");
+        assert_eq!(rows.record_append(&[(1, Present), (2, Removal)]), Live::Some);
+        assert_eq!(rows.record_append(&marks(&[1])), Live::Some);
+        assert_eq!(rows.record_append(&[(3, Present)]), Live::Some, "2 is live");
+        assert_eq!(rows.record_append(&marks(&[2])), Live::Unknown, "3 may have been superseded before");
         let mut marked = Rows::default();
-        assert_eq!(marked.appended(&marks(&[7])), Live::None);
-        assert_eq!(marked.appended(&[(7, Present)]), Live::Unknown);
+        assert_eq!(marked.record_append(&marks(&[7])), Live::None);
+        assert_eq!(marked.record_append(&[(7, Present)]), Live::Unknown);
         let mut many = Rows::default();
         let all: Vec<(u32, BlockState)> = (0..20).map(|offset| (offset, Present)).collect();
-        assert_eq!(many.appended(&all), Live::Some);
-        assert_eq!(many.appended(&marks(&(12..20).collect::<Vec<_>>())), Live::Unknown);
-        assert_eq!(Rows::unknown().appended(&[(1, Present)]), Live::Unknown);
+        assert_eq!(many.record_append(&all), Live::Some);
+        assert_eq!(many.record_append(&marks(&(12..20).collect::<Vec<_>>())), Live::Unknown);
+        assert_eq!(Rows::unknown().record_append(&[(1, Present)]), Live::Unknown);
+    }
+
+    #[test]
+    fn a_block_without_marks_is_known_when_its_rows_are_forgotten() {
+        let mut known = KnownRows::default();
+        let one = delta(vec![(1, Present)]);
+        assert_eq!(known.record_append(&one), Live::Unknown);
+        known.found(&one, true);
+        assert_eq!(known.record_append(&one), Live::Some);
+        known.rows.clear();
+        assert!(known.contains(&one));
+        assert_eq!(known.record_append(&delta(vec![(2, Removal)])), Live::Some);
+        assert_eq!(known.record_append(&delta(marks(&[2]))), Live::Unknown, "1 is not remembered");
+        known.rows.clear();
+        assert!(!known.contains(&one), "it has marks");
+        known.read(&one, &Block::new(10));
+        known.rows.clear();
+        known.forget(&CacheKey::Block(one.channel.clone(), one.index));
+        assert!(!known.contains(&one));
+    }
+
+    #[test]
+    fn runs_of_unmarked_blocks_are_limited() {
+        let mut unmarked = Unmarked::default();
+        let place = |name: &str, index| (Channel::new(name).unwrap(), BlockIndex(index));
+        for index in [0, 2, 0, 1, 9] {
+            unmarked.insert(&place("a", index), 2);
+        }
+        assert_eq!(unmarked.runs, 2, "0 and 2 were forgotten when 1 came");
+        unmarked.insert(&place("b", 4), 2);
+        unmarked.remove(&place("a", 9));
+        assert_eq!((unmarked.runs, unmarked.blocks.len()), (1, 1));
+        assert!(unmarked.contains(&place("b", 4)) && !unmarked.contains(&place("b", 5)));
     }
 
     fn marks(offsets: &[u32]) -> Vec<(u32, BlockState)> {

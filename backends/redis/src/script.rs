@@ -96,12 +96,6 @@ redis.call('SET', KEYS[1], table.concat(pieces))
 return 0",
 );
 
-/// Removes a value. KEYS: its key. ARGV: the value.
-pub(crate) const REMOVE_VALUE: &str = r"
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 1 end
-redis.call('DEL', KEYS[1])
-return 0";
-
 /// Removes a block of a version. KEYS: it. ARGV: the version.
 pub(crate) const REMOVE_BLOCK: &str = r"
 local old = redis.call('GET', KEYS[1])

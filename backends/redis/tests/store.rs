@@ -106,19 +106,22 @@ async fn rows(store: &RedisStore, codec: &Log) -> Vec<u32> {
     codec.decode(&stored.value).unwrap().iter().map(|(offset, _)| offset).collect()
 }
 
-/// What is appended to a block that somebody has removed would be read without its beginning.
+/// A server may lose blocks that a store knows. Commits are under way at a time, and a client may
+/// send a command twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_block_that_was_removed_since_it_was_written_is_made_anew() {
+async fn a_block_that_was_removed_since_it_was_written_is_made_anew_by_all_commits_under_way() {
     let (server, codec) = (RedisServer::start(), Log::default());
     let store = support::open(&server.url()).await;
     store.commit(&batch(codec.clone(), 1..=100)).await.unwrap();
     let other = support::open(&server.url()).await;
-    other.remove(&CacheKey::Block(Channel::star(), BlockIndex(0)), None).await.unwrap();
-    let next = batch(codec.clone(), 101..=120);
-    let error = store.commit(&next).await.unwrap_err();
-    assert!(error.is_retryable() && error.context("key").is_some_and(|key| key.contains('*')), "{error:?}");
-    store.commit(&next).await.unwrap();
-    assert_eq!(rows(&store, &codec).await, (101..=120).collect::<Vec<_>>());
+    for round in 0..10u64 {
+        other.remove(&CacheKey::Block(Channel::star(), BlockIndex(0)), None).await.unwrap();
+        let first = 200 + 100 * round;
+        let next = [first..=first + 19, first + 30..=first + 39, first..=first + 19].map(|of| batch(codec.clone(), of));
+        try_join_all(next.iter().map(|batch| store.commit(batch))).await.unwrap();
+        let (first, all) = (first as u32, rows(&store, &codec).await);
+        assert_eq!(all, (first..first + 20).chain(first + 30..first + 40).collect::<Vec<_>>());
+    }
 }
 
 /// Two writers that both make a block.
@@ -146,7 +149,7 @@ async fn a_block_that_has_got_long_is_encoded_anew() {
             store.commit(&batch(codec.clone(), first..=first + 99)).await.unwrap();
         }
         let stored = store.get(&CacheKey::Block(Channel::star(), BlockIndex(0))).await.unwrap().unwrap();
-        assert!(stored.value.len() <= codec.longest_log(), "{} bytes in round {round}", stored.value.len());
+        assert!(stored.value.len() < 1_024, "{} bytes in round {round}", stored.value.len());
     }
     assert_eq!(rows(&store, &codec).await, (1..=300).collect::<Vec<_>>());
 }

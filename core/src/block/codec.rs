@@ -36,7 +36,9 @@ pub trait BlockCodec: Send + Sync + fmt::Debug + 'static {
     /// Reads stored bytes.
     ///
     /// # Errors
-    /// `Corrupt` for bytes that [`encode`](Self::encode) cannot have made; never a panic, and no allocation beyond one block.
+    /// `Corrupt` for bytes that neither [`encode`](Self::encode) nor appending what
+    /// [`encode_append`](Self::encode_append) returns can have made; never a panic, and no
+    /// allocation beyond one block.
     fn decode(&self, bytes: &[u8]) -> Result<Block>;
 
     /// How states lie, if a store may raise them in the stored bytes by itself. A block that a store made so, from nothing or from an encoded one,
@@ -45,18 +47,15 @@ pub trait BlockCodec: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Bytes that raise these states, for a store that can append to what is stored: behind the
-    /// bytes of any block of this codec, or of none, they make up the block in which each state is
-    /// raised as by [`Block::raise`]. Offsets may repeat; absent states change nothing.
+    /// Encodes state changes so that a store can append them to a stored block. The stored bytes
+    /// followed by these bytes decode to the block with each state raised, as by [`Block::raise`].
+    /// These bytes also decode on their own, as the first of a block. Zero bytes before them change
+    /// nothing. Offsets may repeat; absent states change nothing.
     ///
-    /// `None` where a block must be decoded and encoded anew.
-    fn appended(&self, _changes: &[(u32, BlockState)]) -> Option<Bytes> {
+    /// `None` if the codec does not support appending: then a block must be decoded and encoded
+    /// anew.
+    fn encode_append(&self, _changes: &[(u32, BlockState)]) -> Option<Bytes> {
         None
-    }
-
-    /// A store that has appended to a block encodes it anew if it has more bytes than this.
-    fn longest_log(&self) -> usize {
-        usize::MAX
     }
 }
 

@@ -7,8 +7,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::store::{CacheStore, Write};
 
-/// How often a compare-and-swap loop goes round before it reports the conflict. Two writers at most
-/// meet on a document, so a loop that long is no contention but a store whose versions are broken.
+/// The limit for rounds of a compare-and-swap loop; then it reports the conflict. A few commits of
+/// one writer, and a deposed writer, may meet on a document. A loop that long means that the store's
+/// versions are broken.
 pub(crate) const CAS_ROUNDS: usize = 1000;
 
 /// Reads, changes and writes one document until no one else did so in between. `change` gets what

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sluicegate_core::batch::BlockDelta;
-use sluicegate_core::block::{BlockState, codec_named};
+use sluicegate_core::block::BlockState;
 use sluicegate_core::changes::ChangesOptions;
 use sluicegate_core::store::Expiry;
 use sluicegate_core::{BlockIndex, CacheKey, CacheStore, Channel, Error, ErrorKind, ReaderConfig, ReaderNode, Sequence};
@@ -64,9 +64,8 @@ async fn a_key_of_another_type_is_named_and_other_channels_go_on() {
                 let reader = reader.unwrap();
                 assert_names(&reader.changes(std::slice::from_ref(&one), &everything).await.unwrap_err(), &key);
                 reader.changes(std::slice::from_ref(&other), &everything).await.unwrap();
-                let codec = codec_named("two-bit", 64).unwrap();
                 let delta = BlockDelta::new(one.clone(), BlockIndex(0), vec![(0, BlockState::Present)]);
-                let merged = store.merge_block(&delta, codec.as_ref()).await;
+                let merged = store.merge_block(&delta, load.codec().as_ref()).await;
                 if end.contains("block") {
                     assert_names(&merged.unwrap_err(), &key);
                 }

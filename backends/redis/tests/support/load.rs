@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sluicegate_core::block::codec_named;
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::verify::{VerifyOptions, verify};
-use sluicegate_core::{CacheKey, CacheStore, Feed, GatewayDecoder, Result, Writer, WriterConfig};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore, Feed, GatewayDecoder, Result, Writer, WriterConfig};
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::synthetic::{ExpectedRow, Generated, Synthetic, SyntheticConfig};
 use sluicegate_testkit::{Content, PlainStore, Rows};
@@ -48,11 +48,17 @@ impl Load {
         self.generated.truth.iter().map(|(channel, rows)| (channel.clone(), rows.iter().map(row).collect())).collect()
     }
 
+    /// One whose blocks are appended to, or are raised in place.
+    pub(crate) fn codec(&self) -> Arc<dyn BlockCodec> {
+        codec_named(if (self.seed / 2).is_multiple_of(2) { "log" } else { "two-bit" }, 64).unwrap()
+    }
+
     /// Small batches, small blocks, an early skipped list: so that few events reach every step often.
     pub(crate) fn config(&self, give_up_after_ms: u64) -> WriterConfig {
         let text = format!(
             r#"{{"max_batch": 8, "max_in_flight": 3, "max_pending": 12, "hold_first_read": false, "checkpoint_interval_ms": 1, "ring": 8,
-                "codec": "two-bit", "block_capacity": 64, "give_up_after_ms": {give_up_after_ms}}}"#
+                "codec": "{}", "block_capacity": 64, "give_up_after_ms": {give_up_after_ms}}}"#,
+            self.codec().name()
         );
         let config: WriterConfig = serde_json::from_str(&text).unwrap();
         config.with_supersession(if self.seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
@@ -89,8 +95,7 @@ impl Load {
     /// What `store` holds, as far as it must not depend on what happened on the way; it must be sound.
     pub(crate) async fn content(&self, store: Arc<dyn CacheStore>) -> (Content, String) {
         let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
-        let codec = codec_named("two-bit", 64).unwrap();
-        let content = Content::read(&store, self.generated.truth.keys(), &self.keys, codec.as_ref()).await;
+        let content = Content::read(&store, self.generated.truth.keys(), &self.keys, self.codec().as_ref()).await;
         (content, format!("{:?}", report.findings))
     }
 

@@ -53,14 +53,15 @@ fn split_length(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
     for (at, byte) in bytes.iter().take(LENGTH_BYTES).enumerate() {
         length |= usize::from(byte & 0x7f) << (7 * at);
         if byte & 0x80 == 0 {
-            let is_too_long = *byte == 0 && at > 0;
-            return match bytes[at + 1..].split_at_checked(length) {
-                Some(split) if !is_too_long => Ok(split),
-                _ => Err(format!("a bitmap of {length} bytes is not there, or its length is written too long")),
-            };
+            if *byte == 0 && at > 0 {
+                break;
+            }
+            let rest = &bytes[at + 1..];
+            let cut_short = || format!("a bitmap is cut short: {length} bytes are announced, and {} are there", rest.len());
+            return rest.split_at_checked(length).ok_or_else(cut_short);
         }
     }
-    Err("the length of a bitmap is written too long".to_owned())
+    Err("the length of a bitmap is written in more bytes than it needs, or is cut short".to_owned())
 }
 
 impl BlockCodec for Log {
@@ -104,7 +105,7 @@ impl BlockCodec for Log {
         read().map_err(|what| Error::corrupt(what).with_context("codec", Self::NAME))
     }
 
-    fn appended(&self, changes: &[(u32, BlockState)]) -> Option<Bytes> {
+    fn encode_append(&self, changes: &[(u32, BlockState)]) -> Option<Bytes> {
         let is_change = |(offset, state): &&(u32, BlockState)| *offset < self.capacity && *state != BlockState::Absent;
         let mut changes: Vec<(u32, BlockState)> = changes.iter().filter(is_change).copied().collect();
         changes.sort_by_key(|(offset, _)| *offset);
@@ -118,10 +119,5 @@ impl BlockCodec for Log {
             next = offset + 1;
         }
         Some(Bytes::from(out))
-    }
-
-    /// Twice the longest bitmap, so that a block is not encoded anew with each append.
-    fn longest_log(&self) -> usize {
-        self.capacity as usize / 2
     }
 }

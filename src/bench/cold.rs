@@ -170,7 +170,8 @@ pub async fn fill(store: &MeteredStore, load: ColdLoad) -> Result<()> {
 /// What the writer says.
 pub async fn cold(what: &str, store: &MeteredStore, load: ColdLoad) -> Result<ColdStart> {
     let is_peak_of_this = load.cached == 0 || reset_peak();
-    // A writer that takes over does more: another may have stored something.
+    // Without a cache this is the first term. In later terms the writer also looks for entries that
+    // a former writer has stored.
     let counter = FIRST_EPOCH.counter + u64::from(load.cached > 0);
     let mut writer = take_over(store, load, Epoch { counter, ..FIRST_EPOCH }).await?;
     let before = store.sent();

@@ -41,7 +41,7 @@ pub(crate) fn run(args: BackendsArgs) -> Outcome<Exit> {
         codecs: vec![
             Backend { name: Adaptive::NAME, about: "a short list while few, a bitmap when that is smaller" },
             Backend { name: ByteArray::NAME, about: "a byte a sequence" },
-            Backend { name: Log::NAME, about: "as adaptive, and a store can append to it" },
+            Backend { name: Log::NAME, about: "as adaptive; on stores that support it, changes are appended" },
             Backend { name: TwoBit::NAME, about: "two bits a sequence" },
         ],
         default_codec: WriterConfig::default().codec,

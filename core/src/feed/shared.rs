@@ -163,8 +163,8 @@ struct Share {
     /// its end.
     returning: BTreeSet<PartitionId>,
     unordered: BTreeSet<PartitionId>,
-    /// Partitions that were rolled back to before the database's position, and where to. Whether
-    /// anything of the database was taken back, the history tells that comes next.
+    /// Partitions that were rolled back to before the database's position, and the seqno of the
+    /// rollback. The next `PartitionState` decides whether the database is affected.
     undecided: BTreeMap<PartitionId, PartitionSeqno>,
     /// The positions with which this database began, where the feed was opened at another one. One
     /// is kept until the feed goes back to where this database left out nothing.
@@ -260,7 +260,7 @@ impl Share {
             FeedEvent::Rollback { partition, to } => {
                 self.unordered.remove(partition);
                 let is_ahead = |ahead: &Ahead| ahead.position.seqno > to.0 && ahead.position.uuid != 0;
-                if self.ahead.get(partition).is_some_and(is_ahead) {
+                if self.undecided.contains_key(partition) || self.ahead.get(partition).is_some_and(is_ahead) {
                     let lowest = self.undecided.entry(*partition).or_insert(*to);
                     *lowest = *to.min(lowest);
                 } else {
@@ -310,11 +310,10 @@ impl Share {
         }
     }
 
-    /// Decides about rollbacks that were not passed on. If the feed then is in the history of the
-    /// database's position, nothing of the database was taken back: it had left the other history
-    /// before. The database must not be told of the rollback. Its checkpoints would stay at that
-    /// position, relying on the feed to report the rollback again after a restart, which it does
-    /// not do from there.
+    /// Decides about rollbacks that were held back. If the partition's newest history is the one of
+    /// the database's position, the database lost nothing: it had left the other history before. It
+    /// must not be told of the rollback, because its checkpoints would then stay at that position
+    /// and wait for a rollback that the feed does not report again.
     fn decide(&mut self, next: &FeedEvent) {
         if self.undecided.is_empty() {
             return;
@@ -327,10 +326,10 @@ impl Share {
             ahead.passed = ahead.passed.min(to.0);
             self.undecided.remove(partition);
         }
-        let is_next = |partition: &PartitionId| next.partition().is_none_or(|next| next == *partition);
         if matches!(next, FeedEvent::Rollback { .. } | FeedEvent::CollectionNames(_)) {
             return;
         }
+        let is_next = |partition: &PartitionId| next.partition().is_none_or(|next| next == *partition);
         let decided: Vec<(PartitionId, PartitionSeqno)> =
             self.undecided.extract_if(.., |partition, _| is_next(partition)).collect();
         decided.into_iter().for_each(|(partition, to)| self.take_rollback(partition, to));

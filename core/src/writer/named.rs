@@ -127,9 +127,11 @@ impl Writer {
 
     /// Clears the states at the sequence of an earlier revision that a killed writer may have
     /// stored without its entry. From here on the document accounts for the sequence, so readers do
-    /// not leave it out any more, and would find no entry.
+    /// not leave it out any more, and would find no entry. Clears the star channel, the channels of
+    /// the document's current revision, and those that it left after the sequence.
     pub(super) async fn clear_row(&mut self, document: &DecodedDocument, sequence: Sequence) -> Result<()> {
         let entry = &document.entry;
+        tracing::debug!(%sequence, document = %entry.document(), "the rows of a killed writer at this sequence are cleared");
         let mut row = ChangeEntry::new(sequence, entry.key(), entry.revision(), EntryFlags::default())?;
         row = row.with_collection(entry.collection());
         let left = document.departures.iter().filter(|departure| departure.sequence > sequence);

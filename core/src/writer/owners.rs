@@ -353,7 +353,7 @@ impl Writer {
             // One that was stored, and not published before a crash, is still expected.
             let is_expected = self.assembler.sequencer().is_readmitted(sequence);
             let is_own = stored.as_ref().is_some_and(|stored| stored.document() == document.entry.document());
-            let is_not_stored = stored.is_none();
+            let is_missing = stored.is_none();
             match stored {
                 Some(stored) if stored.document() != document.entry.document() => self.share(sequence),
                 Some(stored) if !is_expected && is_of(&stored, sequence, document) => {
@@ -376,7 +376,7 @@ impl Writer {
             if is_shown && is_own && position.is_none() && document.entry.supersedes().contains(&sequence) {
                 self.assembler.forget_readmitted(sequence);
             }
-            if is_shown && is_expected && is_not_stored && document.entry.supersedes().contains(&sequence) {
+            if is_shown && is_expected && is_missing && document.entry.supersedes().contains(&sequence) {
                 self.clear_row(document, sequence).await?;
             }
             placed.extend(position);

@@ -110,7 +110,7 @@ pub(super) struct PointerCache {
     newest: HashMap<DocumentId, (Pointer, u64), FxBuildHasher>,
     /// Documents of published batches, and until when they must be kept.
     leaving: VecDeque<(u64, u64, Vec<DocumentId>)>,
-    /// Documents that may get no entry, and the batch that it would be in.
+    /// Documents that may get no entry, with the number of the batch in which the entry would be.
     without_entry: VecDeque<(u64, DocumentId)>,
 }
 

@@ -19,6 +19,7 @@ use futures::StreamExt as _;
 use parking_lot::Mutex;
 use sluicegate::changes::ChangesOptions;
 use sluicegate::core::batch::Checkpoint;
+use sluicegate::core::block::{Adaptive, Log};
 use sluicegate::core::clock::FORMAT_VERSION;
 use sluicegate::core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate::core::meta::Meta;
@@ -150,6 +151,13 @@ fn config() -> WriterConfig {
     .unwrap()
 }
 
+/// Early builds of version 3 wrote new caches with the codec `adaptive`.
+fn config_with(codec: &str) -> WriterConfig {
+    let mut config = config();
+    config.codec = codec.to_owned();
+    config
+}
+
 /// The events of a recorded gateway, as builds of the version read them.
 fn recorded(version: u32, count: usize) -> Vec<Mutation> {
     let recording = Recording::read("testdata/gateway/mutations-inline.ndjson.gz").unwrap();
@@ -180,8 +188,8 @@ fn following() -> Following {
     Following::from(FEED).with_source(source)
 }
 
-async fn write(store: Arc<dyn CacheStore>, version: u32, events: &[Mutation]) -> Writer {
-    let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), following(), config()).await.unwrap();
+async fn write(store: Arc<dyn CacheStore>, version: u32, codec: &str, events: &[Mutation]) -> Writer {
+    let mut writer = Writer::alone(store, Arc::new(GatewayDecoder::default()), following(), config_with(codec)).await.unwrap();
     let names = FeedEvent::CollectionNames(vec![(0, "_default._default".into()), (8, "s.c".into())]);
     if version >= 2 {
         writer.process(vec![names].into()).await.unwrap();
@@ -307,10 +315,17 @@ async fn build(store: Arc<dyn CacheStore>, feed: &Backfill) -> Writer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_this_version_can_be_written_down() {
-    let shelf = Arc::new(Shelf::default());
-    write(shelf.clone(), FORMAT_VERSION, &recorded(FORMAT_VERSION, HELD)).await;
-    let missing = ["_cache:_missing:[0]", "_cache:_missing:[1]", r#"\"base\":"#];
-    write_down(&shelf, "v3", &[&["_cache:_collections", "_cache:[8:*]:block[0]", "_cache:_intent"][..], &missing].concat());
+    for (name, codec) in [("v3", Adaptive::NAME), ("v3-log", Log::NAME)] {
+        let shelf = Arc::new(Shelf::default());
+        write(shelf.clone(), FORMAT_VERSION, codec, &recorded(FORMAT_VERSION, HELD)).await;
+        let missing = ["_cache:_missing:[0]", "_cache:_missing:[1]", r#"\"base\":"#];
+        let codec = format!(r#"\"codec\":\"{codec}\""#);
+        write_down(
+            &shelf,
+            name,
+            &[&["_cache:_collections", "_cache:[8:*]:block[0]", "_cache:_intent", &codec][..], &missing].concat(),
+        );
+    }
 
     let shelf = Arc::new(Shelf::default());
     build(shelf.clone(), &Backfill::new(HELD)).await;
@@ -339,14 +354,14 @@ async fn a_cache_of_version_3_that_is_being_built_is_gone_on_with() {
     assert_clean(&store).await;
 }
 
-async fn a_cache_is_read_and_gone_on_with(version: u32) {
+async fn a_cache_is_read_and_gone_on_with(version: u32, name: &str) {
     let held = Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>;
     let all = Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>;
-    write(held.clone(), version, &recorded(version, HELD)).await;
-    write(all.clone(), version, &recorded(version, ALL)).await;
+    write(held.clone(), version, Log::NAME, &recorded(version, HELD)).await;
+    write(all.clone(), version, Log::NAME, &recorded(version, ALL)).await;
     let (expected, expected_then) = (answers(&open(&held).await).await, answers(&open(&all).await).await);
 
-    let store = Shelf::of(&path(&format!("v{version}"))) as Arc<dyn CacheStore>;
+    let store = Shelf::of(&path(name)) as Arc<dyn CacheStore>;
     assert_eq!(stored(&store, CacheKey::Clock, PublishedClock::from_bytes).await.format, version);
     let reader = open(&store).await;
     assert_eq!(answers(&reader).await, expected);
@@ -359,7 +374,7 @@ async fn a_cache_is_read_and_gone_on_with(version: u32) {
         .filter(|mutation| position.partitions.get(&mutation.partition).is_none_or(|at| mutation.seqno.0 > at.seqno))
         .collect();
     assert!(rest.len() < ALL - HELD + 100, "{}", rest.len());
-    let writer = write(store.clone(), version, &rest).await;
+    let writer = write(store.clone(), version, Log::NAME, &rest).await;
     assert_eq!(writer.clock().format, FORMAT_VERSION);
     let meta = stored(&store, CacheKey::Meta, Meta::from_bytes).await;
     assert_eq!((meta.format, meta.source.as_ref()), (FORMAT_VERSION, following().source()));
@@ -374,7 +389,7 @@ async fn a_cache_is_read_and_gone_on_with(version: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_version_1_is_read_and_gone_on_with() {
-    a_cache_is_read_and_gone_on_with(1).await;
+    a_cache_is_read_and_gone_on_with(1, "v1").await;
 }
 
 /// Version 1 stored the documents of all collections as those of the default one. Those of a named
@@ -399,10 +414,11 @@ async fn a_cache_of_version_1_takes_no_documents_of_named_collections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_version_2_is_read_and_gone_on_with() {
-    a_cache_is_read_and_gone_on_with(2).await;
+    a_cache_is_read_and_gone_on_with(2, "v2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_of_version_3_is_read_and_gone_on_with() {
-    a_cache_is_read_and_gone_on_with(3).await;
+    a_cache_is_read_and_gone_on_with(3, "v3").await;
+    a_cache_is_read_and_gone_on_with(3, "v3-log").await;
 }

@@ -273,7 +273,9 @@ fn a_rollback_to_the_history_of_a_database_takes_nothing_of_it_back() {
     let events = [rollback(P, 5), log.clone(), sixth.clone(), last.clone(), ended.clone()];
     assert_eq!(told(&mut start(), &events), [log.clone(), last, ended]);
     let got = told(&mut start(), &[rollback(P, 8), rollback(P, 5), another.clone(), sixth.clone()]);
-    assert_eq!(got, [rollback(P, 5), another, sixth.clone()], "it was in a third history");
+    assert_eq!(got, [rollback(P, 5), another.clone(), sixth.clone()], "it was in a third history");
+    let got = told(&mut start(), &[rollback(P, 5), rollback(P, 40), another.clone(), sixth.clone()]);
+    assert_eq!(got, [rollback(P, 5), another, sixth.clone()], "the second rollback is beyond the position of the database");
     let got = told(&mut start(), &[rollback(P, 5), sixth.clone(), log.clone()]);
     assert_eq!(got, [rollback(P, 5), sixth, log], "the feed does not tell the history");
     let got = told(&mut start(), &[rollback(P, 5), FeedEvent::CaughtUp]);

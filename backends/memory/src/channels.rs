@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustc_hash::FxHashMap;
 use sluicegate_core::batch::{BlockDelta, CommitReceipt, StateChange, WriteBatch};
 use sluicegate_core::block::{Block, BlockState, codec_named};
 use sluicegate_core::channel::ChannelMap;
 use sluicegate_core::directory::Directory;
 use sluicegate_core::store::Version;
-use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, Channel, Error, Result, Sequence};
+use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, Channel, Result, Sequence};
 use tokio::time::Instant;
 
+use crate::places::Places;
 use crate::value::{Area, Raw, Stored, map_bytes, number, ranges_bytes, shared_bytes};
 
 /// All channels. One that was ever written to keeps its place.
@@ -27,20 +27,22 @@ pub(crate) struct Channels {
 /// Place of a codec in [`Channels::codecs`].
 type CodecId = u32;
 
-/// A commit raises states of many channels. The fields that [`Channels::raise`] uses come first, in
-/// one cache line.
+/// A commit raises states of many channels. The fields that this uses come first, in as few cache
+/// lines as possible.
 #[derive(Debug)]
 #[repr(C, align(64))]
 struct ChannelState {
     /// The last commit that raised something here.
     raised_by: u64,
-    /// Number and place of the block used last.
-    last: (BlockIndex, usize),
-    blocks: Vec<BlockCell>,
+    /// Index of the block used last.
+    last: BlockIndex,
+    /// Its place; no place if it is not there any more.
+    last_place: u32,
     /// The number of writes of the directory by primitives, which may change what it lists.
     /// [`BlockCell::listed_at`] holds for this number.
     directory_writes: u32,
-    places: FxHashMap<BlockIndex, usize>,
+    blocks: Vec<BlockCell>,
+    places: Places,
     channel: Channel,
     counter: Option<(Counter, Version)>,
     directory: Option<(DirectoryState, Version)>,
@@ -75,6 +77,9 @@ struct BlockCell {
 }
 
 const _: () = assert!(size_of::<BlockCell>() == 64);
+
+/// See [`ChannelState::last_place`].
+const NO_PLACE: u32 = u32::MAX;
 
 /// See [`BlockCell::listed_at`].
 const NOT_LISTED: u32 = u32::MAX;
@@ -120,11 +125,27 @@ pub(crate) struct Raising {
     located: Located,
     /// Channels raised.
     touched: Vec<usize>,
+    /// States to raise.
+    queued: Vec<Queued>,
     /// Channel and number of each block whose listing must be looked at.
     to_list: Vec<(usize, BlockIndex)>,
     /// Channel and number of blocks that had nothing live at some moment.
     maybe_empty: Vec<(usize, BlockIndex)>,
-    error: Option<Error>,
+}
+
+/// A state to raise.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    /// The channel.
+    place: u32,
+    /// The place of the block; found after the channel's.
+    block: u32,
+    index: BlockIndex,
+    offset: u32,
+    state: BlockState,
+    /// Whether it is an entry's own.
+    own: bool,
+    is_droppable: bool,
 }
 
 impl Raising {
@@ -140,18 +161,13 @@ impl Raising {
             touched: Vec::with_capacity(batch.entries.len().min(1024)),
             to_list: Vec::new(),
             maybe_empty: Vec::new(),
-            error: None,
+            queued: Vec::new(),
         }
     }
 
     /// What is written from now on gets this version.
     pub(crate) fn set_version(&mut self, version: Version) {
         self.version = version;
-    }
-
-    /// The first error met.
-    pub(crate) fn check(&mut self) -> Result<()> {
-        self.error.take().map_or(Ok(()), Err)
     }
 
     #[inline]
@@ -179,23 +195,57 @@ impl Default for Channels {
 }
 
 impl Channels {
-    /// Raises one state for a commit. `is_star`: the channel is the star channel of the default
-    /// collection.
+    /// Queues a state for [`raise_queued`](Self::raise_queued). `is_star`: the channel is the star
+    /// channel of the default collection.
     #[inline]
-    pub(crate) fn raise(&mut self, raising: &mut Raising, change: StateChange<'_>, is_star: bool) {
+    pub(crate) fn queue(&mut self, raising: &mut Raising, change: StateChange<'_>, is_star: bool) {
         let StateChange { channel, sequence, state, own } = change;
-        let place = if is_star { 0 } else { self.place(channel) };
-        let at = &mut self.channels[place];
-        if at.raised_by != raising.id {
-            at.raised_by = raising.id;
-            raising.touched.push(place);
-        }
+        let place = if is_star { 0 } else { self.place(channel) } as u32;
         let Located { index, offset, is_droppable, .. } = raising.locate(sequence);
-        let cell_place = match at.last {
-            (last, cell_place) if last == index && cell_place < at.blocks.len() => cell_place,
-            _ => at.find_block(index, raising),
-        };
-        let cell = &mut at.blocks[cell_place];
+        raising.queued.push(Queued { place, block: 0, index, offset, state, own, is_droppable });
+    }
+
+    /// Raises what is queued. Channels, blocks and their states are mostly not in the processor's
+    /// caches. Each step gets one of these for all of the queue: so it waits for several at a time.
+    ///
+    /// # Errors
+    /// The first one, for a block that cannot be read. Other blocks are raised all the same.
+    pub(crate) fn raise_queued(&mut self, raising: &mut Raising) -> Result<()> {
+        let mut queued = std::mem::take(&mut raising.queued);
+        for change in &mut queued {
+            let at = &mut self.channels[change.place as usize];
+            if at.raised_by != raising.id {
+                at.raised_by = raising.id;
+                raising.touched.push(change.place as usize);
+            }
+            change.block = if at.last == change.index && at.last_place != NO_PLACE {
+                at.last_place
+            } else {
+                at.find_block(change.index, raising)
+            };
+        }
+        for change in &queued {
+            let at = &self.channels[change.place as usize];
+            if let Content::Native(block) = &at.blocks[change.block as usize].content {
+                std::hint::black_box(block.get(change.offset));
+            }
+        }
+        let mut failure = None;
+        for change in &queued {
+            if let Err(e) = self.raise(raising, *change) {
+                failure.get_or_insert(e);
+            }
+        }
+        queued.clear();
+        raising.queued = queued;
+        failure.map_or(Ok(()), Err)
+    }
+
+    #[inline]
+    fn raise(&mut self, raising: &mut Raising, change: Queued) -> Result<()> {
+        let Queued { place, block, index, offset, state, own, is_droppable } = change;
+        let at = &mut self.channels[place as usize];
+        let cell = &mut at.blocks[block as usize];
         let left = match &mut cell.content {
             Content::Native(block) if cell.codec == raising.codec => {
                 let before = block.raise(offset, state);
@@ -204,22 +254,17 @@ impl Channels {
                 }
                 block.live_count()
             }
-            _ => match raise_slowly(&self.codecs, &at.channel, cell, raising, offset, state) {
-                Ok(live) => live,
-                Err(e) => {
-                    raising.error.get_or_insert(e);
-                    return;
-                }
-            },
+            _ => raise_slowly(&self.codecs, &at.channel, cell, raising, offset, state)?,
         };
         if left == 0 {
-            raising.maybe_empty.push((place, index));
+            raising.maybe_empty.push((place as usize, index));
         }
         let is_listed = cell.listed_at == at.directory_writes && cell.listed_at != NOT_LISTED;
         if own && (is_droppable || !is_listed) && cell.listed_by != raising.id {
             cell.listed_by = raising.id;
-            raising.to_list.push((place, index));
+            raising.to_list.push((place as usize, index));
         }
+        Ok(())
     }
 
     /// Ends a commit: directories and counters.
@@ -278,7 +323,7 @@ impl Channels {
             Some((Counter::Raw(raw), _)) => raw.bytes.len(),
             _ => 0,
         };
-        let cells = at.blocks.capacity() * size_of::<BlockCell>() + map_bytes(&at.places);
+        let cells = at.blocks.capacity() * size_of::<BlockCell>() + at.places.memory_bytes();
         Some(shared_bytes(at.channel.name().len()) + cells + blocks.sum::<usize>() + directory + counter)
     }
 
@@ -373,10 +418,11 @@ impl ChannelState {
     fn new(channel: Channel) -> Self {
         ChannelState {
             raised_by: 0,
-            last: (BlockIndex(0), usize::MAX),
-            blocks: Vec::new(),
+            last: BlockIndex(0),
+            last_place: NO_PLACE,
             directory_writes: 0,
-            places: FxHashMap::default(),
+            blocks: Vec::new(),
+            places: Places::default(),
             channel,
             counter: None,
             directory: None,
@@ -389,18 +435,23 @@ impl ChannelState {
     }
 
     /// The place of a block, which is made if there is none.
-    fn find_block(&mut self, index: BlockIndex, raising: &Raising) -> usize {
-        let place = *self.places.entry(index).or_insert_with(|| {
+    fn find_block(&mut self, index: BlockIndex, raising: &Raising) -> u32 {
+        let place = self.places.get(index).unwrap_or_else(|| {
             let content = Content::Native(Block::new(raising.capacity));
-            self.blocks.push(BlockCell::new(index, content, raising.codec, raising.version));
-            self.blocks.len() - 1
+            self.add_block(BlockCell::new(index, content, raising.codec, raising.version))
         });
-        self.last = (index, place);
-        place
+        (self.last, self.last_place) = (index, place as u32);
+        place as u32
+    }
+
+    fn add_block(&mut self, cell: BlockCell) -> usize {
+        self.places.insert(cell.index, self.blocks.len());
+        self.blocks.push(cell);
+        self.blocks.len() - 1
     }
 
     fn block(&self, index: BlockIndex) -> Option<&BlockCell> {
-        let cell = &self.blocks[*self.places.get(&index)?];
+        let cell = &self.blocks[self.places.get(index)?];
         match &cell.content {
             Content::Raw(raw) if raw.is_over() => None,
             _ => Some(cell),
@@ -408,21 +459,18 @@ impl ChannelState {
     }
 
     fn put_block(&mut self, index: BlockIndex, content: Content, codec: CodecId, version: Version) {
-        match self.places.get(&index) {
+        match self.places.get(index) {
             Some(place) => {
-                let cell = &mut self.blocks[*place];
+                let cell = &mut self.blocks[place];
                 (cell.content, cell.codec, cell.version) = (content, codec, version);
             }
-            None => {
-                self.places.insert(index, self.blocks.len());
-                self.blocks.push(BlockCell::new(index, content, codec, version));
-            }
+            None => _ = self.add_block(BlockCell::new(index, content, codec, version)),
         }
     }
 
     fn take_block(&mut self, index: BlockIndex) {
-        let Some(place) = self.places.remove(&index) else { return };
-        self.last.1 = usize::MAX;
+        let Some(place) = self.places.remove(index) else { return };
+        self.last_place = NO_PLACE;
         self.blocks.swap_remove(place);
         if let Some(moved) = self.blocks.get(place) {
             self.places.insert(moved.index, place);
@@ -468,8 +516,8 @@ impl ChannelState {
                 self.directory = Some((DirectoryState::Native(directory), version));
             }
         }
-        if let Some(place) = self.places.get(&index) {
-            self.blocks[*place].listed_at = self.directory_writes;
+        if let Some(place) = self.places.get(index) {
+            self.blocks[place].listed_at = self.directory_writes;
         }
         Ok(())
     }

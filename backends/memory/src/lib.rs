@@ -2,6 +2,7 @@
 
 mod channels;
 mod documents;
+mod places;
 mod sequences;
 mod value;
 
@@ -292,9 +293,7 @@ impl Inner {
         let mut sequences = self.sequences.write();
         for some in batch.entries.chunks(TURN) {
             let version = self.next_version();
-            for entry in some {
-                sequences.insert(entry, version);
-            }
+            sequences.insert_all(some, version);
             RwLockWriteGuard::bump(&mut sequences);
         }
         drop(sequences);
@@ -307,20 +306,20 @@ impl Inner {
         for some in batch.entries.chunks(TURN) {
             for entry in some {
                 entry_states(entry, |change| {
-                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, star));
+                    channels.queue(&mut raising, change, std::ptr::eq(change.channel, star));
                 });
             }
-            raising.check()?;
+            channels.raise_queued(&mut raising)?;
             RwLockWriteGuard::bump(&mut channels);
             raising.set_version(self.next_version());
         }
         for some in batch.marks.chunks(TURN) {
             for entry in some {
                 entry_marks(entry, |change| {
-                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, star));
+                    channels.queue(&mut raising, change, std::ptr::eq(change.channel, star));
                 });
             }
-            raising.check()?;
+            channels.raise_queued(&mut raising)?;
             RwLockWriteGuard::bump(&mut channels);
             raising.set_version(self.next_version());
         }

@@ -20,6 +20,8 @@ pub(crate) struct Sequences {
     places: FxHashMap<u64, usize>,
     /// Number and place of the page used last.
     last: Option<(u64, usize)>,
+    /// The places of pages, and the slots in them, where a commit puts its entries.
+    slots: Vec<(usize, usize)>,
     /// Documents that are not the canonical bytes of an entry, or that expire.
     raw: FxHashMap<u64, (Raw, Version)>,
 }
@@ -34,19 +36,29 @@ struct Page {
 type Slot = (Arc<ChangeEntry>, Version);
 
 impl Sequences {
-    /// Keeps a committed entry, unless there is a document already.
-    #[inline]
-    pub(crate) fn insert(&mut self, entry: &Arc<ChangeEntry>, version: Version) {
-        let n = entry.position().0;
-        if !self.raw.is_empty() && self.raw.get(&n).is_some_and(|(raw, _)| !raw.is_over()) {
-            return;
+    /// Keeps committed entries, each unless there is a document already. The slots are mostly not in
+    /// the processor's caches: finding them first lets it wait for several at a time.
+    pub(crate) fn insert_all(&mut self, entries: &[Arc<ChangeEntry>], version: Version) {
+        let mut slots = std::mem::take(&mut self.slots);
+        slots.extend(entries.iter().map(|entry| {
+            let n = entry.position().0;
+            (self.place(n / PAGE), (n % PAGE) as usize)
+        }));
+        for (place, slot) in &slots {
+            std::hint::black_box(self.pages[*place].slots[*slot].is_none());
         }
-        let page = self.page(n / PAGE);
-        let slot = &mut page.slots[(n % PAGE) as usize];
-        if slot.is_none() {
-            *slot = Some((entry.clone(), version));
-            page.used += 1;
+        for (entry, (place, slot)) in entries.iter().zip(slots.drain(..)) {
+            if !self.raw.is_empty() && self.raw(entry.position().0).is_some() {
+                continue;
+            }
+            let page = &mut self.pages[place];
+            let slot = &mut page.slots[slot];
+            if slot.is_none() {
+                *slot = Some((entry.clone(), version));
+                page.used += 1;
+            }
         }
+        self.slots = slots;
     }
 
     /// The entry of `sequence`.
@@ -81,12 +93,11 @@ impl Sequences {
     }
 
     #[inline]
-    fn page(&mut self, number: u64) -> &mut Page {
-        let place = match self.last {
+    fn place(&mut self, number: u64) -> usize {
+        match self.last {
             Some((last, place)) if last == number => place,
             _ => self.find_page(number),
-        };
-        &mut self.pages[place]
+        }
     }
 
     fn find_page(&mut self, number: u64) -> usize {
@@ -128,7 +139,8 @@ impl Area for Sequences {
         let entry = ChangeEntry::from_bytes(&value).ok();
         match entry.filter(|entry| deadline.is_none() && entry.to_bytes() == value) {
             Some(entry) => {
-                let page = self.page(n / PAGE);
+                let place = self.place(n / PAGE);
+                let page = &mut self.pages[place];
                 page.slots[(n % PAGE) as usize] = Some((Arc::new(entry), version));
                 page.used += 1;
             }

@@ -23,8 +23,12 @@ const _: () = assert!(PAGE == 8 && VERSION == 8);
 /// Bytes of place and length.
 const HEAD: usize = 5;
 
-/// Pages of which the length is remembered, at most.
-const KNOWN: usize = 16_384;
+/// The lengths of so many consecutive pages are remembered together: 1 KiB.
+const RUN: usize = 256;
+
+/// The limit for runs: 16 MiB, the pages of 33,000,000 sequences where these lie close together. A
+/// cold start writes to each page of a bucket several times, far apart.
+const RUNS: usize = 16_384;
 
 /// The page of `sequence`, and its place there.
 pub(crate) fn place(sequence: Sequence) -> (u64, u8) {
@@ -65,25 +69,32 @@ pub fn find(mut page: Bytes, place: u8) -> Result<Option<Versioned<Bytes>>> {
 /// How long the pages can be at most that were appended to lately. One that is longer has records that nobody can see, of a commit that was
 /// repeated, or that another writer made.
 #[derive(Debug, Default)]
-pub(crate) struct KnownLengths(FxHashMap<u64, u64>);
+pub(crate) struct KnownLengths(FxHashMap<u64, Box<[u32; RUN]>>);
 
 impl KnownLengths {
-    /// So many bytes are about to be appended to `page`.
-    pub(crate) fn grow(&mut self, page: u64, bytes: u64) {
-        if self.0.len() >= KNOWN {
+    fn known(&mut self, page: u64) -> &mut u32 {
+        let (run, at) = (page / RUN as u64, page % RUN as u64);
+        if self.0.len() >= RUNS && !self.0.contains_key(&run) {
+            // These pages are tidied when they are appended to next.
             self.0.clear();
         }
-        *self.0.entry(page).or_default() += bytes;
+        &mut self.0.entry(run).or_insert_with(|| Box::new([0; RUN]))[at as usize]
+    }
+
+    /// So many bytes are about to be appended to `page`.
+    pub(crate) fn grow(&mut self, page: u64, bytes: u64) {
+        let known = self.known(page);
+        *known = known.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
     /// Whether all of the page is accounted for, if it is so long.
-    pub(crate) fn accounts_for(&self, page: u64, length: u64) -> bool {
-        self.0.get(&page).is_some_and(|known| length <= *known)
+    pub(crate) fn accounts_for(&mut self, page: u64, length: u64) -> bool {
+        length <= u64::from(*self.known(page))
     }
 
     /// The page was tidied, and is so long. If it is not known how long: 0.
     pub(crate) fn tidied(&mut self, page: u64, length: u64) {
-        self.0.insert(page, length);
+        *self.known(page) = u32::try_from(length).unwrap_or(0);
     }
 }
 
@@ -137,5 +148,15 @@ mod tests {
         known.grow(1, 10);
         assert!(known.accounts_for(1, 210));
         assert!(!known.accounts_for(1, 211));
+    }
+
+    #[test]
+    fn lengths_of_a_limited_number_of_pages_are_known() {
+        let mut known = KnownLengths::default();
+        for run in 0..=RUNS as u64 {
+            known.grow(run * RUN as u64, 9);
+            assert!(known.0.len() <= RUNS);
+        }
+        assert!(known.accounts_for((RUNS * RUN) as u64, 9) && !known.accounts_for(0, 9));
     }
 }

@@ -55,13 +55,9 @@ impl RedisStore {
         }
         for (at, answer) in unknown.iter().zip(self.get_blocks(&unknown, deltas).await) {
             let block = self.decode_block(&deltas[*at], answer, codec)?;
-            appends[*at].is_new = block.is_none();
-            let mut known = self.known_rows.lock();
             match block {
-                Some(block) => known.read(&deltas[*at], &block),
-                // A commit that is under way may have made it since.
-                None if known.contains(&deltas[*at]) => {}
-                None => known.found(&deltas[*at], true),
+                Some(block) => self.known_rows.lock().read(&deltas[*at], &block),
+                None => appends[*at].is_new = true,
             }
         }
         for (delta, append) in deltas.iter().zip(&appends) {
@@ -98,8 +94,11 @@ impl RedisStore {
                 if passes_limit(before, length) {
                     long.push(key());
                 }
-                if before == 0 && !append.is_new {
+                let is_gone = before == 0 && !append.is_new;
+                if is_gone {
                     gone.push(key());
+                }
+                if is_gone || before == 0 && !known.contains(delta) {
                     known.found(delta, true);
                 }
                 match known.record_append(delta) {

@@ -11,11 +11,11 @@ use sluicegate_test_servers::RedisServer;
 use crate::support::{block, open};
 
 /// One batch of the entries of these sequences, all of `document`.
-fn batch(document: &str, sequences: &[u64]) -> WriteBatch {
+pub(crate) fn batch(document: &str, sequences: &[u64]) -> WriteBatch {
     let entry = |n: &u64| Arc::new(ChangeEntry::new(Sequence(*n), document, "1-a", EntryFlags::default()).unwrap());
     WriteBatch {
         epoch: Epoch::default(),
-        codec: codec_named("two-bit", 64).unwrap(),
+        codec: codec_named("log", 64).unwrap(),
         entries: sequences.iter().map(entry).collect(),
         marks: Vec::new(),
         stable: Sequence::ZERO,

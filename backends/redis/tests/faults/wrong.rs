@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::future::try_join_all;
 use sluicegate_core::batch::BlockDelta;
 use sluicegate_core::block::BlockState;
 use sluicegate_core::changes::ChangesOptions;
@@ -10,6 +11,7 @@ use sluicegate_core::{BlockIndex, CacheKey, CacheStore, Channel, Error, ErrorKin
 use sluicegate_test_servers::RedisServer;
 
 use crate::login::captured;
+use crate::pages::batch;
 use crate::support::load::Load;
 use crate::support::{block, open};
 
@@ -88,6 +90,23 @@ async fn a_key_of_another_type_is_named_and_other_channels_go_on() {
                 assert_names(&store.insert(&key, "x".into(), Expiry::Never).await.unwrap_err(), &key);
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn blocks_that_are_gone_from_the_server_are_named() {
+    let server = RedisServer::start();
+    let (store, other) = (open(&server.url()).await, open(&server.url()).await);
+    let (log, _guard) = captured();
+    let batches = [batch("d", &[8, 9]), batch("e", &[10]), batch("f", &[11])];
+    try_join_all(batches.iter().map(|batch| store.commit(batch))).await.unwrap();
+    store.commit(&batch("g", &[12])).await.unwrap();
+    assert!(!log.text().contains("gone from the server"), "{}", log.text());
+    let key = CacheKey::Block(Channel::star(), BlockIndex(0));
+    other.remove(&key, None).await.unwrap();
+    store.commit(&batch("h", &[13])).await.unwrap();
+    for part in ["gone from the server", &key.to_string(), "verify --repair"] {
+        assert!(log.text().contains(part), "{part}: {}", log.text());
     }
 }
 

@@ -8,7 +8,7 @@ use sluicegate_core::block::{Block, BlockState, codec_named};
 use sluicegate_core::channel::ChannelMap;
 use sluicegate_core::directory::Directory;
 use sluicegate_core::store::Version;
-use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, Channel, Result, Sequence};
+use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, Channel, Error, Result, Sequence};
 use tokio::time::Instant;
 
 use crate::places::Places;
@@ -22,6 +22,8 @@ pub(crate) struct Channels {
     channels: Vec<ChannelState>,
     /// Codecs that blocks were raised with. There is one in a cache.
     codecs: Vec<Arc<dyn BlockCodec>>,
+    /// Whether the states of the last turn were in many different blocks, as in a cold start.
+    is_scattered: bool,
 }
 
 /// Place of a codec in [`Channels::codecs`].
@@ -125,8 +127,14 @@ pub(crate) struct Raising {
     located: Located,
     /// Channels raised.
     touched: Vec<usize>,
-    /// States to raise.
-    queued: Vec<Queued>,
+    /// States to raise at the end of the turn.
+    queued: Vec<LocatedChange>,
+    /// The number of blocks that were looked for in this turn.
+    found: usize,
+    /// The number of those that were not the last ones of their channels.
+    others: usize,
+    /// The first error of this turn.
+    error: Option<Error>,
     /// Channel and number of each block whose listing must be looked at.
     to_list: Vec<(usize, BlockIndex)>,
     /// Channel and number of blocks that had nothing live at some moment.
@@ -135,7 +143,7 @@ pub(crate) struct Raising {
 
 /// A state to raise.
 #[derive(Clone, Copy, Debug)]
-struct Queued {
+struct LocatedChange {
     /// The channel.
     place: u32,
     /// The place of the block; found after the channel's.
@@ -162,6 +170,9 @@ impl Raising {
             to_list: Vec::new(),
             maybe_empty: Vec::new(),
             queued: Vec::new(),
+            found: 0,
+            others: 0,
+            error: None,
         }
     }
 
@@ -190,60 +201,73 @@ impl Default for Channels {
             places: ChannelMap::from_iter([(star.clone(), 0)]),
             channels: vec![ChannelState::new(star)],
             codecs: Vec::new(),
+            is_scattered: false,
         }
     }
 }
 
 impl Channels {
-    /// Queues a state for [`raise_queued`](Self::raise_queued). `is_star`: the channel is the star
+    /// Raises a state, at the end of the turn at the latest. `is_star`: the channel is the star
     /// channel of the default collection.
     #[inline]
-    pub(crate) fn queue(&mut self, raising: &mut Raising, change: StateChange<'_>, is_star: bool) {
+    pub(crate) fn raise(&mut self, raising: &mut Raising, change: StateChange<'_>, is_star: bool) {
         let StateChange { channel, sequence, state, own } = change;
         let place = if is_star { 0 } else { self.place(channel) } as u32;
         let Located { index, offset, is_droppable, .. } = raising.locate(sequence);
-        raising.queued.push(Queued { place, block: 0, index, offset, state, own, is_droppable });
+        let mut located = LocatedChange { place, block: 0, index, offset, state, own, is_droppable };
+        if self.is_scattered {
+            raising.queued.push(located);
+            return;
+        }
+        located.block = self.find_block(raising, located);
+        self.raise_located(raising, located);
     }
 
-    /// Raises what is queued. Channels, blocks and their states are mostly not in the processor's
-    /// caches. Each step gets one of these for all of the queue: so it waits for several at a time.
+    /// Ends a turn: all of its states are raised.
     ///
     /// # Errors
     /// The first one, for a block that cannot be read. Other blocks are raised all the same.
-    pub(crate) fn raise_queued(&mut self, raising: &mut Raising) -> Result<()> {
+    pub(crate) fn end_turn(&mut self, raising: &mut Raising) -> Result<()> {
+        // Channels, blocks and their states are mostly not in the processor's caches then. Each step
+        // gets one of these for all of the turn: so it waits for several at a time.
         let mut queued = std::mem::take(&mut raising.queued);
         for change in &mut queued {
-            let at = &mut self.channels[change.place as usize];
-            if at.raised_by != raising.id {
-                at.raised_by = raising.id;
-                raising.touched.push(change.place as usize);
-            }
-            change.block = if at.last == change.index && at.last_place != NO_PLACE {
-                at.last_place
-            } else {
-                at.find_block(change.index, raising)
-            };
+            change.block = self.find_block(raising, *change);
         }
         for change in &queued {
             let at = &self.channels[change.place as usize];
             if let Content::Native(block) = &at.blocks[change.block as usize].content {
-                std::hint::black_box(block.get(change.offset));
+                block.touch(change.offset);
             }
         }
-        let mut failure = None;
-        for change in &queued {
-            if let Err(e) = self.raise(raising, *change) {
-                failure.get_or_insert(e);
-            }
+        for change in queued.drain(..) {
+            self.raise_located(raising, change);
         }
-        queued.clear();
         raising.queued = queued;
-        failure.map_or(Ok(()), Err)
+        self.is_scattered = raising.others > raising.found / 4;
+        (raising.found, raising.others) = (0, 0);
+        raising.error.take().map_or(Ok(()), Err)
+    }
+
+    /// The place of a block in its channel.
+    #[inline]
+    fn find_block(&mut self, raising: &mut Raising, change: LocatedChange) -> u32 {
+        let at = &mut self.channels[change.place as usize];
+        if at.raised_by != raising.id {
+            at.raised_by = raising.id;
+            raising.touched.push(change.place as usize);
+        }
+        raising.found += 1;
+        if at.last == change.index && at.last_place != NO_PLACE {
+            return at.last_place;
+        }
+        raising.others += 1;
+        at.find_block(change.index, raising)
     }
 
     #[inline]
-    fn raise(&mut self, raising: &mut Raising, change: Queued) -> Result<()> {
-        let Queued { place, block, index, offset, state, own, is_droppable } = change;
+    fn raise_located(&mut self, raising: &mut Raising, change: LocatedChange) {
+        let LocatedChange { place, block, index, offset, state, own, is_droppable } = change;
         let at = &mut self.channels[place as usize];
         let cell = &mut at.blocks[block as usize];
         let left = match &mut cell.content {
@@ -254,7 +278,13 @@ impl Channels {
                 }
                 block.live_count()
             }
-            _ => raise_slowly(&self.codecs, &at.channel, cell, raising, offset, state)?,
+            _ => match raise_slowly(&self.codecs, &at.channel, cell, raising, offset, state) {
+                Ok(live) => live,
+                Err(e) => {
+                    raising.error.get_or_insert(e);
+                    return;
+                }
+            },
         };
         if left == 0 {
             raising.maybe_empty.push((place as usize, index));
@@ -264,7 +294,6 @@ impl Channels {
             cell.listed_by = raising.id;
             raising.to_list.push((place as usize, index));
         }
-        Ok(())
     }
 
     /// Ends a commit: directories and counters.

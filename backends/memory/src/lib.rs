@@ -306,20 +306,20 @@ impl Inner {
         for some in batch.entries.chunks(TURN) {
             for entry in some {
                 entry_states(entry, |change| {
-                    channels.queue(&mut raising, change, std::ptr::eq(change.channel, star));
+                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, star));
                 });
             }
-            channels.raise_queued(&mut raising)?;
+            channels.end_turn(&mut raising)?;
             RwLockWriteGuard::bump(&mut channels);
             raising.set_version(self.next_version());
         }
         for some in batch.marks.chunks(TURN) {
             for entry in some {
                 entry_marks(entry, |change| {
-                    channels.queue(&mut raising, change, std::ptr::eq(change.channel, star));
+                    channels.raise(&mut raising, change, std::ptr::eq(change.channel, star));
                 });
             }
-            channels.raise_queued(&mut raising)?;
+            channels.end_turn(&mut raising)?;
             RwLockWriteGuard::bump(&mut channels);
             raising.set_version(self.next_version());
         }

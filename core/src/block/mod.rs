@@ -202,6 +202,16 @@ impl Block {
         before
     }
 
+    /// Reads some of the memory that [`raise`](Self::raise) at `offset` will read, so that it is in
+    /// the processor's cache then. Nothing else: for stores that raise states of many blocks.
+    #[inline]
+    pub fn touch(&self, offset: u32) {
+        match &self.states {
+            States::Sparse(list) => _ = std::hint::black_box(list.last().copied()),
+            States::Dense(words) => _ = std::hint::black_box(words.get((offset / PER_WORD) as usize).copied()),
+        }
+    }
+
     #[cold]
     fn make_dense(&mut self) {
         if let States::Sparse(list) = &self.states {

@@ -326,29 +326,23 @@ pub async fn compare_keyspaces(
         let decoder = Arc::new(GatewayDecoder::new(&database.decoder));
         let writer = Writer::alone(database.store.clone(), decoder, "recording", config.clone()).await?;
         let reader = ReaderNode::open(database.store.clone(), ReaderConfig::default()).await?;
-        caches.push((database.name.as_str(), writer, reader));
+        caches.push((writer, reader));
     }
-    let left_out = |answer: &RecordedAnswer| match &answer.keyspace {
-        None => Some("not of a keyspace"),
-        Some(keyspace) => {
-            let is_compared = databases.iter().any(|database| Some(database.name.as_str()) == keyspace.database.as_deref());
-            if is_compared { answer.question.not_asked() } else { Some("of a database that is not compared") }
-        }
-    };
     let (mut report, mut reached) = (KeyspacesReport::default(), BTreeSet::new());
     for (marker, mutations) in parts {
         reached.insert(marker);
-        for (_, writer, reader) in &mut caches {
+        for (writer, reader) in &mut caches {
             ingest(writer, reader, &mutations).await?;
         }
         for recorded in truth.answers.iter().filter(|answer| answer.marker == marker) {
-            if let Some(reason) = left_out(recorded) {
-                *report.total.not_asked.entry(reason).or_default() += 1;
-                continue;
-            }
-            let Some(keyspace) = &recorded.keyspace else { continue };
-            let cache = caches.iter().find(|(name, ..)| Some(*name) == keyspace.database.as_deref());
-            let Some((_, _, reader)) = cache else { continue };
+            let (at, keyspace) = match database_of(recorded, databases) {
+                Ok(found) => found,
+                Err(reason) => {
+                    *report.total.not_asked.entry(reason).or_default() += 1;
+                    continue;
+                }
+            };
+            let (_, reader) = &caches[at];
             let named =
                 |name: &str| collections.iter().rev().find(|(_, known)| ***known == *name).map(|(id, _)| CollectionId(*id));
             let mut one = Report::default();
@@ -364,8 +358,16 @@ pub async fn compare_keyspaces(
             report.total.add(one);
         }
     }
+    let left_out = |answer: &RecordedAnswer| database_of(answer, databases).err().or(answer.question.not_asked());
     report.total.note_not_reached(truth, &reached, left_out);
     Ok(report)
+}
+
+/// The index of the database of an answer, and its keyspace; or the reason why it is not compared.
+fn database_of<'a>(answer: &'a RecordedAnswer, databases: &[ComparedDatabase]) -> Result<(usize, &'a Keyspace), &'static str> {
+    let keyspace = answer.keyspace.as_ref().ok_or("not of a keyspace")?;
+    let at = databases.iter().position(|database| Some(database.name.as_str()) == keyspace.database.as_deref());
+    Ok((at.ok_or("of a database that is not compared")?, keyspace))
 }
 
 async fn ingest(writer: &mut Writer, reader: &ReaderNode, mutations: &[Mutation]) -> Result<()> {

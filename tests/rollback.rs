@@ -18,8 +18,9 @@ use sluicegate::core::verify::{VerifyOptions, VerifyReport, verify};
 use sluicegate::decode::{DecodedDocument, Departure, Invalid};
 use sluicegate::pointer::Supersession;
 use sluicegate::{
-    CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, FeedBatch, FeedEvent, Membership, Mutation,
-    MutationDecoder, PartitionId, PartitionSeqno, ReaderConfig, ReaderNode, Result, Sequence, Writer, WriterConfig,
+    CacheKey, CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, FeedBatch, FeedEvent, Membership, Mutation,
+    MutationDecoder, PartitionId, PartitionSeqno, PublishedClock, ReaderConfig, ReaderNode, Result, Sequence, Writer,
+    WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
@@ -379,6 +380,12 @@ async fn a_writer_cut_off_anywhere_in_a_rollback_leaves_nothing_behind() {
     assert!(!are_usual() || crashed.len() >= 24, "{crashed:?}");
 }
 
+/// The number of the term in the clock; 0 without a clock.
+async fn term(store: &Arc<dyn CacheStore>) -> u64 {
+    let clock = store.get(&CacheKey::Clock).await.unwrap();
+    clock.map_or(0, |clock| PublishedClock::from_bytes(&clock.value).unwrap().epoch.counter)
+}
+
 /// Whether the writer that was held was fenced afterwards.
 async fn is_held(mut world: World, seed: u64) -> bool {
     let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
@@ -395,6 +402,7 @@ async fn is_held(mut world: World, seed: u64) -> bool {
         _ = pause.reached() => {}
         () = async { while !first.is_finished() { tokio::task::yield_now().await } } => {}
     }
+    let term_before = term(&store).await;
     let second = tokio::spawn({
         let (store, feed, config) = (store.clone(), world.feed.clone(), world.config(seed));
         async move { run(store, &feed, config).await }
@@ -404,11 +412,13 @@ async fn is_held(mut world: World, seed: u64) -> bool {
     }
     pause.resume();
     let (first, second) = (first.await.unwrap(), second.await.unwrap());
-    // One that was held in its take-over has the later term.
-    match (&first, &second) {
-        (Ok(_), Ok(_)) => {}
-        (Err(e), Ok(_)) | (Ok(_), Err(e)) => assert_eq!(e.kind(), ErrorKind::Fenced, "seed {seed}: {e:?}"),
-        (Err(first), Err(second)) => panic!("seed {seed}: {first:?}, {second:?}"),
+    if let Err(e) = &first {
+        assert_eq!(e.kind(), ErrorKind::Fenced, "seed {seed}: {e:?}");
+    }
+    if let Err(e) = second {
+        // Only a writer that was held before it took its term may depose the second one.
+        let terms = term(&store).await - term_before;
+        assert_eq!((e.kind(), terms, first.is_ok()), (ErrorKind::Fenced, 2, true), "seed {seed}: {e:?}");
     }
     assert_settled(&store, None, &world, &format!("seed {seed}")).await;
     first.is_err()

@@ -99,7 +99,8 @@ struct Located {
     sequence: Sequence,
     index: BlockIndex,
     offset: u32,
-    /// Whether anyone may drop the block from its directory, so that adding to it must rewrite that.
+    /// Whether the block may be dropped from its directory at any time. Then adding to the block
+    /// must rewrite the directory.
     is_droppable: bool,
 }
 
@@ -228,8 +229,9 @@ impl Channels {
     /// # Errors
     /// The first one, for a block that cannot be read. Other blocks are raised all the same.
     pub(crate) fn end_turn(&mut self, raising: &mut Raising) -> Result<()> {
-        // Channels, blocks and their states are mostly not in the processor's caches then. Each step
-        // gets one of these for all of the turn: so it waits for several at a time.
+        // States are queued if the last turn was scattered. Then channels, blocks and their states
+        // are mostly not in the processor's caches. Each step loads one of these for the whole turn,
+        // so that the processor waits for several of them at a time.
         let mut queued = std::mem::take(&mut raising.queued);
         for change in &mut queued {
             change.block = self.find_block(raising, *change);

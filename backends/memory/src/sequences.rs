@@ -36,8 +36,9 @@ struct Page {
 type Slot = (Arc<ChangeEntry>, Version);
 
 impl Sequences {
-    /// Keeps committed entries, each unless there is a document already. The slots are mostly not in
-    /// the processor's caches: finding them first lets it wait for several at a time.
+    /// Keeps committed entries, each unless there is a document already. In a cold start the slots
+    /// are mostly not in the processor's caches. Finding them first lets it wait for several at a
+    /// time.
     pub(crate) fn insert_all(&mut self, entries: &[Arc<ChangeEntry>], version: Version) {
         let mut slots = std::mem::take(&mut self.slots);
         slots.extend(entries.iter().map(|entry| {

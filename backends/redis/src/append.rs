@@ -12,7 +12,7 @@ use crate::{RedisStore, VERSION, failed, unexpected};
 
 /// A block is read, and encoded anew, each time that an append makes it longer than this or a
 /// power of four times this.
-const FIRST_LIMIT: usize = 1_024;
+const FIRST_LIMIT: usize = 256;
 
 /// Whether an append makes a block longer than one of the limits.
 fn passes_limit(before: usize, after: usize) -> bool {
@@ -154,7 +154,8 @@ mod tests {
     #[test]
     fn a_block_passes_a_limit_each_time_it_has_grown_fourfold() {
         let passed = |before, after| passes_limit(before, after);
-        assert!(!passed(0, 1_023) && passed(0, 1_024) && passed(1_000, 1_030));
+        assert!(!passed(0, 255) && passed(0, 256) && passed(250, 260));
+        assert!(!passed(256, 1_023) && passed(256, 1_024) && passed(1_000, 1_030));
         assert!(!passed(1_024, 4_095) && passed(4_095, 4_096) && passed(500, 70_000));
         assert!(!passed(16_384, 65_535));
     }

@@ -50,9 +50,9 @@ impl RedisStore {
             BlockWrites::InPlace(raises) => self.empty_blocks(raises, rest.await?, &deltas, codec).await?,
             BlockWrites::Append(appends) => self.finish_appends(&appends, rest.await?, &deltas, codec).await?,
             BlockWrites::Merge => {
-                // Batches that follow one another mostly change the same blocks: of two commits that
-                // merge at a time, one would have to read and write them again. Their order does not
-                // matter.
+                // Batches that follow one another mostly change the same blocks: of two commits
+                // that merge at a time, one would have to read and write them again. Their order
+                // does not matter.
                 let merged = async {
                     let _turn = self.merging.lock().await;
                     merge_blocks(self, &deltas, codec).await

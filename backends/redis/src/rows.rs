@@ -19,7 +19,7 @@ const RUNS: usize = 1 << 18;
 pub(crate) const ROWS: usize = 8;
 
 /// Live rows are looked for in so many sequences of a block at a time.
-const ROWS_APART: u32 = 1_024;
+const WINDOW: u32 = 1_024;
 
 /// Some live rows of one block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Rows {
         let mut from = block.capacity();
         while rows.live.len() < ROWS && from > 0 {
             let to = from;
-            from = to.saturating_sub(ROWS_APART);
+            from = to.saturating_sub(WINDOW);
             let live: Vec<u32> = block.live(from, to).map(|(offset, _)| offset).collect();
             rows.live.extend(live.into_iter().rev().take(ROWS - rows.live.len()));
         }
@@ -221,8 +221,8 @@ impl KnownRows {
             }
             return live;
         }
-        // Its rows are not remembered again: in a cold start, each block is written to so seldom that
-        // they would be forgotten before they are used.
+        // Its rows are not remembered again. In a cold start, each block is written to so seldom
+        // that they would be forgotten before they are used.
         if !has_marks && self.unmarked.contains(&place) {
             return Rows::unmarked().record_append(&delta.changes);
         }

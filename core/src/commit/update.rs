@@ -8,8 +8,8 @@ use crate::key::CacheKey;
 use crate::store::{CacheStore, Write};
 
 /// The limit for rounds of a compare-and-swap loop; then it reports the conflict. A few commits of
-/// one writer, and a deposed writer, may meet on a document. A loop that long means that the store's
-/// versions are broken.
+/// one writer, and a deposed writer, may meet on a document. A loop that long means that the
+/// store's versions are broken.
 pub(crate) const CAS_ROUNDS: usize = 1000;
 
 /// Reads, changes and writes one document until no one else did so in between. `change` gets what

@@ -77,8 +77,8 @@ pub(super) fn push_number(mut number: u32, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-/// Raises in `block` what `bytes` list; says what is wrong with them otherwise. With `may_follow`, a
-/// zero byte begins a list, and the distances start again at 0.
+/// Raises in `block` what `bytes` list; says what is wrong with them otherwise. With `may_follow`,
+/// a zero byte begins a list, and the distances start again at 0.
 pub(super) fn read_list(block: &mut Block, bytes: &[u8], may_follow: bool) -> Result<(), String> {
     let capacity = block.capacity();
     let mut next = 0u64;

@@ -10,13 +10,16 @@ use crate::link::{Answer, Commands, Effect};
 use crate::rows::Live;
 use crate::{RedisStore, VERSION, failed, unexpected};
 
-/// A block is read, and encoded anew, each time that an append makes it longer than this or a
-/// power of four times this.
-const FIRST_LIMIT: usize = 256;
+/// The highest first limit.
+const FIRST_LIMIT: usize = 1_024;
 
-/// Whether an append makes a block longer than one of the limits.
-fn passes_limit(before: usize, after: usize) -> bool {
-    after >= FIRST_LIMIT && before.max(1).ilog2() / 2 < after.ilog2() / 2
+/// Whether an append makes a block reach one of the limits at which it is encoded anew. The first is
+/// twice the longest bitmap, or lower for long blocks; each of the others is four times the one
+/// before.
+fn passes_limit(before: usize, after: usize, capacity: u32) -> bool {
+    let first = (capacity as usize / 2).clamp(1, FIRST_LIMIT);
+    let limits = std::iter::successors(Some(first), |limit| limit.checked_mul(4));
+    limits.take_while(|limit| *limit <= after).any(|limit| before < limit)
 }
 
 /// What is appended to one block.
@@ -91,8 +94,8 @@ impl RedisStore {
                 };
                 let length = length.ok_or_else(|| unexpected(&answer).with_context("key", key()))?;
                 let before = length.saturating_sub(append.bytes.len());
-                if passes_limit(before, length) {
-                    long.push(key());
+                if passes_limit(before, length, codec.capacity()) {
+                    long.push(at);
                 }
                 let is_gone = before == 0 && !append.is_new;
                 if is_gone {
@@ -118,19 +121,33 @@ impl RedisStore {
             );
         }
         self.read_empty(unknown, deltas, codec, &mut empty).await?;
-        self.encode_anew(&long, codec).await?;
+        self.encode_anew(&long, deltas, codec).await?;
         Ok(empty)
     }
 
-    /// Replaces blocks whose encoding is much shorter than what is stored. Others come to the next
-    /// limit first, so that a block is not read at each append.
-    async fn encode_anew(&self, blocks: &[CacheKey], codec: &dyn BlockCodec) -> Result<()> {
-        update_many(self, blocks, |_, stored| {
+    /// Replaces the blocks at these places whose encoding is much shorter than what is stored.
+    /// Others come to the next limit first, so that a block is not read at each append.
+    async fn encode_anew(&self, places: &[usize], deltas: &[BlockDelta], codec: &dyn BlockCodec) -> Result<()> {
+        let keys: Vec<CacheKey> = places.iter().map(|at| block_key(&deltas[*at])).collect();
+        let mut blocks = vec![None; keys.len()];
+        update_many(self, &keys, |at, stored| {
             let Some(stored) = stored else { return Ok(None) };
-            let encoded = codec.encode(&codec.decode(stored)?);
+            let block = codec.decode(stored)?;
+            let encoded = codec.encode(&block);
+            blocks[at] = Some(block);
             Ok((encoded.len() <= stored.len() / 4 * 3).then_some(encoded))
         })
-        .await
+        .await?;
+        // What is written as a whole is forgotten. Other commits may have read it since.
+        let mut known = self.known_rows.lock();
+        for (at, block) in places.iter().zip(blocks) {
+            if let Some(block) = block
+                && !known.contains(&deltas[*at])
+            {
+                known.read(&deltas[*at], &block);
+            }
+        }
+        Ok(())
     }
 
     /// Appends to one block. Returns how many of its sequences are live afterwards; `None` if the
@@ -153,10 +170,10 @@ mod tests {
 
     #[test]
     fn a_block_passes_a_limit_each_time_it_has_grown_fourfold() {
-        let passed = |before, after| passes_limit(before, after);
-        assert!(!passed(0, 255) && passed(0, 256) && passed(250, 260));
-        assert!(!passed(256, 1_023) && passed(256, 1_024) && passed(1_000, 1_030));
+        let passed = |before, after| passes_limit(before, after, 40_000);
+        assert!(!passed(0, 1_023) && passed(0, 1_024) && passed(1_000, 1_030));
         assert!(!passed(1_024, 4_095) && passed(4_095, 4_096) && passed(500, 70_000));
         assert!(!passed(16_384, 65_535));
+        assert!(passes_limit(499, 500, 1_000) && !passes_limit(500, 1_999, 1_000) && passes_limit(0, 9_000, 1_000));
     }
 }

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Epoch, from_json, to_json};
 use crate::commit::{CAS_ROUNDS, guard, writes_lost};
-use crate::entry::ChangeEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::CacheKey;
 use crate::sequence::RangeSet;
@@ -56,15 +55,19 @@ pub(crate) struct IntendedBatch {
 pub(crate) struct Positions(Arc<str>);
 
 impl Positions {
-    /// The positions of some entries, in any order.
-    pub(crate) fn of<'a>(entries: impl Iterator<Item = &'a ChangeEntry>) -> Self {
-        let mut positions: Vec<u64> = entries.map(|entry| entry.position().0).collect();
-        if !positions.is_sorted() {
-            positions.sort_unstable();
+    /// Runs in any order, each with its first and last position.
+    pub(crate) fn of(mut runs: Vec<(u64, u64)>) -> Self {
+        if !runs.is_sorted() {
+            runs.sort_unstable();
         }
-        positions.dedup();
-        let runs = positions.chunk_by(|a, b| a.checked_add(1) == Some(*b));
-        Positions::of_runs(runs.filter_map(|run| Some((*run.first()?, *run.last()?))))
+        runs.dedup_by(|next, run| {
+            let is_joined = next.0 <= run.1.saturating_add(1);
+            if is_joined {
+                run.1 = run.1.max(next.1);
+            }
+            is_joined
+        });
+        Positions::of_runs(runs.into_iter())
     }
 
     fn of_runs(runs: impl Iterator<Item = (u64, u64)>) -> Self {
@@ -219,14 +222,10 @@ pub(crate) async fn store(store: &dyn CacheStore, intent: &Intent, known: Versio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::EntryFlags;
-    use crate::sequence::Sequence;
     use proptest::prelude::*;
 
     fn positions(of: &[u64]) -> Positions {
-        let entries: Vec<ChangeEntry> =
-            of.iter().map(|n| ChangeEntry::new(Sequence(*n), "d", "1-a", EntryFlags::default()).unwrap()).collect();
-        Positions::of(entries.iter())
+        Positions::of(of.iter().map(|n| (*n, *n)).collect())
     }
 
     proptest! {
@@ -250,6 +249,7 @@ mod tests {
     #[test]
     fn runs_are_stored_as_what_is_left_out_and_how_many_follow() {
         assert_eq!(&*positions(&[20, 7, 5, 6, 6]).0, "5x3 12");
+        assert_eq!(&*Positions::of(vec![(20, 20), (5, 7), (6, 6), (8, 9)]).0, "5x5 10");
         assert!(positions(&[]).is_empty());
         let damaged = Intent {
             epoch: Epoch::default(),

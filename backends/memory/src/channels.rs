@@ -80,6 +80,10 @@ struct BlockCell {
 
 const _: () = assert!(size_of::<BlockCell>() == 64);
 
+/// A turn is scattered if more than one look-up in so many is a miss. In the order of sequences one
+/// in some hundreds is; in a cold start nearly each one.
+const SCATTERED: usize = 4;
+
 /// See [`ChannelState::last_place`].
 const NO_PLACE: u32 = u32::MAX;
 
@@ -107,12 +111,8 @@ struct Located {
 impl Located {
     fn of(sequence: Sequence, capacity: u32, stable: Sequence) -> Self {
         let (index, offset) = Block::locate(sequence, capacity);
-        Located { sequence, index, offset, is_droppable: is_droppable(index, capacity, stable) }
+        Located { sequence, index, offset, is_droppable: Block::range(index, capacity).last() <= stable }
     }
-}
-
-fn is_droppable(index: BlockIndex, capacity: u32, stable: Sequence) -> bool {
-    Block::range(index, capacity).last() <= stable
 }
 
 /// One commit under way.
@@ -130,14 +130,15 @@ pub(crate) struct Raising {
     touched: Vec<usize>,
     /// States to raise at the end of the turn.
     queued: Vec<LocatedChange>,
-    /// The number of blocks that were looked for in this turn.
-    found: usize,
+    /// The number of blocks that were looked up in this turn.
+    lookups: usize,
     /// The number of those that were not the last ones of their channels.
-    others: usize,
+    misses: usize,
     /// The first error of this turn.
     error: Option<Error>,
-    /// Channel and number of each block whose listing must be looked at.
-    to_list: Vec<(usize, BlockIndex)>,
+    /// Channel and number of each block whose listing must be looked at, and whether the block may
+    /// be dropped from its directory.
+    to_list: Vec<(usize, BlockIndex, bool)>,
     /// Channel and number of blocks that had nothing live at some moment.
     maybe_empty: Vec<(usize, BlockIndex)>,
 }
@@ -171,8 +172,8 @@ impl Raising {
             to_list: Vec::new(),
             maybe_empty: Vec::new(),
             queued: Vec::new(),
-            found: 0,
-            others: 0,
+            lookups: 0,
+            misses: 0,
             error: None,
         }
     }
@@ -188,10 +189,6 @@ impl Raising {
             self.located = Located::of(sequence, self.capacity, self.stable);
         }
         self.located
-    }
-
-    fn is_droppable(&self, index: BlockIndex) -> bool {
-        is_droppable(index, self.capacity, self.stable)
     }
 }
 
@@ -246,8 +243,8 @@ impl Channels {
             self.raise_located(raising, change);
         }
         raising.queued = queued;
-        self.is_scattered = raising.others > raising.found / 4;
-        (raising.found, raising.others) = (0, 0);
+        self.is_scattered = raising.misses * SCATTERED > raising.lookups;
+        (raising.lookups, raising.misses) = (0, 0);
         raising.error.take().map_or(Ok(()), Err)
     }
 
@@ -259,11 +256,11 @@ impl Channels {
             at.raised_by = raising.id;
             raising.touched.push(change.place as usize);
         }
-        raising.found += 1;
+        raising.lookups += 1;
         if at.last == change.index && at.last_place != NO_PLACE {
             return at.last_place;
         }
-        raising.others += 1;
+        raising.misses += 1;
         at.find_block(change.index, raising)
     }
 
@@ -294,14 +291,14 @@ impl Channels {
         let is_listed = cell.listed_at == at.directory_writes && cell.listed_at != NOT_LISTED;
         if own && (is_droppable || !is_listed) && cell.listed_by != raising.id {
             cell.listed_by = raising.id;
-            raising.to_list.push((place as usize, index));
+            raising.to_list.push((place as usize, index, is_droppable));
         }
     }
 
     /// Ends a commit: directories and counters.
     pub(crate) fn finish(&mut self, raising: Raising) -> Result<CommitReceipt> {
-        for (place, index) in &raising.to_list {
-            self.channels[*place].list(*index, raising.is_droppable(*index), raising.version)?;
+        for (place, index, is_droppable) in &raising.to_list {
+            self.channels[*place].list(*index, *is_droppable, raising.version)?;
         }
         for place in &raising.touched {
             self.channels[*place].count(raising.version)?;

@@ -35,18 +35,26 @@ struct Page {
 
 type Slot = (Arc<ChangeEntry>, Version);
 
+/// Whether entries seem to be in many different pages, as in a cold start.
+fn are_scattered(entries: &[Arc<ChangeEntry>]) -> bool {
+    let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return false };
+    first.position().0.abs_diff(last.position().0) > 4 * PAGE
+}
+
 impl Sequences {
-    /// Keeps committed entries, each unless there is a document already. In a cold start the slots
-    /// are mostly not in the processor's caches. Finding them first lets it wait for several at a
-    /// time.
+    /// Keeps committed entries, each unless there is a document already.
     pub(crate) fn insert_all(&mut self, entries: &[Arc<ChangeEntry>], version: Version) {
         let mut slots = std::mem::take(&mut self.slots);
         slots.extend(entries.iter().map(|entry| {
             let n = entry.position().0;
             (self.place(n / PAGE), (n % PAGE) as usize)
         }));
-        for (place, slot) in &slots {
-            std::hint::black_box(self.pages[*place].slots[*slot].is_none());
+        if are_scattered(entries) {
+            // The slots are mostly not in the processor's caches. It waits for several of them at a
+            // time here, but only for one at a time where they are written.
+            for (place, slot) in &slots {
+                std::hint::black_box(self.pages[*place].slots[*slot].is_none());
+            }
         }
         for (entry, (place, slot)) in entries.iter().zip(slots.drain(..)) {
             if !self.raw.is_empty() && self.raw(entry.position().0).is_some() {

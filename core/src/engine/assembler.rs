@@ -35,6 +35,9 @@ const MAX_MARKS: usize = 16_384;
 pub struct Prepared {
     /// What to commit.
     pub batch: WriteBatch,
+    /// The positions of its entries: runs of consecutive ones, each with its first and last, in the
+    /// order in which they came.
+    pub positions: Vec<(u64, u64)>,
     /// What to store before the publication, if anything.
     pub list: Option<MissingList>,
     /// What to publish when it and all before it are committed.
@@ -65,6 +68,8 @@ pub struct Assembler {
     /// Collections of the entries so far, without the default one.
     collections: BTreeSet<CollectionId>,
     entries: Vec<Arc<ChangeEntry>>,
+    /// Their positions, as [`Prepared::positions`].
+    positions: Vec<(u64, u64)>,
     /// In how many channels they are, added up.
     memberships: usize,
     late: Vec<LateEntry>,
@@ -108,6 +113,7 @@ impl Assembler {
             listed: Arc::default(),
             collections: BTreeSet::new(),
             entries: Vec::new(),
+            positions: Vec::new(),
             memberships: 0,
             late: Vec::new(),
             principals: Vec::new(),
@@ -349,6 +355,11 @@ impl Assembler {
     fn store(&mut self, entry: ChangeEntry, arrival: Arrival, is_early: bool) {
         let entry = Arc::new(entry);
         self.stats.cached += 1;
+        let position = entry.position().0;
+        match self.positions.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(position) => *last = position,
+            _ => self.positions.push((position, position)),
+        }
         self.memberships += entry.channels().len();
         if !entry.collection().is_default() {
             self.collections.insert(entry.collection());
@@ -644,6 +655,7 @@ impl Assembler {
                 stable: self.clock.stable,
                 listed: self.listed.clone(),
             },
+            positions: std::mem::take(&mut self.positions),
             list,
             publication: Publication {
                 pointers: Vec::new(),

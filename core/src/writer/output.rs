@@ -71,7 +71,7 @@ impl Writer {
         if self.assembler.sequencer().holds() {
             self.assembler.set_delivered(self.partitions.and_then(|partitions| self.tracker.delivered(partitions)));
         }
-        let Prepared { batch, list, mut publication } = self.assembler.prepare(position, self.now());
+        let Prepared { batch, positions, list, mut publication } = self.assembler.prepare(position, self.now());
         if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {
             self.floors.remember(&checkpoint.position, checkpoint.floor);
         }
@@ -84,7 +84,7 @@ impl Writer {
         let (term, codec, is_confirmed) = (self.clock.value.epoch, self.codec.clone(), self.may_find_unpublished());
         self.has_committed_all |= self.caught_up_at.is_some();
         let commit = async move {
-            intents.add(number, Positions::of(batch.entries.iter().map(Arc::as_ref)));
+            intents.add(number, Positions::of(positions));
             let attempt = || async {
                 // First: readers do not find an entry of a collection that is not registered.
                 if let Some(collections) = &collections {

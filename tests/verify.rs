@@ -291,6 +291,28 @@ async fn a_block_that_is_gone_is_found() {
     assert_found(&checked(&store).await, Problem::Missing, &block_key("A", 1));
 }
 
+/// The new block names only what came since, and half of the documents are in no other channel.
+#[tokio::test]
+async fn rows_of_a_star_block_that_was_lost_and_made_anew_are_restored() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let lines: Vec<String> = (1..=60).map(|n| format!("{n} n{n}{}", if n % 2 == 0 { " +A" } else { "" })).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    // More batches than the ring has records.
+    let config = config().with_batch(1);
+    let write = async |lines: &[&str]| {
+        let feed = Arc::new(MemoryFeed::new("first", mutations(lines)));
+        let node = WriterNode::new(store.clone(), feed).with_decoder(Arc::new(Notation)).with_config(config.clone());
+        node.run(std::future::pending()).await.unwrap();
+    };
+    write(&lines[..30]).await;
+    store.remove(&block_key("*", 0), None).await.unwrap();
+    write(&lines).await;
+    assert_eq!(shown(&store, "*").await.len(), 30);
+    assert_found(&checked(&store).await, Problem::WrongState, &block_key("*", 0));
+    assert_clean(&repaired(&store).await.left, "repaired");
+    assert_eq!(shown(&store, "*").await.len(), 60);
+}
+
 #[tokio::test]
 async fn a_channel_without_a_counter_is_found() {
     let store = cache().await;

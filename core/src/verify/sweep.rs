@@ -14,7 +14,7 @@ use super::pointers::Pointers;
 use super::rules::{Marks, Met, Newest, Revision};
 use super::window::{Facts, Stored, Window};
 use crate::batch::{entry_marks, entry_states};
-use crate::block::Block;
+use crate::block::{Block, BlockState};
 use crate::channel::{Channel, ChannelMap};
 use crate::directory::Directory;
 use crate::entry::ChangeEntry;
@@ -355,9 +355,10 @@ impl<'p, 'a> Sweep<'p, 'a> {
         window.ask(recorded.map(|(sequence, _)| *sequence));
         while !channels.is_empty() {
             self.load(&mut window, &channels).await?;
-            let asked = window.take_asked();
-            for page in asked.chunks(scan::PAGE) {
-                self.read(&mut window, page).await?;
+            self.read_asked(&mut window).await?;
+            if self.lacks_rows(&window) {
+                window.ask_all();
+                self.read_asked(&mut window).await?;
             }
             channels =
                 window.cells.iter().filter(|(_, cell)| cell.stored.is_none()).map(|(channel, _)| channel.clone()).collect();
@@ -369,6 +370,26 @@ impl<'p, 'a> Sweep<'p, 'a> {
             }
         });
         self.settle(window).await
+    }
+
+    async fn read_asked(&mut self, window: &mut Window) -> Result<()> {
+        for page in window.take_asked().chunks(scan::PAGE) {
+            self.read(window, page).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the block of a star channel lacks a row that belongs into it. The store may have lost
+    /// the block, and a later commit may have made it anew: then it may lack others, too, that
+    /// nothing else names.
+    fn lacks_rows(&self, window: &Window) -> bool {
+        self.stars.iter().filter_map(|star| window.cells.get(star)).any(|cell| {
+            let Some(Stored::Block(block)) = &cell.stored else { return false };
+            let is_lacking = |(offset, _): (u32, BlockState)| {
+                block.get(offset) == BlockState::Absent && self.pass.is_required(window.sequence(offset))
+            };
+            cell.own.iter().any(is_lacking)
+        })
     }
 
     /// Reads the blocks of these channels, and asks for the documents of what they name.
@@ -390,8 +411,7 @@ impl<'p, 'a> Sweep<'p, 'a> {
                     let named: Vec<Sequence> = block.iter().map(|(offset, _)| window.sequence(offset)).collect();
                     window.ask(named);
                 } else if channel.is_star() && self.may_be_lost(channel, &stored, index, others_list(channel, channels)) {
-                    let (first, last) = (window.range.first().0, window.range.last().0);
-                    window.ask((first..=last).map(Sequence));
+                    window.ask_all();
                 }
                 window.cell(channel).stored = Some(stored);
             }

@@ -140,6 +140,12 @@ impl Window {
         }
     }
 
+    /// Asks for the documents of all sequences.
+    pub(super) fn ask_all(&mut self) {
+        let (first, last) = (self.range.first().0, self.range.last().0);
+        self.ask((first..=last).map(Sequence));
+    }
+
     /// What was asked for and not read, highest first.
     pub(super) fn take_asked(&mut self) -> Vec<Sequence> {
         let mut asked = std::mem::take(&mut self.to_read);

@@ -94,7 +94,7 @@ impl Truth {
                 truth.answers.push(RecordedAnswer {
                     marker,
                     keyspace: line.keyspace.as_deref().map(str::parse).transpose()?,
-                    question: Question::of(&request, marker),
+                    question: Question::of(&request),
                     request: request.to_string(),
                     status: line.status.unwrap_or_default(),
                     response: line.response.unwrap_or_default(),
@@ -121,7 +121,7 @@ impl Question {
         }
     }
 
-    fn of(request: &Value, marker: u32) -> Question {
+    fn of(request: &Value) -> Question {
         if request["as"] != "admin" {
             return Question::Other("asked as a user: the service's part");
         }
@@ -136,7 +136,7 @@ impl Question {
             Some(other) => Some(other.to_string()),
             None => None,
         };
-        if parameters.contains_key("feed") || marker > 4 {
+        if parameters.contains_key("feed") {
             return Question::Other("longpoll or continuous: the service's part");
         }
         if parameters.contains_key("doc_ids") {

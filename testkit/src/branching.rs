@@ -221,7 +221,7 @@ impl Place {
     }
 
     fn has_more(&self, partition: &Partition) -> bool {
-        self.at.uuid != partition.log[0].0 || self.at.seqno < partition.high() || self.returning.is_some()
+        !self.is_told || self.at.uuid != partition.log[0].0 || self.at.seqno < partition.high() || self.returning.is_some()
     }
 }
 

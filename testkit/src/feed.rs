@@ -47,6 +47,7 @@ macro_rules! feed_cases {
             everything_comes_from_the_beginning
             a_partition_comes_in_the_order_of_its_seqnos
             a_rollback_comes_to_an_end
+            a_history_is_told_before_anything_else
             an_event_keeps_to_what_is_declared
             a_feed_opens_again_and_gives_the_same
             a_dropped_stream_closes_the_feed
@@ -173,6 +174,52 @@ pub async fn a_rollback_comes_to_an_end(feed: AFeed) {
             }
         }
         assert!(returning.is_empty(), "rollbacks without an end: {returning:?}");
+    }
+}
+
+/// Of each partition of a feed that tells histories, whenever it is opened, and after a rollback:
+/// from the beginning, and from the end.
+pub async fn a_history_is_told_before_anything_else(feed: AFeed) {
+    let batches = all(&feed).await;
+    let mut tracker = PositionTracker::default();
+    let mut partitions = BTreeSet::new();
+    for event in batches.iter().flat_map(|batch| &batch.events) {
+        tracker.observe(event);
+        if let FeedEvent::PartitionState { partition, .. } = event {
+            partitions.insert(*partition);
+        }
+    }
+    if partitions.is_empty() {
+        return;
+    }
+    let mut starts = vec![FeedStart::Beginning];
+    if feed.info().capabilities.positions {
+        starts.push(FeedStart::At(tracker.position()));
+    }
+    for start in starts {
+        let stream = feed.open(start.clone()).await.must("open");
+        let (mut told, mut current) = (BTreeSet::new(), BTreeSet::new());
+        for event in drain(&feed, stream).await.into_iter().flat_map(|batch| batch.events) {
+            let partition = match event {
+                FeedEvent::PartitionState { partition, .. } => {
+                    told.insert(partition);
+                    current.insert(partition);
+                    continue;
+                }
+                FeedEvent::Rollback { partition, .. } => {
+                    current.remove(&partition);
+                    continue;
+                }
+                FeedEvent::Mutation(m) => m.partition,
+                FeedEvent::SnapshotStart { partition, .. }
+                | FeedEvent::SeqnoAdvanced { partition, .. }
+                | FeedEvent::Unordered { partition }
+                | FeedEvent::RollbackEnded { partition } => partition,
+                _ => continue,
+            };
+            assert!(current.contains(&partition), "{partition:?}: an event before its history, opened at {start:?}");
+        }
+        assert_eq!(told, partitions, "the partitions whose history was told, opened at {start:?}");
     }
 }
 

@@ -1,8 +1,9 @@
 //! Caches of every format version are read, checked, and continued.
 //!
 //! `testdata/formats/vN.json.gz` holds all documents of a small cache by their canonical keys,
-//! `vN-building.json.gz` those of one that is being built. Those of an earlier version were written
-//! by the last build that wrote it; those of this version are written by
+//! `vN-building.json.gz` those of one that is being built, and `v3-log.json.gz` those of one whose
+//! blocks a store has appended to. Those of an earlier version were written by the last build that
+//! wrote it; those of this version are written by
 //! `SLUICEGATE_WRITE_FORMAT=1 cargo test --test formats`.
 
 #![cfg(all(feature = "memory", feature = "replay"))]
@@ -19,7 +20,7 @@ use futures::StreamExt as _;
 use parking_lot::Mutex;
 use sluicegate::changes::ChangesOptions;
 use sluicegate::core::batch::Checkpoint;
-use sluicegate::core::block::{Adaptive, Log};
+use sluicegate::core::block::{Adaptive, Block, BlockCodec, BlockState, Log, codec_named};
 use sluicegate::core::clock::FORMAT_VERSION;
 use sluicegate::core::feed::{FeedCapabilities, FeedIdentity, FeedInfo};
 use sluicegate::core::meta::Meta;
@@ -61,6 +62,29 @@ impl Shelf {
             None => drop(documents.remove(&name)),
         }
         Ok((told, version))
+    }
+
+    /// The names and values of all blocks.
+    fn blocks(&self) -> Vec<(String, Bytes)> {
+        let shelf = self.0.lock();
+        let blocks = shelf.0.iter().filter(|(name, _)| name.contains(":block["));
+        blocks.map(|(name, found)| (name.clone(), found.value.clone())).collect()
+    }
+
+    /// Replaces each block by what it is in a store that appends to blocks: half of its states,
+    /// and the others behind them.
+    fn append_to_blocks(&self, codec: &dyn BlockCodec) {
+        for (name, bytes) in self.blocks() {
+            let states: Vec<(u32, BlockState)> = codec.decode(&bytes).unwrap().iter().collect();
+            let (first, rest) = states.split_at(states.len() / 2);
+            let mut block = Block::new(codec.capacity());
+            for (offset, state) in first {
+                block.raise(*offset, *state);
+            }
+            let appended = codec.encode_append(rest).unwrap();
+            let value = [&codec.encode(&block)[..], &[0; 8], &appended].concat().into();
+            self.0.lock().0.get_mut(&name).unwrap().value = value;
+        }
     }
 
     /// All documents: text as it is, other values in hexadecimal.
@@ -318,6 +342,9 @@ async fn a_cache_of_this_version_can_be_written_down() {
     for (name, codec) in [("v3", Adaptive::NAME), ("v3-log", Log::NAME)] {
         let shelf = Arc::new(Shelf::default());
         write(shelf.clone(), FORMAT_VERSION, codec, &recorded(FORMAT_VERSION, HELD)).await;
+        if codec == Log::NAME {
+            shelf.append_to_blocks(codec_named(codec, config().block_capacity).unwrap().as_ref());
+        }
         let missing = ["_cache:_missing:[0]", "_cache:_missing:[1]", r#"\"base\":"#];
         let codec = format!(r#"\"codec\":\"{codec}\""#);
         write_down(
@@ -421,4 +448,8 @@ async fn a_cache_of_version_2_is_read_and_gone_on_with() {
 async fn a_cache_of_version_3_is_read_and_gone_on_with() {
     a_cache_is_read_and_gone_on_with(3, "v3").await;
     a_cache_is_read_and_gone_on_with(3, "v3-log").await;
+    let codec = codec_named(Log::NAME, config().block_capacity).unwrap();
+    let blocks = Shelf::of(&path("v3-log")).blocks();
+    let is_appended = |bytes: &Bytes| codec.encode(&codec.decode(bytes).unwrap()).len() < bytes.len();
+    assert!(blocks.len() > 100 && blocks.iter().all(|(_, bytes)| is_appended(bytes)), "{} blocks", blocks.len());
 }

@@ -24,7 +24,7 @@ async fn with_replica() -> (RedisServer, RedisServer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_waits_for_its_replica() {
-    for seed in 110..112 {
+    for seed in [110, 113] {
         let load = Arc::new(Load::new(seed, 300).await);
         let (master, replica) = with_replica().await;
         let url = format!("{}?wait_replicas=1&timeout_ms=1000", master.url());

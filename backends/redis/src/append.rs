@@ -10,16 +10,18 @@ use crate::link::{Answer, Commands, Effect};
 use crate::rows::Live;
 use crate::{RedisStore, VERSION, failed, unexpected};
 
-/// The highest first limit.
+/// Upper bound for the first limit, in bytes.
 const FIRST_LIMIT: usize = 1_024;
 
-/// Whether an append makes a block reach one of the limits at which it is encoded anew. The first is
-/// twice the longest bitmap, or lower for long blocks; each of the others is four times the one
-/// before.
-fn passes_limit(before: usize, after: usize, capacity: u32) -> bool {
-    let first = (capacity as usize / 2).clamp(1, FIRST_LIMIT);
-    let limits = std::iter::successors(Some(first), |limit| limit.checked_mul(4));
-    limits.take_while(|limit| *limit <= after).any(|limit| before < limit)
+/// Whether a block is encoded anew after an append. It is when it reaches a limit. The first limit
+/// is twice the longest bitmap, and at most [`FIRST_LIMIT`]; each of the others is four times the
+/// one before. The answer to an append that reaches a limit may be lost. So a block is also encoded
+/// anew after each append while it is longer than eight times the longest bitmap: its encoding is
+/// much shorter then.
+fn must_encode(before: usize, after: usize, capacity: u32) -> bool {
+    let capacity = (capacity as usize).max(2);
+    let limits = std::iter::successors(Some((capacity / 2).min(FIRST_LIMIT)), |limit| limit.checked_mul(4));
+    after > (2 * capacity).max(FIRST_LIMIT) || limits.take_while(|limit| *limit <= after).any(|limit| before < limit)
 }
 
 /// What is appended to one block.
@@ -71,7 +73,7 @@ impl RedisStore {
     }
 
     /// Evaluates the answers to [`queue_appends`](Self::queue_appends). Returns the indexes of
-    /// blocks without live rows. Blocks that have passed a limit are encoded anew.
+    /// blocks without live rows. Blocks that have reached a limit are encoded anew.
     ///
     /// # Errors
     /// `Corrupt`, naming the key, for a block that cannot be read; what the store says.
@@ -83,23 +85,31 @@ impl RedisStore {
         codec: &dyn BlockCodec,
     ) -> Result<Vec<usize>> {
         let (mut empty, mut unknown, mut long, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut failure = None;
         {
             let mut known = self.known_rows.lock();
             for (at, ((delta, append), answer)) in deltas.iter().zip(appends).zip(answers).enumerate() {
-                let key = || block_key(delta);
-                let answer = answer.map_err(|e| failed(e, Effect::Write, "append", &key()))?;
                 let length = match answer {
-                    Value::Int(length) => usize::try_from(length).ok(),
-                    _ => None,
+                    Ok(Value::Int(length)) => Ok(length as usize),
+                    Ok(other) => Err(unexpected(&other).with_context("key", block_key(delta))),
+                    Err(e) => Err(failed(e, Effect::Write, "append", &block_key(delta))),
                 };
-                let length = length.ok_or_else(|| unexpected(&answer).with_context("key", key()))?;
+                let length = match length {
+                    Ok(length) => length,
+                    Err(e) => {
+                        // It may have been appended or not.
+                        known.forget(&block_key(delta));
+                        failure.get_or_insert(e);
+                        continue;
+                    }
+                };
                 let before = length.saturating_sub(append.bytes.len());
-                if passes_limit(before, length, codec.capacity()) {
+                if must_encode(before, length, codec.capacity()) {
                     long.push(at);
                 }
                 let is_gone = before == 0 && !append.is_new;
                 if is_gone {
-                    gone.push(key());
+                    gone.push(block_key(delta));
                 }
                 if is_gone || before == 0 && !known.contains(delta) {
                     known.found(delta, true);
@@ -116,12 +126,19 @@ impl RedisStore {
                 store = self.target.name,
                 key = %key,
                 blocks = gone.len(),
-                "blocks that this process has written were gone from the server, and have been made anew; rows stored in them before \
-                 are lost unless somebody removed the blocks on purpose: run `sluicegate verify --repair`"
+                "blocks that this process has read or written were gone from the server, and have been made anew; unless somebody \
+                 removed them on purpose, rows stored in them before are missing: stop the writer and run `sluicegate verify --repair`"
             );
         }
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
         self.read_empty(unknown, deltas, codec, &mut empty).await?;
-        self.encode_anew(&long, deltas, codec).await?;
+        match self.encode_anew(&long, deltas, codec).await {
+            // All is stored; the blocks stay longer than they must be.
+            Err(e) if e.is_retryable() => tracing::debug!(store = self.target.name, error = %e, "blocks are not encoded anew"),
+            encoded => encoded?,
+        }
         Ok(empty)
     }
 
@@ -138,7 +155,7 @@ impl RedisStore {
             Ok((encoded.len() <= stored.len() / 4 * 3).then_some(encoded))
         })
         .await?;
-        // What is written as a whole is forgotten. Other commits may have read it since.
+        // `update_many` has removed the blocks that it wrote from `known_rows`.
         let mut known = self.known_rows.lock();
         for (at, block) in places.iter().zip(blocks) {
             if let Some(block) = block
@@ -169,11 +186,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_passes_a_limit_each_time_it_has_grown_fourfold() {
-        let passed = |before, after| passes_limit(before, after, 40_000);
-        assert!(!passed(0, 1_023) && passed(0, 1_024) && passed(1_000, 1_030));
-        assert!(!passed(1_024, 4_095) && passed(4_095, 4_096) && passed(500, 70_000));
-        assert!(!passed(16_384, 65_535));
-        assert!(passes_limit(499, 500, 1_000) && !passes_limit(500, 1_999, 1_000) && passes_limit(0, 9_000, 1_000));
+    fn a_block_is_encoded_anew_at_each_limit_and_while_it_is_far_too_long() {
+        let is_encoded = |before, after| must_encode(before, after, 40_000);
+        assert!(!is_encoded(0, 1_023) && is_encoded(0, 1_024) && is_encoded(1_000, 1_030));
+        assert!(!is_encoded(1_024, 4_095) && is_encoded(4_095, 4_096) && is_encoded(500, 70_000));
+        assert!(!is_encoded(16_384, 65_535) && !is_encoded(70_000, 80_000) && is_encoded(79_990, 80_001));
+        assert!(must_encode(499, 500, 1_000) && !must_encode(500, 1_999, 1_000) && must_encode(2_010, 2_020, 1_000));
+        assert!(!must_encode(50, 60, 1) && must_encode(1_030, 1_040, 1));
     }
 }

@@ -149,6 +149,10 @@ impl Link {
 
     /// Sends all commands and gives the answer to each, in their order. Those of one slot are executed in their order.
     pub(crate) async fn run(&self, commands: Commands, effect: Effect) -> Vec<Answer> {
+        if commands.0.is_empty() {
+            // The client refuses an empty pipeline, as if the connection were lost.
+            return Vec::new();
+        }
         self.commands.fetch_add(commands.0.len() as u64, Ordering::Relaxed);
         self.round_trips.fetch_add(1, Ordering::Relaxed);
         let bytes: u64 = commands.0.iter().map(|(_, command)| encoded_length(command)).sum();

@@ -143,7 +143,8 @@ impl Unmarked {
 }
 
 /// What is known of the blocks of a cache. It is a hint: it may take a row for live that another
-/// writer superseded.
+/// writer has superseded, or a commit while the block was being read. Then nobody is told that the
+/// block is empty, and its channel's directory goes on to list it.
 #[derive(Debug)]
 pub(crate) struct KnownRows {
     /// Of the blocks that were written lately.

@@ -8,11 +8,28 @@ use rand_chacha::ChaCha8Rng;
 use sluicegate_core::{CacheKey, CacheStore as _, ErrorKind, Status};
 use sluicegate_test_servers::RedisServer;
 
+use crate::pages::batch;
 use crate::support::load::Load;
 use crate::support::proxy::{Proxy, Way};
 use crate::support::{block, disturbed, namespace, open, server, some_moment, until};
 
 const OPTIONS: &str = "timeout_ms=250&connect_timeout_ms=250";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_keep_their_connections() {
+    let server = block(RedisServer::start);
+    let store = open(&server.url()).await;
+    let received = || -> u64 {
+        let stats = block(|| server.cli(&["INFO", "stats"]));
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.expect("a count of connections").trim().parse().unwrap()
+    };
+    let before = received();
+    for n in 0..20 {
+        store.commit(&batch("d", &[8 + n])).await.unwrap();
+    }
+    assert_eq!(received(), before + 1, "but for the one that asks");
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_network_costs_time_and_nothing_else() {

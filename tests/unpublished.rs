@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluicegate::batch::BlockDelta;
@@ -12,8 +13,8 @@ use sluicegate::feed::MutationKind;
 use sluicegate::pointer::Supersession;
 use sluicegate::verify::{Finding, Problem, RepairOptions, VerifyOptions, repair, verify};
 use sluicegate::{
-    BlockIndex, CacheKey, CacheStore, Channel, ErrorKind, GatewayDecoder, Mutation, PartitionId, ReaderConfig, ReaderNode,
-    Result, Sequence, Writer, WriterConfig,
+    BlockIndex, CacheKey, CacheStore, Channel, ErrorKind, FeedEvent, GatewayDecoder, Mutation, PartitionId, PartitionSeqno,
+    ReaderConfig, ReaderNode, Result, Sequence, Writer, WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
 use sluicegate_testkit::PausingFeed;
@@ -323,6 +324,131 @@ async fn a_row_whose_entry_was_not_stored_breaks_no_request() {
                 let answer = reader.changes(&[channel], &options).await.unwrap().answer();
                 let keys: Vec<&str> = answer.rows.iter().map(|row| row.entry.key()).collect();
                 assert_eq!(keys, expected, "{supersession:?}, {delivery:?}");
+            }
+        }
+    }
+}
+
+/// A commit that is cut off before its documents are stored, and documents that come with its
+/// sequences after the vbucket has lost it.
+struct Reused {
+    name: &'static str,
+    base: Vec<Mutation>,
+    cut_off: Vec<Mutation>,
+    /// The partition that goes back, and to where.
+    rollback: (u16, u64),
+    after: Vec<Mutation>,
+    /// What channel `a` shows.
+    shown: Vec<Row>,
+}
+
+/// The mutation with its CAS as seqno of this partition.
+fn at(partition: u16, mutation: Mutation) -> Mutation {
+    Mutation { partition: PartitionId(partition), seqno: PartitionSeqno(mutation.cas >> 16), ..mutation }
+}
+
+fn reused() -> Vec<Reused> {
+    let (a, b) = (json!({"a": null}), json!({"b": null}));
+    let left = |rev: &str| json!({"a": {"seq": 3, "rev": rev}});
+    let other = |n: u64| at(2, document(&format!("x{n}"), 1, n, &[n], &b));
+    let row = |sequence, key: &str, removed| (sequence, key.to_owned(), removed);
+    vec![
+        Reused {
+            name: "present, then removed",
+            base: vec![at(1, document("d", 1, 1, &[1], &a)), other(2)],
+            cut_off: vec![at(0, document("e", 1, 3, &[3], &a))],
+            rollback: (0, 0),
+            after: vec![at(1, document("d", 2, 3, &[1, 3], &left("2-3"))), other(4)],
+            shown: vec![row(3, "d", true)],
+        },
+        Reused {
+            name: "removed, then present",
+            base: vec![at(0, document("e", 1, 1, &[1], &a)), other(2)],
+            cut_off: vec![at(0, document("e", 2, 3, &[1, 3], &left("2-3")))],
+            rollback: (0, 1),
+            after: vec![at(1, document("d", 1, 3, &[3], &a)), other(4)],
+            shown: vec![row(1, "e", false), row(3, "d", false)],
+        },
+        Reused {
+            name: "a departure, then present",
+            base: vec![at(0, document("e", 1, 1, &[1], &a)), other(2)],
+            cut_off: vec![at(0, document("e", 3, 4, &[1, 3, 4], &json!({"a": {"seq": 3, "rev": "2-3"}, "b": null})))],
+            rollback: (0, 1),
+            after: vec![at(1, document("d", 1, 3, &[3], &a)), other(4)],
+            shown: vec![row(1, "e", false), row(3, "d", false)],
+        },
+        Reused {
+            name: "many of another channel",
+            base: vec![other(1), other(2)],
+            cut_off: (3..33).map(|n| at(0, document(&format!("e{n}"), 1, n, &[n], &a))).collect(),
+            rollback: (0, 0),
+            after: (3..33).map(other).chain([at(1, document("d", 1, 33, &[33], &a))]).collect(),
+            shown: vec![row(33, "d", false)],
+        },
+    ]
+}
+
+/// The rows of channel `a` in pages of `limit`, up to the first page without a row.
+async fn pages(store: &Arc<dyn CacheStore>, limit: usize) -> Vec<Row> {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut options = ChangesOptions::new().delivery(Delivery::Strict).limit(limit);
+    let mut shown = Vec::new();
+    loop {
+        let answer = reader.changes(&[Channel::new("a").unwrap()], &options).await.unwrap().answer();
+        if answer.rows.is_empty() {
+            return shown;
+        }
+        shown.extend(answer.rows.iter().map(|row| (row.id.sequence.0, row.entry.key().to_owned(), !row.removed.is_empty())));
+        options = options.since(answer.last.sequence);
+    }
+}
+
+async fn process(writer: &mut Writer, mutations: Vec<Mutation>) -> Result<()> {
+    writer.process(mutations.into_iter().map(FeedEvent::Mutation).collect::<Vec<_>>().into()).await?;
+    writer.flush().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn states_without_a_document_hide_no_document_that_gets_their_sequence() {
+    let open = async |store: Arc<dyn CacheStore>, supersession| {
+        let text = r#"{"hold_first_read": false, "gather_rollbacks_ms": 0, "block_capacity": 64}"#;
+        let config = serde_json::from_str::<WriterConfig>(text).unwrap().with_supersession(supersession);
+        Writer::alone(store, Arc::new(GatewayDecoder::default()), "cut off", config).await.unwrap()
+    };
+    for supersession in [Supersession::Recents, Supersession::Pointers] {
+        for (restarts, case) in (0..3).flat_map(|restarts| reused().into_iter().map(move |case| (restarts, case))) {
+            let what = format!("{}, {supersession:?}, {restarts} restarts", case.name);
+            let Reused { base, cut_off, rollback, after, shown, .. } = case;
+            let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
+            process(&mut open(store.clone(), supersession).await, base).await.unwrap();
+
+            let held = Arc::new(FaultStore::new(store.clone(), 1, Faults::none()));
+            let mut killed = open(held.clone(), supersession).await;
+            let sequences: Vec<Sequence> = cut_off.iter().map(|mutation| Sequence(mutation.cas >> 16)).collect();
+            let pauses: Vec<_> = (1..=100).map(|nth| held.pause_at_write(Step::SequenceDocuments, nth)).collect();
+            // The clock goes on when nothing else can.
+            let waited = tokio::time::timeout(Duration::from_secs(1), process(&mut killed, cut_off)).await;
+            assert!(waited.is_err(), "{what}: the commit waits for its documents");
+            drop(killed);
+            drop(pauses);
+            assert!(store.entries(&sequences).await.unwrap().iter().all(Option::is_none), "{what}");
+
+            let mut writer = open(store.clone(), supersession).await;
+            let (partition, to) = (PartitionId(rollback.0), PartitionSeqno(rollback.1));
+            let events = vec![FeedEvent::Rollback { partition, to }, FeedEvent::RollbackEnded { partition }, FeedEvent::CaughtUp];
+            writer.process(events.into()).await.unwrap();
+            writer.flush().await.unwrap();
+            for nth in 0..restarts {
+                writer = open(store.clone(), supersession).await;
+                let elsewhere = at(2, document(&format!("z{nth}"), 1, 40 + nth, &[40 + nth], &json!({"z": null})));
+                process(&mut writer, vec![elsewhere]).await.unwrap();
+            }
+            for mutation in after {
+                process(&mut writer, vec![mutation]).await.unwrap();
+            }
+            writer.finish().await.unwrap();
+            for limit in [1, 3, 100] {
+                assert_eq!(pages(&store, limit).await, shown, "{what}, pages of {limit}");
             }
         }
     }

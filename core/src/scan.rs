@@ -2,6 +2,11 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "runtime")]
+use bytes::Bytes;
+
+#[cfg(feature = "runtime")]
+use crate::batch::entry_states;
 use crate::block::{Block, BlockCodec, BlockState};
 use crate::channel::Channel;
 use crate::collections::Collections;
@@ -13,6 +18,8 @@ use crate::key::{BlockIndex, CacheKey};
 use crate::retry;
 use crate::sequence::{RangeSet, Sequence, SequenceRange};
 use crate::store::CacheStore;
+#[cfg(feature = "runtime")]
+use crate::store::Versioned;
 
 /// Sequence documents read at once.
 pub(crate) const PAGE: usize = 512;
@@ -141,25 +148,41 @@ pub async fn state<S: CacheStore + ?Sized>(
     Ok(block(store, codec, channel, index).await?.get(offset))
 }
 
-/// Whether a position is marked as superseded in any of these channels.
+/// The states of a position in some channels.
+///
+/// # Errors
+/// As [`directory`].
 #[cfg(feature = "runtime")]
-pub(crate) async fn is_marked<S: CacheStore + ?Sized>(
+pub(crate) async fn states<S: CacheStore + ?Sized>(
     store: &S,
     codec: &dyn BlockCodec,
     channels: impl IntoIterator<Item = &Channel>,
     position: Sequence,
-) -> Result<bool> {
+) -> Result<Vec<BlockState>> {
     let (index, offset) = Block::locate(position, codec.capacity());
     let keys: Vec<CacheKey> = channels.into_iter().map(|channel| CacheKey::Block(channel.clone(), index)).collect();
-    for (key, found) in keys.iter().zip(store.get_many(&keys).await?) {
-        if let Some(found) = found {
-            let block = codec.decode(&found.value).map_err(|e| e.with_context("key", key))?;
-            if block.get(offset) == BlockState::Superseded {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
+    let found = store.get_many(&keys).await?;
+    let state = |(key, found): (&CacheKey, Option<Versioned<Bytes>>)| match found {
+        Some(found) => codec.decode(&found.value).map(|block| block.get(offset)).map_err(|e| e.with_context("key", key)),
+        None => Ok(BlockState::Absent),
+    };
+    keys.iter().zip(found).map(state).collect()
+}
+
+/// Whether states are stored at the position of an entry, in its channels, that are not its own.
+///
+/// # Errors
+/// As [`directory`].
+#[cfg(feature = "runtime")]
+pub(crate) async fn has_other_states<S: CacheStore + ?Sized>(
+    store: &S,
+    codec: &dyn BlockCodec,
+    entry: &ChangeEntry,
+) -> Result<bool> {
+    let mut own = Vec::new();
+    entry_states(entry, |change| own.push((change.channel, change.state)));
+    let stored = states(store, codec, own.iter().map(|(channel, _)| *channel), entry.position()).await?;
+    Ok(stored.iter().zip(&own).any(|(stored, (_, own))| *stored as u8 & !(*own as u8) != 0))
 }
 
 /// Whether the star channel of any collection shows a sequence.

@@ -146,8 +146,9 @@ impl Node {
     }
 
     /// Live rows of a channel below its tail; and whether they are all, rather than as many as the
-    /// limit needs, not counting rows of documents that have newer ones `above`. What is missing by
-    /// the cut is left out: it has not been announced.
+    /// limit needs, not counting rows of documents that have newer ones `above`, nor entries that are
+    /// not in the channel, which are left out. What is missing by the cut is left out: it has not
+    /// been announced.
     async fn read_rows(
         &self,
         channel: &Channel,
@@ -158,7 +159,9 @@ impl Node {
     ) -> Result<(Vec<Row>, bool)> {
         let limit = options.limit.unwrap_or(usize::MAX);
         let counts = |entry: &ChangeEntry, state: BlockState| {
-            (!options.active_only || state == BlockState::Present && !entry.is_deleted()) && !has_newer(above, entry)
+            (!options.active_only || state == BlockState::Present && !entry.is_deleted())
+                && !has_newer(above, entry)
+                && entry.membership(channel).is_some()
         };
         let mut counted = (0, 0);
         let mut complete = true;

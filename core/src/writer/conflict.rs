@@ -155,7 +155,7 @@ impl Writer {
             Item::Decoded(_, _, Decoded::Document(document)) => {
                 // Most documents of a new bucket name nothing.
                 self.accounted(document).is_some()
-                    || self.may_be_marked(document)
+                    || self.may_have_states(document)
                     || (document.earlier().next().is_some() || !pointers.is_empty()) && self.names_conflict(document, pointers)
             }
             Item::Decoded(_, _, Decoded::Foreign(document)) => self.names_conflict(document, pointers),
@@ -195,7 +195,7 @@ impl Writer {
         let Decoded::Document(document) = decoded else { return Ok(()) };
         let number = match self.accounted(document) {
             Some(number) => number,
-            None if self.remove_unpublished_marks(document).await? => document.entry.sequence(),
+            None if self.remove_unpublished_states(document).await? => document.entry.sequence(),
             None => return Ok(()),
         };
         self.store_again(document, conflicts).await?;
@@ -349,6 +349,13 @@ impl Writer {
         for slot in 0..Sequence::SLOTS {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
+                // A commit that was cut off may have stored states, and no document.
+                if slot == 0
+                    && self.assembler.sequencer().is_readmitted(position)
+                    && self.remove_unpublished_states(document).await?
+                {
+                    continue;
+                }
                 if free.is_none() {
                     match self.named(&document.entry, position).await? {
                         Named::Another => {}

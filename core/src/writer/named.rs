@@ -78,46 +78,47 @@ impl Writer {
     /// Whether a position is marked as superseded in one of the channels of `entry`.
     async fn is_marked(&mut self, entry: &ChangeEntry, position: Sequence) -> Result<bool> {
         let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
-        let attempt = || scan::is_marked(store, codec, entry.channels().iter().map(|change| &change.channel), position);
-        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+        let attempt = || scan::states(store, codec, entry.channels().iter().map(|change| &change.channel), position);
+        let states = attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?;
+        Ok(states.contains(&BlockState::Superseded))
     }
 
-    /// Whether a killed writer may have left marks on the position of a document that is new.
+    /// Whether a killed writer may have left states at the position of a document that is new: the
+    /// position is near a shared sequence, or it was in a commit that was cut off.
     #[inline]
-    pub(super) fn may_be_marked(&self, document: &DecodedDocument) -> bool {
-        let position = document.entry.position();
-        self.after_kill
-            && !self.has_committed_all
-            && self.shared.are_near(position.number())
-            && !self.assembler.sequencer().is_accounted(position)
+    pub(super) fn may_have_states(&self, document: &DecodedDocument) -> bool {
+        let (sequencer, position) = (self.assembler.sequencer(), document.entry.position());
+        let is_near = || self.after_kill && !self.has_committed_all && self.shared.are_near(position.number());
+        let is_expected = || sequencer.has_readmitted() && sequencer.is_readmitted(position);
+        (is_near() || is_expected()) && !sequencer.is_accounted(position)
     }
 
-    /// Looks for marks on the position of a document that is new. Removes them if no published
-    /// entry names the position: they are of an entry that a killed writer did not publish, and the
-    /// feed may have left out that revision since. If the sequence was allocated again, they would
-    /// hide the document.
+    /// Looks for states of others at the position of a document that is new. Removes them if no
+    /// published entry names the position: they are of an entry that a killed writer did not
+    /// publish, or of an earlier revision that such an entry marks. The feed may have left out that
+    /// revision since. If the sequence was allocated again, the states would hide the document:
+    /// states are raised, so that a row of another kind counts as superseded.
     ///
     /// Returns whether a published entry of another document names the position. The checkpoint may
     /// not account for it.
-    pub(super) async fn remove_unpublished_marks(&mut self, document: &DecodedDocument) -> Result<bool> {
+    pub(super) async fn remove_unpublished_states(&mut self, document: &DecodedDocument) -> Result<bool> {
         let (entry, position) = (&document.entry, document.entry.position());
-        if !self.may_be_marked(document) {
+        if !self.may_have_states(document) {
             return Ok(false);
         }
-        let is_marked = {
+        let has_others = {
             let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
-            let channels = || entry.channels().iter().map(|change| &change.channel).chain([entry.star()]);
-            let attempt = || scan::is_marked(store, codec, channels(), position);
+            let attempt = || scan::has_other_states(store, codec, entry);
             attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?
         };
-        if !is_marked {
+        if !has_others {
             return Ok(false);
         }
         self.settle_all().await?;
         match self.named_by(entry, position, Among::Published).await? {
             Named::Own(_) => return Ok(false),
             Named::Another => return Ok(true),
-            Named::Nobody => notices::tell_marked(entry),
+            Named::Nobody => notices::tell_other_states(entry),
         }
         let (fenced, codec) = (self.fenced(), self.codec.as_ref());
         let attempt = || async { withdraw::clear(fenced, codec, entry).await };

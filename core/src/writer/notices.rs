@@ -27,7 +27,7 @@ static LEFT_OUT: Limit = Limit::new(10, OFTEN);
 static PROPERTIES: Limit = Limit::new(1, SELDOM);
 static CONFLICTS: Limit = Limit::new(10, OFTEN);
 static FULL: Limit = Limit::new(10, OFTEN);
-static MARKED: Limit = Limit::new(10, OFTEN);
+static OTHER_STATES: Limit = Limit::new(10, OFTEN);
 static IMPLAUSIBLE: Limit = Limit::new(10, OFTEN);
 static SKIPPED: Limit = Limit::new(10, OFTEN);
 static ABANDONED: Limit = Limit::new(10, OFTEN);
@@ -188,7 +188,7 @@ fn tell_refused_mutations(now: Duration) {
     if let Some(more) = FULL.take_refused(now) {
         tracing::error!(more, "more documents were left out, because no position was free for their sequence");
     }
-    if let Some(more) = MARKED.take_refused(now) {
+    if let Some(more) = OTHER_STATES.take_refused(now) {
         tracing::warn!(more, "more documents had a sequence that a killed writer had marked as superseded; they are shown");
     }
     if let Some(more) = PROPERTIES.take_refused(now) {
@@ -305,14 +305,14 @@ pub(super) fn tell_full(entry: &ChangeEntry) {
 }
 
 /// Logs that marks are removed which would hide a new document.
-pub(super) fn tell_marked(entry: &ChangeEntry) {
-    if MARKED.admits(BEGINNING.elapsed()) {
+pub(super) fn tell_other_states(entry: &ChangeEntry) {
+    if OTHER_STATES.admits(BEGINNING.elapsed()) {
         tracing::warn!(
             sequence = %entry.sequence(),
             document = %entry.document(),
             revision = entry.revision(),
-            "a writer that was killed had marked the sequence of this document as superseded; the marks are removed, and the document \
-             is shown: nothing needs to be done"
+            "a writer that was killed had stored states of another document or revision at the sequence of this document; they are \
+             removed, and the document is shown: nothing needs to be done"
         );
     }
 }

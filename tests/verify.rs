@@ -291,11 +291,18 @@ async fn a_block_that_is_gone_is_found() {
     assert_found(&checked(&store).await, Problem::Missing, &block_key("A", 1));
 }
 
-/// The new block names only what came since, and half of the documents are in no other channel.
+/// The new blocks name only what came since. Some of the documents may be in no other channel.
 #[tokio::test]
-async fn rows_of_a_star_block_that_was_lost_and_made_anew_are_restored() {
+async fn rows_of_blocks_that_were_lost_and_made_anew_are_restored() {
+    for (some, lost) in [(2, "*"), (1, "*"), (1, "A")] {
+        restores_lost_blocks(some, lost).await;
+    }
+}
+
+/// One document of `some` is in a channel.
+async fn restores_lost_blocks(some: u64, lost: &str) {
     let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
-    let lines: Vec<String> = (1..=60).map(|n| format!("{n} n{n}{}", if n % 2 == 0 { " +A" } else { "" })).collect();
+    let lines: Vec<String> = (1..=60).map(|n| format!("{n} n{n}{}", if n % some == 0 { " +A" } else { "" })).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     // More batches than the ring has records.
     let config = config().with_batch(1);
@@ -305,12 +312,11 @@ async fn rows_of_a_star_block_that_was_lost_and_made_anew_are_restored() {
         node.run(std::future::pending()).await.unwrap();
     };
     write(&lines[..30]).await;
-    store.remove(&block_key("*", 0), None).await.unwrap();
+    store.remove(&block_key(lost, 0), None).await.unwrap();
     write(&lines).await;
-    assert_eq!(shown(&store, "*").await.len(), 30);
-    assert_found(&checked(&store).await, Problem::WrongState, &block_key("*", 0));
+    assert_found(&checked(&store).await, Problem::WrongState, &block_key(lost, 0));
     assert_clean(&repaired(&store).await.left, "repaired");
-    assert_eq!(shown(&store, "*").await.len(), 60);
+    assert_eq!((shown(&store, "*").await.len(), shown(&store, "A").await.len()), (60, 60 / some as usize));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Blocks to which states are appended: see [`BlockCodec::encode_append`].
 
-use redis::{Value, cmd};
+use redis::{Cmd, Value};
 use sluicegate_core::batch::BlockDelta;
 use sluicegate_core::commit::update_many;
 use sluicegate_core::{BlockCodec, CacheKey, Result};
@@ -22,6 +22,13 @@ fn must_encode(before: usize, after: usize, capacity: u32) -> bool {
     let capacity = (capacity as usize).max(2);
     let limits = std::iter::successors(Some((capacity / 2).min(FIRST_LIMIT)), |limit| limit.checked_mul(4));
     after > (2 * capacity).max(FIRST_LIMIT) || limits.take_while(|limit| *limit <= after).any(|limit| before < limit)
+}
+
+/// `APPEND`, in as many allocations as it must have: a commit has thousands.
+pub(crate) fn command(key: &str, bytes: &[u8]) -> Cmd {
+    let mut command = Cmd::with_capacity(3, "APPEND".len() + key.len() + bytes.len());
+    command.arg("APPEND").arg(key).arg(bytes);
+    command
 }
 
 /// What is appended to one block.
@@ -67,7 +74,7 @@ impl RedisStore {
         }
         for (delta, append) in deltas.iter().zip(&appends) {
             let address = self.addresses.of(&block_key(delta));
-            commands.add(address.tag, cmd("APPEND").arg(address.key).arg(&append.bytes).take());
+            commands.add(address.tag, command(&address.key, &append.bytes));
         }
         Ok(Some(appends))
     }
@@ -127,7 +134,8 @@ impl RedisStore {
                 key = %key,
                 blocks = gone.len(),
                 "blocks that this process has read or written were gone from the server, and have been made anew; unless somebody \
-                 removed them on purpose, rows stored in them before are missing: stop the writer and run `sluicegate verify --repair`"
+                 removed them on purpose, rows stored in them before are missing: write a new cache, in another namespace \
+                 (`sluicegate verify --repair` restores only rows that another block names)"
             );
         }
         if let Some(failure) = failure {

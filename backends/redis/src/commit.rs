@@ -8,7 +8,7 @@ use sluicegate_core::batch::{BlockDelta, CommitReceipt, WriteBatch};
 use sluicegate_core::commit::{list_blocks, merge_blocks, must_list};
 use sluicegate_core::{CacheKey, Epoch, Error, Result, Sequence};
 
-use crate::append::Append;
+use crate::append::{self, Append};
 use crate::blocks::Raise;
 use crate::error::{Failure, translate};
 use crate::link::{Answer, Commands, Effect};
@@ -125,7 +125,7 @@ impl RedisStore {
             let first = entries[0].0;
             let page = page::place(first).0;
             let address = self.addresses.page(page);
-            commands.add(address.tag, cmd("APPEND").arg(address.key).arg(&records).take());
+            commands.add(address.tag, append::command(&address.key, &records));
             known.grow(page, records.len() as u64);
             pages.push(first);
         }

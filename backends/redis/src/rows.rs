@@ -167,7 +167,7 @@ impl KnownRows {
     /// Whether the block is known to be one.
     pub(crate) fn contains(&self, delta: &BlockDelta) -> bool {
         let place = place(delta);
-        self.rows.peek(&place).is_some() || self.unmarked.contains(&place)
+        self.unmarked.contains(&place) || self.rows.peek(&place).is_some()
     }
 
     /// The block was found to be one, or not to be there yet.

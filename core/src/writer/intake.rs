@@ -70,6 +70,13 @@ enum Pause {
 }
 
 impl Item {
+    fn position(&self) -> Option<Sequence> {
+        match self {
+            Item::Decoded(_, _, Decoded::Document(document)) => Some(document.entry.position()),
+            _ => None,
+        }
+    }
+
     /// Whether it is taken back with everything of the partition after `to`.
     pub(super) fn is_void(&self, partition: PartitionId, to: PartitionSeqno) -> bool {
         match self {
@@ -198,6 +205,7 @@ impl Writer {
     }
 
     async fn take_batch(&mut self, decoded: DecodedBatch, is_released: bool, ended: &mut BTreeSet<PartitionId>) -> Result<()> {
+        self.owners.load(decoded.items.len(), decoded.items.iter().filter_map(Item::position));
         let mut queue = Queue { items: decoded.items, at: 0 };
         let mut batch = Batch { pointers: decoded.pointers, is_released, now: self.now(), conflicts: None };
         loop {

@@ -160,6 +160,10 @@ const INDEX_BITS: u32 = 20;
 /// The places of a page.
 const PAGE: usize = 4_096;
 
+/// Sequences are far apart if their distance is so much on average: their places are in different
+/// cache lines.
+const SCATTERED: u64 = 16;
+
 /// After a take-over, the owners of so many of the last sequences of former terms are read.
 const FORMER: u64 = 10_000;
 
@@ -200,6 +204,20 @@ impl RecentOwners {
         let owner = &mut page[index % PAGE];
         if *owner >> 32 <= tag {
             *owner = tag << 32 | hash;
+        }
+    }
+
+    /// Reads the places of up to `count` sequences if these are far apart. In a cold start the
+    /// places are mostly not in the processor's caches. It waits for several of them at a time here,
+    /// but only for one at a time where they are written.
+    pub(super) fn load(&self, count: usize, sequences: impl DoubleEndedIterator<Item = Sequence> + Clone) {
+        let mut ends = sequences.clone();
+        let (Some(first), Some(last)) = (ends.next(), ends.next_back()) else { return };
+        if first.0.abs_diff(last.0) / SCATTERED < count as u64 {
+            return;
+        }
+        for (index, _) in sequences.filter_map(Self::locate) {
+            std::hint::black_box(self.pages[index / PAGE].as_ref().map(|page| page[index % PAGE]));
         }
     }
 

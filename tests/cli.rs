@@ -85,6 +85,9 @@ fn a_wrong_value_is_named_with_its_source() {
     let output = command(&["backends"]).env("SLUICEGATE_WRITER_RING", "seven").output().unwrap();
     assert_fails(output, 2, &["SLUICEGATE_WRITER_RING", "a whole number", "seven"]);
     assert_fails(run(&["backends", "--log", "a=b=c"]), 2, &["--log", "a=b=c"]);
+    for wrong in ["loud", "info,loud", ""] {
+        assert_fails(run(&["backends", "--log", wrong]), 2, &["--log", "is no log level", "TARGET=LEVEL"]);
+    }
     assert_fails(run(&["backends", "--config", "/nowhere/at/all.toml"]), 2, &["/nowhere/at/all.toml"]);
 }
 
@@ -706,4 +709,21 @@ fn a_sequence_that_is_used_twice_or_is_too_high_is_logged_with_what_to_do() {
     assert!(conflict.contains("doc-twice") && conflict.contains("shown as a late change"), "{conflict}");
     let implausible = line("implausibly high");
     assert!(implausible.contains(&(1u64 << 50).to_string()) && implausible.contains("writer.max_jump"), "{implausible}");
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn recorded_answers_are_not_compared_over_a_cache_that_is_there() {
+    let server = sluicegate_test_servers::RedisServer::start();
+    let (code, _, error) = ended(run(&["run", "--feed", "synthetic:?events=100", "--store", &server.url()]));
+    assert_eq!(code, 0, "{error}");
+    let keys = || server.cli(&["DBSIZE"]);
+    let before = keys();
+    let file = |name: &str| format!("{}/testdata/gateway/{name}.ndjson.gz", env!("CARGO_MANIFEST_DIR"));
+    let (mutations, truth) = (file("mutations-inline"), file("changes-truth-inline"));
+    let compare = |store: &str| run(&["compare", "--mutations", &mutations, "--truth", &truth, "--store", store]);
+    assert_fails(compare(&server.url()), 2, &["this store has a cache", "another namespace"]);
+    assert_eq!(keys(), before);
+    let (code, out, error) = ended(compare(&format!("{}?namespace=compared", server.url())));
+    assert!(code == 0 && out.contains("0 differences"), "{out}{error}");
 }

@@ -11,10 +11,11 @@ use sluicegate_replay::Recording;
 use super::output::{Outcome, json, text};
 use super::session::Session;
 use super::settings::DatabasesSetting;
+use super::target::refuse_cache;
 use super::{Exit, Format};
 
-/// Ingests a recording up to each of its markers, and compares every answer that was recorded there
-/// with ours; exit code 3 if one differs, or cannot be compared because the mutations do not have
+/// Ingests a recording up to each of its markers into a store without a cache, and compares every
+/// answer that was recorded there with ours; exit code 3 if one differs, or cannot be compared because the mutations do not have
 /// its marker, or if no answer was compared.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
@@ -73,6 +74,7 @@ pub(crate) async fn run(args: CompareArgs, session: Session) -> Outcome<Exit> {
         return Err(Error::config(message).into());
     }
     let store = session.store().await?;
+    refuse_cache(store.as_ref()).await.map_err(|e| e.with_context("store", store.info().name))?;
     let report = compare(store, recording.parts(), &truth, ids, session.settings.writer.clone()).await?;
     match args.format {
         Format::Json => json(&report)?,
@@ -105,6 +107,9 @@ async fn compared(session: &Session, recording: &Recording, wanted: &[String]) -
         let numbers = config.collections().iter().filter_map(|name| number_of(name, find)).map(|id| id.0).collect();
         decoder.collections = Some(numbers);
         let store = sluicegate::open_store(&store_url(session.store_url(), name, config)).await?;
+        refuse_cache(store.as_ref())
+            .await
+            .map_err(|e| e.with_context("store", store.info().name).with_context("database", name))?;
         databases.push(ComparedDatabase { name: name.clone(), decoder, store });
     }
     Ok(databases)

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluicegate::{Error, ErrorKind};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry};
@@ -302,9 +303,15 @@ async fn execute(
 
 fn start_log(settings: &Settings, quiet: &str, layers: &Layers, terminal: &Terminal, own: Option<OwnLayer>) -> Outcome<()> {
     let level = settings.log.as_deref().unwrap_or(quiet);
-    let filter = EnvFilter::builder()
-        .parse(level)
-        .map_err(|e| Error::config(format!("{}: {level:?} is no log level, nor a list of them: {e}", layers.source_of("log"))))?;
+    let refused =
+        |why: String| Error::config(format!("{}: {level:?} is no log level, nor a list of them: {why}", layers.source_of("log")));
+    // A word alone is the name of a target to `EnvFilter`, which turns all others off.
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let is_wrong = |part: &&str| !part.contains(['=', '[']) && !is_level(part.trim());
+    if let Some(wrong) = level.split(',').find(is_wrong) {
+        return Err(refused(format!("{wrong:?} is none of error, warn, info, debug, trace, off and TARGET=LEVEL")).into());
+    }
+    let filter = EnvFilter::builder().parse(level).map_err(|e| refused(e.to_string()))?;
     let log = tracing_subscriber::fmt::layer().with_writer(terminal.clone());
     let log = match settings.log_format.as_deref() {
         None | Some("human") => log.with_ansi(std::io::stderr().is_terminal()).boxed(),

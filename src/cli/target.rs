@@ -53,14 +53,23 @@ impl Target {
     pub(crate) async fn open(&self, url: &str) -> Result<Arc<dyn CacheStore>> {
         let about = |e: Error| self.about(e);
         let store = sluicegate::open_store(url).await.map_err(about)?;
-        match store.get(&CacheKey::Meta).await.map_err(about)? {
-            None => Ok(store),
-            Some(_) => Err(about(Error::config("this store has a cache, which would be overwritten; use an empty store"))),
-        }
+        refuse_cache(store.as_ref()).await.map_err(about)?;
+        Ok(store)
     }
 
     /// Names the store in an error.
     pub(crate) fn about(&self, error: Error) -> Error {
         error.with_context("store", &self.name)
     }
+}
+
+/// Refuses a store that has a cache, for commands that write one of their own.
+pub(crate) async fn refuse_cache(store: &dyn CacheStore) -> Result<()> {
+    for key in [CacheKey::Meta, CacheKey::Clock] {
+        if store.get(&key).await?.is_some() {
+            let message = "this store has a cache, which would be overwritten";
+            return Err(Error::config(message).with_next_step("use an empty store, or another namespace"));
+        }
+    }
+    Ok(())
 }

@@ -55,7 +55,7 @@ async fn repaired(args: VerifyArgs, store: &dyn CacheStore, verify: VerifyOption
     let report = repair(store, &options).await?;
     match args.format {
         Format::Json => json(&report)?,
-        Format::Table => text(&repairs(&report))?,
+        Format::Table => text(&repairs(&report, args.from_beginning))?,
     }
     Ok(exit(&report.left))
 }
@@ -65,7 +65,7 @@ fn exit(report: &VerifyReport) -> Exit {
 }
 
 /// What was repaired, and what is left.
-fn repairs(report: &RepairReport) -> String {
+fn repairs(report: &RepairReport, from_beginning: bool) -> String {
     if report.repairs.is_empty() {
         return format!("nothing was repaired\n{}", table(&report.left));
     }
@@ -79,7 +79,7 @@ fn repairs(report: &RepairReport) -> String {
     }
     out.push_str(&table(&report.left));
     if report.repairs.iter().any(|repair| repair.action == Action::Lost) {
-        out.push_str(LOST);
+        out.push_str(if from_beginning { READ_AGAIN } else { LOST });
     }
     out
 }
@@ -87,6 +87,11 @@ fn repairs(report: &RepairReport) -> String {
 const LOST: &str = "\
 To get back what is lost, let a writer read the feed from its beginning:
   sluicegate verify --repair --from-beginning, with the same --store, then sluicegate run.
+Or make the cache anew in another namespace.
+";
+
+const READ_AGAIN: &str = "\
+To get back what is lost, start the writer: sluicegate run, with the same --store. It reads the feed from its beginning.
 Or make the cache anew in another namespace.
 ";
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use backon::Retryable as _;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::intake::Item;
+use super::items::Item;
 use super::named::Named;
 use super::pointers::Pointers;
 use super::purge::is_older;

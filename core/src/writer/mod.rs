@@ -10,6 +10,7 @@ mod floors;
 mod inherited;
 mod intake;
 mod intents;
+mod items;
 mod named;
 mod notices;
 mod output;
@@ -50,8 +51,8 @@ use crate::store::{CacheStore, Versioned};
 
 pub use config::WriterConfig;
 use floors::Floors;
-use intake::{DecodedBatch, decode};
 use intents::Intents;
+use items::{DecodedBatch, decode};
 use output::{InFlight, Publishing};
 use owners::{KnownSequences, RecentOwners, SharedSequences};
 use pointers::PointerCache;

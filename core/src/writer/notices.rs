@@ -189,7 +189,7 @@ fn tell_refused_mutations(now: Duration) {
         tracing::error!(more, "more documents were left out, because no position was free for their sequence");
     }
     if let Some(more) = OTHER_STATES.take_refused(now) {
-        tracing::warn!(more, "more documents had a sequence that a killed writer had marked as superseded; they are shown");
+        tracing::warn!(more, "more documents had a sequence at which a killed writer had stored other states; they are shown");
     }
     if let Some(more) = PROPERTIES.take_refused(now) {
         tracing::info!(more, "more documents had a property `_sync` that is not the gateway's");
@@ -304,7 +304,7 @@ pub(super) fn tell_full(entry: &ChangeEntry) {
     }
 }
 
-/// Logs that marks are removed which would hide a new document.
+/// Logs that states of another entry are removed, which would hide a new document.
 pub(super) fn tell_other_states(entry: &ChangeEntry) {
     if OTHER_STATES.admits(BEGINNING.elapsed()) {
         tracing::warn!(

@@ -208,8 +208,8 @@ impl RecentOwners {
     }
 
     /// Reads the places of up to `count` sequences if these are far apart. In a cold start the
-    /// places are mostly not in the processor's caches. It waits for several of them at a time here,
-    /// but only for one at a time where they are written.
+    /// places are mostly not in the processor's caches. The processor waits for several of them at
+    /// a time here, and for one at a time where they are written.
     pub(super) fn load(&self, count: usize, sequences: impl DoubleEndedIterator<Item = Sequence> + Clone) {
         let mut ends = sequences.clone();
         let (Some(first), Some(last)) = (ends.next(), ends.next_back()) else { return };

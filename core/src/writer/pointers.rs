@@ -7,7 +7,7 @@ use backon::{ExponentialBuilder, Retryable};
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
-use super::intake::{DecodedBatch, Item};
+use super::items::{DecodedBatch, Item};
 use super::{log_retry, name_repair};
 use crate::decode::{Decoded, DecodedDocument};
 use crate::document::DocumentId;

@@ -8,7 +8,7 @@ use backon::Retryable as _;
 use tokio::time::Instant;
 
 use super::conflict::slots_of;
-use super::intake::{DecodedBatch, Item};
+use super::items::{DecodedBatch, Item};
 use super::rollback::Held;
 use super::{Writer, backoff, inherited, log_retry};
 use crate::entry::ChangeEntry;

@@ -14,9 +14,9 @@ use super::settings::DatabasesSetting;
 use super::target::refuse_cache;
 use super::{Exit, Format};
 
-/// Ingests a recording up to each of its markers into a store without a cache, and compares every
-/// answer that was recorded there with ours; exit code 3 if one differs, or cannot be compared because the mutations do not have
-/// its marker, or if no answer was compared.
+/// Ingests a recording up to each of its markers, and compares every answer that was recorded there
+/// with ours. The store must not have a cache. Exit code 3 if an answer differs, or cannot be
+/// compared because the mutations do not have its marker, or if no answer was compared.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// Recorded mutations (NDJSON, plain or gzip)

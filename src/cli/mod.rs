@@ -305,7 +305,7 @@ fn start_log(settings: &Settings, quiet: &str, layers: &Layers, terminal: &Termi
     let level = settings.log.as_deref().unwrap_or(quiet);
     let refused =
         |why: String| Error::config(format!("{}: {level:?} is no log level, nor a list of them: {why}", layers.source_of("log")));
-    // A word alone is the name of a target to `EnvFilter`, which turns all others off.
+    // `EnvFilter` takes any other word for the name of a target, and turns all other targets off.
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
     let is_wrong = |part: &&str| !part.contains(['=', '[']) && !is_level(part.trim());
     if let Some(wrong) = level.split(',').find(is_wrong) {

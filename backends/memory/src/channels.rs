@@ -80,8 +80,8 @@ struct BlockCell {
 
 const _: () = assert!(size_of::<BlockCell>() == 64);
 
-/// A turn is scattered if more than one look-up in so many is a miss. In the order of sequences one
-/// in some hundreds is; in a cold start nearly each one.
+/// A turn is scattered if more than one lookup in so many is a miss. In the order of sequences
+/// hardly any is a miss, and in a cold start nearly each one is.
 const SCATTERED: usize = 4;
 
 /// See [`ChannelState::last_place`].
@@ -227,8 +227,8 @@ impl Channels {
     /// The first one, for a block that cannot be read. Other blocks are raised all the same.
     pub(crate) fn end_turn(&mut self, raising: &mut Raising) -> Result<()> {
         // States are queued if the last turn was scattered. Then channels, blocks and their states
-        // are mostly not in the processor's caches. Each step loads one of these for the whole turn,
-        // so that the processor waits for several of them at a time.
+        // are mostly not in the processor's caches. Each step loads one of these for the whole
+        // turn, so that the processor waits for several of them at a time.
         let mut queued = std::mem::take(&mut raising.queued);
         for change in &mut queued {
             change.block = self.find_block(raising, *change);

@@ -50,8 +50,8 @@ impl Sequences {
             (self.place(n / PAGE), (n % PAGE) as usize)
         }));
         if are_scattered(entries) {
-            // The slots are mostly not in the processor's caches. It waits for several of them at a
-            // time here, but only for one at a time where they are written.
+            // The slots are mostly not in the processor's caches. The processor waits for several
+            // of them at a time here, and for one at a time where they are written.
             for (place, slot) in &slots {
                 std::hint::black_box(self.pages[*place].slots[*slot].is_none());
             }

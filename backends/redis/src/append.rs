@@ -13,18 +13,19 @@ use crate::{RedisStore, VERSION, failed, unexpected};
 /// Upper bound for the first limit, in bytes.
 const FIRST_LIMIT: usize = 1_024;
 
-/// Whether a block is encoded anew after an append. It is when it reaches a limit. The first limit
-/// is twice the longest bitmap, and at most [`FIRST_LIMIT`]; each of the others is four times the
-/// one before. The answer to an append that reaches a limit may be lost. So a block is also encoded
-/// anew after each append while it is longer than eight times the longest bitmap: its encoding is
-/// much shorter then.
+/// Whether a block must be encoded anew after an append. That is when its length reaches a limit.
+/// The first limit is twice the longest bitmap, and at most [`FIRST_LIMIT`]; each of the others is
+/// four times the one before. The answer to an append that reaches a limit may be lost. So a block
+/// that is longer than eight times the longest bitmap, and than [`FIRST_LIMIT`], is always encoded
+/// anew.
 fn must_encode(before: usize, after: usize, capacity: u32) -> bool {
     let capacity = (capacity as usize).max(2);
     let limits = std::iter::successors(Some((capacity / 2).min(FIRST_LIMIT)), |limit| limit.checked_mul(4));
     after > (2 * capacity).max(FIRST_LIMIT) || limits.take_while(|limit| *limit <= after).any(|limit| before < limit)
 }
 
-/// `APPEND`, in as many allocations as it must have: a commit has thousands.
+/// An `APPEND` command. A commit has thousands of them, so its buffers have their final size from
+/// the beginning.
 pub(crate) fn command(key: &str, bytes: &[u8]) -> Cmd {
     let mut command = Cmd::with_capacity(3, "APPEND".len() + key.len() + bytes.len());
     command.arg("APPEND").arg(key).arg(bytes);

@@ -146,9 +146,9 @@ impl Node {
     }
 
     /// Live rows of a channel below its tail; and whether they are all, rather than as many as the
-    /// limit needs, not counting rows of documents that have newer ones `above`, nor entries that are
-    /// not in the channel, which are left out. What is missing by the cut is left out: it has not
-    /// been announced.
+    /// limit needs. The limit does not count rows of documents that have newer ones `above`.
+    /// Entries that are not in the channel are left out, and so is what is missing by the cut: it
+    /// has not been announced.
     async fn read_rows(
         &self,
         channel: &Channel,

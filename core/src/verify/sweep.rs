@@ -379,9 +379,9 @@ impl<'p, 'a> Sweep<'p, 'a> {
         Ok(())
     }
 
-    /// Whether the block of a star channel lacks a row that belongs into it. The store may have lost
-    /// the block, and a later commit may have made it anew: then it may lack others, too, that
-    /// nothing else names.
+    /// Whether the block of a star channel lacks a row that belongs into it. The store may have
+    /// lost the block, and a later commit may have made it anew. Then the block may lack other
+    /// rows, which nothing else names.
     fn lacks_rows(&self, window: &Window) -> bool {
         self.stars.iter().filter_map(|star| window.cells.get(star)).any(|cell| {
             let Some(Stored::Block(block)) = &cell.stored else { return false };

@@ -182,7 +182,7 @@ fn the_counter_of_a_named_database_tells_that_a_wide_gap_is_real() {
 fn a_line_of_the_log_says_which_database_it_is_about() {
     let feed = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/collections/mutations-collections-33.ndjson.gz");
     let feed = format!("replay:{}", feed.display());
-    for (level, format) in [("info", "human"), ("warn,sluicegate_core::node=info", "json")] {
+    for (level, format) in [(" info ", "human"), ("warn,sluicegate_core::node=info", "json")] {
         let (code, _, log) = ended(run(&["run", "--databases", "auto", "--feed", &feed, "--log", level, "--log-format", format]));
         assert_eq!(code, 0, "{log}");
         let lines: Vec<&str> = log.lines().filter(|line| line.contains("sluicegate_core::node")).collect();

@@ -1,5 +1,6 @@
 //! Reading a channel from its directory, blocks and sequence documents.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[cfg(feature = "runtime")]
@@ -169,20 +170,37 @@ pub(crate) async fn states<S: CacheStore + ?Sized>(
     keys.iter().zip(found).map(state).collect()
 }
 
-/// Whether states are stored at the position of an entry, in its channels, that are not its own.
+/// For each entry, whether states are stored at its position, in its channels, that are not its
+/// own. Costs the blocks of these channels, each once.
 ///
 /// # Errors
 /// As [`directory`].
 #[cfg(feature = "runtime")]
-pub(crate) async fn has_other_states<S: CacheStore + ?Sized>(
+pub(crate) async fn have_other_states<S: CacheStore + ?Sized>(
     store: &S,
     codec: &dyn BlockCodec,
-    entry: &ChangeEntry,
-) -> Result<bool> {
-    let mut own = Vec::new();
-    entry_states(entry, |change| own.push((change.channel, change.state)));
-    let stored = states(store, codec, own.iter().map(|(channel, _)| *channel), entry.position()).await?;
-    Ok(stored.iter().zip(&own).any(|(stored, (_, own))| *stored as u8 & !(*own as u8) != 0))
+    entries: &[&ChangeEntry],
+) -> Result<Vec<bool>> {
+    let mut have_others = vec![false; entries.len()];
+    let mut states = BTreeMap::<(&Channel, BlockIndex), Vec<(usize, u32, BlockState)>>::new();
+    for (at, entry) in entries.iter().enumerate() {
+        entry_states(entry, |change| {
+            let (index, offset) = Block::locate(change.sequence, codec.capacity());
+            states.entry((change.channel, index)).or_default().push((at, offset, change.state));
+        });
+    }
+    let states: Vec<_> = states.into_iter().collect();
+    for page in states.chunks(PAGE) {
+        let keys: Vec<CacheKey> = page.iter().map(|((channel, index), _)| CacheKey::Block((*channel).clone(), *index)).collect();
+        for ((key, found), (_, own)) in keys.iter().zip(store.get_many(&keys).await?).zip(page) {
+            let Some(found) = found else { continue };
+            let block = codec.decode(&found.value).map_err(|e| e.with_context("key", key))?;
+            for (at, offset, own) in own {
+                have_others[*at] |= block.get(*offset) as u8 & !(*own as u8) != 0;
+            }
+        }
+    }
+    Ok(have_others)
 }
 
 /// Whether the star channel of any collection shows a sequence.

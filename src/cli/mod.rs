@@ -302,16 +302,17 @@ async fn execute(
 }
 
 fn start_log(settings: &Settings, quiet: &str, layers: &Layers, terminal: &Terminal, own: Option<OwnLayer>) -> Outcome<()> {
-    let level = settings.log.as_deref().unwrap_or(quiet);
+    // A blank in a level would make it the name of a target, too.
+    let level = settings.log.as_deref().unwrap_or(quiet).split(',').map(str::trim).collect::<Vec<_>>().join(",");
     let refused =
         |why: String| Error::config(format!("{}: {level:?} is no log level, nor a list of them: {why}", layers.source_of("log")));
     // `EnvFilter` takes any other word for the name of a target, and turns all other targets off.
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
-    let is_wrong = |part: &&str| !part.contains(['=', '[']) && !is_level(part.trim());
+    let is_wrong = |part: &&str| !part.contains(['=', '[']) && !is_level(part);
     if let Some(wrong) = level.split(',').find(is_wrong) {
         return Err(refused(format!("{wrong:?} is none of error, warn, info, debug, trace, off and TARGET=LEVEL")).into());
     }
-    let filter = EnvFilter::builder().parse(level).map_err(|e| refused(e.to_string()))?;
+    let filter = EnvFilter::builder().parse(&level).map_err(|e| refused(e.to_string()))?;
     let log = tracing_subscriber::fmt::layer().with_writer(terminal.clone());
     let log = match settings.log_format.as_deref() {
         None | Some("human") => log.with_ansi(std::io::stderr().is_terminal()).boxed(),

@@ -136,7 +136,7 @@ impl RedisStore {
                 blocks = gone.len(),
                 "blocks that this process has read or written were gone from the server, and have been made anew; unless somebody \
                  removed them on purpose, rows stored in them before are missing: write a new cache, in another namespace \
-                 (`sluicegate verify --repair` restores only rows that another block names)"
+                 (`sluicegate verify --repair` finds the loss only if another block names one of the rows)"
             );
         }
         if let Some(failure) = failure {

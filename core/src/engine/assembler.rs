@@ -35,6 +35,11 @@ const MAX_MARKS: usize = 16_384;
 pub struct Prepared {
     /// What to commit.
     pub batch: WriteBatch,
+    /// Entries at or below [`PublishedClock::marked`] whose predecessors are to be marked before the
+    /// batch is published: late ones of the batch, and those that a withdrawal has found. The
+    /// documents must be stored first: marks of an entry that is not stored would hide rows, and
+    /// nothing would name them.
+    pub late_marks: Vec<Arc<ChangeEntry>>,
     /// The positions of its entries: runs of consecutive ones, each with its first and last, in the
     /// order in which they came.
     pub positions: Vec<(u64, u64)>,
@@ -78,6 +83,9 @@ pub struct Assembler {
     /// Entries whose predecessors are not marked yet, because stable had not passed them. In the
     /// order of [`Sequence::rank`].
     unmarked: BTreeMap<(Sequence, u8), Arc<ChangeEntry>>,
+    /// Late entries among these that are not published, with their batches. Stable may have passed
+    /// them already.
+    late_in_flight: FxHashMap<(Sequence, u8), u64>,
     /// Others whose predecessors are not marked yet, and are not stored.
     early: EarlyMarks,
     /// Sequences that entries of an earlier term supersede, and the entries that name them.
@@ -119,6 +127,7 @@ impl Assembler {
             principals: Vec::new(),
             withdrawn: Withdrawn::default(),
             unmarked: BTreeMap::new(),
+            late_in_flight: FxHashMap::default(),
             early: EarlyMarks::default(),
             inherited: FxHashMap::default(),
             has_inherited: false,
@@ -379,6 +388,9 @@ impl Assembler {
                 self.early.push(self.clock.batch + 1, entry.clone());
             } else {
                 self.unmarked.insert(entry.position().rank(), entry.clone());
+                if arrival == Arrival::Late {
+                    self.late_in_flight.insert(entry.position().rank(), self.clock.batch + 1);
+                }
             }
         } else if self.has_inherited {
             self.unmarked.remove(&entry.position().rank());
@@ -545,6 +557,7 @@ impl Assembler {
         self.stats.batches += 1;
         self.published_stable = self.published_stable.max(clock.stable);
         self.early.published(clock.batch);
+        self.late_in_flight.retain(|_, batch| *batch > clock.batch);
     }
 
     /// Whether everything that can be published has been prepared: nothing collected, no marks due,
@@ -557,29 +570,44 @@ impl Assembler {
             && self.next_clock(now) == self.clock
     }
 
-    /// Whether stable has passed entries whose predecessors are not marked.
+    /// Whether stable has passed published entries whose predecessors are not marked.
     pub fn marks_due(&self) -> bool {
-        self.early.due() > 0 || self.unmarked.keys().next().is_some_and(|first| first.0 <= self.published_stable)
+        self.early.due() > 0 || self.due().next().is_some()
+    }
+
+    /// The entries that stable has passed, that are published, and whose predecessors are not
+    /// marked.
+    fn due(&self) -> impl Iterator<Item = (Sequence, u8)> {
+        let passed = self.unmarked.range(..=(self.published_stable, u8::MAX));
+        passed.map(|(rank, _)| *rank).filter(|rank| !self.late_in_flight.contains_key(rank))
     }
 
     /// The entries whose marks go with a batch of what is collected. Under load they wait until
     /// there are several times as many: the more there are, the more fall into each block that has
-    /// to be written. When nothing is collected all go, up to a limit. Late ones that the clock
-    /// says to be marked never wait: after a crash nobody would look for them.
+    /// to be written. When nothing is collected all go, up to a limit.
     fn take_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
-        let due = self.unmarked.range(..=(self.published_stable, u8::MAX)).take(MAX_MARKS).count();
         let enough = (MARKS_AN_ENTRY * self.entries.len()).min(MAX_MARKS);
-        let never_wait = self.unmarked.range(..=(self.clock.marked, u8::MAX)).count();
-        let early = self.early.due();
-        let is_enough = due + early >= enough;
-        let count = if is_enough { due.max(never_wait) } else { never_wait };
+        let count = self.due().take(MAX_MARKS).count();
+        let is_enough = count + self.early.due() >= enough;
         let mut marks = if is_enough { self.early.take(MAX_MARKS) } else { Vec::new() };
-        marks.extend(std::iter::from_fn(|| self.unmarked.pop_first()).take(count).map(|(_, entry)| entry));
+        if is_enough && self.late_in_flight.is_empty() {
+            marks.extend(std::iter::from_fn(|| self.unmarked.pop_first()).take(count).map(|(_, entry)| entry));
+        } else if is_enough {
+            let due: Vec<(Sequence, u8)> = self.due().take(count).collect();
+            marks.extend(due.iter().filter_map(|rank| self.unmarked.remove(rank)));
+        }
         if self.unmarked.is_empty() {
             self.inherited = FxHashMap::default();
             self.has_inherited = false;
         }
         marks
+    }
+
+    /// The entries whose marks never wait: the clock says that they are marked, and after a crash
+    /// nobody would look for them.
+    fn take_late_marks(&mut self) -> Vec<Arc<ChangeEntry>> {
+        let count = self.unmarked.range(..=(self.clock.marked, u8::MAX)).count();
+        std::iter::from_fn(|| self.unmarked.pop_first()).take(count).map(|(_, entry)| entry).collect()
     }
 
     fn next_clock(&mut self, now: Duration) -> PublishedClock {
@@ -611,7 +639,7 @@ impl Assembler {
     /// the batch carries a checkpoint: then everything before that position must have been applied.
     /// `floor` belongs to the position; by default it is what is reached with this batch.
     pub fn prepare(&mut self, position: Option<(FeedPosition, Option<Floor>)>, now: Duration) -> Prepared {
-        let marks = self.take_marks();
+        let (late_marks, marks) = (self.take_late_marks(), self.take_marks());
         self.clock = self.next_clock(now);
         self.clock.batch += 1;
         let number = self.clock.batch;
@@ -655,6 +683,7 @@ impl Assembler {
                 stable: self.clock.stable,
                 listed: self.listed.clone(),
             },
+            late_marks,
             positions: std::mem::take(&mut self.positions),
             list,
             publication: Publication {

@@ -5,6 +5,7 @@
 //! that lost its counter allocates sequences again. So the entry that is stored under the sequence
 //! is read, and only the same revision of the same document is a duplicate.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use super::purge::is_older;
 use super::{Writer, backoff, inherited, log_retry, notices};
 use crate::decode::{Decoded, DecodedDocument};
 use crate::document::DocumentId;
+use crate::engine::departure_entry;
 use crate::entry::{ChangeEntry, Origin};
 use crate::error::{Error, Result};
 use crate::scan;
@@ -36,6 +38,9 @@ pub(super) struct Conflicts {
     later: FxHashMap<Sequence, Arc<ChangeEntry>>,
     /// Purges in the batch.
     purges: FxHashMap<DocumentId, Vec<Origin>>,
+    /// Positions where a killed writer may have left states, and has left none but those of this
+    /// document's entry.
+    alone: FxHashMap<Sequence, DocumentId>,
 }
 
 impl Conflicts {
@@ -52,6 +57,11 @@ impl Conflicts {
         self.later.remove(&position).filter(|later| later.position().rank() < position.rank())
     }
 
+    /// Whether no states but those of `entry` are known to be stored at its position.
+    pub(super) fn is_alone(&self, entry: &ChangeEntry) -> bool {
+        self.alone.get(&entry.position()).is_some_and(|document| document.as_ref() == entry.document())
+    }
+
     /// Makes an entry known that will be stored.
     pub(super) fn insert(&mut self, entry: ChangeEntry) {
         self.entries.insert(entry.position(), Some(Arc::new(entry)));
@@ -63,6 +73,9 @@ impl Conflicts {
         let departed = document.departures.iter().map(|departure| departure.sequence);
         for position in departed.chain([document.entry.position()]) {
             self.entries.remove(&position);
+        }
+        if !self.alone.is_empty() {
+            document.earlier().for_each(|position| drop(self.alone.remove(&position)));
         }
     }
 
@@ -119,13 +132,9 @@ impl Writer {
             match item {
                 Item::Decoded(_, _, Decoded::Document(document)) => {
                     accounted.extend(self.accounted(document).map(|number| (at, number)));
-                    wanted.extend(self.uncertain(document, pointers));
-                    wanted.extend(self.stored_earlier(document, pointers));
+                    wanted.extend(self.named_positions(document, pointers));
                 }
-                Item::Decoded(_, _, Decoded::Foreign(document)) => {
-                    wanted.extend(self.uncertain(document, pointers));
-                    wanted.extend(self.stored_earlier(document, pointers));
-                }
+                Item::Decoded(_, _, Decoded::Foreign(document)) => wanted.extend(self.named_positions(document, pointers)),
                 Item::Decoded(partition, seqno, Decoded::Purged(purged)) => {
                     let origin = Origin { partition: *partition, seqno: *seqno, cas: purged.cas };
                     conflicts.purges.entry(purged.document.clone()).or_default().push(origin);
@@ -135,6 +144,7 @@ impl Writer {
         }
         wanted.extend(accounted.iter().map(|(_, number)| *number));
         self.fetch(&mut conflicts, wanted).await?;
+        self.look_for_states(&mut conflicts, items).await?;
         let mut positions = Vec::new();
         for (at, _) in accounted {
             if let Item::Decoded(_, _, Decoded::Document(document)) = &mut items[at] {
@@ -146,6 +156,34 @@ impl Writer {
         Ok(conflicts)
     }
 
+    /// Reads the states at the positions of documents, and of departures, where a killed writer may
+    /// have left some: at one time for all of the batch.
+    async fn look_for_states(&mut self, conflicts: &mut Conflicts, items: &[Item]) -> Result<()> {
+        let mut entries = Vec::new();
+        for item in items {
+            let Item::Decoded(_, _, decoded) = item else { continue };
+            if let Decoded::Document(document) = decoded
+                && self.may_have_states(document.entry.position())
+            {
+                entries.push(Cow::Borrowed(&document.entry));
+            }
+            if let Decoded::Document(document) | Decoded::Foreign(document) = decoded {
+                let of = |sequence| departure_entry(&document.entry, sequence, &document.departures, true);
+                entries.extend(self.departed_among_states(document).filter_map(of).map(Cow::Owned));
+            }
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<&ChangeEntry> = entries.iter().map(Cow::as_ref).collect();
+        for (entry, has_others) in entries.iter().zip(self.have_other_states(&entries).await?) {
+            if !has_others {
+                conflicts.alone.insert(entry.position(), entry.document().into());
+            }
+        }
+        Ok(())
+    }
+
     /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do. That is rare,
     /// except after a take-over: for documents that have left channels, or that name one of the
     /// last sequences of former terms.
@@ -155,7 +193,7 @@ impl Writer {
             Item::Decoded(_, _, Decoded::Document(document)) => {
                 // Most documents of a new bucket name nothing.
                 self.accounted(document).is_some()
-                    || self.may_have_states(document)
+                    || self.may_have_states(document.entry.position())
                     || (document.earlier().next().is_some() || !pointers.is_empty()) && self.names_conflict(document, pointers)
             }
             Item::Decoded(_, _, Decoded::Foreign(document)) => self.names_conflict(document, pointers),
@@ -166,7 +204,18 @@ impl Writer {
     fn names_conflict(&self, document: &DecodedDocument, pointers: &Pointers) -> bool {
         !self.shared.is_empty() && self.names_shared(document)
             || self.has_uncertain(document, pointers)
+            || self.departed_among_states(document).next().is_some()
             || self.may_have_stored() && self.stored_earlier(document, pointers).next().is_some()
+    }
+
+    /// The positions that a document names and that are looked up.
+    fn named_positions<'a>(
+        &'a self,
+        document: &'a DecodedDocument,
+        pointers: &'a Pointers,
+    ) -> impl Iterator<Item = Sequence> + 'a {
+        let named = self.uncertain(document, pointers).chain(self.stored_earlier(document, pointers));
+        named.chain(self.departed_among_states(document))
     }
 
     fn names_shared(&self, document: &DecodedDocument) -> bool {
@@ -195,7 +244,7 @@ impl Writer {
         let Decoded::Document(document) = decoded else { return Ok(()) };
         let number = match self.accounted(document) {
             Some(number) => number,
-            None if self.remove_unpublished_states(document).await? => document.entry.sequence(),
+            None if self.remove_unpublished_states(&document.entry, conflicts).await? => document.entry.sequence(),
             None => return Ok(()),
         };
         self.store_again(document, conflicts).await?;
@@ -350,9 +399,9 @@ impl Writer {
             let Some(position) = number.in_slot(slot) else { break };
             let Some(stored) = self.entry_at(conflicts, position).await? else {
                 // A commit that was cut off may have stored states, and no document.
-                if slot == 0
-                    && self.assembler.sequencer().is_readmitted(position)
-                    && self.remove_unpublished_states(document).await?
+                if free.is_none()
+                    && self.may_have_states(position)
+                    && self.remove_unpublished_states(&document.entry.clone().with_slot(slot), conflicts).await?
                 {
                     continue;
                 }

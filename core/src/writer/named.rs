@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use backon::Retryable as _;
 
+use super::conflict::Conflicts;
 use super::{Writer, backoff, log_retry, notices};
 use crate::block::BlockState;
 use crate::decode::DecodedDocument;
@@ -83,35 +84,37 @@ impl Writer {
         Ok(states.contains(&BlockState::Superseded))
     }
 
-    /// Whether a killed writer may have left states at the position of a document that is new: the
-    /// position is near a shared sequence, or it was in a commit that was cut off.
+    /// Whether a killed writer may have left states at a position whose entry is not stored: the
+    /// position was in a commit that was cut off, or nothing accounts for it and it is near a
+    /// shared sequence.
     #[inline]
-    pub(super) fn may_have_states(&self, document: &DecodedDocument) -> bool {
-        let (sequencer, position) = (self.assembler.sequencer(), document.entry.position());
+    pub(super) fn may_have_states(&self, position: Sequence) -> bool {
+        let sequencer = self.assembler.sequencer();
         let is_near = || self.after_kill && !self.has_committed_all && self.shared.are_near(position.number());
-        let is_expected = || sequencer.has_readmitted() && sequencer.is_readmitted(position);
-        (is_near() || is_expected()) && !sequencer.is_accounted(position)
+        sequencer.is_readmitted(position) || is_near() && !sequencer.is_accounted(position)
     }
 
-    /// Looks for states of others at the position of a document that is new. Removes them if no
-    /// published entry names the position: they are of an entry that a killed writer did not
+    /// For each entry, whether states that are not its own are stored at its position.
+    pub(super) async fn have_other_states(&mut self, entries: &[&ChangeEntry]) -> Result<Vec<bool>> {
+        let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
+        let attempt = || scan::have_other_states(store, codec, entries);
+        attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
+    }
+
+    /// Looks for states of others at the position of an entry that is not published. Removes them
+    /// if no published entry names the position: they are of an entry that a killed writer did not
     /// publish, or of an earlier revision that such an entry marks. The feed may have left out that
-    /// revision since. If the sequence was allocated again, the states would hide the document:
-    /// states are raised, so that a row of another kind counts as superseded.
+    /// revision since. If the sequence was allocated again, the states would hide `entry`: states
+    /// are raised, so that a row of another kind counts as superseded.
     ///
     /// Returns whether a published entry of another document names the position. The checkpoint may
     /// not account for it.
-    pub(super) async fn remove_unpublished_states(&mut self, document: &DecodedDocument) -> Result<bool> {
-        let (entry, position) = (&document.entry, document.entry.position());
-        if !self.may_have_states(document) {
-            return Ok(false);
-        }
-        let has_others = {
-            let (store, codec) = (self.store.as_ref(), self.codec.as_ref());
-            let attempt = || scan::has_other_states(store, codec, entry);
-            attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await?
-        };
-        if !has_others {
+    pub(super) async fn remove_unpublished_states(&mut self, entry: &ChangeEntry, conflicts: &Conflicts) -> Result<bool> {
+        let position = entry.position();
+        if !self.may_have_states(position)
+            || conflicts.is_alone(entry)
+            || !self.have_other_states(&[entry]).await?.contains(&true)
+        {
             return Ok(false);
         }
         self.settle_all().await?;

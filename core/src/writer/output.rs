@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::{Writer, backoff, log_retry, name_repair, task_failed};
-use crate::batch::{BatchRecord, CommitReceipt, Publication};
+use crate::batch::{BatchRecord, CommitReceipt, Entries, Publication, WriteBatch};
 use crate::block::Block;
 use crate::clock::PublishedClock;
 use crate::collections::Collections;
@@ -71,7 +71,7 @@ impl Writer {
         if self.assembler.sequencer().holds() {
             self.assembler.set_delivered(self.partitions.and_then(|partitions| self.tracker.delivered(partitions)));
         }
-        let Prepared { batch, positions, list, mut publication } = self.assembler.prepare(position, self.now());
+        let Prepared { batch, late_marks, positions, list, mut publication } = self.assembler.prepare(position, self.now());
         if let Some((_, checkpoint)) = publication.checkpoint.as_ref().filter(|_| is_reached) {
             self.floors.remember(&checkpoint.position, checkpoint.floor);
         }
@@ -94,11 +94,19 @@ impl Writer {
                 intents.store(store.as_ref(), number).await?;
                 store.commit(&batch).await
             };
-            let receipt = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            let mut receipt = attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            let fenced = Fenced { store: store.as_ref(), term, removes_unreadable: false };
             if is_confirmed {
-                let fenced = Fenced { store: store.as_ref(), term, removes_unreadable: false };
                 let attempt = || async { withdraw::confirm(fenced, codec.as_ref(), &batch.entries).await };
                 attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
+            }
+            if !late_marks.is_empty() {
+                let marking = WriteBatch { entries: Entries::default(), marks: late_marks, ..batch };
+                let attempt = || async {
+                    fenced.check().await?;
+                    store.commit(&marking).await
+                };
+                receipt.emptied.extend(attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?.emptied);
             }
             Ok(receipt)
         };

@@ -329,6 +329,14 @@ impl Writer {
             && self.uncertain(document, pointers).next().is_some()
     }
 
+    /// The sequences of departures that are taken as any other entries, where a killed writer may
+    /// have left states.
+    pub(super) fn departed_among_states<'a>(&'a self, document: &'a DecodedDocument) -> impl Iterator<Item = Sequence> + 'a {
+        let departed = document.departures.iter().map(|departure| departure.sequence);
+        let sequencer = self.assembler.sequencer();
+        departed.filter(|sequence| !sequencer.is_accounted(*sequence) && self.may_have_states(*sequence))
+    }
+
     /// Whether a former term may have stored entries that the feed has not delivered again.
     #[inline]
     pub(super) fn may_have_stored(&self) -> bool {
@@ -399,6 +407,12 @@ impl Writer {
             }
             placed.extend(position);
         }
+        let departed: BTreeSet<Sequence> = self.departed_among_states(document).collect();
+        for sequence in departed {
+            if self.entry_at(conflicts, sequence).await?.is_none() {
+                placed.extend(self.place_departure(document, sequence, conflicts).await?);
+            }
+        }
         Ok(placed)
     }
 
@@ -455,8 +469,17 @@ impl Writer {
                 Some(_) if self.assembler.sequencer().is_readmitted(position) => return Ok(Room::Free(slot)),
                 Some(stored) if tells_earlier(departure, &stored) => return Ok(Room::Free(slot)),
                 Some(_) => return Ok(Room::Stored(position)),
-                None if free.is_none() && !self.is_named_by_another(departure, position).await? => free = Some(slot),
-                None => {}
+                None if free.is_some() => {}
+                // A commit that was cut off may have stored states, and no document.
+                None if self.may_have_states(position)
+                    && self.remove_unpublished_states(&departure.clone().with_slot(slot), conflicts).await? => {}
+                // It is stored as any other. Nothing accounts for its sequence, so no entry of this
+                // term names it, and the states tell of others.
+                None if slot == 0 && self.may_have_states(position) && !self.assembler.sequencer().is_accounted(position) => {
+                    free = Some(slot);
+                }
+                None if self.is_named_by_another(departure, position).await? => {}
+                None => free = Some(slot),
             }
         }
         if free.is_none() {

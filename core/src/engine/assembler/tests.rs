@@ -147,12 +147,16 @@ fn marks_of_what_is_late_never_wait() {
     let late = assembler.prepare(None, Duration::ZERO);
     assert!(late.batch.marks.is_empty(), "no reader knows of 3");
     assembler.published(&given_up);
+    assert!(!assembler.marks_due(), "3 is not published");
     assembler.published(&late.publication.clock);
     assert_eq!(marks(&mut assembler), [3]);
     assert_eq!(assembler.clock().marked, Sequence(6));
     apply(&mut assembler, 5, Some(2));
     (7..=9).for_each(|n| apply(&mut assembler, n, None));
-    assert_eq!(marks(&mut assembler), [5], "the clock says that all up to 6 are marked");
+    let late = assembler.prepare(None, Duration::ZERO);
+    let of_late: Vec<u64> = late.late_marks.iter().map(|entry| entry.sequence().0).collect();
+    assert_eq!(of_late, [5], "the clock says that all up to 6 are marked");
+    assert!(late.batch.marks.is_empty(), "5 is stored with this batch");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use sluicegate::verify::{VerifyOptions, verify};
 use sluicegate::{
     CacheStore, Channel, CollectionId, FeedEvent, Mutation, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig,
 };
-use sluicegate_replay::Recording;
+use sluicegate_replay::{Recording, ReplayFeed, ReplayOptions};
 use support::{Kind, on_every_store};
 
 /// A case: its settings, and its expected results.
@@ -206,4 +206,43 @@ async fn each_report_comes_out_right(kind: Kind) {
     }
 }
 
-on_every_store! { each_report_comes_out_right }
+/// The only report whose file cannot be read as a whole.
+async fn a_recording_that_is_cut_off_says_how_to_take_what_there_is(kind: Kind) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/reports/16-plain-recording-cut-off.ndjson");
+    let open = |options| ReplayFeed::open(path.clone(), options);
+    let whole = open(ReplayOptions::default()).await.unwrap();
+    let (store, decoder) = (kind.fresh().await, Arc::new(GatewayDecoder::default()));
+    let name = sluicegate::Feed::info(&whole).checkpoint_name();
+    let writer = || Writer::alone(store.clone(), decoder.clone(), &name, WriterConfig::default());
+    let error = writer().await.unwrap().run(&whole, std::future::pending()).await.unwrap_err();
+    let text = error.to_string();
+    for part in ["16-plain-recording-cut-off.ndjson", "line 2", "cut off", "until=1"] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    // As the message says.
+    let rest = open(ReplayOptions::default().with_until(1)).await.unwrap();
+    let mut writer = writer().await.unwrap();
+    writer.run(&rest, std::future::pending()).await.unwrap();
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    assert_eq!(rows(&reader).await, [(1, 0, "d1".to_owned(), ONE.to_owned())]);
+    assert_eq!((reader.clock().stable, reader.clock().gaps), (Sequence(1), 0));
+    let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
+    assert!(report.is_clean(), "{:#?}", report.findings);
+}
+
+/// Each input is played here.
+#[test]
+fn no_report_is_left_out() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/reports");
+    let mut left: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .filter_map(|file| Some(file.unwrap().file_name().to_str()?.strip_suffix(".ndjson")?.to_owned()))
+        .collect();
+    left.retain(|file| file != "16-plain-recording-cut-off" && !CASES.iter().any(|case| case.file == file));
+    assert_eq!(left, Vec::<String>::new());
+}
+
+on_every_store! {
+    each_report_comes_out_right
+    a_recording_that_is_cut_off_says_how_to_take_what_there_is
+}

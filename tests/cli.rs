@@ -727,3 +727,87 @@ fn recorded_answers_are_not_compared_over_a_cache_that_is_there() {
     let (code, out, error) = ended(compare(&format!("{}?namespace=compared", server.url())));
     assert!(code == 0 && out.contains("0 differences"), "{out}{error}");
 }
+
+/// The numbers of events received and the clock's stable sequence, of a run that ends well.
+#[cfg(feature = "redis")]
+fn ran(output: Output) -> (Value, Value) {
+    let (code, out, error) = ended(output);
+    assert_eq!(code, 0, "{error}");
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    (summary["writer"].clone(), summary["clock"].clone())
+}
+
+/// Of the rows of the star channel: sequence and document.
+#[cfg(feature = "redis")]
+fn shown(store: &str) -> Vec<(u64, String)> {
+    let (code, out, error) = ended(run(&["changes", "--store", store, "--format", "json"]));
+    assert_eq!(code, 0, "{error}");
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    let row = |row: &Value| (row["seq"].as_u64().unwrap(), row["id"].as_str().unwrap().to_owned());
+    let mut rows: Vec<_> = answer["results"].as_array().unwrap().iter().map(row).collect();
+    rows.sort_unstable();
+    rows
+}
+
+/// Their files have one base name, so their checkpoints have one name.
+#[cfg(feature = "redis")]
+#[test]
+fn a_cache_is_bound_to_its_recording_until_another_one_is_adopted() {
+    let server = sluicegate_test_servers::RedisServer::start();
+    let store = server.url();
+    let (one, first) = recorded(&[(1, "a", Some(1)), (2, "b", Some(2))]);
+    let (other, second) = recorded(&[(1, "x", Some(1)), (2, "y", Some(2)), (3, "z", Some(3))]);
+    let run_with =
+        |feed: &str, options: &[&str]| run(&[&["run", "--store", &store, "--feed", feed, "--format", "json"], options].concat());
+    let rows = |list: &[(u64, &str)]| list.iter().map(|(n, key)| (*n, (*key).to_owned())).collect::<Vec<_>>();
+    let clock = || ended(run(&["inspect", "clock", "--store", &store, "--format", "json"])).1;
+    let (writer, _) = ran(run_with(&first, &[]));
+    assert_eq!((&writer["received"], shown(&store)), (&json!(2), rows(&[(1, "a"), (2, "b")])));
+
+    let before = clock();
+    let (code, out, error) = ended(run_with(&second, &["--log", "off"]));
+    assert_eq!((code, out.as_str()), (2, ""), "{error}");
+    let names = [&one, &other].map(|folder| folder.path().join("feed.ndjson").display().to_string());
+    for part in [&names[0], &names[1], "--adopt", "another namespace"] {
+        assert!(error.contains(part), "no {part:?} in {error}");
+    }
+    assert_eq!(clock(), before, "the refused writer has changed the cache");
+    let (writer, _) = ran(run_with(&first, &[]));
+    assert_eq!(writer["received"], 0, "the first feed goes on at its checkpoint");
+
+    // From its beginning, though there is a checkpoint of that name; and the entries stay.
+    let (writer, clock) = ran(run_with(&second, &["--adopt"]));
+    assert_eq!((&writer["received"], &writer["conflicts"], &clock["stable"]), (&json!(3), &json!(2), &json!(3)), "{writer}");
+    let all = rows(&[(1, "a"), (1, "x"), (2, "b"), (2, "y"), (3, "z")]);
+    assert_eq!(shown(&store), all);
+    // Once is enough, and the cache is not the first recording's any more.
+    let (writer, _) = ran(run_with(&second, &[]));
+    assert_eq!((&writer["received"], shown(&store)), (&json!(0), all));
+    assert_fails(run_with(&first, &["--log", "off"]), 2, &[&names[0], &names[1], "--adopt"]);
+    let (code, out, error) = ended(run(&["verify", "--store", &store]));
+    assert!(code == 0 && out.contains("clean"), "{out}{error}");
+
+    // A file with another first event is another recording, whatever its name.
+    let text = std::fs::read_to_string(&names[0]).unwrap();
+    std::fs::write(&names[1], text).unwrap();
+    assert_fails(run_with(&second, &["--log", "off"]), 2, &[&names[1], "--adopt"]);
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_cache_made_from_one_feed_is_refused_to_another_scheme_or_seed() {
+    let server = sluicegate_test_servers::RedisServer::start();
+    let store = server.url();
+    let run_with =
+        |feed: &str, options: &[&str]| run(&[&["run", "--store", &store, "--feed", feed, "--format", "json"], options].concat());
+    let (first, second) = ("synthetic:?events=300&seed=1", "synthetic:?events=300&seed=2");
+    let (writer, _) = ran(run_with(first, &[]));
+    assert_eq!(writer["received"], 300);
+    let before = shown(&store);
+    assert_fails(run_with(second, &["--log", "off"]), 2, &["synthetic:1", "synthetic:2", "--adopt"]);
+    assert_fails(run_with(&small(), &["--log", "off"]), 2, &["synthetic:1", "mutations-xattr33", "--adopt"]);
+    assert_eq!(shown(&store), before);
+    let (writer, _) = ran(run_with(second, &["--adopt"]));
+    assert_eq!(writer["received"], 300);
+    assert_fails(run_with(first, &["--log", "off"]), 2, &["synthetic:1", "synthetic:2", "--adopt"]);
+}

@@ -2,6 +2,7 @@
 
 #![cfg(all(feature = "cli", feature = "memory", feature = "replay"))]
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -810,4 +811,102 @@ fn a_cache_made_from_one_feed_is_refused_to_another_scheme_or_seed() {
     let (writer, _) = ran(run_with(second, &["--adopt"]));
     assert_eq!(writer["received"], 300);
     assert_fails(run_with(first, &["--log", "off"]), 2, &["synthetic:1", "synthetic:2", "--adopt"]);
+}
+
+/// Members of `run --format json` that scripts rely on. The README promises that they stay.
+const SUMMARY: &[&str] = &["store", "feed", "ended", "seconds", "events_per_second", "writer", "pending", "takeovers", "clock"];
+const WRITER: &[&str] = &[
+    "received",
+    "cached",
+    "superseded",
+    "unused",
+    "principals",
+    "duplicates",
+    "conflicts",
+    "implausible",
+    "late",
+    "skipped",
+    "abandoned",
+    "undelivered",
+    "ignored",
+    "foreign",
+    "purged",
+    "purged_entries",
+    "other_database",
+    "other_collection",
+    "bad_channels",
+    "cut_numbers",
+    "invalid",
+    "withdrawn",
+    "batches",
+];
+const CLOCK: &[&str] =
+    &["cache", "format", "epoch", "stable", "settled", "high", "late", "gaps", "batch", "marked", "checkpoint"];
+
+fn names<'a>(list: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    list.into_iter().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn members(value: &Value) -> BTreeSet<String> {
+    value.as_object().unwrap_or_else(|| panic!("no object: {value}")).keys().cloned().collect()
+}
+
+/// The members that the README's table has: below each name with a point, those of the same cell
+/// without one.
+fn members_in_the_readme() -> BTreeSet<String> {
+    let readme = include_str!("../README.md");
+    let (_, section) = readme.split_once("### What `run --format json` prints").expect("the section");
+    let section = section.split("\n#").next().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
+        let cell = row.split('|').nth(1).unwrap_or_default();
+        let mut prefix = "";
+        for name in cell.split('`').skip(1).step_by(2) {
+            match name.split_once('.') {
+                Some((object, _)) => {
+                    prefix = object;
+                    found.insert(name.to_owned());
+                }
+                None if prefix.is_empty() => drop(found.insert(name.to_owned())),
+                None => drop(found.insert(format!("{prefix}.{name}"))),
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_members_of_the_summary_are_those_of_the_readme() {
+    let (code, out, error) = ended(run(&["run", "--feed", &small(), "--format", "json"]));
+    assert_eq!(code, 0, "{error}");
+    let one: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(members(&one), names(SUMMARY.iter().copied()));
+    assert_eq!(members(&one["writer"]), names(WRITER.iter().copied()));
+    assert_eq!(members(&one["clock"]), names(CLOCK.iter().copied()));
+    assert_eq!(members(&one["clock"]["epoch"]), names(["counter", "writer"]));
+    for object in ["writer", "clock"] {
+        let numbers = one[object].as_object().unwrap().iter().filter(|(name, _)| !["cache", "epoch"].contains(&name.as_str()));
+        assert!(numbers.clone().count() > 5 && numbers.clone().all(|(_, value)| value.is_u64()), "{one}");
+    }
+    let mut clock: sluicegate::PublishedClock = serde_json::from_value(one["clock"].clone()).unwrap();
+    clock.building = Some(sluicegate::clock::Progress { arrived: 1, highest: sluicegate::Sequence(2), expected: Some(3) });
+    let building = serde_json::to_value(&clock).unwrap()["building"].clone();
+    assert_eq!(building, json!({"arrived": 1, "highest": 2, "expected": 3}));
+
+    let (code, out, error) = ended(run(&["run", "--feed", &collections("-33"), "--databases", "auto", "--format", "json"]));
+    assert_eq!(code, 0, "{error}");
+    let several: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(members(&several), names(SUMMARY.iter().copied().chain(["databases", "others"])));
+    assert_eq!((members(&several["writer"]), &several["clock"]), (names(WRITER.iter().copied()), &Value::Null));
+    assert_eq!(members(&several["databases"]["db1"]), names(["store", "writer", "pending", "takeovers", "clock"]));
+    assert_eq!(members(&several["databases"]["db1"]["writer"]), names(WRITER.iter().copied()));
+    assert_eq!(members(&several["databases"]["db1"]["clock"]), names(CLOCK.iter().copied()));
+    assert_eq!(members(&several["others"]), names(["collections", "databases"]));
+
+    let of = |object: &'static str, list: &'static [&'static str]| list.iter().map(move |name| format!("{object}.{name}"));
+    let whole = names(SUMMARY.iter().copied().filter(|name| *name != "writer"));
+    let mut expected: BTreeSet<String> = whole.into_iter().chain(names(["databases", "others", "clock.building"])).collect();
+    expected.extend(of("writer", WRITER).chain(of("clock", CLOCK)));
+    assert_eq!(members_in_the_readme(), expected);
 }

@@ -910,3 +910,26 @@ fn the_members_of_the_summary_are_those_of_the_readme() {
     expected.extend(of("writer", WRITER).chain(of("clock", CLOCK)));
     assert_eq!(members_in_the_readme(), expected);
 }
+
+/// A namespace for each run, which is gone afterwards.
+#[cfg(all(feature = "scenario", feature = "redis"))]
+#[test]
+fn scenarios_are_judged_on_a_server_that_is_empty_afterwards() {
+    let server = sluicegate_test_servers::RedisServer::start();
+    let store = server.url();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let scenario = || run(&["scenario", folder.path().to_str().unwrap(), "--store", &store]);
+    file("right.txt", "new\nput a A\nask A => 1=a@1-a ; last 1\n");
+    file("two.txt", "new\nput a A\nput b A\nask A => 1=a@1-a 2=b@1-b ; last 2\n");
+    let (code, out, error) = ended(scenario());
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains("2 files, 18 runs: 18 agree, 0 disagree") && out.contains("store redis:"), "{out}");
+    assert_eq!(server.cli(&["DBSIZE"]).trim(), "0");
+    file("wrong.txt", "new\nput a A\nask A => 1=b\n");
+    let (code, out, error) = ended(scenario());
+    assert_eq!(code, 3, "{out}{error}");
+    assert!(out.contains("wrong.txt:3") && out.contains("3 files, 27 runs: 18 agree, 9 disagree"), "{out}");
+    assert!(!out.contains("right.txt:") && !out.contains("two.txt:"), "{out}");
+    assert_eq!(server.cli(&["DBSIZE"]).trim(), "0");
+}

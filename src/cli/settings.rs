@@ -199,6 +199,7 @@ impl fmt::Display for Source {
 
 /// Values by dotted name, each from the last layer that had it.
 pub(crate) struct Layers {
+    /// A value of each setting, which tells its type; none for a text without a default.
     defaults: BTreeMap<String, Value>,
     values: BTreeMap<String, (Value, Source)>,
 }
@@ -213,8 +214,11 @@ impl fmt::Debug for Layers {
 impl Layers {
     /// Only defaults.
     pub(crate) fn new() -> Self {
+        let mut settings = Settings::default();
+        // Its default is none, which would stand for a text.
+        settings.writer.partial_feed = Some(false);
         let mut defaults = BTreeMap::new();
-        if let Ok(Value::Object(all)) = serde_json::to_value(Settings::default()) {
+        if let Ok(Value::Object(all)) = serde_json::to_value(settings) {
             for (name, value) in all {
                 match value {
                     Value::Object(section) => {
@@ -341,7 +345,7 @@ impl Layers {
         Ok(())
     }
 
-    /// The default of a setting, which tells its type.
+    /// A value of a setting, which tells its type.
     fn default_of(&self, key: &str, source: &Source) -> Result<&Value> {
         if let Some((name, field)) = key.strip_prefix("databases.").and_then(|rest| rest.split_once('.')) {
             if !name.is_empty() && DATABASE_FIELDS.contains(&field) {
@@ -612,6 +616,37 @@ mod tests {
         layers.pair("feed=hunter2").unwrap();
         let text = format!("{layers:?} {:?}", layers.settings().unwrap());
         assert!(!text.contains("hunter2") && text.contains("redis://u:***@h?password=***"), "{text}");
+    }
+
+    /// Those without a default, too, whatever their type.
+    #[test]
+    fn each_setting_can_be_given_as_text() {
+        for (key, value) in &Layers::new().defaults {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Null => "text".to_owned(),
+                value => value.to_string(),
+            };
+            let mut layers = Layers::new();
+            layers.pair(&format!("{key}={text}")).unwrap();
+            let error = layers.settings().err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(!error.contains("invalid type"), "{error}");
+        }
+    }
+
+    #[test]
+    fn whether_the_feed_is_partial_can_be_said_in_each_layer() {
+        assert_eq!(Layers::new().settings().unwrap().writer.partial_feed, None);
+        let (_folder, path) = file("[writer]\npartial_feed = true\n");
+        let mut layers = Layers::new();
+        layers.file(&path).unwrap();
+        assert_eq!(layers.settings().unwrap().writer.partial_feed, Some(true));
+        layers.environment(variables(&[("SLUICEGATE_WRITER_PARTIAL_FEED", "false")])).unwrap();
+        assert_eq!(layers.settings().unwrap().writer.partial_feed, Some(false));
+        layers.pair("writer.partial_feed=true").unwrap();
+        assert_eq!(layers.settings().unwrap().writer.partial_feed, Some(true));
+        let error = layers.pair("writer.partial_feed=perhaps").unwrap_err().to_string();
+        assert!(error.contains("--set writer.partial_feed: expected true or false"), "{error}");
     }
 
     #[test]

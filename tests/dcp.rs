@@ -4,6 +4,8 @@
 mod cold;
 #[path = "dcp/databases.rs"]
 mod databases;
+#[path = "dcp/found.rs"]
+mod found;
 #[path = "dcp/killed.rs"]
 mod killed;
 #[path = "dcp/recorded.rs"]

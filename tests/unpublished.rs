@@ -443,6 +443,22 @@ fn reused() -> Vec<Reused> {
             shown: vec![row(3, "d", true)],
         },
         Reused {
+            name: "present, then made anew in another channel",
+            base: vec![at(1, document("d", 1, 1, &[1], &a)), other(2)],
+            cut_off: vec![at(0, document("e", 1, 3, &[3], &a))],
+            rollback: (0, 0),
+            after: vec![at(0, document("e", 2, 4, &[3, 4], &b))],
+            shown: vec![row(1, "d", false)],
+        },
+        Reused {
+            name: "present, then another document's in another channel",
+            base: vec![at(1, document("d", 1, 1, &[1], &a)), other(2)],
+            cut_off: vec![at(0, document("e", 1, 3, &[3], &a))],
+            rollback: (0, 0),
+            after: vec![at(1, document("f", 2, 4, &[3, 4], &b))],
+            shown: vec![row(1, "d", false)],
+        },
+        Reused {
             name: "many of another channel",
             base: vec![other(1), other(2)],
             cut_off: (3..33).map(|n| at(0, document(&format!("e{n}"), 1, n, &[n], &a))).collect(),

@@ -516,16 +516,21 @@ async fn naming(store: &Arc<dyn CacheStore>, n: u64, others: &[u64]) {
 #[tokio::test]
 async fn what_another_documents_entry_names_is_not_superseded() {
     let store = cache().await;
+    // Marks are written as far as stable is: nothing is missing any more.
+    let missing = [&vec!["1 a +A"; 88][..], &["8 g +B"]].concat();
+    write(&store, "first", &missing).await;
+    let clock = || async { PublishedClock::from_bytes(&stored(&store, &CacheKey::Clock).await).unwrap() };
+    assert_eq!(clock().await.marked, Sequence(89));
     let before = shown(&store, "*").await;
     // 80 lies in another block than 4 and 70, and in one with 70.
     naming(&store, 80, &[4, 10, 70]).await;
     assert_nothing_to_repair(&store, "80 names what others have").await;
 
     // A writer that takes over, and whose clock has not marked them.
-    let mut clock = PublishedClock::from_bytes(&stored(&store, &CacheKey::Clock).await).unwrap();
-    clock.marked = Sequence(7);
-    overwrite(&store, &CacheKey::Clock, clock.to_bytes()).await;
-    write(&store, "first", &["1 a +A"]).await;
+    let changed = PublishedClock { marked: Sequence(7), ..clock().await };
+    overwrite(&store, &CacheKey::Clock, changed.to_bytes()).await;
+    write(&store, "first", &missing).await;
+    assert_eq!(clock().await.marked, Sequence(89));
     assert_eq!(shown(&store, "*").await, before);
     assert_nothing_to_repair(&store, "a writer has taken over").await;
 

@@ -18,7 +18,7 @@ use crate::batch::{BatchRecord, Checkpoint, Entries, Floor, LateEntry, ListedBlo
 use crate::block::BlockCodec;
 use crate::clock::{Progress, PublishedClock};
 use crate::decode::{Decoded, DecodedDocument, Departure, Ignored};
-use crate::document::{CollectionId, DocumentRef};
+use crate::document::CollectionId;
 use crate::entry::{ChangeEntry, ChannelChange, EntryFlags};
 use crate::feed::{Delivered, FeedPosition};
 use crate::missing::MissingList;
@@ -282,7 +282,7 @@ impl Assembler {
             && entry.supersedes().iter().all(|position| position.slot() == 0)
             && are_apart(entry, departures);
         if !(entry.supersedes().is_empty() && accounted.is_empty() && departures.is_empty()) {
-            is_early = self.take_earlier(entry, accounted, departures, is_shown, is_early, now);
+            is_early = self.take_earlier(entry, accounted, departures, is_early, now);
         }
         if !is_shown {
             self.stats.superseded += u64::from(self.sequencer.arrived(entry.sequence(), now).is_new());
@@ -304,7 +304,6 @@ impl Assembler {
         entry: &ChangeEntry,
         accounted: &[Sequence],
         departures: &[Departure],
-        is_shown: bool,
         mut is_early: bool,
         now: Duration,
     ) -> bool {
@@ -330,12 +329,9 @@ impl Assembler {
                         self.sequencer.forget_readmitted(old);
                         departed.push((departure, arrival));
                     }
-                    None => {
-                        self.stats.superseded += 1;
-                        if is_shown {
-                            self.sequencer.forget_readmitted(old);
-                        }
-                    }
+                    // A killed writer may have left states there without an entry. The note stays,
+                    // so that readers leave the position out.
+                    None => self.stats.superseded += 1,
                 }
             }
         }
@@ -490,7 +486,8 @@ impl Assembler {
     }
 
     /// Says once more what is `gone`, for the next batch, and that those `restored` are shown in
-    /// its place: they are late if high has passed what is gone.
+    /// its place: they are late if high has passed them. A killed writer may have stored some that
+    /// nobody was told of.
     pub fn announce(
         &mut self,
         gone: Vec<Arc<ChangeEntry>>,
@@ -498,12 +495,7 @@ impl Assembler {
         restored: Vec<Arc<ChangeEntry>>,
     ) {
         let high = self.clock.high;
-        let shown: BTreeSet<DocumentRef<'_>> =
-            gone.iter().filter(|entry| entry.sequence() <= high).map(|entry| entry.document()).collect();
-        restored
-            .into_iter()
-            .filter(|entry| entry.sequence() <= high && shown.contains(&entry.document()))
-            .for_each(|entry| self.show_again(entry));
+        restored.into_iter().filter(|entry| entry.sequence() <= high).for_each(|entry| self.show_again(entry));
         self.withdrawn.gone.extend(gone);
         self.withdrawn.room.extend(room);
     }

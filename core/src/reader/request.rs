@@ -1,5 +1,6 @@
 //! One request: from memory if that is possible, and otherwise from blocks, which then may fill tails.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -213,7 +214,8 @@ impl Node {
             let (some, more) = rest.split_at(rest.len().min(limit.unwrap_or(usize::MAX)));
             let cursor = more.first().map_or(cut.late, |(next, _)| LateCursor(next.number - 1));
             let mut some = some.to_vec();
-            some.sort_unstable_by_key(|(late, _)| late.sequence.rank());
+            // Another entry may have taken the place of one that was announced: the later counts.
+            some.sort_unstable_by_key(|(late, _)| (late.sequence.rank(), Reverse(late.number)));
             some.dedup_by_key(|(late, _)| late.sequence);
             let mut rows = Vec::with_capacity(channels.len());
             for channel in channels {

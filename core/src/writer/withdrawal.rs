@@ -162,11 +162,9 @@ impl Writer {
         tracing::warn!(entries = gone.entries.len(), restored = plan.restored.len(), "withdrawn: the feed took them back");
         let in_slots = self.used_in_slots(&plan.numbers, &gone).await?;
         let missing: Vec<Sequence> = plan.numbers.iter().copied().filter(|number| !in_slots.contains(number)).collect();
-        // A killed writer may have stored these and not marked what they supersede. What is gone
-        // was to mark that.
-        let is_unmarked =
-            |entry: &Arc<ChangeEntry>| self.unpublished.contains(entry.position().0) && !entry.supersedes().is_empty();
-        let unmarked = stored.into_values().filter(is_unmarked).collect();
+        // A killed writer of any term before may have stored these and not marked what they
+        // supersede. What is gone was to mark that.
+        let unmarked = stored.into_values().filter(|entry| !entry.supersedes().is_empty()).collect();
         let unmarked = inherited::without_others(store.as_ref(), policy, unmarked).await?;
         self.assembler.withdraw(gone.entries(), gone.room.iter().copied(), &missing);
         unmarked.into_iter().for_each(|entry| self.assembler.remember_unmarked(entry));

@@ -14,8 +14,8 @@ use sluicegate_core::decode::MutationDecoder as _;
 use sluicegate_core::store::Expiry;
 use sluicegate_core::verify::{RepairOptions, VerifyOptions, repair, verify};
 use sluicegate_core::{
-    BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, FeedEvent, GatewayDecoder,
-    Membership, Mutation, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig,
+    BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, CollectionId, Decoded, EntryFlags, ErrorKind, FeedEvent,
+    GatewayDecoder, Membership, Mutation, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
@@ -58,8 +58,14 @@ fn text(answer: &Answer) -> String {
 }
 
 fn document(sequence: u64, key: &str) -> Decoded {
+    document_of(CollectionId::DEFAULT, sequence, key)
+}
+
+/// A document in channel `a` of its collection.
+fn document_of(collection: CollectionId, sequence: u64, key: &str) -> Decoded {
     let entry = ChangeEntry::new(Sequence(sequence), key, "1-a", EntryFlags::default()).unwrap();
-    Decoded::Document(entry.with_channel(Channel::new("a").unwrap(), Membership::Present).into())
+    let entry = entry.with_channel(Channel::new("a").unwrap(), Membership::Present);
+    Decoded::Document(entry.with_collection(collection).into())
 }
 
 /// Publishes these sequences of documents in channel `a`, with all that is missing in between given
@@ -391,6 +397,46 @@ async fn who_waits_is_woken_by_its_own_channels_only() {
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     assert!(!quiet.is_finished());
     quiet.abort();
+}
+
+/// A channel of the same name in another collection wakes nobody, nor does that collection's star
+/// channel.
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_woken_by_the_channel_of_its_own_collection_only() {
+    let store: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let mut writer = writer(&store).await;
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let seen = reader.cut();
+    let (of_8, of_9) = (CollectionId(8), CollectionId(9));
+    let channels = [Channel::of(of_8, "a").unwrap(), Channel::star_of(of_8)];
+    let wait = |channel: Channel| {
+        let reader = reader.clone();
+        tokio::spawn(async move { reader.wait_for_change(&[channel], &seen).await.unwrap() })
+    };
+    let waiting = channels.clone().map(wait);
+    let busy = [of_9, CollectionId::DEFAULT].map(|collection| wait(Channel::of(collection, "a").unwrap()));
+    let mut followed = reader.follow(vec![channels[0].clone()], ChangesOptions::new());
+    let pause = std::time::Duration::from_secs(60);
+    assert!(tokio::time::timeout(pause, followed.next()).await.is_err());
+    for (sequence, collection) in [(1, of_9), (2, CollectionId::DEFAULT), (3, of_9)] {
+        writer.process_decoded(vec![document_of(collection, sequence, "d")]).await.unwrap();
+        writer.flush().await.unwrap();
+    }
+    for task in busy {
+        assert!(task.await.unwrap().batch > seen.batch);
+    }
+    let next = tokio::time::timeout(pause, followed.next()).await;
+    assert!(next.is_err(), "who follows is shown {next:?}");
+    assert!(waiting.iter().all(|task| !task.is_finished()));
+    let before = reader.cut();
+
+    writer.process_decoded(vec![document_of(of_8, 4, "d")]).await.unwrap();
+    writer.flush().await.unwrap();
+    for task in waiting {
+        assert!(task.await.unwrap().batch > before.batch);
+    }
+    let row = followed.next().await.unwrap().unwrap();
+    assert_eq!((row.id.sequence, row.entry.collection()), (Sequence(4), of_8));
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,9 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sluicegate_core::batch::{ListedBlocks, WriteBatch};
 use sluicegate_core::entry::ChannelChange;
-use sluicegate_core::{BlockCodec, ChangeEntry, Channel, EntryFlags, Epoch, Membership, PartitionId, PartitionSeqno, Sequence};
+use sluicegate_core::{
+    BlockCodec, ChangeEntry, Channel, CollectionId, EntryFlags, Epoch, Membership, PartitionId, PartitionSeqno, Sequence,
+};
 
 use crate::expect::Expect as _;
 
@@ -28,6 +30,11 @@ pub fn entry(sequence: u64, document: &str, channels: &[&str]) -> ChangeEntry {
     })
 }
 
+/// As [`entry`], in a collection.
+pub fn entry_of(collection: CollectionId, sequence: u64, document: &str, channels: &[&str]) -> ChangeEntry {
+    entry(sequence, document, channels).with_collection(collection)
+}
+
 /// A batch of `entries` without marks, at the very beginning.
 pub fn batch(codec: &Arc<dyn BlockCodec>, entries: impl IntoIterator<Item = ChangeEntry>) -> WriteBatch {
     WriteBatch {
@@ -46,6 +53,8 @@ pub fn batch(codec: &Arc<dyn BlockCodec>, entries: impl IntoIterator<Item = Chan
 pub struct Sampler {
     random: ChaCha8Rng,
     channels: Vec<Channel>,
+    /// Each has documents of the same keys, and channels of the same names.
+    collections: Vec<CollectionId>,
     /// The sequences of each document.
     documents: Vec<Vec<Sequence>>,
     next: u64,
@@ -60,11 +69,18 @@ impl Sampler {
         Sampler {
             random: ChaCha8Rng::seed_from_u64(seed),
             channels: names.map(channel).to_vec(),
+            collections: vec![CollectionId::DEFAULT],
             documents: vec![Vec::new(); 20],
             next: 1,
             unmarked: Vec::new(),
             listed: Arc::default(),
         }
+    }
+
+    /// Spreads the documents over these collections.
+    #[must_use]
+    pub fn over(self, collections: impl IntoIterator<Item = CollectionId>) -> Self {
+        Sampler { collections: collections.into_iter().collect(), ..self }
     }
 
     /// The next sequence's entry.
@@ -80,9 +96,11 @@ impl Sampler {
         }
         let earlier = &self.documents[document];
         let supersedes: Vec<Sequence> = earlier.iter().rev().take(self.random.random_range(1..4)).copied().collect();
-        let entry = ChangeEntry::new(sequence, &format!("doc{document}"), &format!("{}-x", earlier.len() + 1), flags);
+        let (key, collection) = (document / self.collections.len(), self.collections[document % self.collections.len()]);
+        let entry = ChangeEntry::new(sequence, &format!("doc{key}"), &format!("{}-x", earlier.len() + 1), flags);
         let mut entry = entry
             .must("make an entry")
+            .with_collection(collection)
             .with_origin(PartitionId(self.random.random_range(0..1024)), PartitionSeqno(sequence.0))
             .with_supersedes(supersedes.iter().copied());
         let count = self.random.random_range(0..4);

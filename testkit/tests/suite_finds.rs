@@ -12,7 +12,9 @@ use parking_lot::Mutex;
 use sluicegate_core::batch::{BatchRecord, BlockDelta, CommitReceipt, Publication, WriteBatch};
 use sluicegate_core::commit::{merge_block, publish, store_batch};
 use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned, Write};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore, ChangeEntry, Error, ErrorKind, PublishedClock, Result, Sequence};
+use sluicegate_core::{
+    BlockCodec, CacheKey, CacheStore, ChangeEntry, CollectionId, Error, ErrorKind, PublishedClock, Result, Sequence,
+};
 use sluicegate_testkit::store::{Store, boxed as cases};
 use sluicegate_testkit::{Case, PlainStore, run_case};
 
@@ -25,6 +27,10 @@ enum Flaw {
     VersionsStartAgainAfterARemoval,
     IncrementIsReadThenWrite,
     CountersShareAKey,
+    CollectionsShareBlocks,
+    CollectionsShareDirectories,
+    CollectionsShareCounters,
+    CollectionsSharePointers,
     NamesAreCutShort,
     NamesIgnoreCase,
     ValuesAreText,
@@ -71,9 +77,20 @@ impl Flawed {
             } else {
                 channel.name().to_owned()
             };
-            sluicegate_core::Channel::new(&name).unwrap()
+            sluicegate_core::Channel::of(channel.collection(), &name).unwrap()
         };
+        let of_default = |channel: &sluicegate_core::Channel| channel.clone().in_collection(CollectionId::DEFAULT);
         match key {
+            CacheKey::Block(channel, index) if self.has(Flaw::CollectionsShareBlocks) => {
+                CacheKey::Block(of_default(channel), *index)
+            }
+            CacheKey::Directory(channel) if self.has(Flaw::CollectionsShareDirectories) => {
+                CacheKey::Directory(of_default(channel))
+            }
+            CacheKey::Counter(channel) if self.has(Flaw::CollectionsShareCounters) => CacheKey::Counter(of_default(channel)),
+            CacheKey::Document(document) if self.has(Flaw::CollectionsSharePointers) => {
+                CacheKey::Document((&*document.key).into())
+            }
             CacheKey::Block(channel, index) => CacheKey::Block(cut(channel), *index),
             CacheKey::Directory(channel) => CacheKey::Directory(cut(channel)),
             CacheKey::Counter(_) if self.has(Flaw::CountersShareAKey) => CacheKey::Batch(u64::MAX),
@@ -296,6 +313,16 @@ flaws! {
     VersionsStartAgainAfterARemoval is found by versions_never_come_again_over_removals;
     IncrementIsReadThenWrite is found by concurrent_increments_lose_nothing;
     CountersShareAKey is found by counters_of_different_channels_are_different;
+    CollectionsShareBlocks is found by
+        names_of_different_collections_do_not_collide a_merge_is_into_a_block_of_its_own_collection
+        a_commit_keeps_collections_apart a_mark_is_of_its_own_collection
+        commits_to_several_collections_are_those_of_the_provided_algorithm;
+    CollectionsShareDirectories is found by
+        names_of_different_collections_do_not_collide a_commit_keeps_collections_apart a_drop_is_of_its_own_collection;
+    CollectionsShareCounters is found by
+        counters_of_different_collections_are_different a_commit_keeps_collections_apart;
+    CollectionsSharePointers is found by
+        names_of_different_collections_do_not_collide pointers_of_one_key_in_two_collections_stay_apart;
     NamesAreCutShort is found by very_long_channel_names_do_not_collide;
     NamesIgnoreCase is found by odd_channel_names_do_not_collide;
     ValuesAreText is found by values_are_any_bytes;

@@ -4,9 +4,9 @@ use futures::future::join_all;
 use sluicegate_core::batch::BlockDelta;
 use sluicegate_core::block::{Block, BlockState};
 use sluicegate_core::store::Expiry;
-use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, ErrorKind};
+use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, CollectionId, ErrorKind};
 
-use super::{Store, codecs, no_block, small};
+use super::{NAMED, Store, codecs, no_block, small};
 use crate::expect::{Expect as _, refused_naming};
 use crate::sample::channel;
 
@@ -77,6 +77,27 @@ pub async fn a_merge_into_a_block_written_as_bytes(store: Store) {
 pub async fn an_empty_merge_makes_an_empty_block(store: Store) {
     assert_eq!(store.merge_block(&delta(&[]), &*small()).await.must("merge"), 0);
     assert_eq!(block(&*store, &*small()).await, Block::new(64));
+}
+
+/// Though the channels have the same name.
+pub async fn a_merge_is_into_a_block_of_its_own_collection(store: Store) {
+    for codec in codecs() {
+        let collections = [CollectionId::DEFAULT].into_iter().chain(NAMED);
+        let changes = [[(1, Present)], [(2, Removal)], [(1, Superseded)]];
+        let at = |collection| channel("a").in_collection(collection);
+        for (collection, changes) in collections.clone().zip(&changes) {
+            let delta = BlockDelta { channel: at(collection), ..delta(changes) };
+            let live = changes.iter().filter(|(_, state)| state.is_live()).count() as u32;
+            assert_eq!(store.merge_block(&delta, &*codec).await.must("merge"), live, "{codec:?}");
+        }
+        for (collection, changes) in collections.zip(&changes) {
+            let key = CacheKey::Block(at(collection), BlockIndex(3));
+            let stored = store.get(&key).await.must("read").must("be there");
+            let states: Vec<_> = codec.decode(&stored.value).must("decode").iter().collect();
+            assert_eq!(states, changes, "{key}, {codec:?}");
+            store.remove(&key, None).await.must("remove");
+        }
+    }
 }
 
 /// From many tasks into one block.

@@ -10,14 +10,14 @@ use sluicegate_core::commit::{drop_blocks, store_batch, update};
 use sluicegate_core::directory::Directory;
 use sluicegate_core::store::Expiry;
 use sluicegate_core::{
-    BlockCodec, BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, EntryFlags, ErrorKind, Membership, Sequence,
+    BlockCodec, BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, CollectionId, EntryFlags, ErrorKind, Membership, Sequence,
 };
 
-use super::{Store, codecs, no_block, set, small, star};
+use super::{NAMED, Store, codecs, no_block, set, small, star};
 use crate::codec::SmallBlocks;
 use crate::expect::{Expect as _, refused_naming};
 use crate::plain::PlainStore;
-use crate::sample::{Sampler, batch, channel, entry};
+use crate::sample::{Sampler, batch, channel, entry, entry_of};
 
 /// The sequences that are not absent in a block, with their states.
 async fn states(store: &dyn CacheStore, codec: &dyn BlockCodec, channel: &Channel, index: u64) -> Vec<(u32, BlockState)> {
@@ -112,11 +112,15 @@ pub async fn a_commit_of_nothing_is_fine(store: Store) {
 }
 
 async fn as_provided(store: &Store, codec: &Arc<dyn BlockCodec>, seed: u64, batches: usize) {
+    drop(sampled_as_provided(store, codec, Sampler::new(seed), batches).await);
+}
+
+/// Returns the store of the provided algorithm.
+async fn sampled_as_provided(store: &Store, codec: &Arc<dyn BlockCodec>, mut sampler: Sampler, batches: usize) -> PlainStore {
     let reference = PlainStore::new();
     let (mine, theirs) = (Arc::default(), Arc::default());
-    let mut sampler = Sampler::new(seed);
     for n in 0..batches {
-        let when = format!("seed {seed}, batch {n}, {codec:?}");
+        let when = format!("batch {n}, {codec:?}");
         let batch = sampler.batch(n % 40, codec);
         let before = counters(&**store, &batch).await;
         let found = store.commit(&for_another(&batch, &mine)).await.must("commit");
@@ -127,6 +131,7 @@ async fn as_provided(store: &Store, codec: &Arc<dyn BlockCodec>, seed: u64, batc
         }
         same_documents(&**store, &reference, &**codec, &when).await;
     }
+    reference
 }
 
 /// On random batches: every document is the one that the provided algorithm makes in a plain store.
@@ -162,6 +167,90 @@ pub async fn commits_in_small_logs_are_those_of_the_provided_algorithm(store: St
 /// So that every entry is a block of its own.
 pub async fn commits_in_blocks_of_one_sequence_are_those_of_the_provided_algorithm(store: Store) {
     as_provided(&store, &(Arc::new(SmallBlocks::new(1)) as _), 5, 20).await;
+}
+
+/// In every codec. The collections have channels of the same names, and documents of the same keys.
+pub async fn commits_to_several_collections_are_those_of_the_provided_algorithm(store: Store) {
+    for (seed, codec) in (8..).zip(codecs()) {
+        let sampler = Sampler::new(seed).over([CollectionId::DEFAULT].into_iter().chain(NAMED));
+        let reference = sampled_as_provided(&store, &codec, sampler, 12).await;
+        for key in reference.keys() {
+            store.remove(&key, None).await.must("make room for the next codec");
+        }
+    }
+}
+
+/// Channels of one name, and documents of one key, in one batch.
+pub async fn a_commit_keeps_collections_apart(store: Store) {
+    use BlockState::{Present, Removal};
+    let codec = small();
+    let [first, second] = NAMED;
+    let entries = [
+        entry_of(first, 1, "d", &["a", "b"]),
+        entry_of(second, 2, "d", &["a", "-b"]),
+        entry(3, "d", &["-a"]),
+        entry_of(second, 130, "e", &["a"]),
+    ];
+    store.commit(&batch(&codec, entries.clone())).await.must("commit");
+    let read = store.entries(&[1, 2, 3, 130].map(Sequence)).await.must("read");
+    for (expected, found) in entries.iter().zip(read) {
+        let found = found.must("be there");
+        assert_eq!((&*found, found.collection()), (expected, expected.collection()));
+    }
+    let expected = [
+        (CollectionId::DEFAULT, "a", vec![(3, Removal)]),
+        (CollectionId::DEFAULT, "b", vec![]),
+        (CollectionId::DEFAULT, "*", vec![(3, Present)]),
+        (first, "a", vec![(1, Present)]),
+        (first, "b", vec![(1, Present)]),
+        (first, "*", vec![(1, Present)]),
+        (second, "a", vec![(2, Present)]),
+        (second, "b", vec![(2, Removal)]),
+        (second, "*", vec![(2, Present)]),
+    ];
+    for (collection, name, rows) in expected {
+        let channel = channel(name).in_collection(collection);
+        let blocks = match (rows.is_empty(), collection == second && name != "b") {
+            (true, _) => vec![],
+            (_, false) => vec![(0, 0)],
+            (_, true) => vec![(0, 0), (2, 2)],
+        };
+        assert_eq!(states(&*store, &*codec, &channel, 0).await, rows, "{channel}");
+        assert_eq!(listed(&*store, &channel).await, blocks, "{channel}");
+        assert_eq!(counted(&*store, &channel).await, u64::from(!rows.is_empty()), "{channel}");
+    }
+}
+
+/// A mark leaves the rows of other collections alone, whatever their names are.
+pub async fn a_mark_is_of_its_own_collection(store: Store) {
+    use BlockState::{Present, Superseded};
+    let codec = small();
+    let [first, second] = NAMED;
+    let rows = [entry_of(first, 1, "d", &["a"]), entry_of(second, 2, "d", &["a"])];
+    store.commit(&batch(&codec, rows)).await.must("commit the rows");
+    let newer = entry_of(first, 9, "d", &["a"]).with_supersedes([Sequence(1)]);
+    let marking = WriteBatch { marks: vec![Arc::new(newer.clone())], ..batch(&codec, [newer]) };
+    store.commit(&marking).await.must("commit the mark");
+    for name in ["a", "*"] {
+        let found = states(&*store, &*codec, &channel(name).in_collection(first), 0).await;
+        assert_eq!(found, [(1, Superseded), (9, Present)], "{name}");
+        let found = states(&*store, &*codec, &channel(name).in_collection(second), 0).await;
+        assert_eq!(found, [(2, Present)], "{name}");
+        assert_eq!(states(&*store, &*codec, &channel(name), 0).await, [], "{name}");
+    }
+}
+
+/// What is dropped in one collection stays listed in another.
+pub async fn a_drop_is_of_its_own_collection(store: Store) {
+    let codec = small();
+    let [first, second] = NAMED.map(|collection| channel("a").in_collection(collection));
+    let rows = [(1, &first), (2, &second)].map(|(n, channel)| entry_of(channel.collection(), n, "d", &["a"]));
+    let mark = superseding(1).with_collection(first.collection());
+    store.commit(&settled(&codec, &rows, &[mark])).await.must("commit");
+    assert!(!drop_block(&*store, &second, BlockIndex(0), &*codec).await.must("not drop what is live"));
+    assert!(drop_block(&*store, &first, BlockIndex(0), &*codec).await.must("drop"));
+    assert_eq!(listed(&*store, &first).await, []);
+    assert_eq!(listed(&*store, &second).await, [(0, 0)]);
 }
 
 /// What primitives write between commits is what the next commit works on.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sluicegate_core::block::{Adaptive, ByteArray, Log, TwoBit};
-use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, Channel, Sequence};
+use sluicegate_core::{BlockCodec, BlockIndex, CacheKey, CacheStore, Channel, CollectionId, Sequence};
 
 use crate::codec::SmallBlocks;
 use crate::sample::channel;
@@ -64,6 +64,7 @@ macro_rules! store_cases {
             a_counter_begins_at_nothing_and_grows
             a_counter_reads_as_decimal_text
             counters_of_different_channels_are_different
+            counters_of_different_collections_are_different
             concurrent_increments_lose_nothing
             values_are_any_bytes
             values_up_to_the_limit_are_kept
@@ -71,6 +72,7 @@ macro_rules! store_cases {
             odd_channel_names_do_not_collide
             very_long_channel_names_do_not_collide
             the_largest_numbers_are_ordinary_keys
+            names_of_different_collections_do_not_collide
             garbage_reads_back_byte_for_byte
             what_expires_is_kept_for_its_time_and_then_goes_if_declared
             a_write_without_expiry_takes_the_expiry_away
@@ -91,6 +93,7 @@ macro_rules! store_cases {
             states_merge_by_or_in_any_order
             a_merge_into_a_block_written_as_bytes
             an_empty_merge_makes_an_empty_block
+            a_merge_is_into_a_block_of_its_own_collection
             concurrent_merges_lose_nothing
             a_corrupt_block_fails_the_merge_and_stays
 
@@ -103,6 +106,10 @@ macro_rules! store_cases {
             commits_in_logs_are_those_of_the_provided_algorithm
             commits_in_small_logs_are_those_of_the_provided_algorithm
             commits_in_blocks_of_one_sequence_are_those_of_the_provided_algorithm
+            commits_to_several_collections_are_those_of_the_provided_algorithm
+            a_commit_keeps_collections_apart
+            a_mark_is_of_its_own_collection
+            a_drop_is_of_its_own_collection
             primitives_and_commits_mix
             a_commit_may_be_repeated
             a_commit_leaves_sequence_documents_as_first_written
@@ -123,6 +130,7 @@ macro_rules! store_cases {
 
             a_publication_is_readable_at_its_keys
             pointers_only_grow
+            pointers_of_one_key_in_two_collections_stay_apart
             a_corrupt_pointer_is_named
             a_publication_may_be_repeated
             publications_follow_one_another_round_the_ring
@@ -184,6 +192,9 @@ fn codecs() -> [Arc<dyn BlockCodec>; 5] {
         Arc::new(Log::default()),
     ]
 }
+
+/// Two named collections; besides them, there is the default one.
+const NAMED: [CollectionId; 2] = [CollectionId(8), CollectionId(9)];
 
 fn star() -> Channel {
     Channel::star()

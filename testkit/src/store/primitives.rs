@@ -6,9 +6,9 @@ use bytes::Bytes;
 use futures::future::join_all;
 use sluicegate_core::commit::update;
 use sluicegate_core::store::{Expiry, Version};
-use sluicegate_core::{BlockIndex, CacheKey, CacheStore, ErrorKind, Sequence};
+use sluicegate_core::{BlockIndex, CacheKey, CacheStore, CollectionId, DocumentId, ErrorKind, Sequence};
 
-use super::{Store, set, some_keys};
+use super::{NAMED, Store, set, some_keys};
 use crate::expect::{Expect as _, refused};
 use crate::sample::channel;
 
@@ -226,6 +226,15 @@ pub async fn counters_of_different_channels_are_different(store: Store) {
     }
 }
 
+/// Though the channels have the same name.
+pub async fn counters_of_different_collections_are_different(store: Store) {
+    for (by, collection) in (1..).zip([CollectionId::DEFAULT].into_iter().chain(NAMED)) {
+        let key = CacheKey::Counter(channel("a").in_collection(collection));
+        assert_eq!(store.increment(&key, by).await.must("count"), by, "{key}");
+        assert_eq!(value(&*store, &key).await.must("be there"), by.to_string(), "{key}");
+    }
+}
+
 /// And each sees a value of its own.
 pub async fn concurrent_increments_lose_nothing(store: Store) {
     let tasks = (0..8).map(|_| {
@@ -366,6 +375,21 @@ pub async fn very_long_channel_names_do_not_collide(store: Store) {
     let mut keys = Vec::new();
     for name in lengths.into_iter().flat_map(|length| ["1", "2", ":"].map(|end| long(length, end))) {
         keys.extend([CacheKey::Block(name.clone(), BlockIndex(u64::MAX)), CacheKey::Directory(name)]);
+    }
+    each_key_its_own_value(&store, keys).await;
+}
+
+/// Nor with a name of the default collection that has a number in it.
+pub async fn names_of_different_collections_do_not_collide(store: Store) {
+    let default = ["a", "8:a", "8/a", "8", ":a", "9:a"].map(|name| (CollectionId::DEFAULT, name));
+    let named = NAMED.map(|collection| ["a", "8:a", "9:a", ":a", "*"].map(|name| (collection, name)));
+    let large = [80, 89, u32::MAX].map(|number| (CollectionId(number), "a"));
+    let mut keys = Vec::new();
+    for (collection, name) in default.into_iter().chain(named.into_iter().flatten()).chain(large) {
+        let channel = channel(name).in_collection(collection);
+        keys.extend([0, 1].map(|n| CacheKey::Block(channel.clone(), BlockIndex(n))));
+        keys.push(CacheKey::Directory(channel));
+        keys.push(CacheKey::Document(DocumentId::new(collection, name)));
     }
     each_key_its_own_value(&store, keys).await;
 }

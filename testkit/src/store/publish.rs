@@ -12,11 +12,11 @@ use sluicegate_core::engine::SequencerState;
 use sluicegate_core::meta::Meta;
 use sluicegate_core::pointer::Pointer;
 use sluicegate_core::store::{Expiry, Versioned};
-use sluicegate_core::{CacheId, CacheKey, CacheStore, Epoch, ErrorKind, PublishedClock, Sequence};
+use sluicegate_core::{CacheId, CacheKey, CacheStore, CollectionId, DocumentId, Epoch, ErrorKind, PublishedClock, Sequence};
 
-use super::{Store, small};
+use super::{NAMED, Store, small};
 use crate::expect::{Expect as _, refused, refused_naming};
-use crate::sample::{channel, entry};
+use crate::sample::{channel, entry, entry_of};
 
 const FEED: &str = "feed:[1]";
 const RING: u64 = 4;
@@ -113,6 +113,29 @@ pub async fn pointers_only_grow(store: Store) {
         let stored = store.get(&CacheKey::Document("d".into())).await.must("get").must("find the pointer");
         let stored = Pointer::from_bytes(&stored.value, "d").must("read the pointer");
         assert_eq!(["a", "b"].map(|name| stored.row(&channel(name))), expected.map(|n| Some(Sequence(n))));
+    }
+}
+
+/// Each holds the rows of its own document.
+pub async fn pointers_of_one_key_in_two_collections_stay_apart(store: Store) {
+    let last = begin(&*store, 1).await.clock;
+    let documents = [CollectionId::DEFAULT].into_iter().chain(NAMED).map(|collection| DocumentId::new(collection, "d"));
+    let mut pointers = Vec::new();
+    for (sequence, document) in (5..).zip(documents.clone()) {
+        let mut pointer = Pointer::new(document.as_ref());
+        pointer.follow(&mut entry_of(document.collection, sequence, "d", &["a"]));
+        pointers.push(pointer);
+    }
+    let published = store.publish(&Publication { pointers, ..next(&last.value, 0) }, &last).await.must("publish");
+    let mut newer = Pointer::new(DocumentId::new(NAMED[1], "d").as_ref());
+    newer.follow(&mut entry_of(NAMED[1], 9, "d", &["a"]));
+    let publication = Publication { pointers: vec![newer], ..next(&published.value, 0) };
+    store.publish(&publication, &published).await.must("publish again");
+    for (sequence, document) in [5, 6, 9].into_iter().zip(documents) {
+        let stored = store.get(&CacheKey::Document(document.clone())).await.must("get").must("find the pointer");
+        let stored = Pointer::from_bytes(&stored.value, document.as_ref()).must("read the pointer");
+        let channel = channel("a").in_collection(document.collection);
+        assert_eq!(stored.row(&channel), Some(Sequence(sequence)), "{document}");
     }
 }
 

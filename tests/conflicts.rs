@@ -26,7 +26,7 @@ use sluicegate_testkit::fault::{CrashPoint, FaultStore, Faults};
 use sluicegate_testkit::gateway::Kept;
 use sluicegate_testkit::plain::PlainStore;
 
-use seeds::{are_usual, campaign};
+use seeds::{are_usual, campaign_with_named as campaign, channels, place};
 
 const CHANNELS: [&str; 3] = ["a", "b", "*"];
 
@@ -41,9 +41,13 @@ struct Document {
     left: Option<(&'static str, u64, String)>,
 }
 
+/// The rows of each channel: sequence, document, revision.
+type Shown = BTreeMap<String, Vec<(u64, String, String)>>;
+
 /// A bucket whose gateways lose their counter now and then.
 #[derive(Debug)]
 struct World {
+    seed: u64,
     rng: ChaCha8Rng,
     counter: u64,
     /// How many sequences are allocated and not used, now and then, besides one.
@@ -51,7 +55,8 @@ struct World {
     /// Sequences that were allocated and used.
     used: Vec<u64>,
     cas: u64,
-    documents: BTreeMap<String, Document>,
+    /// By collection and key.
+    documents: BTreeMap<(u32, String), Document>,
     events: Vec<Mutation>,
 }
 
@@ -68,7 +73,7 @@ impl World {
     fn sparse(seed: u64, steps: usize, purges: bool, reuse: bool, gap: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
         let (used, documents, events) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let mut world = World { rng, counter: 0, gap, used, cas: 1 << 40, documents, events };
+        let mut world = World { seed, rng, counter: 0, gap, used, cas: 1 << 40, documents, events };
         for _ in 0..steps {
             match world.rng.random_range(0..20) {
                 0..12 => world.write(false),
@@ -89,8 +94,9 @@ impl World {
 
     /// A write; with a sequence that was allocated before, if `again`.
     fn write(&mut self, again: bool) {
-        let name = format!("d{}", self.rng.random_range(0..6));
-        let known = self.documents.get(&name).cloned().unwrap_or_default();
+        let (collection, number) = place(self.seed, self.rng.random_range(0..6i32) as usize);
+        let (collection, name) = (collection.0, format!("d{number}"));
+        let known = self.documents.get(&(collection, name.clone())).cloned().unwrap_or_default();
         let sequence = match again && self.counter > 0 {
             true if self.gap > 0 => self.used.choose(&mut self.rng).copied().unwrap_or(1),
             true => self.rng.random_range(1..=self.counter),
@@ -115,8 +121,8 @@ impl World {
             channels.insert((*name).to_owned(), json!({"seq": sequence, "rev": revision}));
         }
         let metadata = json!({"rev": revision, "sequence": sequence, "recent_sequences": recent, "channels": channels});
-        self.documents.insert(name.clone(), Document { sequence, generation, recent, channel, left });
-        self.event(Mutation::new(name, json!({"_sync": metadata}).to_string()));
+        self.documents.insert((collection, name.clone()), Document { sequence, generation, recent, channel, left });
+        self.event(Mutation { collection, ..Mutation::new(name, json!({"_sync": metadata}).to_string()) });
     }
 
     /// A marker that releases a sequence: one that was not allocated, or one that was.
@@ -129,44 +135,52 @@ impl World {
     }
 
     fn purge(&mut self) {
-        let Some(name) = self.documents.keys().nth(self.rng.random_range(0..6)).cloned() else { return };
-        self.documents.remove(&name);
-        self.event(Mutation { kind: MutationKind::Deletion, ..Mutation::new(name, "") });
+        let Some(document) = self.documents.keys().nth(self.rng.random_range(0..6)).cloned() else { return };
+        self.documents.remove(&document);
+        let (collection, name) = document;
+        self.event(Mutation { kind: MutationKind::Deletion, collection, ..Mutation::new(name, "") });
     }
 
     /// Leaves out some events whose key has a later one, as servers do.
     fn leave_out(&mut self) {
-        let keys: Vec<_> = self.events.iter().map(|event| event.key.clone()).collect();
+        let document = |event: &Mutation| (event.collection, event.key.clone());
+        let keys: Vec<_> = self.events.iter().map(document).collect();
         let mut at = 0..;
         let rng = &mut self.rng;
-        self.events.retain(|event| {
+        self.events.retain(|_| {
             let at: usize = at.next().unwrap_or_default();
-            !keys[at + 1..].contains(&event.key) || rng.random_bool(0.5)
+            !keys[at + 1..].contains(&keys[at]) || rng.random_bool(0.5)
         });
     }
 
     /// The events as a feed delivers them that leaves out some whose key has a later one. The
     /// others keep their places.
     fn delivered(&mut self, events: &[Mutation]) -> Vec<Mutation> {
-        let is_last = |at: usize| !events[at + 1..].iter().any(|later| later.key == events[at].key);
+        let document = |at: usize| (events[at].collection, &events[at].key);
+        let is_last = |at: usize| !(at + 1..events.len()).any(|later| document(later) == document(at));
         let stays = |at: usize, rng: &mut ChaCha8Rng| is_last(at) || rng.random_bool(0.5);
         let left_out = |event: &Mutation| Mutation { partition: event.partition, ..Mutation::new("_sync:left out", "") };
         let event = |(at, event)| if stays(at, &mut self.rng) { Mutation::clone(event) } else { left_out(event) };
         events.iter().enumerate().map(event).collect()
     }
 
-    /// The expected rows of each channel: sequence, document, revision.
-    fn expected(&self) -> BTreeMap<&'static str, Vec<(u64, String, String)>> {
-        let rows = |channel: &str| {
-            let of_it = self.documents.iter().filter(|(_, document)| channel == "*" || document.channel == channel);
-            let row = |(name, document): (&String, &Document)| {
+    fn channels(&self) -> Vec<Channel> {
+        channels(self.seed, &CHANNELS)
+    }
+
+    fn expected(&self) -> Shown {
+        let rows = |channel: &Channel| {
+            let of_it = self.documents.iter().filter(|((collection, _), document)| {
+                channel.collection().0 == *collection && (channel.is_star() || document.channel == channel.name())
+            });
+            let row = |((_, name), document): (&(u32, String), &Document)| {
                 (document.sequence, name.clone(), format!("{}-{}", document.generation, document.sequence))
             };
             let mut rows: Vec<_> = of_it.map(row).collect();
             rows.sort_unstable();
             rows
         };
-        CHANNELS.iter().map(|channel| (*channel, rows(channel))).collect()
+        self.channels().iter().map(|channel| (channel.to_string(), rows(channel))).collect()
     }
 }
 
@@ -197,24 +211,24 @@ async fn give_up_missing(store: &Arc<dyn CacheStore>, seed: u64) {
 }
 
 /// The live rows of a reader, without removals.
-async fn answers(store: &Arc<dyn CacheStore>) -> BTreeMap<&'static str, Vec<(u64, String, String)>> {
+async fn answers(store: &Arc<dyn CacheStore>, channels: &[Channel]) -> Shown {
     let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
     let mut answers = BTreeMap::new();
-    for name in CHANNELS {
+    for channel in channels {
         let options = ChangesOptions::new().delivery(Delivery::Eager).active_only(true);
-        let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
+        let answer = reader.changes(std::slice::from_ref(channel), &options).await.unwrap().answer();
         let row = |row: &sluicegate::changes::AnswerRow| {
             (row.id.sequence.0, row.entry.key().to_owned(), row.entry.revision().to_owned())
         };
         let mut rows: Vec<_> = answer.rows.iter().map(row).collect();
         rows.sort_unstable();
-        answers.insert(name, rows);
+        answers.insert(channel.to_string(), rows);
     }
     answers
 }
 
 async fn assert_right(store: &Arc<dyn CacheStore>, world: &World, what: &str) {
-    assert_eq!(answers(store).await, world.expected(), "{what}");
+    assert_eq!(answers(store, &world.channels()).await, world.expected(), "{what}");
     let report = verify(store.as_ref(), &VerifyOptions::default()).await.unwrap();
     assert!(report.is_clean(), "{what}: {:#?}", report.findings);
 }

@@ -19,12 +19,14 @@ use sluicegate_core::feed::{Feed, Mutation};
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::store::{Expiry, StoreInfo, Version, Versioned};
 use sluicegate_core::{
-    BlockCodec, CacheKey, CacheStore, ErrorKind, GatewayDecoder, PublishedClock, Result, Writer, WriterConfig,
+    BlockCodec, CacheKey, CacheStore, Channel, DocumentId, ErrorKind, GatewayDecoder, PublishedClock, Result, Writer,
+    WriterConfig,
 };
 use sluicegate_replay::MemoryFeed;
-use sluicegate_replay::synthetic::{Generated, Synthetic, SyntheticConfig};
+use sluicegate_replay::synthetic::{ExpectedRow, Generated, Synthetic, SyntheticConfig};
 use sluicegate_testkit::{Content, CrashPoint, FaultStore, Faults, Follower, PausingFeed, PlainStore, Rows, Step};
 use support::Kind;
+use support::seeds::{channels, place, stars, with_named};
 
 /// A store that refuses to let the clock go back, and knows what was written to it.
 #[derive(Debug)]
@@ -118,12 +120,52 @@ fn config(seed: u64) -> WriterConfig {
     config.with_supersession(if seed.is_multiple_of(2) { Supersession::Recents } else { Supersession::Pointers })
 }
 
-fn load(seed: u64) -> Generated {
+/// What a feed delivers, and what a cache must answer after it.
+struct Load {
+    mutations: Vec<Mutation>,
+    channels: Vec<Channel>,
+    /// The star channels, in which all documents are.
+    stars: Vec<Channel>,
+    answers: BTreeMap<String, Rows>,
+}
+
+impl Load {
+    /// The documents are in the collections of worlds of `seed`.
+    fn of(generated: Generated, seed: u64) -> Load {
+        let place = |id: &str| id.strip_prefix("doc-").map(|number| place(seed, number.parse().unwrap()));
+        let key = |number: usize| format!("doc-{number}");
+        let mut mutations = generated.mutations;
+        for mutation in &mut mutations {
+            let Some((collection, number)) = place(std::str::from_utf8(&mutation.key).unwrap()) else { continue };
+            (mutation.collection, mutation.key) = (collection.0, key(number).into());
+        }
+        let names: Vec<&str> = generated.truth.keys().map(String::as_str).collect();
+        let channels = channels(seed, &names);
+        let answer = |channel: &Channel| {
+            let row = |row: &ExpectedRow| {
+                let (collection, number) = place(&row.document).unwrap();
+                let document = DocumentId::new(collection, key(number)).as_ref().to_string();
+                let shown = (row.sequence.0, document, row.revision.clone(), row.deleted, row.removed);
+                (collection == channel.collection()).then_some(shown)
+            };
+            (channel.to_string(), generated.truth[channel.name()].iter().filter_map(row).collect())
+        };
+        let answers = channels.iter().map(answer).collect();
+        Load { mutations, channels, stars: stars(seed), answers }
+    }
+
+    /// What a follower of all documents has been told in the end.
+    fn everything(&self, content: &Content) -> Rows {
+        self.stars.iter().flat_map(|star| content.answers[&star.to_string()].clone()).collect()
+    }
+}
+
+fn load(seed: u64) -> Load {
     let mut config = SyntheticConfig::rough();
     (config.documents, config.channels, config.body, config.principals) = (25, 6, 8, 2);
     (config.out_of_order, config.late, config.late_by, config.gaps) = (10, 0.03, 30, 0.01);
     (config.unused, config.unused_max, config.restart_every, config.restart_repeats) = (0.02, 40, 60, 10);
-    Synthetic::new(config, seed).unwrap().generate(200)
+    Load::of(Synthetic::new(config, seed).unwrap().generate(200), seed)
 }
 
 async fn writer(store: Arc<dyn CacheStore>, seed: u64) -> Result<Writer> {
@@ -136,24 +178,17 @@ async fn run(store: Arc<dyn CacheStore>, feed: &dyn Feed, seed: u64) -> Result<(
     writer(store, seed).await?.run(feed, std::future::pending()).await.map(drop)
 }
 
-async fn content(store: &Arc<WatchedStore>, channels: impl Iterator<Item = &String>, seed: u64) -> Content {
+async fn content(store: &Arc<WatchedStore>, load: &Load, seed: u64) -> Content {
     let keys: Vec<CacheKey> = store.keys.lock().iter().cloned().collect();
     let store: Arc<dyn CacheStore> = store.clone();
-    Content::read(&store, channels, &keys, codec(seed).as_ref()).await
+    Content::read(&store, load.channels.iter().cloned(), &keys, codec(seed).as_ref()).await
 }
 
-fn expected(generated: &Generated) -> BTreeMap<String, Rows> {
-    let row = |r: &sluicegate_replay::synthetic::ExpectedRow| {
-        (r.sequence.0, r.document.clone(), r.revision.clone(), r.deleted, r.removed)
-    };
-    generated.truth.iter().map(|(channel, rows)| (channel.clone(), rows.iter().map(row).collect())).collect()
-}
-
-async fn undisturbed(generated: &Generated, feed: &dyn Feed, seed: u64) -> Content {
+async fn undisturbed(load: &Load, feed: &dyn Feed, seed: u64) -> Content {
     let store = WatchedStore::new(Kind::Memory).await;
     run(store.clone(), feed, seed).await.unwrap();
-    let content = content(&store, generated.truth.keys(), seed).await;
-    assert_eq!(content.answers, expected(generated), "without any crash");
+    let content = content(&store, load, seed).await;
+    assert_eq!(content.answers, load.answers, "without any crash");
     content
 }
 
@@ -210,14 +245,14 @@ async fn a_checkpoint_of_a_writer_that_was_held_is_refused_be_it_the_first() {
     let stored = store.get(&key).await.unwrap().unwrap();
     assert_eq!(Checkpoint::from_bytes(&stored.value).unwrap(), Checkpoint::beginning(epoch));
     run(store.clone(), &feed, seed).await.unwrap();
-    assert_eq!(content(&store, generated.truth.keys(), seed).await, reference);
+    assert_eq!(content(&store, &generated, seed).await, reference);
 }
 
 /// As many writers, each over its own load, are cut off at one step after another.
 async fn crash_everywhere(kind: Kind, runs: u64) {
     let mut reached: BTreeMap<String, usize> = BTreeMap::new();
     let points: Vec<CrashPoint> = CrashPoint::all(1).chain(CrashPoint::occasional(1)).collect();
-    for (seed, mut point) in (0..runs).zip(points.clone().into_iter().cycle()) {
+    for (seed, mut point) in with_named(0..runs).zip(points.clone().into_iter().cycle()) {
         let generated = load(seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
         let reference = undisturbed(&generated, &feed, seed).await;
@@ -232,7 +267,7 @@ async fn crash_everywhere(kind: Kind, runs: u64) {
         let faulty = Arc::new(FaultStore::new(store.clone(), seed, delays));
         faulty.crash_at(point);
         let watched: Arc<dyn CacheStore> = store.clone();
-        let mut client = Follower::default();
+        let mut client = Follower::of(generated.stars.clone());
         let crashing = tokio::spawn({
             let (faulty, feed) = (faulty.clone(), feed.clone());
             async move { run(faulty, &feed, seed).await }
@@ -253,12 +288,12 @@ async fn crash_everywhere(kind: Kind, runs: u64) {
         }
         client.look(&watched).await.unwrap();
         run(store.clone(), &feed, seed).await.unwrap();
-        let after = content(&store, generated.truth.keys(), seed).await;
+        let after = content(&store, &generated, seed).await;
         assert_eq!(after, reference, "seed {seed}, {point}");
         client.look(&watched).await.unwrap();
-        client.check(&after.answers["*"], &format!("seed {seed}, {point}"));
+        client.check(&generated.everything(&after), &format!("seed {seed}, {point}"));
     }
-    println!("{runs} runs; crashed at: {reached:#?}");
+    println!("{runs} runs over the default collection; crashed at: {reached:#?}");
     let all: BTreeSet<String> = points.iter().map(|point| format!("{:?} {:?}", point.step, point.when)).collect();
     let missed: Vec<&String> = all.iter().filter(|point| !reached.contains_key(*point)).collect();
     // Few loads have late entries.
@@ -269,7 +304,7 @@ async fn crash_everywhere(kind: Kind, runs: u64) {
 /// A writer is held at some operation while another takes over, sixteen times a load.
 async fn hold_anywhere(kind: Kind, loads: u64) {
     let (mut fenced, mut runs) = (0, 0);
-    for seed in 0..loads {
+    for seed in with_named(0..loads) {
         let generated = load(1_000 + seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
         let reference = undisturbed(&generated, &feed, seed).await;
@@ -305,7 +340,7 @@ async fn hold_anywhere(kind: Kind, loads: u64) {
             } else {
                 assert!(!was_reached || store.clocks.lock().len() > 1, "seed {seed}");
             }
-            let after = content(&store, generated.truth.keys(), seed).await;
+            let after = content(&store, &generated, seed).await;
             assert_eq!(after, reference, "seed {seed}");
         }
     }
@@ -315,7 +350,7 @@ async fn hold_anywhere(kind: Kind, loads: u64) {
 
 /// Every kind of trouble, often, at every primitive.
 async fn fail_all_the_time(kind: Kind, loads: u64) {
-    for seed in 0..loads {
+    for seed in with_named(0..loads) {
         let generated = load(2_000 + seed);
         let feed = MemoryFeed::new("load", generated.mutations.clone()).with_batch(8).unwrap();
         let reference = undisturbed(&generated, &feed, seed).await;
@@ -327,6 +362,6 @@ async fn fail_all_the_time(kind: Kind, loads: u64) {
             assert!(error.is_retryable(), "seed {seed}: {error:?}");
             assert!(terms < 100, "seed {seed}: never got through: {error:?}");
         }
-        assert_eq!(content(&store, generated.truth.keys(), seed).await, reference, "seed {seed}, {terms} terms");
+        assert_eq!(content(&store, &generated, seed).await, reference, "seed {seed}, {terms} terms");
     }
 }

@@ -18,15 +18,16 @@ use sluicegate::core::verify::{VerifyOptions, VerifyReport, verify};
 use sluicegate::decode::{DecodedDocument, Departure, Invalid};
 use sluicegate::pointer::Supersession;
 use sluicegate::{
-    CacheKey, CacheStore, ChangeEntry, Channel, Decoded, EntryFlags, ErrorKind, Feed, FeedBatch, FeedEvent, Membership, Mutation,
-    MutationDecoder, PartitionId, PartitionSeqno, PublishedClock, ReaderConfig, ReaderNode, Result, Sequence, Writer,
-    WriterConfig,
+    CacheKey, CacheStore, ChangeEntry, Channel, CollectionId, Decoded, DocumentId, EntryFlags, ErrorKind, Feed, FeedBatch,
+    FeedEvent, Membership, Mutation, MutationDecoder, PartitionId, PartitionSeqno, PublishedClock, ReaderConfig, ReaderNode,
+    Result, Sequence, Writer, WriterConfig,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
+use sluicegate_testkit::model::AnswerRow;
 use sluicegate_testkit::observe::{Rows, rows};
 use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, Step, When};
-use support::seeds::{are_usual, campaign};
+use support::seeds::{NAMED, are_usual, campaign_with_named as campaign, channels, place};
 
 /// What a document's value holds: the metadata of a gateway, in short.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -55,17 +56,18 @@ impl MutationDecoder for Short {
         let Ok(metadata) = serde_json::from_slice::<Metadata>(&mutation.value) else {
             return Decoded::Invalid(Invalid { reason: "no metadata".to_owned() });
         };
-        let own = metadata.sequence;
+        let (own, collection) = (metadata.sequence, CollectionId(mutation.collection));
         let key = std::str::from_utf8(&mutation.key).unwrap();
         let mut entry = ChangeEntry::new(Sequence(own), key, &metadata.revision, EntryFlags::default())
             .unwrap()
+            .with_collection(collection)
             .with_supersedes(metadata.recent.iter().copied().map(Sequence));
         for name in &metadata.channels {
             entry = entry.with_channel(Channel::new(name).unwrap(), Membership::Present);
         }
         let mut departures = Vec::new();
         for (name, (sequence, revision)) in &metadata.left {
-            let channel = Channel::new(name).unwrap();
+            let channel = Channel::of(collection, name).unwrap();
             if *sequence == own {
                 entry = entry.with_channel(channel, Membership::Removed);
             } else {
@@ -79,18 +81,22 @@ impl MutationDecoder for Short {
 }
 
 const CHANNELS: [&str; 4] = ["a", "b", "c", "d"];
+/// The star channel, too.
+const ALL_CHANNELS: [&str; 5] = ["a", "b", "c", "d", "*"];
 const PARTITIONS: u16 = 4;
 
 /// A gateway: gives out sequences, and writes revisions of documents over what the server has of them.
 #[derive(Debug, Default)]
 struct Gateway {
+    /// Of its world.
+    seed: u64,
     last: Arc<Mutex<u64>>,
     revisions: u64,
 }
 
 impl Gateway {
     /// A revision of a document in some channels. What it is based on is known when it is written.
-    fn write(&mut self, document: &str, channels: Vec<String>) -> Act {
+    fn write(&mut self, document: usize, channels: Vec<String>) -> Act {
         self.revisions += 1;
         let (counter, revision) = (self.last.clone(), self.revisions);
         let value = move |known: Option<&Mutation>| {
@@ -109,16 +115,15 @@ impl Gateway {
             let metadata = Metadata { sequence, revision, channels: channels.clone(), recent, left };
             serde_json::to_string(&metadata).unwrap()
         };
-        Act::Write(Write { key: document.to_owned(), value: Arc::new(value) })
+        let (collection, number) = place(self.seed, document);
+        Act::Write(Write { collection: collection.0, key: format!("doc{number}"), value: Arc::new(value) })
     }
 
     fn some(&mut self, count: usize, documents: usize, random: &mut ChaCha8Rng) -> Vec<Act> {
         let mut acts = Vec::new();
         for _ in 0..count {
             let channels: Vec<String> = CHANNELS.iter().filter(|_| random.random_bool(0.4)).map(ToString::to_string).collect();
-            let number = random.random_range(0..documents);
-            let document = format!("doc{number}");
-            acts.push(self.write(&document, channels));
+            acts.push(self.write(random.random_range(0..documents), channels));
         }
         acts
     }
@@ -147,13 +152,13 @@ impl World {
     fn new(seed: u64) -> World {
         let loses_counter = seed.is_multiple_of(2);
         let feed = BranchingFeed::new(PARTITIONS, seed);
-        World::of(if loses_counter { feed.telling_first() } else { feed }, Gateway::default(), loses_counter, seed)
+        World::of(if loses_counter { feed.telling_first() } else { feed }, loses_counter, seed)
     }
 
     /// A world whose gateway allocates sequences again, and whose feed may deliver them before it
     /// reports that their first use was lost.
     fn telling_late(seed: u64) -> World {
-        World::of(BranchingFeed::new(PARTITIONS, seed), Gateway::default(), true, seed)
+        World::of(BranchingFeed::new(PARTITIONS, seed), true, seed)
     }
 
     /// The same, where the first trouble comes after the first read.
@@ -161,7 +166,8 @@ impl World {
         World { in_first_read: false, ..self }
     }
 
-    fn of(feed: BranchingFeed, gateway: Gateway, loses_counter: bool, seed: u64) -> World {
+    fn of(feed: BranchingFeed, loses_counter: bool, seed: u64) -> World {
+        let gateway = Gateway { seed, ..Gateway::default() };
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let in_first_read = is_in_first_read(seed);
         let mut world = World { feed, gateway, random: random.clone(), loses_counter, in_first_read };
@@ -203,14 +209,19 @@ impl World {
         for mutation in self.feed.surviving() {
             model.apply(&Short.decode(&mutation));
         }
-        let row = |(sequence, document, revision, deleted, removed): (Sequence, String, String, bool, Vec<String>)| {
-            (sequence.0, document, revision, deleted, !removed.is_empty())
+        let rows = |channel: &Channel| {
+            let rows = model.changes(std::slice::from_ref(channel), Sequence::ZERO, None, false).into_iter();
+            let row = |(sequence, key, revision, deleted, removed): AnswerRow| {
+                let document = DocumentId::new(channel.collection(), key).as_ref().to_string();
+                (sequence.0, document, revision, deleted, !removed.is_empty())
+            };
+            rows.map(row).collect()
         };
-        let rows = |name: &str| {
-            let channel = Channel::new(name).unwrap();
-            model.changes(&[channel], Sequence::ZERO, None, false).into_iter().map(row).collect()
-        };
-        CHANNELS.iter().chain(&["*"]).map(|name| (name.to_string(), rows(name))).collect()
+        self.channels().iter().map(|channel| (channel.to_string(), rows(channel))).collect()
+    }
+
+    fn channels(&self) -> Vec<Channel> {
+        channels(self.gateway.seed, &ALL_CHANNELS)
     }
 }
 
@@ -235,12 +246,12 @@ async fn run(store: Arc<dyn CacheStore>, feed: &dyn Feed, config: WriterConfig) 
     Ok(writer.stats().withdrawn)
 }
 
-async fn answers(reader: &ReaderNode) -> BTreeMap<String, Rows> {
+async fn answers(reader: &ReaderNode, channels: &[Channel]) -> BTreeMap<String, Rows> {
     let mut answers = BTreeMap::new();
-    for name in CHANNELS.iter().chain(&["*"]) {
+    for channel in channels {
         let options = ChangesOptions::new().delivery(Delivery::Eager);
-        let answer = reader.changes(&[Channel::new(name).unwrap()], &options).await.unwrap().answer();
-        answers.insert(name.to_string(), rows(&answer));
+        let answer = reader.changes(std::slice::from_ref(channel), &options).await.unwrap().answer();
+        answers.insert(channel.to_string(), rows(&answer));
     }
     answers
 }
@@ -266,10 +277,11 @@ fn assert_same(found: &BTreeMap<String, Rows>, expected: &BTreeMap<String, Rows>
 /// A reader that was there all the time answers as one that has just come, and both as the model; and the cache is sound.
 async fn assert_settled(store: &Arc<dyn CacheStore>, reader: Option<&ReaderNode>, world: &World, what: &str) {
     let expected = world.expected();
-    assert_same(&answers(&opened(store).await).await, &expected, what);
+    let channels = world.channels();
+    assert_same(&answers(&opened(store).await, &channels).await, &expected, what);
     if let Some(reader) = reader {
         reader.refresh().await.unwrap();
-        assert_same(&answers(reader).await, &expected, &format!("{what}: a reader that was there before"));
+        assert_same(&answers(reader, &channels).await, &expected, &format!("{what}: a reader that was there before"));
     }
     let report = checked(store).await;
     assert!(report.is_clean(), "{what}: {report:#?}");
@@ -288,7 +300,7 @@ async fn survives(mut world: World, seed: u64) -> u64 {
     let mut withdrawn = run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
     assert_settled(&store, None, &world, &format!("seed {seed}, before")).await;
     let reader = opened(&store).await;
-    answers(&reader).await;
+    answers(&reader, &world.channels()).await;
     for round in 0..3 {
         let trouble = world.trouble();
         if world.random.random_bool(0.5) {
@@ -341,7 +353,7 @@ async fn is_cut_off(mut world: World, seed: u64) -> Option<String> {
     } else {
         run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
         let reader = opened(&store).await;
-        answers(&reader).await;
+        answers(&reader, &world.channels()).await;
         let trouble = world.trouble();
         trouble.into_iter().for_each(|act| world.feed.act(act));
         Some(reader)
@@ -487,7 +499,7 @@ async fn a_revision_that_was_left_out_and_came_later_is_shown_when_its_successor
             let report = checked(&store).await;
             assert!(report.is_clean(), "{report:#?}");
         }
-        for (channel, rows) in answers(&opened(&store).await).await {
+        for (channel, rows) in answers(&opened(&store).await, &channels(0, &ALL_CHANNELS)).await {
             let expected = ["a", "*"].contains(&&channel[..]).then(|| (1, "doc".to_owned(), "1-x".to_owned(), false, false));
             assert_eq!(rows, expected.into_iter().collect::<Rows>(), "{channel}");
         }
@@ -544,7 +556,7 @@ async fn what_a_killed_writer_stored_is_marked_when_the_revision_after_it_is_los
             ("c", vec![row("doc", 3)]),
             ("*", vec![row("other", 1), row("doc", 4)]),
         ]);
-        for (channel, rows) in answers(&opened(&store).await).await {
+        for (channel, rows) in answers(&opened(&store).await, &channels(0, &ALL_CHANNELS)).await {
             assert_eq!(rows, expected.get(&channel[..]).cloned().unwrap_or_default(), "seed {seed}: {channel}");
         }
     }
@@ -554,21 +566,20 @@ async fn what_a_killed_writer_stored_is_marked_when_the_revision_after_it_is_los
 #[derive(Debug)]
 struct Client {
     reader: ReaderNode,
-    channel: &'static str,
+    channel: Channel,
     options: ChangesOptions,
 }
 
 impl Client {
-    fn new(reader: &ReaderNode, channel: &'static str, limit: usize) -> Client {
+    fn new(reader: &ReaderNode, channel: Channel, limit: usize) -> Client {
         let options = ChangesOptions::new().delivery(Delivery::Eager).late(reader.cut().late).limit(limit);
         Client { reader: reader.clone(), channel, options }
     }
 
     async fn told(&mut self) -> Rows {
-        let channel = Channel::new(self.channel).unwrap();
         let mut all = Rows::new();
         loop {
-            let answer = self.reader.changes(std::slice::from_ref(&channel), &self.options).await.unwrap().answer();
+            let answer = self.reader.changes(std::slice::from_ref(&self.channel), &self.options).await.unwrap().answer();
             self.options = self.options.clone().since(answer.last.sequence).late(answer.late);
             if answer.rows.is_empty() {
                 return all;
@@ -582,7 +593,7 @@ impl Client {
 #[tokio::test]
 async fn who_follows_is_told_once_what_is_shown_again() {
     let mut again = 0;
-    for seed in (1..600).step_by(2) {
+    for seed in (1..600).step_by(2).chain(NAMED..NAMED + 75) {
         let mut world = World::new(seed);
         let store = store(seed);
         run(store.clone(), &world.feed, world.config(seed)).await.unwrap();
@@ -590,7 +601,7 @@ async fn who_follows_is_told_once_what_is_shown_again() {
         // What is late twice is told twice where pages end in between.
         let in_pages = seed.is_multiple_of(3);
         let limit = if in_pages { 3 } else { 1_000 };
-        let channels = CHANNELS.iter().chain(&["*"]);
+        let channels = world.channels().into_iter();
         let mut clients: Vec<Client> = channels.map(|channel| Client::new(&reader, channel, limit)).collect();
         let mut known = Vec::new();
         for client in &mut clients {
@@ -610,7 +621,7 @@ async fn who_follows_is_told_once_what_is_shown_again() {
                     again += usize::from(known.contains(row));
                 }
                 known.extend(told);
-                for row in &expected[client.channel] {
+                for row in &expected[&client.channel.to_string()] {
                     let last = known.iter().rev().find(|other| other.1 == row.1);
                     let of_it: Vec<_> = known.iter().filter(|other| other.1 == row.1).collect();
                     assert_eq!(last, Some(row), "{what}: all it was told: {of_it:?}");
@@ -626,7 +637,7 @@ async fn who_follows_is_told_once_what_is_shown_again() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_all_the_time_only_delays_a_rollback() {
     let mut withdrawn = 0;
-    for seed in 0..200 {
+    for seed in (0..200).chain(NAMED..NAMED + 50) {
         let mut world = World::new(seed);
         let store: Arc<dyn CacheStore> = Arc::new(PlainStore::new());
         run(store.clone(), &world.feed, world.config(seed)).await.unwrap();

@@ -40,6 +40,8 @@ pub type MakeValue = dyn Fn(Option<&Mutation>) -> String + Send + Sync;
 /// Makes the next mutation of a key: the partition is given out, and the seqno.
 #[derive(Clone)]
 pub struct Write {
+    /// The collection; 0 is the default one.
+    pub collection: u32,
     /// The key.
     pub key: String,
     /// Given what is there: its value.
@@ -124,14 +126,16 @@ impl Producer {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Write(Write { key, value }) => {
+            Act::Write(Write { collection, key, value }) => {
                 let count = self.partitions.len() as u64;
                 let id = key.bytes().fold(7u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte))) % count;
                 let partition = &mut self.partitions[id as usize];
-                let known = partition.items.iter().rev().find(|item| item.key == key.as_bytes());
+                let is_it = |item: &&Mutation| (item.collection, &item.key[..]) == (collection, key.as_bytes());
+                let known = partition.items.iter().rev().find(is_it);
                 let value = value(known);
                 let mut mutation = Mutation::new(key, value);
                 (mutation.partition, mutation.seqno) = (PartitionId(id as u16), PartitionSeqno(partition.high() + 1));
+                mutation.collection = collection;
                 partition.items.push(mutation);
             }
             Act::FailOver(id, percent) => {
@@ -207,8 +211,9 @@ impl Place {
         if let (Some(first), Some(last)) = (some.first(), some.last()) {
             let (start, end) = (first.seqno, last.seqno);
             out.push(FeedEvent::SnapshotStart { partition: id, start, end });
-            let newest: HashMap<&[u8], PartitionSeqno> = some.iter().map(|item| (&item.key[..], item.seqno)).collect();
-            let kept = some.iter().filter(|item| newest[&item.key[..]] == item.seqno);
+            let document = |item: &Mutation| (item.collection, item.key.clone());
+            let newest: HashMap<_, PartitionSeqno> = some.iter().map(|item| (document(item), item.seqno)).collect();
+            let kept = some.iter().filter(|item| newest[&document(item)] == item.seqno);
             out.extend(kept.cloned().map(FeedEvent::Mutation));
             self.at.begin_snapshot(start.0, end.0);
             self.at.seqno = end.0;

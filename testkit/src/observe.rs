@@ -30,7 +30,8 @@ pub struct Content {
     pub high: u64,
     /// The clock's.
     pub gaps: u64,
-    /// All rows of each channel.
+    /// All rows of each channel. The collection's number comes before the name of a channel, but for
+    /// the default collection.
     pub answers: BTreeMap<String, Rows>,
     /// Offset and state of what is not absent in a block.
     pub blocks: BTreeMap<String, Vec<(u32, u8)>>,
@@ -43,20 +44,19 @@ impl Content {
     ///
     /// # Panics
     /// If something cannot be read.
-    pub async fn read<'a>(
+    pub async fn read(
         store: &Arc<dyn CacheStore>,
-        channels: impl IntoIterator<Item = &'a String>,
+        channels: impl IntoIterator<Item = Channel>,
         keys: &[CacheKey],
         codec: &dyn BlockCodec,
     ) -> Content {
         let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.must("open the cache");
         let clock = reader.clock();
         let mut content = Content { stable: clock.stable.0, high: clock.high.0, gaps: clock.gaps, ..Content::default() };
-        for name in channels {
+        for channel in channels {
             let options = ChangesOptions::new().delivery(Delivery::Eager);
-            let channel = Channel::new(name).must("name a channel");
-            let answer = reader.changes(&[channel], &options).await.must("answer").answer();
-            content.answers.insert(name.clone(), rows(&answer));
+            let answer = reader.changes(std::slice::from_ref(&channel), &options).await.must("answer").answer();
+            content.answers.insert(channel.to_string(), rows(&answer));
         }
         for key in keys {
             match key {
@@ -78,9 +78,10 @@ impl Content {
     }
 }
 
-/// A client that follows all channels, from writer to writer, with the late cursor, and keeps what it is told.
-#[derive(Debug, Default)]
+/// A client that follows all documents, from writer to writer, with the late cursor, and keeps what it is told.
+#[derive(Debug)]
 pub struct Follower {
+    stars: Vec<Channel>,
     reader: Option<ReaderNode>,
     options: ChangesOptions,
     rows: BTreeMap<String, (u64, String, bool)>,
@@ -88,7 +89,20 @@ pub struct Follower {
     repeats: usize,
 }
 
+/// A client of the default collection.
+impl Default for Follower {
+    fn default() -> Self {
+        Follower::of(vec![Channel::star()])
+    }
+}
+
 impl Follower {
+    /// A client of these star channels.
+    pub fn of(stars: Vec<Channel>) -> Self {
+        let (options, rows, seen) = (ChangesOptions::default(), BTreeMap::new(), BTreeSet::new());
+        Follower { stars, reader: None, options, rows, seen, repeats: 0 }
+    }
+
     /// Takes in what is new; whether there is a cache to look at.
     ///
     /// # Errors
@@ -103,7 +117,7 @@ impl Follower {
         }
         let Some(reader) = &self.reader else { return Ok(false) };
         reader.refresh().await?;
-        let answer = reader.changes(&[Channel::star()], &self.options).await?.answer();
+        let answer = reader.changes(&self.stars, &self.options).await?.answer();
         self.options.since = answer.last.sequence.into();
         self.options.late = Some(answer.late);
         for (sequence, document, revision, deleted, _) in rows(&answer) {
@@ -116,7 +130,7 @@ impl Follower {
         Ok(true)
     }
 
-    /// What it was told must be what the star channel shows, and nothing twice.
+    /// What it was told must be what its star channels show, and nothing twice.
     ///
     /// # Panics
     /// Otherwise, with `what` in the message.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sluicegate_core::block::codec_named;
 use sluicegate_core::pointer::Supersession;
 use sluicegate_core::verify::{VerifyOptions, verify};
-use sluicegate_core::{BlockCodec, CacheKey, CacheStore, Feed, GatewayDecoder, Result, Writer, WriterConfig};
+use sluicegate_core::{BlockCodec, CacheKey, CacheStore, Channel, Feed, GatewayDecoder, Result, Writer, WriterConfig};
 use sluicegate_replay::MemoryFeed;
 use sluicegate_replay::synthetic::{ExpectedRow, Generated, Synthetic, SyntheticConfig};
 use sluicegate_testkit::{Content, PlainStore, Rows};
@@ -95,7 +95,8 @@ impl Load {
     /// What `store` holds, as far as it must not depend on what happened on the way; it must be sound.
     pub(crate) async fn content(&self, store: Arc<dyn CacheStore>) -> (Content, String) {
         let report = verify(store.as_ref(), &VerifyOptions::default().feed(FEED)).await.unwrap();
-        let content = Content::read(&store, self.generated.truth.keys(), &self.keys, self.codec().as_ref()).await;
+        let channels: Vec<Channel> = self.generated.truth.keys().map(|name| Channel::new(name).unwrap()).collect();
+        let content = Content::read(&store, channels, &self.keys, self.codec().as_ref()).await;
         (content, format!("{:?}", report.findings))
     }
 

@@ -6,6 +6,8 @@
 mod case;
 #[path = "support/damage.rs"]
 mod damage;
+#[path = "support/seeds.rs"]
+mod seeds;
 
 use std::sync::Arc;
 

@@ -7,6 +7,8 @@
 mod case;
 #[path = "support/damage.rs"]
 mod damage;
+#[path = "support/seeds.rs"]
+mod seeds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
@@ -86,7 +88,7 @@ impl<'s> OnRedis<'s> {
     async fn assert_that_only_these_fail(&self, broken: &BTreeMap<String, CacheKey>, harmed: &BTreeSet<u64>, what: &str) {
         let reader = ReaderNode::open(self.store.clone(), ReaderConfig::default()).await.unwrap();
         for channel in &self.case.channels {
-            let rows = &self.case.held.answers[channel.name()];
+            let rows = &self.case.held.answers[&channel.to_string()];
             let needed: Vec<u64> = rows.iter().map(|(n, ..)| *n).filter(|n| harmed.contains(n)).collect();
             let live = self.live(channel);
             let options = since(0).delivery(sluicegate::changes::Delivery::Eager);

@@ -15,6 +15,7 @@ use sluicegate_replay::synthetic::{Synthetic, SyntheticConfig};
 use sluicegate_testkit::PlainStore;
 
 use crate::damage::{self, CAPACITY, CODEC, Content, Target, copy};
+use crate::seeds::{channels, place};
 
 pub(crate) const FEED: &str = "mutations:load";
 
@@ -48,17 +49,24 @@ pub(crate) async fn write(store: Arc<dyn CacheStore>, feed: &dyn Feed, seed: u64
     writer(store, seed, ring).await?.run(feed, std::future::pending()).await.map(drop)
 }
 
-/// The feed of one seed, in the order of arrival; gaps and late entries in some.
+/// The feed of one seed, in the order of arrival; gaps and late entries in some. Its documents are in
+/// the collections of worlds of the seed.
 pub(crate) fn load(seed: u64) -> (MemoryFeed, MemoryFeed, Vec<Channel>) {
     let mut config = SyntheticConfig::rough();
     (config.documents, config.channels, config.body, config.principals) = (25, 6, 8, 2);
     (config.out_of_order, config.late, config.late_by) = (10, 0.03, 30);
     config.gaps = if seed.is_multiple_of(3) { 0.01 } else { 0.0 };
     (config.unused, config.unused_max, config.restart_every, config.restart_repeats) = (0.02, 40, 60, 10);
-    let generated = Synthetic::new(config, seed).unwrap().generate(260);
+    let mut generated = Synthetic::new(config, seed).unwrap().generate(260);
+    for mutation in &mut generated.mutations {
+        let document = std::str::from_utf8(&mutation.key).unwrap().strip_prefix("doc-");
+        let Some((collection, number)) = document.map(|number| place(seed, number.parse().unwrap())) else { continue };
+        (mutation.collection, mutation.key) = (collection.0, format!("doc-{number}").into());
+    }
     let part = generated.mutations.len() * 3 / 4;
     let feed = |events: &[_]| MemoryFeed::new("load", events.to_vec()).with_batch(8).unwrap();
-    let channels = generated.truth.keys().map(|name| Channel::new(name).unwrap()).collect();
+    let names: Vec<&str> = generated.truth.keys().map(String::as_str).collect();
+    let channels = channels(seed, &names);
     (feed(&generated.mutations[..part]), feed(&generated.mutations), channels)
 }
 

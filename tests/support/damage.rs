@@ -81,12 +81,15 @@ impl Content {
                 let block = codec().decode(&bytes).unwrap();
                 let tells = |(at, state): (u32, BlockState)| {
                     let n = index * u64::from(CAPACITY) + u64::from(at);
-                    let has = |entry: &ChangeEntry| channel.is_star() || entry.membership(channel).is_some();
+                    let has = |entry: &ChangeEntry| {
+                        let is_star = channel.is_star() && entry.collection() == channel.collection();
+                        is_star || entry.membership(channel).is_some()
+                    };
                     (state.is_live() || entries.get(&n).is_some_and(has)).then_some((n, state))
                 };
                 let states: Vec<(u64, BlockState)> = block.iter().filter_map(tells).collect();
                 if block.live_count() > 0 && directory.as_ref().is_some_and(|directory| directory.blocks.contains(index)) {
-                    listed.entry(channel.name().to_owned()).or_insert_with(BTreeSet::new).insert(index);
+                    listed.entry(channel.to_string()).or_insert_with(BTreeSet::new).insert(index);
                 }
                 if !states.is_empty() {
                     blocks.insert(key.to_string(), states);
@@ -96,9 +99,9 @@ impl Content {
             let answer = reader.changes(std::slice::from_ref(channel), &options).await.unwrap().answer();
             let row = |row: &sluicegate::changes::AnswerRow| {
                 let entry = &row.entry;
-                (row.id.sequence.0, entry.key().to_owned(), entry.revision().to_owned(), !row.removed.is_empty())
+                (row.id.sequence.0, entry.document().to_string(), entry.revision().to_owned(), !row.removed.is_empty())
             };
-            answers.insert(channel.name().to_owned(), answer.rows.iter().map(row).collect());
+            answers.insert(channel.to_string(), answer.rows.iter().map(row).collect());
         }
         let mut late = Vec::new();
         for page in 0.. {
@@ -158,6 +161,8 @@ impl Target {
     pub(crate) fn includes(self, key: &CacheKey) -> bool {
         match key {
             CacheKey::Clock | CacheKey::Meta | CacheKey::Writer => false,
+            // A repair names it, and does not rebuild it.
+            CacheKey::Collections => false,
             CacheKey::Batch(_) | CacheKey::Missing(_) => self == Target::Records,
             CacheKey::Sequence(_) | CacheKey::Late(_) => self == Target::AllButRecords,
             _ => true,

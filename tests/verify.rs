@@ -15,12 +15,12 @@ use sluicegate::core::store::Expiry;
 use sluicegate::core::verify::{Problem, RepairOptions, RepairReport, VerifyOptions, VerifyReport, repair, verify};
 use sluicegate::pointer::Supersession;
 use sluicegate::{
-    BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, Decoded, Epoch, ErrorKind, Feed, FeedEvent, MutationDecoder as _,
-    PublishedClock, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig, WriterNode,
+    BlockIndex, CacheKey, CacheStore, ChangeEntry, Channel, CollectionId, Decoded, DocumentId, Epoch, ErrorKind, Feed, FeedEvent,
+    MutationDecoder as _, PublishedClock, ReaderConfig, ReaderNode, Sequence, Writer, WriterConfig, WriterNode,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_replay::MemoryFeed;
-use sluicegate_testkit::{FaultStore, Faults};
+use sluicegate_testkit::{FaultStore, Faults, PlainStore};
 use support::{Notation, mutations};
 
 const FEED: &str = "mutations:first";
@@ -675,5 +675,152 @@ async fn a_cache_of_few_numbers_far_apart_is_checked_at_once() {
         restate(&store, "A", clock.high.0 / u64::from(CAPACITY), &[(clock.high.0, BlockState::Superseded)]).await;
         assert_found(&checked(&store).await, Problem::LostRow, &block_key("A", clock.high.0 / u64::from(CAPACITY)));
         assert!(repaired(&store).await.left.is_clean());
+    }
+}
+
+const DEFAULT: CollectionId = CollectionId::DEFAULT;
+const FIRST: CollectionId = CollectionId(8);
+const SECOND: CollectionId = CollectionId(9);
+
+/// The feed of two collections with documents of the same keys, and channels of the same names.
+fn of_two_collections() -> MemoryFeed {
+    let mut lines: Vec<(CollectionId, String)> = [
+        (FIRST, "1 x +A +B"),
+        (SECOND, "2 x +A"),
+        (SECOND, "3 y +A"),
+        (FIRST, "4 x +A -B over 1"),
+        (SECOND, "5 x +B -A over 2"),
+        (FIRST, "6 y +A"),
+        (SECOND, "7 z"),
+    ]
+    .map(|(collection, line)| (collection, line.to_owned()))
+    .to_vec();
+    lines.extend((8..90).map(|n| (if n % 2 == 0 { FIRST } else { SECOND }, format!("{n} n{} +A", n / 2))));
+    let mutation = |(collection, line): (CollectionId, String)| {
+        let mut mutation = mutations(&[&line]).remove(0);
+        mutation.collection = collection.0;
+        mutation
+    };
+    MemoryFeed::new("first", lines.into_iter().map(mutation).collect::<Vec<_>>())
+}
+
+async fn write_two_collections(store: &Arc<dyn CacheStore>, feed: MemoryFeed) {
+    let config = config().with_supersession(Supersession::Pointers);
+    let node = WriterNode::new(store.clone(), Arc::new(feed)).with_decoder(Arc::new(Notation)).with_config(config);
+    node.run(std::future::pending()).await.unwrap();
+}
+
+/// What is shown of each channel: sequence, collection and key of the document, whether removed.
+async fn shown_of_each(store: &Arc<dyn CacheStore>) -> Vec<(Channel, Vec<(u64, String, bool)>)> {
+    let reader = ReaderNode::open(store.clone(), ReaderConfig::default()).await.unwrap();
+    let mut all = Vec::new();
+    for (collection, name) in [DEFAULT, FIRST, SECOND].into_iter().flat_map(|of| ["*", "A", "B"].map(|name| (of, name))) {
+        let channel = Channel::of(collection, name).unwrap();
+        let options = ChangesOptions::new().delivery(Delivery::Eager);
+        let answer = reader.changes(std::slice::from_ref(&channel), &options).await.unwrap().answer();
+        let row =
+            |row: &sluicegate::changes::AnswerRow| (row.id.sequence.0, row.entry.document().to_string(), !row.removed.is_empty());
+        all.push((channel, answer.rows.iter().map(row).collect()));
+    }
+    all
+}
+
+/// The documents of the cache that are of one collection.
+async fn documents_of(store: &PlainStore, collection: CollectionId) -> Vec<(String, Bytes)> {
+    let mut found = Vec::new();
+    for key in store.keys() {
+        let document = store.get(&key).await.unwrap().unwrap().value;
+        let is_of_it = match &key {
+            CacheKey::Block(channel, _) | CacheKey::Directory(channel) => channel.collection() == collection,
+            // One that was only read may be stored as 0.
+            CacheKey::Counter(channel) => channel.collection() == collection && document != "0",
+            CacheKey::Document(id) => id.collection == collection,
+            CacheKey::Sequence(_) => ChangeEntry::from_bytes(&document).is_ok_and(|entry| entry.collection() == collection),
+            _ => false,
+        };
+        if is_of_it {
+            found.push((key.to_string(), document));
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// What is of another collection stays as it is, byte for byte.
+#[tokio::test]
+async fn what_is_broken_in_one_collection_is_rebuilt_from_what_is_of_it() {
+    let sound = async || {
+        let plain = Arc::new(PlainStore::new());
+        let store: Arc<dyn CacheStore> = plain.clone();
+        write_two_collections(&store, of_two_collections()).await;
+        (plain, store)
+    };
+    let (plain, store) = sound().await;
+    assert_nothing_to_repair(&store, "as written").await;
+    let (first, second) = (documents_of(&plain, FIRST).await, documents_of(&plain, SECOND).await);
+    let shown = shown_of_each(&store).await;
+    let rows = |collection: CollectionId, name: &str| {
+        let channel = Channel::of(collection, name).unwrap();
+        shown.iter().find(|(of, _)| *of == channel).map(|(_, rows)| rows.as_slice()).unwrap()
+    };
+    assert!(["*", "A", "B"].iter().all(|name| rows(DEFAULT, name).is_empty()), "{shown:?}");
+    assert_eq!(rows(FIRST, "B"), [(4, "8/x".to_owned(), true)]);
+    assert_eq!(rows(SECOND, "B"), [(5, "9/x".to_owned(), false)]);
+    assert_eq!(rows(FIRST, "A")[..2], [(4, "8/x".to_owned(), false), (6, "8/y".to_owned(), false)]);
+    assert_eq!(rows(SECOND, "A")[..2], [(3, "9/y".to_owned(), false), (5, "9/x".to_owned(), true)]);
+    assert_eq!((rows(FIRST, "*").len(), rows(SECOND, "*").len()), (2 + 41, 3 + 41));
+
+    let of = |name: &str, collection| Channel::of(collection, name).unwrap();
+    let pairs = |collection| {
+        [
+            CacheKey::Block(of("A", collection), BlockIndex(0)),
+            CacheKey::Block(of("A", collection), BlockIndex(1)),
+            CacheKey::Block(of("B", collection), BlockIndex(0)),
+            CacheKey::Block(of("*", collection), BlockIndex(0)),
+            CacheKey::Directory(of("A", collection)),
+            CacheKey::Directory(of("*", collection)),
+            CacheKey::Document(DocumentId::new(collection, "x")),
+            CacheKey::Document(DocumentId::new(collection, "n20")),
+            sequence_key(if collection == FIRST { 4 } else { 5 }),
+            sequence_key(if collection == FIRST { 40 } else { 41 }),
+        ]
+    };
+    for (key, others) in pairs(FIRST).into_iter().zip(pairs(SECOND)) {
+        let garbage = Some(Bytes::from("garbage ".repeat(20)));
+        // A pointer that is gone cannot be told from one that never was.
+        let gone = (!matches!(key, CacheKey::Document(_))).then_some(None);
+        for damage in [garbage, Some(stored(&store, &others).await)].map(Some).into_iter().chain([gone]).flatten() {
+            let (plain, store) = sound().await;
+            let what = format!("{key}: {damage:?}");
+            match damage {
+                Some(value) => overwrite(&store, &key, value).await,
+                None => store.remove(&key, None).await.unwrap(),
+            }
+            let report = checked(&store).await;
+            assert!(report.findings.iter().any(|finding| finding.key == key), "{what}: {report:#?}");
+            let report = repaired(&store).await;
+            assert!(report.left.is_clean() && report.lost().count() == 0, "{what}: {report:#?}");
+            assert!(report.repairs.iter().any(|repair| repair.key == key), "{what}: {report:#?}");
+            assert_eq!(shown_of_each(&store).await, shown, "{what}");
+            assert_eq!(documents_of(&plain, SECOND).await, second, "{what}");
+            let keys = |documents: &[(String, Bytes)]| documents.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
+            assert_eq!(keys(&documents_of(&plain, FIRST).await), keys(&first), "{what}");
+            assert_eq!(documents_of(&plain, DEFAULT).await, [], "{what}");
+
+            // A later revision is shown in place of its own document's, and of no other's.
+            let mut later = of_two_collections().mutations().to_vec();
+            later.extend(mutations(&["90 x +B -A over 1,4"]));
+            later.last_mut().unwrap().collection = FIRST.0;
+            write_two_collections(&store, MemoryFeed::new("first", later)).await;
+            assert_nothing_to_repair(&store, &what).await;
+            for (before, after) in shown.iter().zip(shown_of_each(&store).await) {
+                let mut expected = before.1.clone();
+                expected.retain(|(_, document, _)| document != "8/x");
+                if before.0.collection() == FIRST {
+                    expected.push((90, "8/x".to_owned(), before.0.name() == "A"));
+                }
+                assert_eq!(after.1, expected, "{what}, {}", before.0);
+            }
+        }
     }
 }

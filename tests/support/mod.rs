@@ -14,8 +14,8 @@ use futures::StreamExt as _;
 use sluicegate::coordinate::{Member, NodeId, RoleStream};
 use sluicegate::decode::Ignored;
 use sluicegate::{
-    CacheStore, Candidate, ChangeEntry, Channel, Coordinator, Decoded, EntryFlags, Membership, Mutation, MutationDecoder, Result,
-    Role, Sequence,
+    CacheStore, Candidate, ChangeEntry, Channel, CollectionId, Coordinator, Decoded, EntryFlags, Membership, Mutation,
+    MutationDecoder, Result, Role, Sequence,
 };
 use sluicegate_memory::MemoryStore;
 use sluicegate_test_servers::RedisServer;
@@ -65,7 +65,8 @@ macro_rules! on_every_store {
 #[allow(unused_imports, reason = "each test program uses some of it")]
 pub(crate) use on_every_store;
 
-/// Understands keys such as `7 doc +A -B over 3,5`: sequence 7 of `doc`, in channel A, leaves channel B, supersedes 3 and 5.
+/// Understands keys such as `7 doc +A -B over 3,5`: sequence 7 of `doc`, in channel A, leaves
+/// channel B, supersedes 3 and 5. The collection is the mutation's.
 #[derive(Debug, Default)]
 pub(crate) struct Notation;
 
@@ -86,7 +87,7 @@ impl MutationDecoder for Notation {
                 entry = entry.with_supersedes(list);
             }
         }
-        Decoded::Document(entry.into())
+        Decoded::Document(entry.with_collection(CollectionId(mutation.collection)).into())
     }
 }
 

@@ -178,7 +178,9 @@ async fn what_was_taken_back_is_taken_back_again_wherever_one_goes_on() {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let recorded = BranchingFeed::new(3, seed);
         let writes = |random: &mut ChaCha8Rng| -> Vec<Act> {
-            let write = |n: u64| Act::Write(WriteAct { key: format!("k{}", n % 12), value: Arc::new(move |_| n.to_string()) });
+            let write = |n: u64| {
+                Act::Write(WriteAct { collection: 0, key: format!("k{}", n % 12), value: Arc::new(move |_| n.to_string()) })
+            };
             (0..random.random_range(5..30)).map(|_| write(random.random())).collect()
         };
         writes(&mut random).into_iter().for_each(|act| recorded.act(act));

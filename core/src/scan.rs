@@ -1,5 +1,6 @@
 //! Reading a channel from its directory, blocks and sequence documents.
 
+#[cfg(feature = "runtime")]
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -27,6 +27,7 @@ use sluicegate_testkit::branching::{Act, BranchingFeed, Look, Write};
 use sluicegate_testkit::model::AnswerRow;
 use sluicegate_testkit::observe::{Rows, rows};
 use sluicegate_testkit::{CrashPoint, FaultStore, Faults, Model, PlainStore, Step, When};
+use support::client::Client;
 use support::seeds::{NAMED, are_usual, campaign_with_named as campaign, channels, place};
 
 /// What a document's value holds: the metadata of a gateway, in short.
@@ -562,33 +563,6 @@ async fn what_a_killed_writer_stored_is_marked_when_the_revision_after_it_is_los
     }
 }
 
-/// What a client is told that asks for what came after its last answer, with what is late since.
-#[derive(Debug)]
-struct Client {
-    reader: ReaderNode,
-    channel: Channel,
-    options: ChangesOptions,
-}
-
-impl Client {
-    fn new(reader: &ReaderNode, channel: Channel, limit: usize) -> Client {
-        let options = ChangesOptions::new().delivery(Delivery::Eager).late(reader.cut().late).limit(limit);
-        Client { reader: reader.clone(), channel, options }
-    }
-
-    async fn told(&mut self) -> Rows {
-        let mut all = Rows::new();
-        loop {
-            let answer = self.reader.changes(std::slice::from_ref(&self.channel), &self.options).await.unwrap().answer();
-            self.options = self.options.clone().since(answer.last.sequence).late(answer.late);
-            if answer.rows.is_empty() {
-                return all;
-            }
-            all.extend(rows(&answer));
-        }
-    }
-}
-
 /// A client that has seen everything learns by what comes next what each document is now; it cannot be told what is no more.
 #[tokio::test]
 async fn who_follows_is_told_once_what_is_shown_again() {
@@ -605,7 +579,7 @@ async fn who_follows_is_told_once_what_is_shown_again() {
         let mut clients: Vec<Client> = channels.map(|channel| Client::new(&reader, channel, limit)).collect();
         let mut known = Vec::new();
         for client in &mut clients {
-            known.push(client.told().await);
+            known.push(client.told().await.unwrap());
         }
         for round in 0..3 {
             let trouble = world.trouble();
@@ -614,14 +588,14 @@ async fn who_follows_is_told_once_what_is_shown_again() {
             reader.refresh().await.unwrap();
             let expected = world.expected();
             for (client, known) in clients.iter_mut().zip(&mut known) {
-                let what = format!("seed {seed}, round {round}, channel {}", client.channel);
-                let told = client.told().await;
+                let what = format!("seed {seed}, round {round}, channel {}", client.channel());
+                let told = client.told().await.unwrap();
                 for (place, row) in told.iter().enumerate() {
                     assert!(in_pages || !told[..place].contains(row), "{what}: told twice: {row:?} in {told:?}");
                     again += usize::from(known.contains(row));
                 }
                 known.extend(told);
-                for row in &expected[&client.channel.to_string()] {
+                for row in &expected[&client.channel().to_string()] {
                     let last = known.iter().rev().find(|other| other.1 == row.1);
                     let of_it: Vec<_> = known.iter().filter(|other| other.1 == row.1).collect();
                     assert_eq!(last, Some(row), "{what}: all it was told: {of_it:?}");

@@ -1,6 +1,6 @@
 //! A feed whose producer loses what it has delivered.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,10 +8,10 @@ use futures::StreamExt as _;
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use sluicegate_core::feed::{FeedCapabilities, FeedInfo, PartitionPosition, common_point};
-use sluicegate_core::{
-    Error, ErrorKind, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, Mutation, PartitionId, PartitionSeqno, Result,
-};
+use sluicegate_core::feed::{FeedCapabilities, FeedInfo};
+use sluicegate_core::{Error, ErrorKind, Feed, FeedBatch, FeedEvent, FeedStart, FeedStream, Mutation, PartitionId, Result};
+
+use crate::history::{Partition, Place, Snapshots};
 
 /// What happens to the producer while its feed is read.
 #[derive(Clone, Debug)]
@@ -69,28 +69,10 @@ struct Producer {
     tells_first: bool,
 }
 
-#[derive(Debug)]
-struct Partition {
-    items: Vec<Mutation>,
-    /// Identity of each history and where it begins, newest first.
-    log: Vec<(u64, u64)>,
-}
-
-impl Partition {
-    fn high(&self) -> u64 {
-        self.items.last().map_or(0, |item| item.seqno.0)
-    }
-
-    fn after(&self, seqno: u64) -> &[Mutation] {
-        &self.items[self.items.partition_point(|item| item.seqno.0 <= seqno)..]
-    }
-}
-
 impl BranchingFeed {
     /// An empty producer.
     pub fn new(partitions: u16, seed: u64) -> Self {
-        let partitions: Vec<Partition> =
-            (0..partitions.max(1)).map(|id| Partition { items: Vec::new(), log: vec![(u64::from(id) + 1, 0)] }).collect();
+        let partitions: Vec<Partition> = (0..partitions.max(1)).map(|id| Partition::new(u64::from(id) + 1)).collect();
         let last_uuid = partitions.len() as u64;
         let random = ChaCha8Rng::seed_from_u64(seed);
         BranchingFeed(Arc::new(Mutex::new(Producer { partitions, acts: VecDeque::new(), random, last_uuid, tells_first: false })))
@@ -121,7 +103,7 @@ impl BranchingFeed {
 
 impl Producer {
     fn surviving(&self) -> Vec<Mutation> {
-        self.partitions.iter().flat_map(|partition| partition.items.clone()).collect()
+        self.partitions.iter().flat_map(|partition| partition.after(0).to_vec()).collect()
     }
 
     fn act(&mut self, act: Act) {
@@ -130,103 +112,35 @@ impl Producer {
                 let count = self.partitions.len() as u64;
                 let id = key.bytes().fold(7u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte))) % count;
                 let partition = &mut self.partitions[id as usize];
-                let is_it = |item: &&Mutation| (item.collection, &item.key[..]) == (collection, key.as_bytes());
-                let known = partition.items.iter().rev().find(is_it);
-                let value = value(known);
-                let mut mutation = Mutation::new(key, value);
-                (mutation.partition, mutation.seqno) = (PartitionId(id as u16), PartitionSeqno(partition.high() + 1));
-                mutation.collection = collection;
-                partition.items.push(mutation);
+                let value = value(partition.newest(collection, key.as_bytes()));
+                partition.push(Mutation { partition: PartitionId(id as u16), collection, ..Mutation::new(key, value) });
             }
             Act::FailOver(id, percent) => {
                 let Some(partition) = self.partitions.get_mut(usize::from(id.0)) else { return };
                 let keep = partition.high() * percent.min(100) / 100;
-                partition.items.retain(|item| item.seqno.0 <= keep);
-                partition.log.retain(|(_, begin)| *begin <= keep);
                 self.last_uuid += 1;
-                partition.log.insert(0, (self.last_uuid, keep));
+                partition.fail_over(keep, self.last_uuid);
             }
             Act::Look(Look(look)) => look(self.surviving()),
         }
     }
 }
 
-/// Snapshots end where the seqno is a multiple of it, or with the last one. So what is delivered again is left out as before, but for what comes
-/// after a failover.
+/// The end of a snapshot is where the seqno is a multiple of it, or the last one. So what is
+/// delivered again is left out as before, but for what comes after a failover.
 const SNAPSHOT: u64 = 6;
 
-/// How far a stream is in one partition.
-#[derive(Debug, Default)]
-struct Place {
-    at: PartitionPosition,
-    /// What must have come before a rollback has ended.
-    returning: Option<u64>,
-    /// Whether the history has been told since the feed was opened.
-    is_told: bool,
-}
+/// Snapshots of a fixed length, without any mutation that has a later one.
+#[derive(Debug)]
+struct Regular;
 
-impl Place {
-    fn new(at: PartitionPosition) -> Self {
-        Place { at, returning: None, is_told: false }
+impl Snapshots for Regular {
+    fn length(&mut self, rest: &[Mutation]) -> usize {
+        rest.iter().position(|item| item.seqno.0.is_multiple_of(SNAPSHOT)).map_or(rest.len(), |last| last + 1)
     }
 
-    /// What there is to tell of the partition next, a snapshot at most.
-    fn next(&mut self, id: u16, partition: &Partition, caught_up: bool, alone: bool) -> Vec<FeedEvent> {
-        let id = PartitionId(id);
-        let mut out = Vec::new();
-        let uuid = partition.log[0].0;
-        let mut has_changed = false;
-        if self.at.uuid != uuid {
-            let common = if self.at.uuid == 0 {
-                self.at.seqno
-            } else {
-                common_point(&self.at.failover_log, &partition.log, self.at.seqno)
-            };
-            // In the middle of a snapshot not all keys are as they were at any place.
-            let is_inside = self.at.seqno < self.at.snapshot_end && common < self.at.snapshot_end;
-            let is_left = common < self.at.seqno || is_inside && self.at.seqno > 0;
-            if is_left {
-                self.at.roll_back(self.at.last_end(common));
-            }
-            if is_left || self.at.uuid != 0 && !caught_up {
-                out.push(FeedEvent::Rollback { partition: id, to: PartitionSeqno(self.at.seqno) });
-                self.returning = Some(0);
-            }
-            // Another history may have less: then less is waited for.
-            self.returning = self.returning.map(|_| partition.high());
-            (self.at.uuid, self.at.failover_log) = (uuid, partition.log.clone());
-            (self.is_told, has_changed) = (false, true);
-        }
-        if !self.is_told {
-            self.is_told = true;
-            out.push(FeedEvent::PartitionState { partition: id, uuid, failover_log: partition.log.clone() });
-        }
-        if has_changed && alone {
-            return out;
-        }
-        let rest = partition.after(self.at.seqno);
-        let begun = rest.partition_point(|item| item.seqno.0 <= self.at.snapshot_end);
-        let cut = rest.iter().position(|item| item.seqno.0.is_multiple_of(SNAPSHOT)).map_or(rest.len(), |last| last + 1);
-        let some = &rest[..cut.max(begun)];
-        if let (Some(first), Some(last)) = (some.first(), some.last()) {
-            let (start, end) = (first.seqno, last.seqno);
-            out.push(FeedEvent::SnapshotStart { partition: id, start, end });
-            let document = |item: &Mutation| (item.collection, item.key.clone());
-            let newest: HashMap<_, PartitionSeqno> = some.iter().map(|item| (document(item), item.seqno)).collect();
-            let kept = some.iter().filter(|item| newest[&document(item)] == item.seqno);
-            out.extend(kept.cloned().map(FeedEvent::Mutation));
-            self.at.begin_snapshot(start.0, end.0);
-            self.at.seqno = end.0;
-        }
-        if self.returning.is_some_and(|goal| self.at.seqno >= goal) {
-            self.returning = None;
-            out.push(FeedEvent::RollbackEnded { partition: id });
-        }
-        out
-    }
-
-    fn has_more(&self, partition: &Partition) -> bool {
-        !self.is_told || self.at.uuid != partition.log[0].0 || self.at.seqno < partition.high() || self.returning.is_some()
+    fn delivers(&mut self, _: &Mutation) -> bool {
+        false
     }
 }
 
@@ -262,11 +176,11 @@ impl Reading {
             if more.is_empty() {
                 continue;
             }
-            let is_left = |id: &&usize| self.places[**id].at.uuid != producer.partitions[**id].log[0].0;
+            let is_left = |id: &&usize| self.places[**id].is_left(&producer.partitions[**id]);
             let first = more.iter().find(is_left).copied().filter(|_| producer.tells_first);
             let id = first.unwrap_or_else(|| more[producer.random.random_range(0..more.len())]);
             let Producer { partitions, tells_first, .. } = &mut *producer;
-            return Some(self.places[id].next(id as u16, &partitions[id], self.is_caught_up, *tells_first).into());
+            return Some(self.places[id].next(id as u16, &partitions[id], self.is_caught_up, *tells_first, &mut Regular).into());
         }
     }
 }

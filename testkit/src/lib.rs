@@ -9,6 +9,7 @@ mod expect;
 pub mod fault;
 pub mod feed;
 pub mod gateway;
+pub mod history;
 pub mod model;
 pub mod observe;
 pub mod pause;

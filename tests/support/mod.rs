@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses some of it")]
 
+pub(crate) mod client;
 pub(crate) mod copies;
 pub(crate) mod recorded;
 pub(crate) mod seeds;

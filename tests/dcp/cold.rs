@@ -8,10 +8,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sluicegate::CacheStore;
+use sluicegate::core::batch::Checkpoint;
 use sluicegate::core::clock::Progress;
 use sluicegate::core::commit::read_clock;
 use sluicegate::core::verify::{VerifyOptions, verify};
+use sluicegate::{CacheKey, CacheStore};
 use sluicegate_simulator::Cluster;
 use sluicegate_test_servers::{Process, RedisServer, command, wait_until};
 
@@ -46,15 +47,19 @@ async fn assert_whole(store: &str, checkpoint: &str, copies: &Copies, count: u64
     assert!(report.is_clean(), "{report:#?}");
 }
 
-/// Waits until a running writer has stored so many sequences of the bucket. The cache must not be
-/// complete then. Returns how far it is.
-async fn wait_for_arrived(writer: &Process, store: &dyn CacheStore, arrived: u64) -> Progress {
+/// Waits until a running writer has stored so many sequences of the bucket, and where the next one
+/// goes on. The cache must not be complete then. Returns how far it is.
+async fn wait_for_arrived(writer: &Process, store: &dyn CacheStore, checkpoint: &str, arrived: u64) -> Progress {
+    let key = CacheKey::Checkpoint(checkpoint.to_owned());
     loop {
         let stored = read_clock(store).await.unwrap().map(|clock| clock.value);
         // Before the first batch nothing is said of the progress.
         if let Some(clock) = stored.filter(|clock| clock.batch > 0) {
             let building = clock.building.unwrap_or_else(|| panic!("all was read before {arrived} were counted: {clock:?}"));
-            if building.arrived >= arrived {
+            let stored = store.get(&key).await.unwrap().expect("each term begins with a checkpoint");
+            let position = Checkpoint::from_bytes(&stored.value).unwrap().position;
+            let goes_on = position.partitions.values().any(|at| at.seqno > 0);
+            if building.arrived >= arrived && goes_on {
                 return building;
             }
         }
@@ -94,7 +99,7 @@ async fn a_cold_start_has_nothing_late_and_goes_on_wherever_it_is_killed() {
     for kill in 1..=KILLS {
         cluster.take_lowest_starts();
         let writer = Process::start(PROGRAM, &arguments);
-        let building = wait_for_arrived(&writer, store.as_ref(), whole.stable.0 * kill / (KILLS + 1)).await;
+        let building = wait_for_arrived(&writer, store.as_ref(), &checkpoint, whole.stable.0 * kill / (KILLS + 1)).await;
         let (total, expected) = (whole.stable.0, building.expected.unwrap_or_default());
         assert!((total / 2..total * 2).contains(&expected), "{building:?} of {total}");
         writer.signal("KILL");

@@ -643,8 +643,8 @@ fn lines(path: &Path) -> Vec<String> {
     std::io::BufReader::new(flate2::read::GzDecoder::new(file)).lines().map(Result::unwrap).collect()
 }
 
-/// All databases, keyspaces and markers, but for those of which the recorded answers are known to be
-/// wrong.
+/// All databases, keyspaces and markers, but for those of which the recorded answers are known to
+/// be wrong.
 #[test]
 fn every_recording_of_several_databases_is_answered_as_by_the_gateway() {
     let folder = tempfile::tempdir().unwrap();

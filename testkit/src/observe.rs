@@ -30,8 +30,8 @@ pub struct Content {
     pub high: u64,
     /// The clock's.
     pub gaps: u64,
-    /// All rows of each channel. The collection's number comes before the name of a channel, but for
-    /// the default collection.
+    /// All rows of each channel. The collection's number comes before the name of a channel, but
+    /// for the default collection.
     pub answers: BTreeMap<String, Rows>,
     /// Offset and state of what is not absent in a block.
     pub blocks: BTreeMap<String, Vec<(u32, u8)>>,
@@ -78,7 +78,8 @@ impl Content {
     }
 }
 
-/// A client that follows all documents, from writer to writer, with the late cursor, and keeps what it is told.
+/// A client that follows all documents, from writer to writer, with the late cursor, and keeps what
+/// it is told.
 #[derive(Debug)]
 pub struct Follower {
     stars: Vec<Channel>,

@@ -49,8 +49,8 @@ pub(crate) async fn write(store: Arc<dyn CacheStore>, feed: &dyn Feed, seed: u64
     writer(store, seed, ring).await?.run(feed, std::future::pending()).await.map(drop)
 }
 
-/// The feed of one seed, in the order of arrival; gaps and late entries in some. Its documents are in
-/// the collections of worlds of the seed.
+/// The feed of one seed, in the order of arrival; gaps and late entries in some. Its documents are
+/// in the collections of worlds of the seed.
 pub(crate) fn load(seed: u64) -> (MemoryFeed, MemoryFeed, Vec<Channel>) {
     let mut config = SyntheticConfig::rough();
     (config.documents, config.channels, config.body, config.principals) = (25, 6, 8, 2);

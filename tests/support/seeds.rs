@@ -22,8 +22,8 @@ pub(crate) fn place(seed: u64, document: usize) -> (CollectionId, usize) {
     (used[document % used.len()], document / used.len())
 }
 
-/// The channels of these names in each collection of a world. Where there are named collections, the
-/// default one is asked, too: it must have nothing.
+/// The channels of these names in each collection of a world. Where there are named collections,
+/// the default one is asked, too: it must have nothing.
 pub(crate) fn channels(seed: u64, names: &[&str]) -> Vec<Channel> {
     let others = used(seed).iter().copied().filter(|collection| !collection.is_default());
     let all = [CollectionId::DEFAULT].into_iter().chain(others);

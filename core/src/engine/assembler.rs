@@ -28,15 +28,15 @@ use crate::sequence::{RangeSet, Sequence, SequenceList, SequenceRange};
 const MARKS_AN_ENTRY: usize = 4;
 
 /// The limit for entries whose marks go with one batch.
-const MAX_MARKS: usize = 16_384;
+pub(crate) const MAX_MARKS: usize = 16_384;
 
 /// One batch, ready to be committed and then published.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     /// What to commit.
     pub batch: WriteBatch,
-    /// Entries at or below [`PublishedClock::marked`] whose predecessors are to be marked before the
-    /// batch is published: late ones of the batch, and those that a withdrawal has found. The
+    /// Entries at or below [`PublishedClock::marked`] whose predecessors are to be marked before
+    /// the batch is published: late ones of the batch, and those that a withdrawal has found. The
     /// documents must be stored first: marks of an entry that is not stored would hide rows, and
     /// nothing would name them.
     pub late_marks: Vec<Arc<ChangeEntry>>,

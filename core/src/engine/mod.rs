@@ -6,9 +6,9 @@ mod lists;
 mod sequencer;
 
 pub use arrived::ArrivedSet;
-#[cfg(feature = "runtime")]
-pub(crate) use assembler::departure_entry;
 pub use assembler::{Assembler, Prepared, WriterStats};
+#[cfg(feature = "runtime")]
+pub(crate) use assembler::{MAX_MARKS, departure_entry};
 #[cfg(feature = "runtime")]
 pub(crate) use lists::LIST_CHANGES;
 pub use sequencer::{Arrival, MAX_JUMP, Noted, PendingRun, Sequencer, SequencerConfig, SequencerState, SkippedRange};

@@ -5,7 +5,6 @@
 //! that lost its counter allocates sequences again. So the entry that is stored under the sequence
 //! is read, and only the same revision of the same document is a duplicate.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -19,7 +18,6 @@ use super::purge::is_older;
 use super::{Writer, backoff, inherited, log_retry, notices};
 use crate::decode::{Decoded, DecodedDocument};
 use crate::document::DocumentId;
-use crate::engine::departure_entry;
 use crate::entry::{ChangeEntry, Origin};
 use crate::error::{Error, Result};
 use crate::scan;
@@ -60,6 +58,11 @@ impl Conflicts {
     /// Whether no states but those of `entry` are known to be stored at its position.
     pub(super) fn is_alone(&self, entry: &ChangeEntry) -> bool {
         self.alone.get(&entry.position()).is_some_and(|document| document.as_ref() == entry.document())
+    }
+
+    /// States that are not those of `entry` are known not to be stored at its position.
+    pub(super) fn insert_alone(&mut self, entry: &ChangeEntry) {
+        self.alone.insert(entry.position(), entry.document().into());
     }
 
     /// Makes an entry known that will be stored.
@@ -154,34 +157,6 @@ impl Writer {
         }
         self.readmit(&positions).await?;
         Ok(conflicts)
-    }
-
-    /// Reads the states at the positions of documents, and of departures, where a killed writer may
-    /// have left some: at one time for all of the batch.
-    async fn look_for_states(&mut self, conflicts: &mut Conflicts, items: &[Item]) -> Result<()> {
-        let mut entries = Vec::new();
-        for item in items {
-            let Item::Decoded(_, _, decoded) = item else { continue };
-            if let Decoded::Document(document) = decoded
-                && self.may_have_states(document.entry.position())
-            {
-                entries.push(Cow::Borrowed(&document.entry));
-            }
-            if let Decoded::Document(document) | Decoded::Foreign(document) = decoded {
-                let of = |sequence| departure_entry(&document.entry, sequence, &document.departures, true);
-                entries.extend(self.departed_among_states(document).filter_map(of).map(Cow::Owned));
-            }
-        }
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let entries: Vec<&ChangeEntry> = entries.iter().map(Cow::as_ref).collect();
-        for (entry, has_others) in entries.iter().zip(self.have_other_states(&entries).await?) {
-            if !has_others {
-                conflicts.alone.insert(entry.position(), entry.document().into());
-            }
-        }
-        Ok(())
     }
 
     /// Whether [`resolve_conflict`](Self::resolve_conflict) has something to do. That is rare,

@@ -1,13 +1,16 @@
 //! Finds the document whose entry names a position as superseded.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use backon::Retryable as _;
 
 use super::conflict::Conflicts;
+use super::items::Item;
 use super::{Writer, backoff, log_retry, notices};
 use crate::block::BlockState;
-use crate::decode::DecodedDocument;
+use crate::decode::{Decoded, DecodedDocument};
+use crate::engine::departure_entry;
 use crate::entry::{ChangeEntry, EntryFlags, Membership};
 use crate::error::{Error, Result};
 use crate::scan;
@@ -101,6 +104,34 @@ impl Writer {
         attempt.retry(backoff(&self.config)).when(Error::is_retryable).notify(log_retry).await
     }
 
+    /// Reads the states at the positions of documents, and of departures, where a killed writer may
+    /// have left some: at one time for all of the batch.
+    pub(super) async fn look_for_states(&mut self, conflicts: &mut Conflicts, items: &[Item]) -> Result<()> {
+        let mut entries = Vec::new();
+        for item in items {
+            let Item::Decoded(_, _, decoded) = item else { continue };
+            if let Decoded::Document(document) = decoded
+                && self.may_have_states(document.entry.position())
+            {
+                entries.push(Cow::Borrowed(&document.entry));
+            }
+            if let Decoded::Document(document) | Decoded::Foreign(document) = decoded {
+                let of = |sequence| departure_entry(&document.entry, sequence, &document.departures, true);
+                entries.extend(self.departed_among_states(document).filter_map(of).map(Cow::Owned));
+            }
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<&ChangeEntry> = entries.iter().map(Cow::as_ref).collect();
+        for (entry, has_others) in entries.iter().zip(self.have_other_states(&entries).await?) {
+            if !has_others {
+                conflicts.insert_alone(entry);
+            }
+        }
+        Ok(())
+    }
+
     /// Looks for states of others at the position of an entry that is not published. Removes them
     /// if no published entry names the position: they are of an entry that a killed writer did not
     /// publish, or of an earlier revision that such an entry marks. The feed may have left out that
@@ -130,9 +161,9 @@ impl Writer {
     }
 
     /// Clears the states at the sequence of an earlier revision that a killed writer may have
-    /// stored without its entry. From here on the document accounts for the sequence, so readers do
-    /// not leave it out any more, and would find no entry. Clears the star channel, the channels of
-    /// the document's current revision, and those that it left after the sequence.
+    /// stored without its entry: in the star channel, the channels of the document's current
+    /// revision, and those that it left after the sequence. In other channels states may stay.
+    /// Readers leave the sequence out, because its note stays.
     pub(super) async fn clear_row(&mut self, document: &DecodedDocument, sequence: Sequence) -> Result<()> {
         let entry = &document.entry;
         tracing::debug!(%sequence, document = %entry.document(), "the rows of a killed writer at this sequence are cleared");

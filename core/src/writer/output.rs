@@ -15,7 +15,7 @@ use crate::block::Block;
 use crate::clock::PublishedClock;
 use crate::collections::Collections;
 use crate::commit;
-use crate::engine::Prepared;
+use crate::engine::{MAX_MARKS, Prepared};
 use crate::error::{Error, Result};
 use crate::fenced::Fenced;
 use crate::intent::Positions;
@@ -100,8 +100,9 @@ impl Writer {
                 let attempt = || async { withdraw::confirm(fenced, codec.as_ref(), &batch.entries).await };
                 attempt.retry(policy).when(Error::is_retryable).notify(log_retry).await?;
             }
-            if !late_marks.is_empty() {
-                let marking = WriteBatch { entries: Entries::default(), marks: late_marks, ..batch };
+            // After a rollback they may be many.
+            for some in late_marks.chunks(MAX_MARKS) {
+                let marking = WriteBatch { entries: Entries::default(), marks: some.to_vec(), ..batch.clone() };
                 let attempt = || async {
                     fenced.check().await?;
                     store.commit(&marking).await
